@@ -1,0 +1,30 @@
+"""Binary Autoencoders and cross-layer VQ-VAEs for SAELens and TransformerLens."""
+
+from typing import Any
+
+from sae_lens import registry
+
+from bae_lens.bae import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+
+__all__ = ["BAE", "BAEConfig", "TrainingBAE", "TrainingBAEConfig"]
+
+
+def _register(
+    known: dict[str, tuple[Any, Any]], architecture: str, sae: type[Any], config: type[Any]
+) -> None:
+    """Enter an architecture in one of SAELens' two registries.
+
+    SAELens refuses a second registration. Ours gives way on a reload of this package, and only
+    then: another plug-in's architecture of the same name is not overwritten.
+    """
+    current = known.get(architecture)
+    if current is not None and current[0].__module__ != sae.__module__:
+        raise ValueError(
+            f"SAELens already has an architecture {architecture!r}, from {current[0].__module__}; "
+            "bae_lens cannot register its own under that name."
+        )
+    known[architecture] = (sae, config)
+
+
+_register(registry.SAE_CLASS_REGISTRY, "bae", BAE, BAEConfig)
+_register(registry.SAE_TRAINING_CLASS_REGISTRY, "bae", TrainingBAE, TrainingBAEConfig)

@@ -1,0 +1,473 @@
+"""Binary Autoencoder (BAE): one-bit features, arXiv 2509.20997, as a SAELens architecture.
+
+``x → bits = 1[(x − b_dec)·W_enc + b_enc > 0] → acts = bits·scale → x̂ = acts·W_dec + b_dec``.
+The training loss is SAELens' reconstruction error plus penalties on the *minibatch*: the entropy of
+its bits, the covariance between them, and the density of those that fire too often.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE, SAEConfig, TrainingSAE, TrainingSAEConfig
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from simple_parsing.helpers import field as cli_field
+from torch import Tensor, nn
+from typing_extensions import override
+
+from bae_lens.nn import SURROGATES, Surrogate, binarize, marginal_entropy, off_diagonal_covariance
+
+# The entropy coefficient moves by at most this factor's logarithm a step, and reaches that at a
+# third off target; it stays within a factor of e^±12 of where it started, so that a target that
+# cannot be met does not wind it up without end.
+_CONTROL_RATE, _CONTROL_GAIN, _CONTROL_LIMIT = 0.02, 3.0, 12.0
+# The density penalty begins below the density that must not be passed, so that held-out text,
+# which varies about the minibatch's mean, does not pass it either.
+_DENSITY_MARGIN = 0.8
+# Firing rates are a running mean over about this many steps.
+_FIRING_RATE_STEPS = 100
+
+
+def _bits_or_d_in(text: str) -> float | str | None:
+    """Command-line form of ``target_entropy``: a number, ``d_in`` or ``none``."""
+    return {"d_in": "d_in", "none": None}[text.lower()] if text[:1].isalpha() else float(text)
+
+
+@dataclass
+class BAEConfig(SAEConfig):
+    """Configuration class for a BAE; all its fields are those of ``SAEConfig``."""
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "bae"
+
+
+@dataclass
+class TrainingBAEConfig(TrainingSAEConfig):
+    """Configuration class for training a BAE.
+
+    Coefficients are in SAELens' units: the reconstruction error is summed over d_in and averaged
+    over tokens. They refer to inputs of mean norm √d_in, which is why ``normalize_activations``
+    defaults to ``"expected_average_only_in"`` here (SAELens: ``"none"``): a one-bit code has no
+    magnitudes that could absorb another scale. Remember ``n_batches_for_norm_estimate``, whose
+    default of 1,000 batches draws four million tokens.
+
+    Args:
+        surrogate (str): Gradient of the one-bit step: ``"sigmoid"``, ``"identity"`` (what the
+            authors' release does in effect) or ``"paper"`` (x(1 − x), as printed).
+        temperature (float): Width of the sigmoid surrogate.
+        initial_firing_rate (float | None): On the first batch, centre the input, scale the
+            encoder to pre-activations of unit variance, set the thresholds so that every bit fires
+            on this share of the batch, and scale the decoder to fit. dH/dp is 0 at p = 1/2, so a
+            code that starts balanced hardly moves. ``None``: start as SAELens initialises.
+        entropy_coefficient (float): Weight of the minibatch's marginal entropy (per bit). With a
+            ``target_entropy`` only where it starts from.
+        entropy_warm_up_steps (int): Steps of linear warm-up of the entropy coefficient.
+        entropy_start_step (int): Steps before which the entropy term is off (the release:
+            500 epochs).
+        entropy_floor (float): The entropy term is off while the entropy is at or below this many
+            bits (the release's ``entropy_threshold``).
+        target_entropy (float | str | None): Budget in bits per token that the entropy coefficient
+            follows, up and down; ``"d_in"`` means one bit per input dimension, ``None`` a fixed
+            coefficient.
+        covariance_coefficient (float): Weight of Σ_{i≠j} |C_ij|.
+        covariance_warm_up_steps (int): Steps of linear warm-up of the covariance coefficient.
+        max_density (float | None): Bits that fire on more than this share of tokens are pushed
+            back, from 0.8 of it on. ``None``: no such term.
+        density_coefficient (float): Weight of that push, per unit of density and latent.
+        d_in (int): Input dimension. Inherited from SAEConfig.
+        d_sae (int): Number of bits. Inherited from SAEConfig.
+        decoder_init_norm (float | None): Inherited from TrainingSAEConfig; with
+            ``initial_firing_rate`` set, the norm is then scaled to fit the first batch.
+        normalize_activations (str): Inherited from SAEConfig; for the default see above.
+
+    Raises:
+        ValueError: if a value is outside its range.
+    """
+
+    normalize_activations: str = "expected_average_only_in"  # type: ignore[assignment]
+    surrogate: Surrogate = "sigmoid"
+    temperature: float = 1.0
+    initial_firing_rate: float | None = 0.04
+    entropy_coefficient: float = 0.1
+    entropy_warm_up_steps: int = 0
+    entropy_start_step: int = 0
+    entropy_floor: float = 0.0
+    target_entropy: float | str | None = cli_field(default="d_in", type=_bits_or_d_in)
+    covariance_coefficient: float = 1e-4
+    covariance_warm_up_steps: int = 0
+    max_density: float | None = 0.1
+    density_coefficient: float = 2.0
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "bae"
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.surrogate not in SURROGATES:
+            raise ValueError(
+                f"surrogate must be one of {', '.join(SURROGATES)}; got {self.surrogate!r}."
+            )
+        if isinstance(self.target_entropy, str) and self.target_entropy != "d_in":
+            raise ValueError(
+                "target_entropy must be a number of bits per token, 'd_in' (one bit per input "
+                f"dimension) or None; got {self.target_entropy!r}."
+            )
+        for name, is_valid, expected in (
+            ("temperature", lambda v: v > 0, "greater than 0"),
+            ("initial_firing_rate", lambda v: 0 < v < 1, "between 0 and 1"),
+            ("max_density", lambda v: 0 < v <= 1, "in (0, 1]"),
+            ("target_entropy", lambda v: v == "d_in" or v > 0, "greater than 0"),
+            *(
+                (f.name, lambda v: v >= 0, "0 or greater")
+                for f in fields(self)
+                if _is_weight(f.name)
+            ),
+        ):
+            value = getattr(self, name)
+            if value is not None and not is_valid(value):
+                raise ValueError(f"{name} must be {expected}; got {value}.")
+
+    @property
+    def target_entropy_bits(self) -> float | None:
+        """``target_entropy`` as a number of bits per token, or None where there is no target."""
+        return float(self.d_in) if self.target_entropy == "d_in" else self.target_entropy  # type: ignore[return-value]
+
+    @classmethod
+    def paper(
+        cls, d_in: int, expansion: int = 4, entropy_start_step: int = 0, **overrides: Any
+    ) -> TrainingBAEConfig:
+        """The recipe of the authors' release, in SAELens' units.
+
+        α_e = α_c = 1e-7 of an element-mean loss (here times d_in), identity surrogate, fixed
+        coefficients, no calibration, no budget, no density cap, ``b_dec`` on the output only.
+        Train it with Adam at lr 5e-4, batch 512, for 2,000 epochs, the entropy term from epoch 500
+        on: give ``entropy_start_step`` as 500 × the number of batches in your data.
+
+        What differs from the release: its inputs are not normalised, where here they have mean norm
+        √d_in, so that the coefficients mean the same on every model (for the release's own, pass
+        ``normalize_activations="none"``); SAELens' trainer clips gradients at norm 1; and weights
+        start as SAELens starts them (decoder Kaiming uniform, encoder its transpose) and not as
+        ``torch.nn.Linear`` does.
+
+        Args:
+            d_in: input dimension.
+            expansion: d_sae / d_in.
+            entropy_start_step: steps before which the entropy term is off.
+            **overrides: any field of this config.
+        """
+        recipe: dict[str, Any] = {
+            "d_in": d_in,
+            "d_sae": expansion * d_in,
+            "surrogate": "identity",
+            "initial_firing_rate": None,
+            "entropy_coefficient": 1e-7 * d_in,
+            "entropy_start_step": entropy_start_step,
+            "target_entropy": None,
+            "covariance_coefficient": 1e-7 * d_in,
+            "max_density": None,
+            "apply_b_dec_to_input": False,
+            "decoder_init_norm": None,
+        }
+        return cls(**(recipe | overrides))
+
+
+def _is_weight(name: str) -> bool:
+    return name.startswith(("entropy_", "covariance_", "density_"))
+
+
+class _OneBitSAE(SAE[Any]):
+    """What the training and the inference class share: weights, scale and how to fold them."""
+
+    b_enc: nn.Parameter
+    scale: Tensor
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.b_enc = nn.Parameter(torch.zeros_like(self.b_dec[:1]).repeat(self.cfg.d_sae))
+        # A bit has no magnitude: where a decoder norm is folded away, it goes here.
+        self.register_buffer("scale", torch.ones_like(self.b_enc.data))
+
+    @override
+    @torch.no_grad()
+    def fold_and_get_W_dec_norm(self) -> Tensor:
+        """Fold decoder norms into ``scale`` (SAELens: into the encoder, which a bit ignores)."""
+        norms = self.get_W_dec_norm()
+        self.W_dec.data.div_(norms.unsqueeze(1))
+        self.scale.mul_(norms)
+        return norms
+
+
+class BAE(_OneBitSAE):
+    """Binary Autoencoder for inference: ``encode`` gives ``scale`` or 0, never anything between.
+
+    Buffers: ``scale`` [d_sae], and ``flipped`` [d_sae], True where the bit was inverted when the SAE
+    was saved because it was on for more than half of the tokens; the density before that is 1 minus
+    the density of the bit here.
+    """
+
+    cfg: BAEConfig
+    flipped: Tensor
+
+    def __init__(self, cfg: BAEConfig, use_error_term: bool = False):
+        super().__init__(cfg, use_error_term)
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.register_buffer("flipped", torch.zeros_like(self.scale, dtype=torch.bool))
+
+    @override
+    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
+        return lambda pre: (pre > 0).to(pre.dtype)
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        """Bits times ``scale``: ``[..., d_in]`` → ``[..., d_sae]``."""
+        sae_in = self.process_sae_in(x)
+        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
+        return self.hook_sae_acts_post(self.activation_fn(hidden_pre) * self.scale)
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Reconstruction: ``[..., d_sae]`` → ``[..., d_in]``."""
+        sae_out = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
+        sae_out = self.run_time_activation_norm_fn_out(sae_out)
+        return self.reshape_fn_out(sae_out, self.d_head)
+
+
+class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
+    """Binary Autoencoder under training, on SAELens' own trainer.
+
+    Losses beside SAELens' ``mse_loss``: ``entropy_loss``, ``covariance_loss``, ``density_loss``.
+    State beside the weights, float32 whatever the model's dtype and saved with every checkpoint:
+    ``firing_rate`` [d_sae] (running mean over about 100 steps), ``n_updates`` (steps behind it; 0
+    before calibration) and ``log_entropy_multiplier`` (where the budget has moved the coefficient).
+    """
+
+    cfg: TrainingBAEConfig
+    firing_rate: Tensor
+    n_updates: Tensor
+    log_entropy_multiplier: Tensor
+
+    _STATISTICS = ("firing_rate", "n_updates", "log_entropy_multiplier")
+
+    def __init__(self, cfg: TrainingBAEConfig, use_error_term: bool = False):
+        super().__init__(cfg, use_error_term)
+        # Mirrors n_updates > 0, so that no step has to ask the device.
+        self._is_calibrated = cfg.initial_firing_rate is None
+        self.register_load_state_dict_post_hook(_note_loaded_calibration)
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        shape = {"firing_rate": (self.cfg.d_sae,)}
+        for name in self._STATISTICS:
+            buffer = torch.zeros(shape.get(name, ()), dtype=torch.float32, device=self.device)
+            self.register_buffer(name, buffer)
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrainingBAE:
+        # A cast moves the weights; statistics keep their precision and only follow the device.
+        kept = {name: getattr(self, name) for name in self._STATISTICS}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            moved = getattr(self, name)
+            setattr(self, name, moved.float() if value.is_meta else value.to(moved.device))
+        return self
+
+    @override
+    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
+        return partial(binarize, surrogate=self.cfg.surrogate, temperature=self.cfg.temperature)
+
+    @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        cfg = self.cfg
+        return {
+            "entropy": TrainCoefficientConfig(cfg.entropy_coefficient, cfg.entropy_warm_up_steps),
+            "covariance": TrainCoefficientConfig(
+                cfg.covariance_coefficient, cfg.covariance_warm_up_steps
+            ),
+            "density": 0.0 if cfg.max_density is None else cfg.density_coefficient,
+        }
+
+    @override
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Bits times ``scale``, and pre-activations, both ``[..., d_sae]``."""
+        sae_in = self.process_sae_in(x)
+        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
+        return self.hook_sae_acts_post(self.activation_fn(hidden_pre) * self.scale), hidden_pre
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        if not self._is_calibrated:
+            self.calibrate(step_input.sae_in)
+        output = super().training_forward_pass(step_input)
+
+        with torch.no_grad():
+            bits = output.feature_acts != 0
+            entropy = marginal_entropy(bits)
+            self._update_statistics(bits.float().mean(0), entropy)
+        output.metrics["entropy"] = entropy
+        output.metrics["entropy_multiplier"] = self.log_entropy_multiplier.exp()
+        coefficient = step_input.coefficients["covariance"]
+        if coefficient > 0:
+            output.metrics["covariance"] = output.losses["covariance_loss"].detach() / coefficient
+        if self.cfg.max_density is not None:
+            output.metrics["dense_rate"] = (self.firing_rate > self.cfg.max_density).float().mean()
+        if step_input.dead_neuron_mask is not None:
+            output.metrics["dead_rate"] = step_input.dead_neuron_mask.float().mean()
+        return output
+
+    @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
+        cfg, coefficients = self.cfg, step_input.coefficients
+        codes = feature_acts / self.scale
+        entropy = marginal_entropy(codes)
+        is_on = (self.n_updates >= cfg.entropy_start_step) & (entropy.detach() > cfg.entropy_floor)
+        losses = {
+            "entropy_loss": coefficients["entropy"]
+            * self.log_entropy_multiplier.exp()
+            * is_on
+            * entropy
+        }
+        # Skipped where it weighs nothing: it is the dearest part of the step.
+        if coefficients["covariance"] > 0:
+            losses["covariance_loss"] = coefficients["covariance"] * off_diagonal_covariance(codes)
+        if coefficients["density"] > 0 and cfg.max_density is not None:
+            density = codes.mean(0, dtype=torch.float32)
+            excess = (density - _DENSITY_MARGIN * cfg.max_density).relu()
+            losses["density_loss"] = coefficients["density"] * excess.sum()
+        return losses
+
+    @torch.no_grad()
+    def _update_statistics(self, rate: Tensor, entropy: Tensor) -> None:
+        target = self.cfg.target_entropy_bits
+        if target is not None:
+            step = (_CONTROL_GAIN * (entropy / target - 1)).clamp(-1, 1) * _CONTROL_RATE
+            started = self.n_updates >= self.cfg.entropy_start_step
+            self.log_entropy_multiplier.add_(step * started)
+            self.log_entropy_multiplier.clamp_(-_CONTROL_LIMIT, _CONTROL_LIMIT)
+        self.n_updates.add_(1)
+        # A plain mean at first, so that the start needs no correction.
+        weight = (1 / self.n_updates).clamp(min=1 / _FIRING_RATE_STEPS)
+        self.firing_rate.lerp_(rate, weight)
+
+    @torch.no_grad()
+    def calibrate(self, sae_in: Tensor) -> None:
+        """Set bias, encoder scale, thresholds and decoder scale from a first batch.
+
+        Afterwards each bit fires on ``initial_firing_rate`` of this batch, rounded to whole
+        tokens and at least one. ``training_forward_pass`` calls it before its first step.
+
+        Args:
+            sae_in: activations ``[..., d_in]``, scaled as the trainer scales them.
+
+        Raises:
+            ValueError: if there are fewer than two tokens, or not all values are finite.
+        """
+        rate = self.cfg.initial_firing_rate
+        if rate is None:
+            raise ValueError("calibrate needs initial_firing_rate to be a number; it is None.")
+        x = sae_in.reshape(-1, sae_in.shape[-1])
+        n = x.shape[0]
+        if n < 2:
+            raise ValueError(f"Calibration needs at least two tokens in the first batch; got {n}.")
+        if not x.isfinite().all():
+            raise ValueError(
+                "The first batch has NaN or infinite activations, from which no threshold can be set. "
+                "Check the model's dtype and the hook point."
+            )
+        self.b_dec.zero_()
+        x = self.process_sae_in(x)
+        self.b_dec.copy_(x.mean(0))
+        centred = x - x.mean(0)
+        pre = (centred @ self.W_enc).float()
+        std = pre.std(0).clamp(min=1e-8)
+        self.W_enc.div_(std)
+        pre = pre / std
+        k = min(max(round(rate * n), 1), n - 1)
+        # Half-way between the k-th largest pre-activation and the next.
+        top = pre.topk(k + 1, dim=0).values
+        threshold = (top[k - 1] + top[k]) / 2
+        self.b_enc.copy_(-threshold)
+        if not self.cfg.apply_b_dec_to_input:
+            self.b_enc.sub_(x.mean(0) @ self.W_enc)
+        # The scale at which the decoder as it is explains most of the batch (least squares).
+        recons = (pre > threshold).to(self.dtype) @ self.W_dec
+        recons = recons - recons.mean(0)
+        gain = (recons * centred).sum() / recons.square().sum().clamp(min=1e-8)
+        self.W_dec.mul_(gain.clamp(min=1e-3))
+        self._is_calibrated = True
+
+    @property
+    def flipped(self) -> Tensor:
+        """Bits ``[d_sae]`` that are on more often than off, which saving for inference inverts."""
+        return self.firing_rate > 0.5
+
+    def fold_log_sparsity(self, log_sparsity: Tensor) -> Tensor:
+        """SAELens' log10 firing rates ``[d_sae]``, as they are after the inversion of bits."""
+        rate = 10**log_sparsity
+        folded = torch.log10(1 - rate + 1e-10).to(log_sparsity.dtype)
+        return torch.where(self.flipped.to(log_sparsity.device), folded, log_sparsity)
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        flipped = self.flipped
+        for name in self._STATISTICS:
+            del state_dict[name]
+        state_dict |= _flip_bits(state_dict, flipped, self.cfg.apply_b_dec_to_input)
+        state_dict["flipped"] = flipped
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Save as a ``BAE``: bits that are mostly on are inverted, ``metadata.l0`` with them."""
+        weights_path, cfg_path = super().save_inference_model(path)
+        cfg = json.loads(cfg_path.read_text())
+        if cfg["metadata"].get("l0") is not None and self.flipped.any():
+            rate = self.firing_rate[self.flipped]
+            cfg["metadata"]["l0"] += (1 - 2 * rate).sum().item()
+            cfg_path.write_text(json.dumps(cfg))
+        return weights_path, cfg_path
+
+
+def _flip_bits(
+    state_dict: dict[str, Tensor], flipped: Tensor, apply_b_dec_to_input: bool
+) -> dict[str, Tensor]:
+    """Weights whose ``flipped`` bits are inverted and whose output is the same (new tensors)."""
+    sign = torch.where(flipped, -1, 1).to(state_dict["W_enc"].dtype)
+    # 1 − bit in place of bit: what the bit added when on is now in the bias.
+    shift = (flipped * state_dict["scale"]) @ state_dict["W_dec"]
+    W_enc = state_dict["W_enc"] * sign
+    b_enc = state_dict["b_enc"] * sign
+    if apply_b_dec_to_input:
+        b_enc = b_enc + shift @ W_enc
+    return {
+        "W_enc": W_enc,
+        "b_enc": b_enc,
+        "W_dec": state_dict["W_dec"] * sign.unsqueeze(1),
+        "b_dec": state_dict["b_dec"] + shift,
+    }
+
+
+def _note_loaded_calibration(module: TrainingBAE, incompatible_keys: Any) -> None:  # noqa: ARG001
+    if not module.n_updates.is_meta and module.n_updates > 0:
+        module._is_calibrated = True

@@ -1,0 +1,14 @@
+"""Tensor maths of the codes: torch only, nothing here knows of SAELens."""
+
+from bae_lens.nn.binarize import SURROGATES, Surrogate, binarize
+from bae_lens.nn.covariance import off_diagonal_covariance
+from bae_lens.nn.entropy import binary_entropy, marginal_entropy
+
+__all__ = [
+    "SURROGATES",
+    "Surrogate",
+    "binarize",
+    "binary_entropy",
+    "marginal_entropy",
+    "off_diagonal_covariance",
+]
