@@ -1,0 +1,124 @@
+"""SAELens' evals and ours, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sae_lens import SAE, ActivationsStore
+from sae_lens.evals import EvalConfig
+from sae_lens.evals import run_evals as sae_lens_run_evals
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.util import get_special_token_ids
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.HookedTransformer import HookedRootModule
+
+from bae_lens.evals.code_statistics import summarise_code
+from bae_lens.evals.reconstruction import mean_ablation_ce
+
+
+class _Recorder:
+    """A store that remembers the token batches it has given out."""
+
+    def __init__(self, store: ActivationsStore) -> None:
+        self._store = store
+        self.served: list[Tensor] = []
+
+    def get_batch_tokens(self, *args: Any, **kwargs: Any) -> Tensor:
+        tokens = self._store.get_batch_tokens(*args, **kwargs)
+        self.served.append(tokens)
+        return tokens
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def run_evals(
+    sae: SAE[Any],
+    activation_store: ActivationsStore,
+    model: HookedRootModule,
+    activation_scaler: ActivationScaler | None = None,
+    eval_config: EvalConfig | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    exclude_special_tokens: Iterable[int] | bool = True,
+    verbose: bool = False,
+    n_code_tokens: int = 65_536,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """SAELens' ``run_evals`` with two additions, for any SAE that reconstructs its own input.
+
+    * ``model_performance_preservation`` gains ``ce_loss_with_mean_ablation`` and
+      ``ce_loss_score_mean_ablation``, on the same tokens as SAELens' zero-ablation score, where
+      ``eval_config.compute_ce_loss`` asks for that;
+    * a group ``code``: density, death and entropy of the code and the explained variance, over
+      ``n_code_tokens`` further tokens.
+
+    SAELens' own groups are what ``sae_lens.run_evals`` returns, untouched.
+
+    Args:
+        sae: the SAE.
+        activation_store: gives the text. For the code statistics its own ``exclude_special_tokens``
+            decides which tokens are left out.
+        model: the language model.
+        activation_scaler: as SAELens trains with, while it is not folded in yet.
+        eval_config: which of SAELens' groups to compute; none of them if omitted.
+        model_kwargs: passed to the model.
+        exclude_special_tokens: as in SAELens.
+        verbose: show progress bars.
+        n_code_tokens: tokens behind the group ``code``; 0 leaves it out.
+
+    Returns:
+        Metrics by group, and SAELens' per-latent metrics.
+    """
+    scaler = activation_scaler or ActivationScaler()
+    config = eval_config or EvalConfig()
+    kwargs = dict(model_kwargs or {})
+    recorder = _Recorder(activation_store)
+    metrics, feature_metrics = sae_lens_run_evals(
+        sae=sae,
+        activation_store=recorder,  # pyright: ignore[reportArgumentType]
+        model=model,
+        activation_scaler=scaler,
+        eval_config=config,
+        model_kwargs=kwargs,
+        exclude_special_tokens=exclude_special_tokens,
+        verbose=verbose,
+    )
+    if config.compute_ce_loss:
+        special: list[int] = []
+        if exclude_special_tokens is True:
+            special = get_special_token_ids(model.tokenizer)  # pyright: ignore[reportArgumentType]
+        elif exclude_special_tokens:
+            special = list(exclude_special_tokens)
+        group = metrics["model_performance_preservation"]
+        ablated = mean_ablation_ce(
+            model,
+            sae.cfg.metadata.hook_name,  # pyright: ignore[reportArgumentType]
+            recorder.served[: config.n_eval_reconstruction_batches],
+            special,
+            sae.cfg.metadata.hook_head_index,
+            kwargs,
+        )
+        group["ce_loss_with_mean_ablation"] = ablated
+        group["ce_loss_score_mean_ablation"] = (ablated - group["ce_loss_with_sae"]) / (
+            ablated - group["ce_loss_without_sae"]
+        )
+    if n_code_tokens > 0:
+        metrics["code"] = _evaluate_code(sae, activation_store, scaler, n_code_tokens, verbose)
+    return metrics, feature_metrics
+
+
+def _evaluate_code(
+    sae: SAE[Any], store: ActivationsStore, scaler: ActivationScaler, n_tokens: int, verbose: bool
+) -> dict[str, float]:
+    def batches() -> Iterable[Tensor]:
+        n = 0
+        with tqdm(total=n_tokens, desc="Code", unit="tok", leave=False, disable=not verbose) as bar:
+            while n < n_tokens:
+                batch = store.get_filtered_llm_batch()[: n_tokens - n]
+                n += len(batch)
+                bar.update(len(batch))
+                yield scaler(batch).to(sae.device)
+
+    code, explained_variance = summarise_code(sae, batches())
+    return {**code.to_dict(), "explained_variance": explained_variance}

@@ -1,0 +1,121 @@
+"""Figures of a trained code (matplotlib, extra ``demo``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bae_lens.evals.code_statistics import CodeSummary
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Two hues that stay apart for the colour-blind and in grey; line styles tell them apart as well.
+_COLOURS = ("#0b6e99", "#d1711f", "#5b8c2a", "#8a4f9e")
+_STYLES = ("-", "--", "-.", ":")
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as e:
+        raise ImportError(
+            "Plots need matplotlib. Install it with:\n    pip install 'bae-lens[demo]'"
+        ) from e
+    return plt
+
+
+def plot_densities(codes: Mapping[str, CodeSummary], title: str = "") -> Figure:
+    """Histogram of how often each latent fires, one line a code, with the 1 % and 10 % marks.
+
+    Rates are as the SAE is. Latents that never fired stand in a bar of their own at the left.
+
+    Args:
+        codes: name → statistics.
+        title: of the figure.
+    """
+    plt = _pyplot()
+    lowest = min(1 / code.n_tokens for code in codes.values())
+    edges = torch.logspace(torch.log10(torch.tensor(lowest)).item(), 0.0, 41)
+    centres = (edges[1:] * edges[:-1]).sqrt()
+    figure, axes = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
+    for i, (name, code) in enumerate(codes.items()):
+        colour, style = _COLOURS[i % 4], _STYLES[i % 4]
+        rates = code.firing_rates.clamp(max=0.999999)
+        counts = torch.histogram(rates[rates > 0], edges).hist
+        axes.plot(centres, counts, style, color=colour, drawstyle="steps-mid", label=name)
+        dead = int((rates == 0).sum())
+        x = lowest / 3 * (1 + 0.35 * i)
+        axes.bar(x, dead, width=x * 0.25, color=colour)
+        axes.annotate(
+            f"{dead}", (x, dead), ha="center", va="bottom", fontsize=8, color=colour
+        )
+    for mark, text in ((0.01, "1 %"), (0.1, "10 %")):
+        axes.axvline(mark, color="0.4", linewidth=0.8)
+        axes.text(mark, 1.0, f" {text}", transform=axes.get_xaxis_transform(), va="top", color="0.3")
+    axes.text(
+        lowest / 3, 0.93, "never", transform=axes.get_xaxis_transform(), ha="left", color="0.3"
+    )
+    axes.set_xscale("log")
+    axes.set_xlabel("share of tokens on which the latent fires")
+    axes.set_ylabel("latents per bin")
+    axes.set_title(title)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.12, 1.0), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def read_metric_log(path: str | Path) -> dict[str, list[float]]:
+    """A training run's ``metrics.jsonl`` as columns, NaN where a line lacks a value."""
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {
+        name: [float("nan") if row.get(name) is None else row[name] for row in rows]
+        for name in names
+    }
+
+
+def plot_training(
+    logs: Mapping[str, Mapping[str, list[float]]],
+    target_entropy: float | None = None,
+    title: str = "",
+) -> Figure:
+    """Reconstruction loss and entropy of the minibatch's code over a training run.
+
+    Args:
+        logs: name → columns of its metric log (``read_metric_log``); runs that log no entropy are
+            left out of the right panel.
+        target_entropy: bits per token, drawn as a line.
+        title: of the figure.
+    """
+    plt = _pyplot()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    for i, (name, log) in enumerate(logs.items()):
+        tokens = [n / 1e6 for n in log["details/n_training_samples"]]
+        style: dict[str, Any] = {"color": _COLOURS[i % 4], "linestyle": _STYLES[i % 4]}
+        left.plot(tokens, log["losses/mse_loss"], label=name, **style)
+        if "metrics/entropy" in log:
+            right.plot(tokens, log["metrics/entropy"], label=name, **style)
+    if target_entropy is not None:
+        right.axhline(target_entropy, color="0.4", linewidth=0.8)
+        right.annotate(
+            f"target {target_entropy:g}",
+            (1, target_entropy),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            color="0.3",
+        )
+    left.set_yscale("log")
+    left.set_ylabel("squared error per token (inputs of mean norm √d)")
+    right.set_ylabel("marginal entropy of the minibatch (bits per token)")
+    for axes in (left, right):
+        axes.set_xlabel("training tokens (million, replays counted)")
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    return figure
