@@ -96,7 +96,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
     surrogate: Surrogate = "sigmoid"
     temperature: float = 1.0
     initial_firing_rate: float | None = 0.04
-    entropy_coefficient: float = 0.1
+    entropy_coefficient: float = 0.04
     entropy_warm_up_steps: int = 0
     entropy_start_step: int = 0
     entropy_floor: float = 0.0

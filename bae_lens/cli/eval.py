@@ -1,0 +1,91 @@
+"""``bae-lens eval PATH``: a saved SAE's metrics, on the model and text its metadata names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="folder of a saved SAE (cfg.json and sae_weights.safetensors)")
+    parser.add_argument("--n_eval_batches", type=int, default=4, help="batches of text for SAELens' evals")
+    parser.add_argument("--batch_size_prompts", type=int, default=8, help="prompts a batch")
+    parser.add_argument(
+        "--n_code_tokens", type=int, default=65_536, help="tokens for the code's statistics"
+    )
+    parser.add_argument("--dataset", help="another dataset than the one in the metadata")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", help="JSON file to write; default: PATH/eval_metrics.json")
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    from sae_lens import SAE
+
+    from bae_lens.evals import run_evals
+    from bae_lens.evals.held_out import held_out_store, load_model_of
+
+    path = Path(args.path)
+    if not (path / "cfg.json").is_file():
+        raise FileNotFoundError(
+            f"{path} is not the folder of a saved SAE: there is no cfg.json in it. Give the folder "
+            "that training wrote (output_path)."
+        )
+    for name in ("n_eval_batches", "batch_size_prompts"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
+    sae = SAE.load_from_disk(path, device=args.device)
+    model = load_model_of(sae, device=args.device)
+    store = held_out_store(sae, model, args.dataset, store_batch_size_prompts=args.batch_size_prompts)
+    metrics, _ = run_evals(
+        sae,
+        store,
+        model,
+        eval_config=everything(args.n_eval_batches, args.batch_size_prompts),
+        exclude_special_tokens=sae.cfg.metadata.exclude_special_tokens or False,
+        verbose=True,
+        n_code_tokens=args.n_code_tokens,
+    )
+    print_metrics(metrics)
+    output = Path(args.output) if args.output else path / "eval_metrics.json"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(_strict(metrics), indent=2) + "\n")
+    print(f"\nWritten to {output}")
+    return 0
+
+
+def everything(n_batches: int, batch_size_prompts: int) -> Any:
+    """SAELens' config for all of its scalar groups."""
+    from sae_lens.evals import EvalConfig
+
+    return EvalConfig(
+        batch_size_prompts=batch_size_prompts,
+        n_eval_reconstruction_batches=n_batches,
+        compute_kl=True,
+        compute_ce_loss=True,
+        n_eval_sparsity_variance_batches=n_batches,
+        compute_l2_norms=True,
+        compute_sparsity_metrics=True,
+        compute_variance_metrics=True,
+    )
+
+
+def print_metrics(metrics: dict[str, dict[str, Any]]) -> None:
+    for group, values in metrics.items():
+        print(f"\n{group}")
+        for name, value in values.items():
+            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+            print(f"  {name:<32} {shown:>12}")
+
+
+def _strict(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """JSON has no NaN or infinity."""
+    return {
+        group: {
+            name: None if isinstance(v, float) and not math.isfinite(v) else v
+            for name, v in values.items()
+        }
+        for group, values in metrics.items()
+    }

@@ -1,0 +1,86 @@
+"""The model and the held-out text that a saved SAE belongs to, rebuilt from its metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sae_lens import SAE, ActivationsStore
+from sae_lens.load_model import load_model as sae_lens_load_model
+from sae_lens.util import get_special_token_ids
+from transformer_lens.HookedTransformer import HookedRootModule
+
+from bae_lens import demo
+
+
+def load_model_of(sae: SAE[Any], device: str = "cpu") -> HookedRootModule:
+    """The language model that the SAE's metadata names, from PyPI or through SAELens.
+
+    Raises:
+        ValueError: if the metadata does not name a model.
+    """
+    metadata = sae.cfg.metadata
+    if metadata.model_name is None:
+        raise ValueError(
+            "The SAE's metadata names no model (metadata.model_name), so there is none to evaluate it on."
+        )
+    kwargs: dict[str, Any] = metadata.model_from_pretrained_kwargs or {}
+    class_name = metadata.model_class_name or "HookedTransformer"
+    model = demo.load_model(metadata.model_name, class_name, device=device)
+    if model is not None:
+        return model
+    return sae_lens_load_model(
+        class_name,
+        metadata.model_name,
+        device=device,
+        model_from_pretrained_kwargs=kwargs,
+        hook_names=[metadata.hook_name],  # pyright: ignore[reportArgumentType]
+    )
+
+
+def held_out_store(
+    sae: SAE[Any],
+    model: HookedRootModule,
+    dataset: Any = None,
+    store_batch_size_prompts: int = 8,
+) -> ActivationsStore:
+    """A store of text for a saved SAE, with its own context size, BOS and special-token settings.
+
+    Unlike ``ActivationsStore.from_sae`` it takes ``exclude_special_tokens``,
+    ``disable_concat_sequences`` and ``sequence_separator_token`` from the metadata too, where
+    SAELens writes them but does not read them.
+
+    Args:
+        sae: a loaded SAE.
+        model: its language model.
+        dataset: a dataset or its name; the one in the metadata if omitted. Of
+            ``bae-lens/movie-reviews`` the held-out split is served, of any other the split
+            ``"train"`` (SAELens' choice), on which the SAE may have been trained.
+        store_batch_size_prompts: prompts a forward pass.
+
+    Raises:
+        ValueError: if the metadata names no dataset and none is given.
+    """
+    metadata = sae.cfg.metadata
+    dataset = dataset or metadata.dataset_path
+    if not dataset:
+        raise ValueError(
+            "The SAE's metadata names no dataset (metadata.dataset_path); name one: --dataset."
+        )
+    if isinstance(dataset, str):
+        dataset = demo.load_dataset(dataset, split="test") or dataset
+    store = ActivationsStore.from_sae(
+        model,
+        sae,
+        dataset,
+        streaming=isinstance(dataset, str),
+        store_batch_size_prompts=store_batch_size_prompts,
+        device=str(sae.device),
+        disable_concat_sequences=bool(metadata.disable_concat_sequences),
+        sequence_separator_token=metadata.get("sequence_separator_token", "bos"),
+    )
+    excluded = metadata.exclude_special_tokens
+    if excluded:
+        ids = get_special_token_ids(model.tokenizer) if excluded is True else excluded  # pyright: ignore[reportArgumentType]
+        store.exclude_special_tokens = torch.tensor(ids, dtype=torch.long, device=store.device)
+    return store

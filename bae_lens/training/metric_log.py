@@ -1,0 +1,88 @@
+"""Training metrics as JSON lines: what SAELens sends to W&B, kept where there is no W&B."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.training.sae_trainer import SAETrainer
+
+
+class MetricLog:
+    """A JSONL file with one object every so many training steps.
+
+    Each object holds ``step``, as W&B counts it (steps done before this one), and everything that
+    ``SAETrainer.build_train_step_log_dict`` gives under SAELens' names: losses, explained variance,
+    L0, learning rate and coefficients, tokens so far (``details/n_training_samples``), and the
+    architecture's own metrics (``metrics/entropy`` …). A number that is not finite is null. Every
+    line is on disk when the step that it describes is over.
+
+    Args:
+        path: of the file; its folder is made when the first line is written.
+        every: steps between two lines. SAELens' ``logger.wandb_log_frequency`` gives lines on the
+            very steps that it sends to W&B.
+
+    Raises:
+        ValueError: if ``every`` is not positive.
+    """
+
+    def __init__(self, path: str | Path, every: int = 10) -> None:
+        if every < 1:
+            raise ValueError(f"every must be a positive number of steps; got {every}.")
+        self.path = Path(path)
+        self.every = every
+
+    def attach(self, trainer: SAETrainer[Any, Any]) -> None:
+        """Write whenever this trainer has taken a logging step, from the step it is now at.
+
+        A new run empties the file. A run resumed at step n keeps the lines of the steps before n;
+        those after it, written by a run that went on beyond its last checkpoint, are dropped.
+        """
+        self._keep_before(trainer.n_training_steps)
+        take_step = trainer.step
+
+        @wraps(take_step)
+        def step(batch: torch.Tensor) -> TrainStepOutput:
+            output = take_step(batch)
+            if (trainer.n_training_steps + 1) % self.every == 0:
+                metrics = trainer.build_train_step_log_dict(
+                    output=output, n_training_samples=trainer.n_training_samples
+                )
+                self.write(trainer.n_training_steps, metrics)
+            return output
+
+        trainer.step = step
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line."""
+        line = {"step": step} | {name: _or_null(value) for name, value in metrics.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Opened anew each time: nothing is left in a buffer by a run that is killed.
+        with self.path.open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def _keep_before(self, step: int) -> None:
+        lines = [line for line in read_metrics(self.path) if line["step"] < step]
+        self.path.unlink(missing_ok=True)
+        for line in lines:
+            self.write(**_split_step(line))
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metric log, in order; none where there is no such file.
+
+    A last line that was cut off, by a full disk or a killed process, is left out.
+    """
+    path = Path(path)
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _or_null(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

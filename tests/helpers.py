@@ -1,0 +1,262 @@
+"""Tiny stand-ins for models, text and autoencoders, made on the spot: no hub, no downloads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sae_lens import HookedSAETransformer, LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformer_lens import HookedTransformerConfig
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from bae_lens import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+
+D_IN, D_SAE = 16, 40
+CONTEXT_SIZE, BATCH = 16, 64
+HOOK = "blocks.0.hook_resid_post"
+_SPECIAL = ("<bos>", "<eos>", "<pad>", "<unk>")
+_WORDS = tuple(f"word{i}" for i in range(40))
+
+
+# Language models and text
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    vocab = {word: i for i, word in enumerate(_SPECIAL + _WORDS)}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    bos, eos, pad, unk = _SPECIAL
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        unk_token=unk,
+        add_bos_token=True,
+        name_or_path="tiny",
+    )
+
+
+def make_model() -> HookedSAETransformer:
+    """Two layers of width ``D_IN`` with random weights, always the same ones."""
+    cfg = HookedTransformerConfig(
+        model_name="tiny",
+        n_layers=2,
+        d_model=D_IN,
+        n_heads=2,
+        d_head=D_IN // 2,
+        d_mlp=2 * D_IN,
+        n_ctx=2 * CONTEXT_SIZE,
+        d_vocab=len(_SPECIAL + _WORDS),
+        act_fn="gelu",
+        device="cpu",
+        seed=0,
+        # Logits that differ between tokens, so that a wrong activation is seen in the loss.
+        initializer_range=0.3,
+    )
+    return HookedSAETransformer(cfg, tokenizer=make_tokenizer()).eval()
+
+
+def make_bridge(folder: Path) -> SAETransformerBridge:
+    """The same shape as a TransformerBridge, booted from a GPT-2 that is first saved in a folder."""
+    torch.manual_seed(0)
+    bos, eos = 0, 1
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(_SPECIAL + _WORDS),
+            n_positions=2 * CONTEXT_SIZE,
+            n_embd=D_IN,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            initializer_range=0.3,
+        )
+    )
+    gpt2.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return SAETransformerBridge.boot_transformers(str(folder), device="cpu").eval()  # pyright: ignore[reportReturnType]
+
+
+def make_text(n_rows: int = 160, n_words: int = 24) -> Dataset:
+    """Random words in a fixed order: a dataset with the column ``text``."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(_WORDS), (n_rows, n_words), generator=generator)
+    return Dataset.from_dict({"text": [" ".join(_WORDS[i] for i in row) for row in rows.tolist()]})
+
+
+def make_tokens(batch: int = 3, length: int = CONTEXT_SIZE, seed: int = 0) -> Tensor:
+    """Sequences of words, each beginning with BOS."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(
+        len(_SPECIAL), len(_SPECIAL + _WORDS), (batch, length), generator=generator
+    )
+    tokens[:, 0] = 0
+    return tokens
+
+
+# Activations
+
+
+def make_activations(n: int, d_in: int = D_IN, seed: int = 0, offset: float = 0.5) -> Tensor:
+    """Gaussian activations about a mean that is not zero."""
+    generator = torch.Generator().manual_seed(seed)
+    mean = offset * torch.randn(d_in, generator=generator)
+    return torch.randn(n, d_in, generator=generator) + mean
+
+
+def make_sparse_activations(
+    n: int, d_in: int = D_IN, n_features: int = 2 * D_IN, density: float = 0.1, seed: int = 0
+) -> Tensor:
+    """Sums of a few random directions: something that a sparse code can find."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(n_features, d_in, generator=generator)
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    on = (torch.rand(n, n_features, generator=generator) < density).float()
+    return 2.0 * on @ directions + 0.02 * torch.randn(n, d_in, generator=generator)
+
+
+def batches_of(activations: Tensor, batch_size: int = BATCH) -> Iterator[Tensor]:
+    """Endless batches in order, as a data provider for SAELens' trainer."""
+    return itertools.cycle(
+        [batch for batch in activations.split(batch_size) if len(batch) == batch_size]
+    )
+
+
+# Autoencoders and their training
+
+
+def training_cfg(**overrides: Any) -> TrainingBAEConfig:
+    return TrainingBAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, **overrides})
+
+
+def make_training_bae(seed: int = 0, **overrides: Any) -> TrainingBAE:
+    """A TrainingBAE with every weight random, so that no term of any formula is zero by chance.
+
+    Its bits have densities from rare to mostly on, and it counts as calibrated.
+    """
+    cfg = training_cfg(**({"normalize_activations": "none"} | overrides))
+    sae = TrainingBAE(cfg)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight, scale in (
+            (sae.W_enc, cfg.d_in**-0.5),
+            (sae.W_dec, 0.3),
+            (sae.b_dec, 0.4),
+            (sae.b_enc, 1.0),
+        ):
+            weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+    sae._is_calibrated = True
+    return sae
+
+
+def make_bae(seed: int = 0, **overrides: Any) -> BAE:
+    """A BAE for inference with random weights and a scale that is not one."""
+    cfg = BAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, **overrides})
+    source = make_training_bae(seed, d_in=cfg.d_in, d_sae=cfg.d_sae)
+    sae = BAE(cfg)
+    generator = torch.Generator().manual_seed(seed + 1)
+    state = {name: source.state_dict()[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    state["scale"] = 0.5 + torch.rand(cfg.d_sae, generator=generator)
+    state["flipped"] = torch.zeros(cfg.d_sae, dtype=torch.bool)
+    sae.load_state_dict(state)
+    return sae
+
+
+def record_firing_rates(sae: TrainingBAE, x: Tensor) -> Tensor:
+    """Give a TrainingBAE the firing rates that it has on ``x``; returns them."""
+    with torch.no_grad():
+        rate = (sae.encode(x) != 0).float().mean(0)
+        sae.firing_rate.copy_(rate)
+        sae.n_updates.fill_(1000)
+    return rate
+
+
+def step_input(sae: TrainingBAE, x: Tensor, **coefficients: float) -> TrainStepInput:
+    """What the trainer hands to a training step; coefficients default to the config's, warmed up."""
+    configured = {
+        name: float(value[0]) if isinstance(value, tuple) else float(value)
+        for name, value in sae.get_coefficients().items()
+    }
+    return TrainStepInput(
+        sae_in=x,
+        coefficients=configured | coefficients,
+        dead_neuron_mask=None,
+        n_training_steps=0,
+        is_logging_step=False,
+    )
+
+
+def train_step(sae: TrainingBAE, x: Tensor, **coefficients: float) -> TrainStepOutput:
+    return sae.training_forward_pass(step_input(sae, x, **coefficients))
+
+
+def trainer_cfg(n_steps: int, **overrides: Any) -> SAETrainerConfig:
+    return SAETrainerConfig(
+        **{
+            "total_training_samples": n_steps * BATCH,
+            "train_batch_size_samples": BATCH,
+            "lr": 1e-3,
+            "n_batches_for_norm_estimate": 2,
+            **overrides,
+        }
+    )
+
+
+def runner_cfg(folder: Path, n_steps: int = 6, **overrides: Any) -> LanguageModelSAERunnerConfig:
+    """A run of SAELens' own runner on the tiny model, everything it writes inside ``folder``."""
+    return LanguageModelSAERunnerConfig(
+        **{
+            "sae": training_cfg(),
+            "model_name": "tiny",
+            "hook_name": HOOK,
+            "dataset_path": "tiny-text",
+            "is_dataset_tokenized": False,
+            "context_size": CONTEXT_SIZE,
+            "training_tokens": n_steps * BATCH,
+            "train_batch_size_tokens": BATCH,
+            "store_batch_size_prompts": 8,
+            "n_batches_in_buffer": 16,
+            "n_batches_for_norm_estimate": 2,
+            "n_eval_batches": 1,
+            "exclude_special_tokens": True,
+            "lr": 1e-3,
+            "checkpoint_path": str(folder / "checkpoints"),
+            "output_path": str(folder / "output"),
+            "logger": LoggingConfig(log_to_wandb=False),
+            "verbose": False,
+            **overrides,
+        }
+    )
+
+
+# What "exact" means for a one-bit code
+
+
+def assert_same_code(
+    expected: tuple[Tensor, Tensor, Tensor], actual: tuple[Tensor, Tensor], noise: float = 1e-4
+) -> None:
+    """Bits and outputs agree, but for pre-activations that are rounding noise.
+
+    Args:
+        expected: bits, output and pre-activations, rows are tokens.
+        actual: bits and output.
+        noise: pre-activations (of about unit size) below this may fall on either side.
+    """
+    bits, out, pre = expected
+    differs = bits.bool() != actual[0].bool()
+    assert pre[differs].abs().max().item() < noise if differs.any() else True, (
+        "a bit differs whose pre-activation is far from its threshold"
+    )
+    relative = (actual[1] - out).norm(dim=-1) / out.norm(dim=-1)
+    share = (relative <= 1e-5).float().mean().item()
+    assert share >= 0.995, f"only {share:.2%} of tokens agree within 1e-5"

@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bae_lens.nn import covariance, off_diagonal_covariance
+
+
+def by_torch_cov(codes: Tensor) -> Tensor:
+    """The definition, through torch.cov and a d_sae × d_sae matrix."""
+    c = torch.atleast_2d(torch.cov(codes.reshape(-1, codes.shape[-1]).T))
+    return (c - torch.diag(c.diagonal())).abs().sum()
+
+
+def value_and_grad(fn, codes: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = codes.clone().requires_grad_()
+    value = fn(leaf)
+    value.backward()
+    assert leaf.grad is not None
+    return value.detach(), leaf.grad
+
+
+def random_bits(n: int, d: int, seed: int = 0, dtype=torch.float64) -> Tensor:
+    """Bits of densities between rare and mostly on, each varying."""
+    generator = torch.Generator().manual_seed(seed)
+    density = torch.rand(d, generator=generator)
+    bits = (torch.rand(n, d, generator=generator) < density).to(dtype)
+    bits[0], bits[1] = 0, 1
+    return bits
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(covariance, "_TILE", 4)
+
+
+# A batch of prime size has no two varying bits of covariance exactly zero, where the sign that
+# torch.cov's rounding picks would be chance.
+@pytest.mark.parametrize(("n", "d"), [(2, 3), (3, 5), (61, 17), (127, 40), (257, 9)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 3e-6)])
+def test_value_and_gradient_equal_autograd_through_torch_cov(n, d, dtype, rtol):
+    bits = random_bits(n, d)
+    expected_value, expected_grad = value_and_grad(by_torch_cov, bits)
+
+    value, grad = value_and_grad(off_diagonal_covariance, bits.to(dtype))
+
+    assert value.dtype == grad.dtype == dtype
+    torch.testing.assert_close(value.double(), expected_value, rtol=rtol, atol=0)
+    scale = expected_grad.abs().max().item()
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=rtol, atol=rtol * scale)
+
+
+@pytest.mark.parametrize("d", [1, 3, 4, 5, 8, 11, 17])
+@pytest.mark.usefixtures("small_tiles")
+def test_any_width_is_covered_by_the_tiles(d):
+    bits = random_bits(61, d)
+    expected_value, expected_grad = value_and_grad(by_torch_cov, bits)
+
+    value, grad = value_and_grad(off_diagonal_covariance, bits)
+
+    torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-14)
+
+
+def test_leading_dimensions_are_all_rows():
+    bits = random_bits(30, 7)
+
+    value, grad = value_and_grad(off_diagonal_covariance, bits.reshape(2, 3, 5, 7))
+    flat_value, flat_grad = value_and_grad(off_diagonal_covariance, bits)
+
+    assert torch.equal(value, flat_value)
+    assert torch.equal(grad, flat_grad.reshape(2, 3, 5, 7))
+
+
+# Known answers
+
+
+def test_two_copies_of_a_fair_bit():
+    n = 12
+    bit = torch.tensor([0.0, 1.0]).repeat(n // 2)
+
+    # Var = n/(4(n − 1)), and each of the 2 ordered pairs of copies counts.
+    value = off_diagonal_covariance(torch.stack([bit, bit], 1))
+    assert value.item() == pytest.approx(2 * n / (4 * (n - 1)), rel=1e-6)
+
+
+def test_a_fair_bit_and_its_opposite_count_like_two_copies():
+    bit = torch.tensor([0.0, 1.0]).repeat(6)
+
+    same = off_diagonal_covariance(torch.stack([bit, bit], 1))
+    opposite = off_diagonal_covariance(torch.stack([bit, 1 - bit], 1))
+
+    assert torch.equal(same, opposite)
+
+
+def test_independent_bits_have_exactly_none():
+    bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5)
+
+    value, grad = value_and_grad(off_diagonal_covariance, bits)
+
+    assert value.item() == 0
+    assert not grad.any()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constant_bits_have_exactly_none(value):
+    cov, grad = value_and_grad(off_diagonal_covariance, torch.full((10, 6), value))
+
+    assert cov.item() == 0
+    assert not grad.any()
+
+
+def test_a_constant_bit_beside_varying_ones_changes_nothing():
+    bits = random_bits(31, 5)
+    for constant in (0.0, 1.0):
+        padded = torch.cat([bits, torch.full((31, 1), constant, dtype=bits.dtype)], 1)
+        value, grad = value_and_grad(off_diagonal_covariance, padded)
+        expected_value, expected_grad = value_and_grad(off_diagonal_covariance, bits)
+
+        torch.testing.assert_close(value, expected_value)
+        torch.testing.assert_close(grad[:, :5], expected_grad)
+        assert not grad[:, 5].any()
+
+
+def test_two_rows():
+    # mean ½, deviations ±½: C_ij = ±½ for the three that vary, 3·2 ordered pairs.
+    codes = torch.tensor([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
+
+    assert off_diagonal_covariance(codes).item() == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (0, 4), (1, 1, 4)])
+def test_fewer_than_two_rows_raises_and_names_the_shape(shape):
+    with pytest.raises(ValueError, match=r"at least two rows.*got shape \("):
+        off_diagonal_covariance(torch.zeros(shape))
+
+
+def test_one_latent_has_no_off_diagonal():
+    value, grad = value_and_grad(off_diagonal_covariance, random_bits(11, 1))
+
+    assert value.item() == 0
+    assert not grad.any()
+
+
+# Signs
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_tie_gets_the_subgradient_zero(dtype):
+    # n·N_ij = 12·2 = N_i·N_j = 6·4, in any order of the rows: no sign to follow, although no bit
+    # is constant and 4/12 has no exact float.
+    bits = torch.zeros(12, 2, dtype=dtype)
+    bits[:6, 0] = 1
+    bits[4:8, 1] = 1
+    bits = bits[torch.randperm(12, generator=torch.Generator().manual_seed(0))]
+
+    value, grad = value_and_grad(off_diagonal_covariance, bits)
+
+    assert value.item() == 0
+    assert not grad.any()
+
+
+def test_ties_beside_pairs_that_covary():
+    generator = torch.Generator().manual_seed(0)
+    bits = (torch.rand(24, 30, generator=generator) < 0.5).double()
+    counts = bits.T @ bits
+    excess = 24 * counts - torch.outer(bits.sum(0), bits.sum(0))
+    excess.fill_diagonal_(0)
+    assert (excess == 0).sum() > 30 + 20  # there are ties in this batch
+    expected = 2 / 23 * (bits - bits.mean(0)) @ excess.sign()
+
+    _, grad = value_and_grad(off_diagonal_covariance, bits.float())
+
+    torch.testing.assert_close(grad, expected.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_signs_of_large_batches_are_exact():
+    # Of 6,007 rows, n·N_ij − N_i·N_j is −1 where both products are 2·10⁷, so that float32 would
+    # see a tie.
+    n, n_i, n_j, n_ij = 6007, 3323, 5960, 3297
+    assert n * n_ij - n_i * n_j == -1
+    bits = torch.zeros(n, 2)
+    bits[:n_i, 0] = 1
+    bits[n_i - n_ij : n_i - n_ij + n_j, 1] = 1
+
+    value, grad = value_and_grad(off_diagonal_covariance, bits)
+
+    assert value.item() == pytest.approx(2 / (n * (n - 1)), rel=1e-6)
+    expected = -2 / (n - 1) * (bits - bits.double().mean(0)).flip(1)
+    torch.testing.assert_close(grad.double(), expected, rtol=1e-4, atol=1e-12)
+
+
+def test_large_batches_equal_torch_cov():
+    bits = random_bits(4999, 12)
+    expected_value, expected_grad = value_and_grad(by_torch_cov, bits)
+
+    value, grad = value_and_grad(off_diagonal_covariance, bits.float())
+
+    torch.testing.assert_close(value.double(), expected_value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-4, atol=1e-8)
+
+
+# Invariances
+
+
+def test_inverting_bits_keeps_the_value_and_negates_their_gradient():
+    bits = random_bits(61, 9)
+    sign = torch.ones(9, dtype=bits.dtype)
+    sign[::2] = -1
+    inverted = torch.where(sign < 0, 1 - bits, bits)
+
+    value, grad = value_and_grad(off_diagonal_covariance, bits)
+    inverted_value, inverted_grad = value_and_grad(off_diagonal_covariance, inverted)
+
+    torch.testing.assert_close(inverted_value, value, rtol=1e-12, atol=0)
+    torch.testing.assert_close(inverted_grad, grad * sign, rtol=1e-9, atol=1e-14)
+
+
+def test_upstream_gradient_multiplies():
+    bits = random_bits(13, 4)
+
+    _, grad = value_and_grad(off_diagonal_covariance, bits)
+    _, scaled = value_and_grad(lambda codes: -2.5 * off_diagonal_covariance(codes), bits)
+
+    torch.testing.assert_close(scaled, -2.5 * grad)
+
+
+# Codes that are not bits
+
+
+def test_real_activations():
+    codes = torch.randn(40, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected_value, expected_grad = value_and_grad(by_torch_cov, codes)
+
+    value, grad = value_and_grad(off_diagonal_covariance, codes)
+
+    torch.testing.assert_close(value, expected_value)
+    torch.testing.assert_close(grad, expected_grad)
+    torch.autograd.gradcheck(off_diagonal_covariance, (codes.requires_grad_(),))
+
+
+def test_real_activations_with_a_large_mean_keep_their_precision():
+    generator = torch.Generator().manual_seed(0)
+    codes = 1e4 + torch.randn(101, 9, generator=generator)
+    expected_value, expected_grad = value_and_grad(by_torch_cov, codes.double())
+
+    value, grad = value_and_grad(off_diagonal_covariance, codes)
+
+    torch.testing.assert_close(value.double(), expected_value, rtol=1e-4, atol=0)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-3, atol=1e-4)
+
+
+def test_bits_beside_real_activations():
+    generator = torch.Generator().manual_seed(0)
+    real = 3 + torch.randn(53, 6, generator=generator)
+    codes = torch.cat([random_bits(53, 5, dtype=torch.float32), real], 1)
+    expected_value, expected_grad = value_and_grad(by_torch_cov, codes.double())
+
+    value, grad = value_and_grad(off_diagonal_covariance, codes)
+
+    torch.testing.assert_close(value.double(), expected_value, rtol=1e-5, atol=0)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("constant", [0.3, -7.1, 1e3])
+def test_a_constant_real_column_adds_nothing_to_the_value(constant):
+    codes = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([codes, torch.full((30, 1), constant)], 1)
+
+    value = off_diagonal_covariance(padded)
+
+    torch.testing.assert_close(value, off_diagonal_covariance(codes), rtol=1e-4, atol=1e-5)
+
+
+# Precision and memory
+
+
+def test_bf16_codes_are_computed_in_float32():
+    bits = random_bits(1009, 6)
+    expected_value, expected_grad = value_and_grad(by_torch_cov, bits)
+
+    value, grad = value_and_grad(off_diagonal_covariance, bits.to(torch.bfloat16))
+
+    assert value.dtype == torch.float32
+    assert grad.dtype == torch.bfloat16
+    torch.testing.assert_close(value.double(), expected_value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=2**-8, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_lower_the_precision(dtype):
+    bits = random_bits(1009, 6).to(dtype)
+    leaf = bits.clone().requires_grad_()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = off_diagonal_covariance(leaf)
+    value.backward()
+
+    expected_value, expected_grad = value_and_grad(off_diagonal_covariance, bits)
+    assert value.dtype == torch.float32
+    assert torch.equal(value, expected_value)
+    assert torch.equal(leaf.grad, expected_grad)
+
+
+def test_saves_nothing_larger_than_the_codes():
+    n, d = 5, 64
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor.numel())
+        return tensor
+
+    codes = random_bits(n, d, dtype=torch.float32).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        off_diagonal_covariance(codes)
+
+    assert saved
+    assert max(saved) <= n * d
+
+
+class LargestTensor(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_never_holds_a_matrix_of_d_sae_by_d_sae():
+    n, d = 3, 64
+    codes = random_bits(n, d, dtype=torch.float32).requires_grad_()
+
+    with LargestTensor() as largest:
+        off_diagonal_covariance(codes).backward()
+
+    assert 0 < largest.numel <= n * d < d * d
+
+
+def test_compiles_whole():
+    torch._dynamo.reset()
+    bits = random_bits(31, 6, dtype=torch.float32)
+    compiled = torch.compile(off_diagonal_covariance, backend="aot_eager", fullgraph=True)
+
+    value, grad = value_and_grad(off_diagonal_covariance, bits)
+    compiled_value, compiled_grad = value_and_grad(compiled, bits)
+
+    torch.testing.assert_close(compiled_value, value)
+    torch.testing.assert_close(compiled_grad, grad)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    n=st.integers(2, 14),
+    d=st.integers(1, 9),
+    tile=st.integers(1, 5),
+    density=st.floats(0, 1),
+    seed=st.integers(0, 2**16),
+)
+def test_any_bits_in_any_tiling_equal_the_definition_in_integers(n, d, tile, density, seed):
+    bits = torch.rand(n, d, generator=torch.Generator().manual_seed(seed)) < density
+    counts = bits.long().T @ bits.long()
+    excess = n * counts - torch.outer(counts.diagonal(), counts.diagonal())
+    excess.fill_diagonal_(0)
+    codes = bits.double()
+    expected_grad = 2 / (n - 1) * (codes - codes.mean(0)) @ excess.sign().double()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(covariance, "_TILE", tile)
+        value, grad = value_and_grad(off_diagonal_covariance, codes.float())
+
+    assert value.item() == pytest.approx(excess.abs().sum().item() / (n * (n - 1)), rel=1e-5)
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-4, atol=1e-5)
