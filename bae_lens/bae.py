@@ -418,7 +418,7 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         self._is_calibrated = True
 
     @property
-    def flipped(self) -> Tensor:
+    def mostly_on(self) -> Tensor:
         """Bits ``[d_sae]`` that are on more often than off, which saving for inference inverts."""
         return self.firing_rate > 0.5
 
@@ -426,12 +426,12 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         """SAELens' log10 firing rates ``[d_sae]``, as they are after the inversion of bits."""
         rate = 10**log_sparsity
         folded = torch.log10(1 - rate + 1e-10).to(log_sparsity.dtype)
-        return torch.where(self.flipped.to(log_sparsity.device), folded, log_sparsity)
+        return torch.where(self.mostly_on.to(log_sparsity.device), folded, log_sparsity)
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
-        flipped = self.flipped
+        flipped = self.mostly_on
         for name in self._STATISTICS:
             del state_dict[name]
         state_dict |= _flip_bits(state_dict, flipped, self.cfg.apply_b_dec_to_input)
@@ -442,8 +442,8 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         """Save as a ``BAE``: bits that are mostly on are inverted, ``metadata.l0`` with them."""
         weights_path, cfg_path = super().save_inference_model(path)
         cfg = json.loads(cfg_path.read_text())
-        if cfg["metadata"].get("l0") is not None and self.flipped.any():
-            rate = self.firing_rate[self.flipped]
+        if cfg["metadata"].get("l0") is not None and self.mostly_on.any():
+            rate = self.firing_rate[self.mostly_on]
             cfg["metadata"]["l0"] += (1 - 2 * rate).sum().item()
             cfg_path.write_text(json.dumps(cfg))
         return weights_path, cfg_path

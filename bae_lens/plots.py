@@ -51,12 +51,12 @@ def plot_densities(codes: Mapping[str, CodeSummary], title: str = "") -> Figure:
         dead = int((rates == 0).sum())
         x = lowest / 3 * (1 + 0.35 * i)
         axes.bar(x, dead, width=x * 0.25, color=colour)
-        axes.annotate(
-            f"{dead}", (x, dead), ha="center", va="bottom", fontsize=8, color=colour
-        )
+        axes.annotate(f"{dead}", (x, dead), ha="center", va="bottom", fontsize=8, color=colour)
     for mark, text in ((0.01, "1 %"), (0.1, "10 %")):
         axes.axvline(mark, color="0.4", linewidth=0.8)
-        axes.text(mark, 1.0, f" {text}", transform=axes.get_xaxis_transform(), va="top", color="0.3")
+        axes.text(
+            mark, 1.0, f" {text}", transform=axes.get_xaxis_transform(), va="top", color="0.3"
+        )
     axes.text(
         lowest / 3, 0.93, "never", transform=axes.get_xaxis_transform(), ha="left", color="0.3"
     )

@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=int, default=250_000, help="tokens of text that the language model reads"
     )
     parser.add_argument(
-        "--training_tokens", type=int, help="tokens of training, replays counted (default: config's)"
+        "--training_tokens",
+        type=int,
+        help="tokens of training, replays counted (default: config's)",
     )
     parser.add_argument("--held_out_tokens", type=int, default=65_536, help="tokens to score on")
     parser.add_argument("--ce_batches", type=int, default=2, help="batches of 16 prompts for CE")
@@ -61,7 +63,9 @@ def run_demo(args: argparse.Namespace) -> int:
     started = time.time()
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    overrides = {} if args.training_tokens is None else {"training_tokens": str(args.training_tokens)}
+    overrides = (
+        {} if args.training_tokens is None else {"training_tokens": str(args.training_tokens)}
+    )
     model = demo.load_model(demo.MODEL_NAME)
     replay = None
     scores: dict[str, Score] = {}
@@ -69,7 +73,9 @@ def run_demo(args: argparse.Namespace) -> int:
     held_out = None
     for name, config in _CONFIGS.items():
         path = output / config
-        runner, seconds = _train(config, {**overrides, "output_path": str(path)}, args.tokens, model, replay)
+        runner, seconds = _train(
+            config, {**overrides, "output_path": str(path)}, args.tokens, model, replay
+        )
         replay = runner.activations_store
         sae = SAE.load_from_disk(path)
         if held_out is None:
@@ -86,8 +92,10 @@ def run_demo(args: argparse.Namespace) -> int:
     (output / "scores.json").write_text(
         json.dumps({name: asdict(score) for name, score in scores.items()}, indent=2) + "\n"
     )
-    print(f"\n{title}, {replay.activations.shape[0]:,} tokens replayed, "
-          f"scored on {codes['BAE'].n_tokens:,} held-out tokens\n")
+    print(
+        f"\n{title}, {replay.activations.shape[0]:,} tokens replayed, "
+        f"scored on {codes['BAE'].n_tokens:,} held-out tokens\n"
+    )
     print(table(scores))
     print(
         "\nA TopK latent also has a magnitude, whose bits come on top of its entropy."

@@ -11,7 +11,9 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="folder of a saved SAE (cfg.json and sae_weights.safetensors)")
-    parser.add_argument("--n_eval_batches", type=int, default=4, help="batches of text for SAELens' evals")
+    parser.add_argument(
+        "--n_eval_batches", type=int, default=4, help="batches of text for SAELens' evals"
+    )
     parser.add_argument("--batch_size_prompts", type=int, default=8, help="prompts a batch")
     parser.add_argument(
         "--n_code_tokens", type=int, default=65_536, help="tokens for the code's statistics"
@@ -38,7 +40,9 @@ def run_eval(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
     sae = SAE.load_from_disk(path, device=args.device)
     model = load_model_of(sae, device=args.device)
-    store = held_out_store(sae, model, args.dataset, store_batch_size_prompts=args.batch_size_prompts)
+    store = held_out_store(
+        sae, model, args.dataset, store_batch_size_prompts=args.batch_size_prompts
+    )
     metrics, _ = run_evals(
         sae,
         store,

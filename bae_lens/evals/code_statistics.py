@@ -11,6 +11,7 @@ from sae_lens import SAE
 from sae_lens.evals import ExplainedVarianceCalculator
 from torch import Tensor
 
+from bae_lens.bae import BAE
 from bae_lens.nn import binary_entropy
 
 
@@ -139,7 +140,7 @@ def summarise_code(sae: SAE[Any], activations: Iterable[Tensor]) -> tuple[CodeSu
         The code's statistics, and the explained variance 1 − Σ‖x − x̂‖² / Σ‖x − mean‖² over all
         batches (SAELens' ``explained_variance``).
     """
-    code = CodeStatistics(sae.cfg.d_sae, getattr(sae, "flipped", None))
+    code = CodeStatistics(sae.cfg.d_sae, sae.flipped if isinstance(sae, BAE) else None)
     variance = ExplainedVarianceCalculator()
     for batch in activations:
         acts = sae.encode(batch)

@@ -68,20 +68,20 @@ class MetricLog:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def _keep_before(self, step: int) -> None:
-        lines = [line for line in read_metrics(self.path) if line["step"] < step]
-        self.path.unlink(missing_ok=True)
-        for line in lines:
-            self.write(**_split_step(line))
+        if not self.path.exists():
+            return
+        lines = self.path.read_text().splitlines(keepends=True)
+        kept = self.path.with_name(self.path.name + ".tmp")
+        kept.write_text("".join(line for line in lines if _step_of(line) < step))
+        kept.replace(self.path)
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metric log, in order; none where there is no such file.
-
-    A last line that was cut off, by a full disk or a killed process, is left out.
-    """
-    path = Path(path)
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+def _step_of(line: str) -> float:
+    """The line's step; infinity for one that was cut off when its run was killed."""
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return math.inf
 
 
 def _or_null(value: Any) -> Any:

@@ -1,0 +1,287 @@
+"""SAELens' training runner, with what a run needs that has neither a hub nor W&B in reach."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, TrainingSAE
+from sae_lens.config import HfDataset
+from sae_lens.constants import (
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
+from sae_lens.load_model import load_model
+from sae_lens.training._interruption import InterruptedException
+from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from torch import Tensor
+from transformer_lens.HookedTransformer import HookedRootModule
+from typing_extensions import override
+
+from bae_lens import demo
+from bae_lens.bae import TrainingBAE
+from bae_lens.suggest import did_you_mean
+from bae_lens.training.interruption import stop_between_steps
+from bae_lens.training.metric_log import MetricLog
+from bae_lens.training.replay import ReplayedActivations
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILENAME = "metrics.jsonl"
+_CHECKPOINT_FILES = (
+    TRAINER_STATE_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+)
+
+
+class TrainingRunner(LanguageModelSAETrainingRunner):
+    """``LanguageModelSAETrainingRunner`` for any architecture, with these additions.
+
+    * The names ``bae-lens/smollm2-135m`` and ``bae-lens/movie-reviews`` are resolved.
+    * Hook, ``d_in``, batch and checkpoint are checked before any text is read.
+    * ``replay_tokens``: the language model runs once over so many tokens, and training makes
+      epochs over them. Recorded in the SAE's metadata.
+    * Metrics are written to ``metrics.jsonl`` in ``cfg.output_path`` (or ``cfg.checkpoint_path``
+      where there is none), every ``cfg.logger.wandb_log_frequency`` steps, W&B on or off.
+    * ``cfg.seed`` seeds torch, so that a run can be repeated. SAELens does not use it.
+    * SIGINT and SIGTERM write a whole checkpoint. SAELens leaves the weights out of it, and fails
+      if the folder is not there.
+    * A run resumed from a checkpoint goes on where it was: SAELens writes the checkpoints that are
+      already behind it once more, and repeats one step number. With ``replay_tokens`` it ends with
+      the very weights of a run that was never interrupted.
+    * The sparsity file of a BAE matches its bits as saved, of which some were inverted.
+
+    Args:
+        cfg: as for SAELens.
+        override_dataset: as for SAELens.
+        override_model: as for SAELens.
+        override_sae: as for SAELens.
+        replay_tokens: tokens to collect and replay, special tokens not counted; None to run the
+            language model throughout, as SAELens does.
+
+    Raises:
+        ValueError: if the model has no such hook, ``cfg.sae.d_in`` is not the hook's width, or a
+            training batch is larger than the buffer (or than ``replay_tokens``).
+        FileNotFoundError: if ``cfg.resume_from_checkpoint`` is not a whole checkpoint.
+        ImportError: if a ``bae-lens/`` name is given and its package is missing.
+    """
+
+    def __init__(
+        self,
+        cfg: LanguageModelSAERunnerConfig[Any],
+        override_dataset: HfDataset | None = None,
+        override_model: HookedRootModule | None = None,
+        override_sae: TrainingSAE[Any] | None = None,
+        *,
+        replay_tokens: int | None = None,
+    ) -> None:
+        _check_batch(cfg, replay_tokens)
+        if cfg.resume_from_checkpoint is not None:
+            _check_checkpoint(Path(cfg.resume_from_checkpoint))
+        torch.manual_seed(cfg.seed)
+        dataset = demo.load_dataset(cfg.dataset_path) if override_dataset is None else None
+        model = override_model if override_model is not None else _load_model(cfg)
+        # Cached activations carry their shape, which SAELens checks, and need no model.
+        if not cfg.use_cached_activations:
+            _check_hook(model, cfg)
+        by_name = {
+            "model": override_model is None or demo.is_demo_model(cfg.model_name),
+            "dataset": override_dataset is None or demo.is_demo_dataset(cfg.dataset_path),
+        }
+        with _no_override_warning([kind for kind, is_named in by_name.items() if is_named]):
+            super().__init__(
+                cfg,
+                override_dataset=override_dataset if dataset is None else dataset,
+                override_model=model,
+                override_sae=override_sae,
+            )
+        self.replay_tokens = replay_tokens
+
+    @property
+    def metrics_path(self) -> Path | None:
+        """Where this run's metrics are written; None where the config names no folder."""
+        folder = self.cfg.output_path or self.cfg.checkpoint_path
+        return None if folder is None else Path(folder) / METRICS_FILENAME
+
+    @override
+    def run(self) -> TrainingSAE[Any]:
+        """Train, save, and return the SAE."""
+        if self.replay_tokens is not None:
+            replay = ReplayedActivations.collect(
+                self.activations_store, self.replay_tokens, seed=self.cfg.seed
+            )
+            # The evaluator keeps the store itself, which goes on with text not collected.
+            self.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
+            self.sae.cfg.metadata.replay_tokens = len(replay.activations)
+        return super().run()
+
+    @override
+    def run_trainer_with_interruption_handling(
+        self, trainer: SAETrainer[Any, Any]
+    ) -> TrainingSAE[Any]:
+        if self.cfg.resume_from_checkpoint is not None:
+            _go_on(trainer)
+        if self.metrics_path is not None:
+            MetricLog(self.metrics_path, self.cfg.logger.wandb_log_frequency).attach(trainer)
+        try:
+            with stop_between_steps(trainer):
+                return trainer.fit()
+        except (KeyboardInterrupt, InterruptedException):
+            if self.cfg.checkpoint_path is None:
+                logger.warning("Interrupted; nothing is saved, since checkpoint_path is None.")
+            else:
+                name = str(trainer.n_training_samples)
+                trainer.save_checkpoint(checkpoint_name=name)
+                logger.warning(
+                    "Interrupted; go on with resume_from_checkpoint=%s",
+                    Path(self.cfg.checkpoint_path) / name,
+                )
+            raise
+
+    @override
+    def save_final_sae(
+        self,
+        sae: TrainingSAE[Any],
+        output_path: str,
+        log_feature_sparsity: Tensor | None = None,
+    ) -> None:
+        if isinstance(sae, TrainingBAE) and log_feature_sparsity is not None:
+            log_feature_sparsity = sae.fold_log_sparsity(log_feature_sparsity)
+        super().save_final_sae(sae, output_path, log_feature_sparsity)
+
+
+def hook_width(
+    model: HookedRootModule,
+    hook_name: str,
+    hook_head_index: int | None = None,
+    **model_kwargs: Any,
+) -> int:
+    """Width of the activations that SAELens' store takes from a hook point.
+
+    Args:
+        model: any model that SAELens' store takes; it is run on a single token.
+        hook_name: of the hook point.
+        hook_head_index: one head of it; without it, heads are flattened.
+        **model_kwargs: for ``model.run_with_cache``.
+
+    Raises:
+        ValueError: if the model has no such hook, it does not fire, or it has no such head.
+    """
+    if hook_name not in model.hook_dict:
+        raise ValueError(
+            f"The model has no hook {hook_name!r}. {did_you_mean(hook_name, model.hook_dict)}"
+        )
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(
+            token,
+            names_filter=[hook_name],
+            stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
+            prepend_bos=False,
+            **model_kwargs,
+        )
+    if hook_name not in cache:
+        raise ValueError(
+            f"The model has the hook {hook_name!r}, but it does not fire in a forward pass. Some "
+            "hooks are off unless the model's config switches them on (use_attn_result, "
+            "use_split_qkv_input, use_hook_mlp_in)."
+        )
+    shape = cache[hook_name].shape[2:]
+    if hook_head_index is None:
+        return shape.numel()
+    n_heads = shape[0] if len(shape) > 1 else 0
+    if hook_head_index >= n_heads:
+        raise ValueError(
+            f"hook_head_index is {hook_head_index}, but {hook_name!r} has {n_heads or 'no'} heads."
+        )
+    return shape[1:].numel()
+
+
+def _load_model(cfg: LanguageModelSAERunnerConfig[Any]) -> HookedRootModule:
+    kwargs = cfg.model_from_pretrained_kwargs or {}
+    model = demo.load_model(cfg.model_name, cfg.model_class_name, cfg.llm_device, **kwargs)
+    if model is not None:
+        return model
+    return load_model(
+        cfg.model_class_name,
+        cfg.model_name,
+        device=cfg.llm_device,
+        model_from_pretrained_kwargs=kwargs,
+        hook_names=[cfg.hook_name],
+    )
+
+
+def _check_batch(cfg: LanguageModelSAERunnerConfig[Any], replay_tokens: int | None) -> None:
+    batch = cfg.train_batch_size_tokens
+    if replay_tokens is not None:
+        if replay_tokens < batch:
+            raise ValueError(
+                f"replay_tokens is {replay_tokens}, less than one batch "
+                f"(train_batch_size_tokens = {batch}). Raise the one or lower the other."
+            )
+        if cfg.prefetch_llm_batches:
+            raise ValueError(
+                "prefetch_llm_batches has nothing to run ahead of when activations are replayed; "
+                "set it to false, or replay_tokens to null."
+            )
+        return
+    positions = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+    buffer = cfg.n_batches_in_buffer * positions
+    if batch > buffer:
+        raise ValueError(
+            f"train_batch_size_tokens is {batch}, but the buffer holds only {buffer} tokens "
+            f"(n_batches_in_buffer = {cfg.n_batches_in_buffer} × {positions} positions). Set "
+            f"n_batches_in_buffer to at least {-(-batch // positions)}, or lower the batch size."
+        )
+
+
+def _check_checkpoint(path: Path) -> None:
+    missing = [name for name in _CHECKPOINT_FILES if not (path / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"resume_from_checkpoint is {str(path)!r}, which lacks {', '.join(missing)}. Give the "
+            "folder of one checkpoint, named after its number of tokens."
+        )
+
+
+def _check_hook(model: HookedRootModule, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    width = hook_width(model, cfg.hook_name, cfg.hook_head_index, **cfg.model_kwargs)
+    if width != cfg.sae.d_in:
+        raise ValueError(
+            f"sae.d_in is {cfg.sae.d_in}, but the activations at {cfg.hook_name!r} have width "
+            f"{width}. Set sae.d_in to {width}."
+        )
+
+
+def _go_on(trainer: SAETrainer[Any, Any]) -> None:
+    """Put right what SAELens does not when it resumes."""
+    done = trainer.n_training_samples
+    trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t >= done]
+    # A checkpoint on a threshold is written before its step is counted.
+    trainer.n_training_steps = done // trainer.cfg.train_batch_size_samples
+
+
+@contextmanager
+def _no_override_warning(kinds: list[str]) -> Iterator[None]:
+    """Mute SAELens' warning that a run cannot be repeated from its config, where it can.
+
+    It is given for every model or dataset that is handed over, also one that the config names.
+    """
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(f"passed in a {kind} which will override" in message for kind in kinds)
+
+    sae_lens_logger = logging.getLogger("sae_lens")
+    sae_lens_logger.addFilter(is_kept)
+    try:
+        yield
+    finally:
+        sae_lens_logger.removeFilter(is_kept)
