@@ -4,9 +4,23 @@ from typing import Any
 
 from sae_lens import registry
 
+from bae_lens.attach import attached
 from bae_lens.bae import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+from bae_lens.evals import CodeStatistics, run_evals
+from bae_lens.training import ReplayedActivations, TrainingRunner, load_config
 
-__all__ = ["BAE", "BAEConfig", "TrainingBAE", "TrainingBAEConfig"]
+__all__ = [
+    "BAE",
+    "BAEConfig",
+    "CodeStatistics",
+    "ReplayedActivations",
+    "TrainingBAE",
+    "TrainingBAEConfig",
+    "TrainingRunner",
+    "attached",
+    "load_config",
+    "run_evals",
+]
 
 
 def _register(

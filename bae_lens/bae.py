@@ -94,7 +94,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
 
     normalize_activations: str = "expected_average_only_in"  # type: ignore[assignment]
     surrogate: Surrogate = "sigmoid"
-    temperature: float = 1.0
+    temperature: float = 0.5
     initial_firing_rate: float | None = 0.04
     entropy_coefficient: float = 0.04
     entropy_warm_up_steps: int = 0
@@ -240,6 +240,12 @@ class BAE(_OneBitSAE):
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre) * self.scale)
 
     @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        # SAELens' loader casts whatever is in the file to the SAE's dtype.
+        state_dict["flipped"] = state_dict["flipped"].bool()
+
+    @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstruction: ``[..., d_sae]`` → ``[..., d_in]``."""
         sae_out = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
@@ -312,7 +318,8 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         if not self._is_calibrated:
-            self.calibrate(step_input.sae_in)
+            with torch.autocast(self.device.type, enabled=False):
+                self.calibrate(step_input.sae_in)
         output = super().training_forward_pass(step_input)
 
         with torch.no_grad():
@@ -370,6 +377,7 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         weight = (1 / self.n_updates).clamp(min=1 / _FIRING_RATE_STEPS)
         self.firing_rate.lerp_(rate, weight)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def calibrate(self, sae_in: Tensor) -> None:
         """Set bias, encoder scale, thresholds and decoder scale from a first batch.
@@ -427,6 +435,12 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         rate = 10**log_sparsity
         folded = torch.log10(1 - rate + 1e-10).to(log_sparsity.dtype)
         return torch.where(self.mostly_on.to(log_sparsity.device), folded, log_sparsity)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        for name in self._STATISTICS:
+            state_dict[name] = state_dict[name].float()
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

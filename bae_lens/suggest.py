@@ -5,14 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-_MOST = 60
-
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """A sentence with the valid names nearest to this one, or with all where none is near."""
+    """A question with the valid names that are nearest to this one, at least one of them."""
     valid = list(dict.fromkeys(valid))
-    near = difflib.get_close_matches(name, valid, n=3)
-    if near:
-        return f"Did you mean {' or '.join(near)}?"
-    more = " …" if len(valid) > _MOST else ""
-    return f"There are: {', '.join(valid[:_MOST])}{more}."
+    near = difflib.get_close_matches(name, valid, n=3) or difflib.get_close_matches(
+        name, valid, n=1, cutoff=0.0
+    )
+    return f"Did you mean {' or '.join(near)}?"

@@ -206,6 +206,7 @@ def trainer_cfg(n_steps: int, **overrides: Any) -> SAETrainerConfig:
             "total_training_samples": n_steps * BATCH,
             "train_batch_size_samples": BATCH,
             "lr": 1e-3,
+            "lr_end": 1e-4,
             "n_batches_for_norm_estimate": 2,
             **overrides,
         }

@@ -1,7 +1,7 @@
 """``bae-lens demo``: train, save, load, attach and evaluate a BAE on a real language model, offline.
 
-One pass of SmolLM2-135M over movie reviews is kept and replayed to two trainings, a BAE and
-SAELens' TopK; both are scored on held-out reviews.
+SmolLM2-135M reads movie reviews once; what it computes is kept and replayed to two trainings, a BAE
+and SAELens' TopK, and both are scored on held-out reviews.
 """
 
 from __future__ import annotations
@@ -9,34 +9,41 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bae_lens.cli.eval import everything
 
 if TYPE_CHECKING:
-    from sae_lens import SAE, HookedSAETransformer
+    from sae_lens import SAE, ActivationsStore
+    from torch import Tensor
 
     from bae_lens.evals import CodeSummary
+    from bae_lens.training.replay import ReplayedActivations
 
-_CONFIGS = {"BAE": "smollm2-bae", "TopK": "smollm2-topk"}
+# Both are scored; the first is ours.
+_CONFIGS = {"BAE": "smollm2-bae", "SAELens TopK": "smollm2-topk"}
+_PROMPTS = 16
 
 
-@dataclass
+@dataclass(frozen=True)
 class Score:
     """One column of the table."""
 
     explained_variance: float
-    ce_score_zero: float
-    ce_score_mean: float
+    ce_score_zero_ablation: float
+    ce_score_mean_ablation: float
     l0: float
     marginal_entropy: float
-    dense_10: float
-    dense_10_folded: float
-    dense_1: float
-    dense_1_folded: float
-    dead: float
+    dense_share_10: float
+    dense_share_10_folded: float
+    dense_share_1: float
+    dense_share_1_folded: float
+    dead_share: float
     tokens_per_second: float
 
 
@@ -46,59 +53,150 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=int, default=250_000, help="tokens of text that the language model reads"
     )
     parser.add_argument(
-        "--training_tokens",
-        type=int,
-        help="tokens of training, replays counted (default: config's)",
+        "--training_tokens", type=int, help="tokens of training, replays counted; default: as shipped"
     )
     parser.add_argument("--held_out_tokens", type=int, default=65_536, help="tokens to score on")
-    parser.add_argument("--ce_batches", type=int, default=2, help="batches of 16 prompts for CE")
+    parser.add_argument(
+        "--ce_batches", type=int, default=2, help=f"batches of {_PROMPTS} prompts for cross-entropy"
+    )
 
 
 def run_demo(args: argparse.Namespace) -> int:
     from sae_lens import SAE
 
     from bae_lens import demo
+    from bae_lens.evals.held_out import held_out_store
     from bae_lens.plots import plot_densities, plot_training, read_metric_log
+    from bae_lens.training.config_file import load_config
+    from bae_lens.training.replay import ReplayedActivations
+    from bae_lens.training.runner import TrainingRunner
 
+    for name in ("tokens", "held_out_tokens", "ce_batches"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
     started = time.time()
     output = Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    overrides = (
-        {} if args.training_tokens is None else {"training_tokens": str(args.training_tokens)}
-    )
     model = demo.load_model(demo.MODEL_NAME)
-    replay = None
+    replay: ReplayedActivations | None = None
+    held_out: ReplayedActivations | None = None
     scores: dict[str, Score] = {}
     codes: dict[str, CodeSummary] = {}
-    held_out = None
     for name, config in _CONFIGS.items():
         path = output / config
-        runner, seconds = _train(
-            config, {**overrides, "output_path": str(path)}, args.tokens, model, replay
-        )
-        replay = runner.activations_store
-        sae = SAE.load_from_disk(path)
-        if held_out is None:
-            held_out = _collect_held_out(sae, model, args.held_out_tokens)
-        rate = runner.cfg.training_tokens / seconds
-        scores[name], codes[name] = _score(sae, model, held_out, args.ce_batches, rate)
+        overrides: dict[str, Any] = {"output_path": str(path)}
+        if args.training_tokens is not None:
+            overrides["training_tokens"] = args.training_tokens
+        cfg: Any = load_config(config, overrides).runner
+        runner = TrainingRunner(cfg, override_model=model)  # pyright: ignore[reportArgumentType]
+        replay = replay or ReplayedActivations.collect(runner.activations_store, args.tokens)
+        runner.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
+        print(f"\nTraining {name}, {cfg.sae.d_in} -> {cfg.sae.d_sae} latents, at {cfg.hook_name}")
+        before = time.time()
+        runner.run()
+        rate = cfg.training_tokens / (time.time() - before)
 
+        sae = SAE.load_from_disk(path)
+
+        def store(sae: SAE[Any] = sae) -> ActivationsStore:
+            return held_out_store(sae, model, store_batch_size_prompts=_PROMPTS)  # pyright: ignore[reportArgumentType]
+
+        held_out = held_out or ReplayedActivations.collect(store(), args.held_out_tokens)
+        print(f"Scoring {name}")
+        scores[name], codes[name] = _score(sae, model, store, held_out, args.ce_batches, rate)
+        _show_attached(name, sae, model, store().get_batch_tokens(4))
+
+    title = f"SmolLM2-135M, {cfg.hook_name}"  # pyright: ignore[reportPossiblyUnbound]
     logs = {name: read_metric_log(output / c / "metrics.jsonl") for name, c in _CONFIGS.items()}
-    title = f"SmolLM2-135M, {runner.cfg.hook_name}"
+    target = load_config(_CONFIGS["BAE"]).runner.sae.target_entropy_bits
     plot_densities(codes, title).savefig(output / "densities.png", dpi=150)
-    plot_training(logs, _target(output / _CONFIGS["BAE"]), title).savefig(
-        output / "training.png", dpi=150
-    )
-    (output / "scores.json").write_text(
-        json.dumps({name: asdict(score) for name, score in scores.items()}, indent=2) + "\n"
-    )
+    plot_training(logs, target, title).savefig(output / "training.png", dpi=150)
+    result = {name: asdict(score) for name, score in scores.items()}
+    (output / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
+    assert replay is not None
+    assert held_out is not None
     print(
-        f"\n{title}, {replay.activations.shape[0]:,} tokens replayed, "
-        f"scored on {codes['BAE'].n_tokens:,} held-out tokens\n"
+        f"\n{title}: {len(replay.activations):,} tokens replayed, {cfg.training_tokens:,} trained on; "  # pyright: ignore[reportPossiblyUnbound]
+        f"scored on {len(held_out.activations):,} held-out tokens, cross-entropy on "
+        f"{args.ce_batches * _PROMPTS * cfg.context_size:,}\n"  # pyright: ignore[reportPossiblyUnbound]
     )
     print(table(scores))
     print(
-        "\nA TopK latent also has a magnitude, whose bits come on top of its entropy."
-        f"\nPlots and SAEs are in {output}/. The whole demo took {(time.time() - started) / 60:.1f} minutes."
+        "\nThe entropy of a TopK code is that of which latents are on; its magnitudes come on top."
+        f"\nSAEs, plots and scores.json are in {output}/. "
+        f"The whole demo took {(time.time() - started) / 60:.1f} minutes."
     )
     return 0
+
+
+def _score(
+    sae: SAE[Any],
+    model: Any,
+    store: Callable[[], ActivationsStore],
+    held_out: ReplayedActivations,
+    ce_batches: int,
+    tokens_per_second: float,
+) -> tuple[Score, CodeSummary]:
+    """Evaluate one SAE: code and variance on ``held_out``, SAELens' evals on a fresh ``store()``."""
+    from bae_lens.evals import run_evals, summarise_code
+
+    code, explained_variance = summarise_code(sae, held_out.activations.split(4096))
+    metrics, _ = run_evals(
+        sae, store(), model, eval_config=everything(ce_batches, _PROMPTS), verbose=True, n_code_tokens=0
+    )
+    ce = metrics["model_performance_preservation"]
+    score = Score(
+        explained_variance=explained_variance,
+        ce_score_zero_ablation=ce["ce_loss_score"],
+        ce_score_mean_ablation=ce["ce_loss_score_mean_ablation"],
+        l0=code.l0,
+        marginal_entropy=code.marginal_entropy,
+        dense_share_10=code.dense_share_10,
+        dense_share_10_folded=code.dense_share_10_folded,
+        dense_share_1=code.dense_share_1,
+        dense_share_1_folded=code.dense_share_1_folded,
+        dead_share=code.dead_share,
+        tokens_per_second=tokens_per_second,
+    )
+    return score, code
+
+
+def _show_attached(name: str, sae: SAE[Any], model: Any, tokens: Tensor) -> None:
+    """Run the model with the SAE in it, with and without what it misses added back."""
+    from bae_lens.attach import attached
+
+    def loss() -> float:
+        return model(tokens, return_type="loss").item()
+
+    with torch.no_grad():
+        alone = loss()
+        with attached(model, sae):
+            replaced = loss()
+        with attached(model, sae, use_error_term=True):
+            corrected = loss()
+    print(
+        f"Attached to the model, on {tokens.numel():,} tokens: cross-entropy {replaced:.4f} with the "
+        f"{name}, {corrected:.4f} with its error term added, {alone:.4f} without it"
+    )
+
+
+def table(scores: Mapping[str, Score]) -> str:
+    """The scores as a Markdown table, one column each."""
+
+    def both(score: Score, name: str) -> str:
+        raw, folded = getattr(score, name), getattr(score, f"{name}_folded")
+        return f"{raw:.1%} / {folded:.1%}"
+
+    rows: list[tuple[str, Callable[[Score], str]]] = [
+        ("explained variance", lambda s: f"{s.explained_variance:.3f}"),
+        ("CE loss recovered, against zero-ablation", lambda s: f"{s.ce_score_zero_ablation:.3f}"),
+        ("CE loss recovered, against mean-ablation", lambda s: f"{s.ce_score_mean_ablation:.3f}"),
+        ("latents on per token", lambda s: f"{s.l0:.0f}"),
+        ("marginal entropy, bits per token", lambda s: f"{s.marginal_entropy:.0f}"),
+        ("denser than 10 %, raw / folded", lambda s: both(s, "dense_share_10")),
+        ("denser than 1 %, raw / folded", lambda s: both(s, "dense_share_1")),
+        ("dead", lambda s: f"{s.dead_share:.2%}"),
+        ("training, tokens per second", lambda s: f"{s.tokens_per_second:,.0f}"),
+    ]
+    lines = [f"| | {' | '.join(scores)} |", "|---|" + "---|" * len(scores)]
+    lines += [f"| {name} | {' | '.join(map(show, scores.values()))} |" for name, show in rows]
+    return "\n".join(lines)

@@ -17,11 +17,13 @@ from sae_lens.constants import (
     TRAINER_STATE_FILENAME,
 )
 from sae_lens.load_model import load_model
+from sae_lens.synthetic import SyntheticDataEvalResult, SyntheticSAERunner
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from safetensors.torch import load_file
 from torch import Tensor
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
 from bae_lens import demo
@@ -120,6 +122,8 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             # The evaluator keeps the store itself, which goes on with text not collected.
             self.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
             self.sae.cfg.metadata.replay_tokens = len(replay.activations)
+        if self.cfg.resume_from_checkpoint is not None:
+            _check_replayed(Path(self.cfg.resume_from_checkpoint), self.activations_store)
         return super().run()
 
     @override
@@ -152,9 +156,22 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         output_path: str,
         log_feature_sparsity: Tensor | None = None,
     ) -> None:
-        if isinstance(sae, TrainingBAE) and log_feature_sparsity is not None:
-            log_feature_sparsity = sae.fold_log_sparsity(log_feature_sparsity)
-        super().save_final_sae(sae, output_path, log_feature_sparsity)
+        super().save_final_sae(sae, output_path, _as_saved(sae, log_feature_sparsity))
+
+
+class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
+    """``SyntheticSAERunner``, with a sparsity file that matches a BAE's bits as saved."""
+
+    @override
+    def _save_outputs(
+        self,
+        output_path: Path,
+        sae: TrainingSAE[Any],
+        log_feature_sparsity: Tensor | None,
+        eval_stats: SyntheticDataEvalResult | None,
+    ) -> None:
+        sparsity = _as_saved(sae, log_feature_sparsity)
+        super()._save_outputs(output_path, sae, sparsity, eval_stats)
 
 
 def hook_width(
@@ -204,11 +221,18 @@ def hook_width(
     return shape[1:].numel()
 
 
+def _as_saved(sae: TrainingSAE[Any], log_sparsity: Tensor | None) -> Tensor | None:
+    """SAELens' sparsity ``[d_sae]`` of the autoencoder that it saves for inference."""
+    if log_sparsity is None or not isinstance(sae, TrainingBAE):
+        return log_sparsity
+    return sae.fold_log_sparsity(log_sparsity)
+
+
 def _load_model(cfg: LanguageModelSAERunnerConfig[Any]) -> HookedRootModule:
     kwargs = cfg.model_from_pretrained_kwargs or {}
     model = demo.load_model(cfg.model_name, cfg.model_class_name, cfg.llm_device, **kwargs)
     if model is not None:
-        return model
+        return model  # pyright: ignore[reportReturnType]  # a bridge is one by behaviour
     return load_model(
         cfg.model_class_name,
         cfg.model_name,
@@ -248,6 +272,16 @@ def _check_checkpoint(path: Path) -> None:
         raise FileNotFoundError(
             f"resume_from_checkpoint is {str(path)!r}, which lacks {', '.join(missing)}. Give the "
             "folder of one checkpoint, named after its number of tokens."
+        )
+
+
+def _check_replayed(path: Path, store: Any) -> None:
+    # SAELens' store ignores a state that it does not know, and would begin with the first text.
+    was_replayed = "n_batches_served" in load_file(path / ACTIVATIONS_STORE_STATE_FILENAME)
+    if was_replayed and not isinstance(store, ReplayedActivations):
+        raise ValueError(
+            f"{str(path)!r} was written by a run that replayed its activations. Give replay_tokens "
+            "as that run did; metadata.replay_tokens in its cfg.json has the number."
         )
 
 

@@ -1,0 +1,68 @@
+"""The console script ``bae-lens``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
+
+_COMMANDS = {
+    "demo": "train, save, load, attach and evaluate a BAE on a real language model",
+    "train": "train an autoencoder from a config file, a shipped config or SAELens' flags",
+    "eval": "evaluate a saved autoencoder",
+}
+_USER_ERROR, _INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments after the program's name; the process's own if omitted.
+
+    Returns:
+        The exit status: 0, 2 where the input is at fault (the reason goes to stderr), 130 where the
+        run was interrupted. Any other exception is let through.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="bae-lens", description="Binary Autoencoders for SAELens."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in _COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    command, rest = parser.parse_args(argv[:1]).command, argv[1:]
+    try:
+        return _run(command, rest)
+    except (ValueError, FileNotFoundError, ImportError, argparse.ArgumentError) as error:
+        if not _is_about_the_input(error):
+            raise
+        logger.debug("Where it was raised", exc_info=error)
+        print(f"bae-lens: error: {error}", file=sys.stderr)
+        return _USER_ERROR
+    except KeyboardInterrupt:
+        print("bae-lens: interrupted", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _run(command: str, argv: list[str]) -> int:
+    # Imported by name, and only the one: each command brings its own heavy libraries.
+    module = importlib.import_module(f"bae_lens.cli.{command}")
+    parser = argparse.ArgumentParser(prog=f"bae-lens {command}", description=_COMMANDS[command])
+    if command == "train":
+        # Any field of the config is an option, which argparse cannot know beforehand.
+        return module.run_train(argv, parser)
+    module.add_arguments(parser)
+    return getattr(module, f"run_{command}")(parser.parse_args(argv)) or 0
+
+
+def _is_about_the_input(error: BaseException) -> bool:
+    """Whether we or SAELens raised it to say what is wrong, and no library below failed."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    origin = frames[-1].f_globals.get("__name__", "").partition(".")[0]
+    return origin in ("bae_lens", "sae_lens") or isinstance(error, argparse.ArgumentError)

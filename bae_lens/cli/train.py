@@ -1,0 +1,92 @@
+"""``bae-lens train``: a run from a config file, a shipped config or SAELens' own flags."""
+
+from __future__ import annotations
+
+import argparse
+
+from sae_lens import LanguageModelSAERunnerConfig
+from sae_lens.llm_sae_training_runner import _parse_cfg_args
+from sae_lens.training._interruption import InterruptedException
+
+from bae_lens.training.config_file import RunConfig, list_configs, load_config
+from bae_lens.training.runner import SyntheticTrainingRunner, TrainingRunner
+
+
+def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
+    """Train as the arguments say, save, and print where.
+
+    Raises:
+        ValueError: if a field is unknown, missing or wrong.
+        FileNotFoundError: if there is no such config.
+        KeyboardInterrupt: if the run was interrupted; a checkpoint was written if there is a
+            folder for it.
+    """
+    _describe(parser)
+    if not argv or argv[0] in ("-h", "--help"):
+        parser.print_help()
+        return 0
+    is_flag = argv[0].startswith("--")
+    config = _from_flags(argv) if is_flag else load_config(argv[0], _overrides(argv[1:]))
+    try:
+        _runner_for(config).run()
+    except InterruptedException:
+        raise KeyboardInterrupt from None
+    _print_outcome(config.runner.output_path)
+    return 0
+
+
+def _describe(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s CONFIG [--FIELD VALUE ...]\n       %(prog)s --architecture NAME [...]"
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "CONFIG",
+        help="a YAML or JSON file, or the name of a shipped config: " + ", ".join(list_configs()),
+    )
+    parser.epilog = (
+        "Any field of the config can be changed: --lr 1e-3, --sae.d_sae 4096,\n"
+        "--logger.log_to_wandb false. A name without a section is looked up in the runner's\n"
+        "fields, then the autoencoder's, then the logger's. replay_tokens is ours: the language\n"
+        "model reads so many tokens once, and training makes epochs over them.\n\n"
+        "Without CONFIG the flags are SAELens' own, and --replay_tokens;\n"
+        "bae-lens train --architecture bae --help lists them."
+    )
+
+
+def _from_flags(argv: list[str]) -> RunConfig:
+    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    ours.add_argument("--replay_tokens", type=int)
+    args, rest = ours.parse_known_args(argv)
+    return RunConfig(_parse_cfg_args(rest), args.replay_tokens)
+
+
+def _overrides(argv: list[str]) -> dict[str, str]:
+    """``--name value``, ``--name=value`` and ``--name`` (true) as a dict."""
+    overrides: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--"):
+            raise ValueError(f"Expected --FIELD VALUE after the config; got {option!r}.")
+        name, equals, value = option[2:].partition("=")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        overrides[name] = value
+    return overrides
+
+
+def _runner_for(config: RunConfig) -> TrainingRunner | SyntheticTrainingRunner:
+    if isinstance(config.runner, LanguageModelSAERunnerConfig):
+        return TrainingRunner(config.runner, replay_tokens=config.replay_tokens)
+    return SyntheticTrainingRunner(config.runner)
+
+
+def _print_outcome(path: str | None) -> None:
+    if path is None:
+        print("\nTrained; nothing is saved, since output_path is null.")
+        return
+    print(
+        f"\nSaved to {path}. Load it with:\n\n"
+        "    import bae_lens\n"
+        "    from sae_lens import SAE\n\n"
+        f'    sae = SAE.load_from_disk("{path}")'
+    )

@@ -1,0 +1,279 @@
+"""Configs of training runs from YAML and JSON files, with SAELens' names for everything.
+
+A file holds the fields of SAELens' ``LanguageModelSAERunnerConfig``, those of the autoencoder in a
+section ``sae`` (with its ``architecture``) and those of W&B in a section ``logger``; what it leaves
+out keeps SAELens' default. With a section ``synthetic_model`` it is a ``SyntheticSAERunnerConfig``.
+One key is ours: ``replay_tokens``, see ``TrainingRunner``. The ``runner_cfg.json`` that SAELens
+writes beside an autoencoder is such a file too.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.synthetic import (
+    SyntheticModelConfig,
+    SyntheticSAERunnerConfig,
+    ZipfianFiringProbabilityConfig,
+)
+
+from bae_lens.suggest import did_you_mean
+
+logger = logging.getLogger(__name__)
+
+RunnerConfig = LanguageModelSAERunnerConfig[Any] | SyntheticSAERunnerConfig[Any]
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+_SECTIONS = ("sae", "logger", "synthetic_model")
+# The name of the section that is not one: the runner's own fields.
+_TOP = ""
+
+
+class RunConfig(NamedTuple):
+    """What a config file says.
+
+    Attributes:
+        runner: SAELens' config.
+        replay_tokens: for ``TrainingRunner``.
+    """
+
+    runner: RunnerConfig
+    replay_tokens: int | None = None
+
+
+def list_configs() -> list[str]:
+    """Names of the configs that ship with this package, each one that ``load_config`` takes."""
+    files = (resources.files("bae_lens") / "configs").iterdir()
+    return sorted(Path(file.name).stem for file in files if file.name.endswith(_SUFFIXES))
+
+
+def load_config(source: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Read a config file, change some of its fields, and build SAELens' config from it.
+
+    Args:
+        source: path of a YAML or JSON file, or the name of a shipped config.
+        overrides: field → value; a string is read as YAML, as from a command line. ``sae.d_sae`` is
+            a field of a section; a name with no section is looked up in the runner's fields, then
+            in ``sae``, ``logger`` and ``synthetic_model``. If ``architecture`` changes, fields that
+            only the old one has are dropped, with a logged note.
+
+    Raises:
+        FileNotFoundError: if there is no such file or shipped config.
+        ValueError: if the file is not YAML or JSON, a field is unknown (the message has the nearest
+            names), missing, or of a wrong type, or SAELens refuses a value.
+    """
+    text, name = _read(str(source))
+    try:
+        content = json.loads(text) if name.endswith(".json") else yaml.load(text, _Loader)
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} must hold fields and their values; got {content!r}.")
+    try:
+        return build_config(content, overrides)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def build_config(
+    content: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """``load_config`` for the content of a file."""
+    content = copy.deepcopy(dict(content))
+    overrides = {name.replace("-", "_"): value for name, value in (overrides or {}).items()}
+    for name in ("architecture", "sae.architecture"):
+        if name in overrides:
+            _change_architecture(_section(content, "sae"), str(overrides.pop(name)))
+    known = _known_fields(content)
+    for name, value in overrides.items():
+        section, field = _locate(name, known)
+        hint = known[section].hints[field]
+        values = content if section == _TOP else content[section]
+        values[field] = _parse(name, value, hint) if isinstance(value, str) else value
+    for section, config in known.items():
+        _check(section, config, content if section == _TOP else content[section])
+    replay_tokens = content.pop("replay_tokens", None)
+    try:
+        return RunConfig(_runner_class(content).from_dict(content), replay_tokens)
+    except (TypeError, KeyError) as error:
+        # What SAELens reads by itself: the sections inside synthetic_model.
+        raise ValueError(f"SAELens cannot read it: {error}") from error
+
+
+# Reading
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes ``1e-3`` for a string; here it is a number, as in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read(source: str) -> tuple[str, str]:
+    """Text and file name of a path or a shipped config."""
+    path = Path(source)
+    if path.is_file():
+        return path.read_text(), source
+    shipped = list_configs()
+    if source in shipped:
+        folder = resources.files("bae_lens") / "configs"
+        return (folder / f"{source}.yaml").read_text(), f"{source}.yaml"
+    siblings = path.parent.glob("*") if path.parent.is_dir() else ()
+    near = [str(file) for file in siblings if file.suffix in _SUFFIXES]
+    raise FileNotFoundError(
+        f"There is no file {source!r}, nor a shipped config of that name (there are "
+        f"{', '.join(shipped)}). {did_you_mean(source, [*shipped, *near])}"
+    )
+
+
+def _parse(name: str, text: str, hint: Any) -> Any:
+    """A command line's text as a value of a type; what YAML makes of it comes first."""
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        value = text
+    if text.lower() == "none":
+        value = None
+    try:
+        return _coerce(name, value, hint)
+    except ValueError:
+        # A folder named 2024 is a number to YAML, and a string all the same.
+        return _coerce(name, text, hint)
+
+
+# Fields
+
+
+class _Section(NamedTuple):
+    config_class: type
+    hints: dict[str, Any]  # field → type
+
+
+def _runner_class(content: Mapping[str, Any]) -> type[RunnerConfig]:
+    is_synthetic = "synthetic_model" in content
+    return SyntheticSAERunnerConfig if is_synthetic else LanguageModelSAERunnerConfig
+
+
+def _known_fields(content: dict[str, Any]) -> dict[str, _Section]:
+    """The sections of this content; those that may be left out are added to it."""
+    runner_class = _runner_class(content)
+    sae, _ = _section(content, "sae"), _section(content, "logger")
+    known = {
+        _TOP: _fields_of(runner_class),
+        "sae": _fields_of(_sae_config_class(sae.get("architecture"))),
+        "logger": _fields_of(LoggingConfig),
+    }
+    known["sae"].hints["architecture"] = str
+    if runner_class is LanguageModelSAERunnerConfig:
+        known[_TOP].hints["replay_tokens"] = int | None
+    elif isinstance(content["synthetic_model"], dict):
+        known["synthetic_model"] = _fields_of(SyntheticModelConfig)
+        # SAELens has a default for it, and does not look there when it reads a dict.
+        default = ZipfianFiringProbabilityConfig().to_dict()
+        content["synthetic_model"].setdefault("firing_probability", default)
+    return known
+
+
+def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
+    section = content.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise ValueError(f"{name} must be a section of fields; got {section!r}.")
+    return section
+
+
+def _sae_config_class(architecture: str | None) -> type:
+    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
+        raise ValueError(f"sae.architecture must be one of {known}; got {architecture!r}.")
+    return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
+
+
+def _fields_of(config_class: type) -> _Section:
+    hints = get_type_hints(config_class)
+    # Not a field to be set as a whole: a section.
+    names = {field.name for field in fields(config_class)} - {"sae", "logger"}
+    return _Section(config_class, {name: _as_in_a_file(hints[name]) for name in sorted(names)})
+
+
+def _as_in_a_file(hint: Any) -> Any:
+    """The type with ``dict`` for every config class in it."""
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(_as_in_a_file(part) for part in get_args(hint))]  # noqa: UP007
+    is_class = isinstance(hint, type) and get_origin(hint) is None
+    return dict[str, Any] if is_class and hint.__module__ != "builtins" else hint
+
+
+def _change_architecture(sae: dict[str, Any], architecture: str) -> None:
+    new = _fields_of(_sae_config_class(architecture)).hints
+    old = _fields_of(_sae_config_class(sae.get("architecture", architecture))).hints
+    dropped = [name for name in sae if name in old and name not in new]
+    for name in dropped:
+        del sae[name]
+    if dropped:
+        logger.warning(
+            "architecture is now %r, which has no %s: dropped.", architecture, ", ".join(dropped)
+        )
+    sae["architecture"] = architecture
+
+
+def _locate(name: str, known: dict[str, _Section]) -> tuple[str, str]:
+    """Section and field of an override."""
+    prefix, _, field = name.rpartition(".")
+    for section in [prefix] if prefix else known:
+        if section in known and field in known[section].hints:
+            return section, field
+    names = [
+        _dotted(section, field) if prefix else field
+        for section, config in known.items()
+        for field in config.hints
+    ]
+    raise ValueError(f"Unknown field {name!r}. {did_you_mean(name, names)}")
+
+
+def _check(section: str, known: _Section, values: dict[str, Any]) -> None:
+    """Refuse unknown and missing fields, and give every value the type of its field."""
+    for name, value in values.items():
+        if section == _TOP and name in _SECTIONS and isinstance(value, dict):
+            continue
+        if name not in known.hints:
+            names = [_dotted(section, field) for field in known.hints]
+            name = _dotted(section, name)
+            raise ValueError(f"Unknown field {name!r}. {did_you_mean(name, names)}")
+        values[name] = _coerce(_dotted(section, name), value, known.hints[name])
+    for field in fields(known.config_class):
+        has_default = field.default is not MISSING or field.default_factory is not MISSING
+        if not has_default and field.name not in values:
+            raise ValueError(f"{_dotted(section, field.name)} is missing.")
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    # Lax rules read 1e6 as an integer and a list as a tuple, but also true as the number 1.
+    is_strict = isinstance(value, bool)
+    try:
+        return TypeAdapter(hint).validate_python(value, strict=is_strict)
+    except ValidationError as error:
+        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        reason = error.errors()[0]["msg"]
+        raise ValueError(f"{name} must be of type {expected}; got {value!r} ({reason}).") from error
+
+
+def _dotted(section: str, field: str) -> str:
+    return f"{section}.{field}" if section else field
