@@ -21,7 +21,15 @@ from simple_parsing.helpers import field as cli_field
 from torch import Tensor, nn
 from typing_extensions import override
 
-from bae_lens.nn import SURROGATES, Surrogate, binarize, marginal_entropy, off_diagonal_covariance
+from bae_lens.nn import (
+    SURROGATES,
+    Surrogate,
+    binarize,
+    calibrated_weights,
+    flip_bits,
+    marginal_entropy,
+    off_diagonal_covariance,
+)
 
 # The entropy coefficient moves by at most this factor's logarithm a step, and reaches that at a
 # third off target; it stays within a factor of e^±12 of where it started, so that a target that
@@ -77,7 +85,9 @@ class TrainingBAEConfig(TrainingSAEConfig):
         target_entropy (float | str | None): Budget in bits per token that the entropy coefficient
             follows, up and down; ``"d_in"`` means one bit per input dimension, ``None`` a fixed
             coefficient.
-        covariance_coefficient (float): Weight of Σ_{i≠j} |C_ij|.
+        covariance_coefficient (float): Weight of Σ_{i≠j} |C_ij|. Off by default: under an entropy
+            budget it costs explained variance or does nothing measurable on a language model
+            (``benchmarks/bae_recipe.py``), and takes as long as the rest of the step.
         covariance_warm_up_steps (int): Steps of linear warm-up of the covariance coefficient.
         max_density (float | None): Bits that fire on more than this share of tokens are pushed
             back, from 0.8 of it on. ``None``: no such term.
@@ -101,7 +111,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
     entropy_start_step: int = 0
     entropy_floor: float = 0.0
     target_entropy: float | str | None = cli_field(default="d_in", type=_bits_or_d_in)
-    covariance_coefficient: float = 1e-4
+    covariance_coefficient: float = 0.0
     covariance_warm_up_steps: int = 0
     max_density: float | None = 0.1
     density_coefficient: float = 2.0
@@ -323,14 +333,13 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         output = super().training_forward_pass(step_input)
 
         with torch.no_grad():
-            bits = output.feature_acts != 0
+            bits = (output.feature_acts != 0).flatten(0, -2)
             entropy = marginal_entropy(bits)
             self._update_statistics(bits.float().mean(0), entropy)
         output.metrics["entropy"] = entropy
         output.metrics["entropy_multiplier"] = self.log_entropy_multiplier.exp()
-        coefficient = step_input.coefficients["covariance"]
-        if coefficient > 0:
-            output.metrics["covariance"] = output.losses["covariance_loss"].detach() / coefficient
+        # A callable is evaluated on logging steps only.
+        output.metrics["covariance"] = partial(_covariance, output.feature_acts.detach())
         if self.cfg.max_density is not None:
             output.metrics["dense_rate"] = (self.firing_rate > self.cfg.max_density).float().mean()
         if step_input.dead_neuron_mask is not None:
@@ -346,7 +355,7 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
         cfg, coefficients = self.cfg, step_input.coefficients
-        codes = feature_acts / self.scale
+        codes = (feature_acts / self.scale).flatten(0, -2)
         entropy = marginal_entropy(codes)
         is_on = (self.n_updates >= cfg.entropy_start_step) & (entropy.detach() > cfg.entropy_floor)
         losses = {
@@ -394,35 +403,16 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         rate = self.cfg.initial_firing_rate
         if rate is None:
             raise ValueError("calibrate needs initial_firing_rate to be a number; it is None.")
-        x = sae_in.reshape(-1, sae_in.shape[-1])
-        n = x.shape[0]
-        if n < 2:
-            raise ValueError(f"Calibration needs at least two tokens in the first batch; got {n}.")
-        if not x.isfinite().all():
-            raise ValueError(
-                "The first batch has NaN or infinite activations, from which no threshold can be set. "
-                "Check the model's dtype and the hook point."
-            )
         self.b_dec.zero_()
-        x = self.process_sae_in(x)
-        self.b_dec.copy_(x.mean(0))
-        centred = x - x.mean(0)
-        pre = (centred @ self.W_enc).float()
-        std = pre.std(0).clamp(min=1e-8)
-        self.W_enc.div_(std)
-        pre = pre / std
-        k = min(max(round(rate * n), 1), n - 1)
-        # Half-way between the k-th largest pre-activation and the next.
-        top = pre.topk(k + 1, dim=0).values
-        threshold = (top[k - 1] + top[k]) / 2
-        self.b_enc.copy_(-threshold)
-        if not self.cfg.apply_b_dec_to_input:
-            self.b_enc.sub_(x.mean(0) @ self.W_enc)
-        # The scale at which the decoder as it is explains most of the batch (least squares).
-        recons = (pre > threshold).to(self.dtype) @ self.W_dec
-        recons = recons - recons.mean(0)
-        gain = (recons * centred).sum() / recons.square().sum().clamp(min=1e-8)
-        self.W_dec.mul_(gain.clamp(min=1e-3))
+        weights = calibrated_weights(
+            self.process_sae_in(sae_in.reshape(-1, sae_in.shape[-1])),
+            self.W_enc,
+            self.W_dec,
+            rate,
+            self.cfg.apply_b_dec_to_input,
+        )
+        for name, value in weights.items():
+            getattr(self, name).copy_(value)
         self._is_calibrated = True
 
     @property
@@ -448,7 +438,9 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         flipped = self.mostly_on
         for name in self._STATISTICS:
             del state_dict[name]
-        state_dict |= _flip_bits(state_dict, flipped, self.cfg.apply_b_dec_to_input)
+        state_dict |= flip_bits(
+            **state_dict, flipped=flipped, apply_b_dec_to_input=self.cfg.apply_b_dec_to_input
+        )
         state_dict["flipped"] = flipped
 
     @override
@@ -463,25 +455,11 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         return weights_path, cfg_path
 
 
-def _flip_bits(
-    state_dict: dict[str, Tensor], flipped: Tensor, apply_b_dec_to_input: bool
-) -> dict[str, Tensor]:
-    """Weights whose ``flipped`` bits are inverted and whose output is the same (new tensors)."""
-    sign = torch.where(flipped, -1, 1).to(state_dict["W_enc"].dtype)
-    # 1 − bit in place of bit: what the bit added when on is now in the bias.
-    shift = (flipped * state_dict["scale"]) @ state_dict["W_dec"]
-    W_enc = state_dict["W_enc"] * sign
-    b_enc = state_dict["b_enc"] * sign
-    if apply_b_dec_to_input:
-        b_enc = b_enc + shift @ W_enc
-    return {
-        "W_enc": W_enc,
-        "b_enc": b_enc,
-        "W_dec": state_dict["W_dec"] * sign.unsqueeze(1),
-        "b_dec": state_dict["b_dec"] + shift,
-    }
+def _covariance(feature_acts: Tensor) -> Tensor:
+    return off_diagonal_covariance((feature_acts != 0).float())
 
 
 def _note_loaded_calibration(module: TrainingBAE, incompatible_keys: Any) -> None:  # noqa: ARG001
-    if not module.n_updates.is_meta and module.n_updates > 0:
-        module._is_calibrated = True
+    if not module.n_updates.is_meta:
+        is_off = module.cfg.initial_firing_rate is None
+        module._is_calibrated = is_off or bool(module.n_updates > 0)

@@ -33,8 +33,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without calibration": {"initial_firing_rate": None},
     "without budget (fixed coefficient)": {"target_entropy": None},
     "without density cap": {"max_density": None},
-    "without covariance penalty": {"covariance_coefficient": 0.0},
-    "covariance penalty x 100": {"covariance_coefficient": 1e-2},
+    "with covariance penalty 6e-5 (the release's)": {"covariance_coefficient": 1e-7 * D_IN},
+    "with covariance penalty 1e-2": {"covariance_coefficient": 1e-2},
     "surrogate identity": {"surrogate": "identity"},
     "surrogate paper": {"surrogate": "paper"},
     "without budget, cap, calibration": {
@@ -125,7 +125,7 @@ def train(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--layers", type=int, nargs="+", default=[8, 15])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--tokens", type=int, default=200_000)
     parser.add_argument("--held_out_tokens", type=int, default=65_536)
     parser.add_argument("--lr", type=float, default=2e-3)

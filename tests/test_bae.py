@@ -235,7 +235,7 @@ def test_metrics_are_those_of_the_batch():
     bits = output.feature_acts.detach()
     metrics = output.metrics
     torch.testing.assert_close(metrics["entropy"], marginal_entropy(bits))
-    torch.testing.assert_close(metrics["covariance"], off_diagonal_covariance(bits))
+    torch.testing.assert_close(metrics["covariance"](), off_diagonal_covariance(bits))
     # The first step's running mean is the batch's own.
     expected = (bits.mean(0) > 0.3).float().mean().item()
     assert 0 < expected < 1
@@ -381,6 +381,21 @@ def test_calibration_scales_the_decoder_to_the_least_squares_fit():
     assert error(1.0) < error(0.99)
     assert error(1.0) < error(1.01)
     assert error(1.0) < target.square().sum().item()
+
+
+def test_calibration_does_not_depend_on_the_biases_it_finds():
+    sae, other = TrainingBAE(training_cfg()), TrainingBAE(training_cfg())
+    other.load_state_dict(sae.state_dict())
+    with torch.no_grad():
+        other.b_dec.fill_(3.0)
+        other.b_enc.fill_(-2.0)
+    x = make_activations(100)
+
+    sae.calibrate(x)
+    other.calibrate(x)
+
+    for name, parameter in sae.named_parameters():
+        assert torch.equal(other.get_parameter(name), parameter), name
 
 
 def test_calibration_happens_once():
@@ -625,19 +640,19 @@ def test_firing_rate_later_forgets_over_a_hundred_steps():
     torch.testing.assert_close(sae.firing_rate, 0.99 * 0.25 + 0.01 * rate.detach())
 
 
-def test_firing_rate_does_not_depend_on_scale():
+def test_penalties_and_statistics_do_not_depend_on_scale():
     plain, folded = make_training_bae(), make_training_bae()
     folded.fold_W_dec_norm()
     x = make_activations(61)
 
-    train_step(plain, x)
+    expected = train_step(plain, x)
     output = train_step(folded, x)
 
     assert not torch.equal(folded.scale, torch.ones(D_SAE))
     assert torch.equal(folded.firing_rate, plain.firing_rate)
-    torch.testing.assert_close(
-        output.metrics["entropy"], train_step(plain, x).metrics["entropy"], rtol=1e-6, atol=0
-    )
+    for name, loss in expected.losses.items():
+        torch.testing.assert_close(output.losses[name], loss, rtol=1e-5, atol=0)
+    assert torch.equal(output.metrics["entropy"], expected.metrics["entropy"])
 
 
 def test_scale_stays_one_in_training():

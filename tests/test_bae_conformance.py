@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from sae_lens import (
     SAE,
     SAEConfig,
@@ -46,6 +45,7 @@ from sae_lens.training import upload_saes_to_huggingface as hf_upload
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -157,7 +157,9 @@ def test_row01_another_plug_ins_architecture_is_not_overwritten(fresh_import, mo
     theirs = type("TheirBAE", (), {"__module__": "another_plug_in"})
     monkeypatch.setitem(getattr(registry, known), "bae", (theirs, theirs))
 
-    with pytest.raises(ValueError, match=r"already has an architecture 'bae', from another_plug_in"):
+    with pytest.raises(
+        ValueError, match=r"already has an architecture 'bae', from another_plug_in"
+    ):
         fresh_import()
 
     assert getattr(registry, known)["bae"] == (theirs, theirs)
@@ -400,9 +402,7 @@ def test_row08_folding_the_whitening_is_exact(is_training, apply_b_dec_to_input)
     whitening = scaler.whitening
     assert whitening is not None
     folded = copy.deepcopy(sae)
-    folded.fold_activation_whitening(
-        whitening.mean, whitening.matrix, whitening.inverse_matrix
-    )
+    folded.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
 
     assert folded.cfg.normalize_activations == "none"
     # The yardstick in float64: in float32 the unfolded path has the larger rounding error.
@@ -467,7 +467,10 @@ def test_row07_row08_the_trainer_folds_its_own_normalisation_away(tmp_path, norm
     before = {}
 
     def keep(*args, **kwargs):
-        before["sae"], before["scaler"] = copy.deepcopy(sae), copy.deepcopy(trainer.activation_scaler)
+        before["sae"], before["scaler"] = (
+            copy.deepcopy(sae),
+            copy.deepcopy(trainer.activation_scaler),
+        )
         return original(*args, **kwargs)
 
     name = f"fold_activation_{'whitening' if 'white' in normalize else 'norm_scaling_factor'}"
@@ -807,7 +810,9 @@ def test_row19_compiled_training_equals_eager_training():
         compiled.training_forward_pass, backend="aot_eager"
     )
     activations = make_sparse_activations(8 * BATCH)
-    trainers = [SAETrainer(trainer_cfg(8), sae, batches_of(activations)) for sae in (eager, compiled)]
+    trainers = [
+        SAETrainer(trainer_cfg(8), sae, batches_of(activations)) for sae in (eager, compiled)
+    ]
 
     for step in range(8):
         outputs = [trainer.step(next(trainer.data_provider)) for trainer in trainers]
@@ -892,10 +897,35 @@ def test_row21_command_line_defaults_are_the_configs():
 
 def test_row21_command_line_flags():
     cfg = parse(
-        *"--d_in 64 --d_sae 256 --surrogate identity --temperature 0.5 --initial_firing_rate 0.1".split(),
-        *"--entropy_coefficient 0.2 --entropy_warm_up_steps 10 --entropy_start_step 5".split(),
-        *"--entropy_floor 3 --covariance_coefficient 1e-3 --max_density 0.2".split(),
-        *"--density_coefficient 4 --apply_b_dec_to_input false --normalize_activations none".split(),
+        *[
+            "--d_in",
+            "64",
+            "--d_sae",
+            "256",
+            "--surrogate",
+            "identity",
+            "--temperature",
+            "0.5",
+            "--initial_firing_rate",
+            "0.1",
+        ],
+        *[
+            "--entropy_coefficient",
+            "0.2",
+            "--entropy_warm_up_steps",
+            "10",
+            "--entropy_start_step",
+            "5",
+        ],
+        *["--entropy_floor", "3", "--covariance_coefficient", "1e-3", "--max_density", "0.2"],
+        *[
+            "--density_coefficient",
+            "4",
+            "--apply_b_dec_to_input",
+            "false",
+            "--normalize_activations",
+            "none",
+        ],
     )
 
     assert cfg == TrainingBAEConfig(
@@ -1084,7 +1114,9 @@ def test_row23_run_evals_gives_finite_numbers(model, tmp_path, hook, is_training
         model,
         ActivationScaler(),
         get_eval_everything_config(
-            batch_size_prompts=4, n_eval_reconstruction_batches=2, n_eval_sparsity_variance_batches=2
+            batch_size_prompts=4,
+            n_eval_reconstruction_batches=2,
+            n_eval_sparsity_variance_batches=2,
         ),
     )
 

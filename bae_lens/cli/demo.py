@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokens", type=int, default=250_000, help="tokens of text that the language model reads"
     )
     parser.add_argument(
-        "--training_tokens", type=int, help="tokens of training, replays counted; default: as shipped"
+        "--training_tokens",
+        type=int,
+        help="tokens of training, replays counted; default: as shipped",
     )
     parser.add_argument("--held_out_tokens", type=int, default=65_536, help="tokens to score on")
     parser.add_argument(
@@ -141,7 +143,12 @@ def _score(
 
     code, explained_variance = summarise_code(sae, held_out.activations.split(4096))
     metrics, _ = run_evals(
-        sae, store(), model, eval_config=everything(ce_batches, _PROMPTS), verbose=True, n_code_tokens=0
+        sae,
+        store(),
+        model,
+        eval_config=everything(ce_batches, _PROMPTS),
+        verbose=True,
+        n_code_tokens=0,
     )
     ce = metrics["model_performance_preservation"]
     score = Score(

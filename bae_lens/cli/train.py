@@ -11,6 +11,8 @@ from sae_lens.training._interruption import InterruptedException
 from bae_lens.training.config_file import RunConfig, list_configs, load_config
 from bae_lens.training.runner import SyntheticTrainingRunner, TrainingRunner
 
+_HELP = {"-h", "--help"}
+
 
 def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
     """Train as the arguments say, save, and print where.
@@ -22,11 +24,15 @@ def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
             folder for it.
     """
     _describe(parser)
-    if not argv or argv[0] in ("-h", "--help"):
+    has_config = bool(argv) and not argv[0].startswith("-")
+    options = argv[1:] if has_config else argv
+    if has_config and not _HELP.intersection(options):
+        config = load_config(argv[0], _overrides(options))
+    elif not has_config and options and options[0] not in _HELP:
+        config = _from_flags(options)
+    else:
         parser.print_help()
         return 0
-    is_flag = argv[0].startswith("--")
-    config = _from_flags(argv) if is_flag else load_config(argv[0], _overrides(argv[1:]))
     try:
         _runner_for(config).run()
     except InterruptedException:

@@ -47,10 +47,13 @@ class MetricLog:
         self._keep_before(trainer.n_training_steps)
         take_step = trainer.step
 
+        def is_logging_step() -> bool:
+            return (trainer.n_training_steps + 1) % self.every == 0
+
         @wraps(take_step)
         def step(batch: torch.Tensor) -> TrainStepOutput:
             output = take_step(batch)
-            if (trainer.n_training_steps + 1) % self.every == 0:
+            if is_logging_step():
                 metrics = trainer.build_train_step_log_dict(
                     output=output, n_training_samples=trainer.n_training_samples
                 )
@@ -58,6 +61,9 @@ class MetricLog:
             return output
 
         trainer.step = step
+        if not trainer.cfg.logger.log_to_wandb:
+            # Some architectures compute a metric only where SAELens says that it will be logged.
+            trainer._is_logging_step = is_logging_step
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line."""

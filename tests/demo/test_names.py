@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from bae_lens import demo
 from bae_lens.demo import movie_reviews, smollm2
@@ -70,20 +69,3 @@ def test_the_split_is_passed_on(monkeypatch: pytest.MonkeyPatch):
     assert dataset is not None
     assert len(dataset) == 2
     assert splits == ["train", "test"]
-
-
-@pytest.mark.real_model
-@torch.no_grad()
-def test_both_kinds_are_the_same_model():
-    hooked = demo.load_model(demo.MODEL_NAME, "HookedTransformer")
-    bridge = demo.load_model(demo.MODEL_NAME, "TransformerBridge")
-    assert hooked is not None
-    assert bridge is not None
-    tokens = hooked.to_tokens("\nA delight from beginning to end, and I would see it again.")
-    assert torch.equal(tokens, bridge.to_tokens("\nA delight from beginning to end, and I would see it again."))
-    torch.testing.assert_close(bridge(tokens), hooked(tokens), atol=2e-4, rtol=0)
-    _, at_hooked = hooked.run_with_cache(tokens, names_filter="blocks.15.hook_resid_post")
-    _, at_bridge = bridge.run_with_cache(tokens, names_filter="blocks.15.hook_out")
-    torch.testing.assert_close(
-        at_bridge["blocks.15.hook_out"], at_hooked["blocks.15.hook_resid_post"], atol=1e-2, rtol=1e-4
-    )

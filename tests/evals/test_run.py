@@ -118,7 +118,7 @@ def test_its_arguments_are_those_of_saelens_in_the_same_order(model):
     sae = describe(make_bae())
     args = (model, ActivationScaler(), ce_only(), {}, False, False)
 
-    metrics, _ = run_evals(sae, store_of(sae, model), *args)
+    metrics, _ = run_evals(sae, store_of(sae, model), *args, n_code_tokens=0)
 
     expected, _ = sae_lens_run_evals(sae, store_of(sae, model), *args)
     assert without_additions(metrics) == expected
@@ -142,7 +142,9 @@ def test_mean_ablation_is_on_the_tokens_of_saelens_own_score(model):
     batches = [store.get_batch_tokens(PROMPTS) for _ in range(N_BATCHES)]
     special = get_special_token_ids(model.tokenizer)  # pyright: ignore[reportArgumentType]
 
-    metrics, _ = run_evals(sae, store_of(sae, model), model, eval_config=everything())
+    metrics, _ = run_evals(
+        sae, store_of(sae, model), model, eval_config=everything(), n_code_tokens=0
+    )
 
     group = metrics["model_performance_preservation"]
     ablated = mean_ablation_ce(model, HOOK, batches, special)
@@ -155,13 +157,17 @@ def test_mean_ablation_is_on_the_tokens_of_saelens_own_score(model):
 
 def test_special_tokens_may_be_an_iterator(model):
     sae = describe(make_bae())
-    ids = [0, 7, 11]
 
-    from_list, _ = run_evals(
-        sae, store_of(sae, model), model, eval_config=ce_only(), exclude_special_tokens=ids
-    )
-    from_iterator, _ = run_evals(
-        sae, store_of(sae, model), model, eval_config=ce_only(), exclude_special_tokens=iter(ids)
+    from_list, from_iterator = (
+        run_evals(
+            sae,
+            store_of(sae, model),
+            model,
+            eval_config=ce_only(),
+            exclude_special_tokens=ids,
+            n_code_tokens=0,
+        )
+        for ids in ([0, 7, 11], iter([0, 7, 11]))
     )
 
     assert from_iterator == from_list

@@ -6,13 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import LoggingConfig
+from sae_lens import (
+    LoggingConfig,
+    MatchingPursuitTrainingSAE,
+    MatchingPursuitTrainingSAEConfig,
+)
 from sae_lens.training.sae_trainer import SAETrainer
 
 from bae_lens import TrainingBAE
 from bae_lens.training import MetricLog
 from tests.helpers import (
     BATCH,
+    D_IN,
+    D_SAE,
     batches_of,
     make_sparse_activations,
     trainer_cfg,
@@ -22,7 +28,7 @@ from tests.helpers import (
 
 def make_trainer(n_steps: int, **overrides: Any) -> SAETrainer[Any, Any]:
     torch.manual_seed(0)
-    sae = TrainingBAE(training_cfg())
+    sae = TrainingBAE(training_cfg(covariance_coefficient=1e-4))
     data = batches_of(make_sparse_activations(512))
     return SAETrainer(trainer_cfg(n_steps, lr_end=1e-4, **overrides), sae, data)
 
@@ -70,7 +76,15 @@ def test_without_wandb_it_holds_saelens_metrics_and_the_architectures(tmp_path: 
     } <= first.keys()
     assert first["details/n_training_samples"] == 2 * BATCH
     assert last["details/n_training_samples"] == 4 * BATCH
-    assert first["losses/mse_loss"] > last["losses/mse_loss"] > 0
+
+
+def test_metrics_that_are_only_computed_on_logging_steps_are_there(tmp_path: Path):
+    sae = MatchingPursuitTrainingSAE(MatchingPursuitTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE))
+    data = batches_of(make_sparse_activations(512))
+    trainer = SAETrainer(trainer_cfg(4, lr_end=1e-4), sae, data)
+    MetricLog(tmp_path / "metrics.jsonl", every=2).attach(trainer)
+    trainer.fit()
+    assert all("metrics/residual_norm" in line for line in read(tmp_path / "metrics.jsonl"))
 
 
 def test_each_line_is_on_disk_when_its_step_is_over(tmp_path: Path):

@@ -1,0 +1,251 @@
+"""``bae-lens eval PATH`` on a tiny model, resolved from the saved metadata."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import HookedSAETransformer
+
+from bae_lens import demo
+from bae_lens.cli import main
+from bae_lens.cli.eval import add_arguments, everything, print_metrics, run_eval
+from tests.helpers import CONTEXT_SIZE, D_IN, HOOK, make_bae, make_model, make_text
+
+GROUPS = {
+    "model_behavior_preservation",
+    "model_performance_preservation",
+    "reconstruction_quality",
+    "shrinkage",
+    "sparsity",
+    "token_stats",
+    "code",
+}
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """The names that were resolved, to a tiny model and tiny text."""
+    asked: list[tuple[str, Any]] = []
+
+    def load_model(
+        name: str, class_name: str = "HookedTransformer", device: Any = "cpu"
+    ) -> HookedSAETransformer:
+        asked.append((name, class_name))
+        return make_model()
+
+    def load_dataset(name: str, split: str = "train") -> Dataset:
+        asked.append((name, split))
+        return make_text()
+
+    monkeypatch.setattr(demo, "load_model", load_model)
+    monkeypatch.setattr(demo, "load_dataset", load_dataset)
+    return asked
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save(tmp_path / "sae")
+
+
+def save(folder: Path, is_silent: bool = False, **metadata: Any) -> Path:
+    """A saved SAE; a silent one has no bit that fires and gives back zeros."""
+    sae = make_bae()
+    if is_silent:
+        with torch.no_grad():
+            sae.b_enc.fill_(-1e4)
+            sae.b_dec.zero_()
+    known = {
+        "model_name": "bae-lens/tiny",
+        "model_class_name": "HookedTransformer",
+        "dataset_path": "bae-lens/tiny-text",
+        "hook_name": HOOK,
+        "context_size": CONTEXT_SIZE,
+        "prepend_bos": True,
+        "exclude_special_tokens": True,
+    }
+    for name, value in {**known, **metadata}.items():
+        sae.cfg.metadata[name] = value
+    sae.save_model(folder)
+    return folder
+
+
+def run(folder: Path, *options: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    small = ("--n_eval_batches", "1", "--batch_size_prompts", "4", "--n_code_tokens", "100")
+    return run_eval(parser.parse_args([str(folder), *small, *options]))
+
+
+def strict_json(path: Path) -> dict[str, Any]:
+    """Whatever a parser reads that takes no NaN and no Infinity."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def test_everything_comes_from_the_metadata(folder, asked):
+    assert run(folder) == 0
+
+    assert asked == [("bae-lens/tiny", "HookedTransformer"), ("bae-lens/tiny-text", "test")]
+
+
+def test_metrics_are_written_into_the_folder_and_printed(folder, capsys):
+    run(folder)
+
+    metrics = strict_json(folder / "eval_metrics.json")
+    assert set(metrics) == GROUPS
+    assert metrics["code"]["n_tokens"] == 100
+    assert 0 < metrics["model_performance_preservation"]["ce_loss_with_mean_ablation"] < 20
+    out = capsys.readouterr().out
+    for group, values in metrics.items():
+        assert f"\n{group}\n" in out
+        assert all(f"  {name} " in out for name in values)
+    assert f"{metrics['code']['l0']:.4f}" in out
+    assert f"Written to {folder / 'eval_metrics.json'}" in out
+
+
+def test_a_second_time_gives_the_same(folder):
+    run(folder)
+    first = (folder / "eval_metrics.json").read_text()
+    run(folder)
+
+    assert (folder / "eval_metrics.json").read_text() == first
+
+
+def test_the_output_may_be_another_file_in_a_new_folder(folder, tmp_path):
+    output = tmp_path / "new" / "scores.json"
+
+    run(folder, "--output", str(output))
+
+    assert set(strict_json(output)) == GROUPS
+    assert not (folder / "eval_metrics.json").exists()
+
+
+def test_what_is_not_a_number_is_null(tmp_path, capsys):
+    # A reconstruction of zeros has no direction, and so no cosine similarity.
+    folder = save(tmp_path / "sae", is_silent=True)
+
+    run(folder)
+
+    metrics = strict_json(folder / "eval_metrics.json")
+    assert metrics["reconstruction_quality"]["cossim"] is None
+    assert metrics["code"]["dead_share"] == 1.0
+    assert "nan" in capsys.readouterr().out
+
+
+def test_another_dataset_by_name(folder, asked):
+    run(folder, "--dataset", "bae-lens/other-text")
+
+    assert ("bae-lens/other-text", "test") in asked
+    assert ("bae-lens/tiny-text", "test") not in asked
+
+
+def test_the_options_reach_the_evals(folder):
+    run(folder, "--n_eval_batches", "2", "--batch_size_prompts", "3", "--n_code_tokens", "0")
+
+    metrics = strict_json(folder / "eval_metrics.json")
+    assert set(metrics) == GROUPS - {"code"}
+    assert set(metrics["token_stats"].values()) == {2 * 3 * CONTEXT_SIZE}
+
+
+@pytest.mark.parametrize("excluded", [True, False, [0]])
+def test_special_tokens_are_as_in_training(tmp_path, excluded):
+    folder = save(tmp_path / "sae", exclude_special_tokens=excluded)
+    everywhere = save(tmp_path / "everywhere", exclude_special_tokens=False)
+
+    run(folder)
+    run(everywhere)
+
+    scores = [
+        strict_json(path / "eval_metrics.json")["model_performance_preservation"]
+        for path in (folder, everywhere)
+    ]
+    assert (scores[0] == scores[1]) == (excluded is False)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="is not the folder of a saved SAE") as error:
+        run(tmp_path / "nowhere")
+
+    assert str(tmp_path / "nowhere") in str(error.value)
+    assert "output_path" in str(error.value)
+
+
+def test_a_folder_without_an_sae_and_a_file(tmp_path):
+    file = tmp_path / "cfg.json"
+    file.write_text("{}")
+
+    for path in (tmp_path / "..", file):
+        with pytest.raises(FileNotFoundError, match=r"there is no cfg\.json in it"):
+            run(path)
+
+
+def test_a_folder_without_weights(folder):
+    (folder / "sae_weights.safetensors").unlink()
+
+    with pytest.raises(FileNotFoundError, match=r"sae_weights\.safetensors"):
+        run(folder)
+
+
+def test_on_the_command_line_that_is_a_message_and_no_traceback(folder, tmp_path, capsys):
+    (folder / "sae_weights.safetensors").unlink()
+
+    for path in (tmp_path / "nowhere", folder):
+        assert main(["eval", str(path)]) == 2
+        assert str(path) in capsys.readouterr().err
+
+
+def test_a_hook_that_the_model_does_not_have(tmp_path):
+    folder = save(tmp_path / "sae", hook_name="blocks.0.hook_resid_pst")
+
+    with pytest.raises(ValueError, match=r"no hook 'blocks\.0\.hook_resid_pst'.*hook_resid_post"):
+        run(folder)
+
+
+def test_a_width_that_is_not_the_hooks(tmp_path):
+    folder = save(tmp_path / "sae", hook_name="blocks.0.mlp.hook_post")
+
+    with pytest.raises(ValueError, match=f"{D_IN}.*{2 * D_IN}"):
+        run(folder)
+
+
+@pytest.mark.parametrize("name", ["n_eval_batches", "batch_size_prompts"])
+@pytest.mark.parametrize("value", ["0", "-1"])
+def test_no_batches_are_refused_before_anything_is_loaded(folder, asked, name, value):
+    with pytest.raises(ValueError, match=rf"--{name} must be at least 1; got {value}"):
+        run(folder, f"--{name}", value)
+
+    assert asked == []
+
+
+def test_the_config_asks_for_every_scalar_group():
+    config = everything(3, 5)
+
+    assert config.batch_size_prompts == 5
+    assert config.n_eval_reconstruction_batches == config.n_eval_sparsity_variance_batches == 3
+    assert config.compute_kl
+    assert config.compute_ce_loss
+    assert config.compute_l2_norms
+    assert config.compute_sparsity_metrics
+    assert config.compute_variance_metrics
+
+
+def test_printed_numbers_line_up(capsys):
+    print_metrics({"group": {"tokens": 65_536, "share": 0.25, "missing": float("nan")}})
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "group"
+    assert [line.split() for line in lines[2:]] == [
+        ["tokens", "65,536"],
+        ["share", "0.2500"],
+        ["missing", "nan"],
+    ]
+    assert len({len(line) for line in lines[2:]}) == 1

