@@ -38,13 +38,21 @@ _CONTROL_RATE, _CONTROL_GAIN, _CONTROL_LIMIT = 0.02, 3.0, 12.0
 # The density penalty begins below the density that must not be passed, so that held-out text,
 # which varies about the minibatch's mean, does not pass it either.
 _DENSITY_MARGIN = 0.8
+_STATISTICS = ("firing_rate", "n_updates", "log_entropy_multiplier")
 # Firing rates are a running mean over about this many steps.
 _FIRING_RATE_STEPS = 100
 
 
-def _bits_or_d_in(text: str) -> float | str | None:
-    """Command-line form of ``target_entropy``: a number, ``d_in`` or ``none``."""
-    return {"d_in": "d_in", "none": None}[text.lower()] if text[:1].isalpha() else float(text)
+def _number_or(*words: str) -> Callable[[str], float | str | None]:
+    """A command-line type: a number, ``none``, or one of some words."""
+
+    def parse(text: str) -> float | str | None:
+        if text.lower() == "none":
+            return None
+        return text if text in words else float(text)
+
+    parse.__name__ = " or ".join(["number", *words, "none"])
+    return parse
 
 
 @dataclass
@@ -105,15 +113,15 @@ class TrainingBAEConfig(TrainingSAEConfig):
     normalize_activations: str = "expected_average_only_in"  # type: ignore[assignment]
     surrogate: Surrogate = "sigmoid"
     temperature: float = 0.5
-    initial_firing_rate: float | None = 0.04
+    initial_firing_rate: float | None = cli_field(default=0.04, type=_number_or())
     entropy_coefficient: float = 0.04
     entropy_warm_up_steps: int = 0
     entropy_start_step: int = 0
     entropy_floor: float = 0.0
-    target_entropy: float | str | None = cli_field(default="d_in", type=_bits_or_d_in)
+    target_entropy: float | str | None = cli_field(default="d_in", type=_number_or("d_in"))
     covariance_coefficient: float = 0.0
     covariance_warm_up_steps: int = 0
-    max_density: float | None = 0.1
+    max_density: float | None = cli_field(default=0.1, type=_number_or())
     density_coefficient: float = 2.0
 
     @override
@@ -252,8 +260,11 @@ class BAE(_OneBitSAE):
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
+        if "firing_rate" in state_dict:
+            _convert_to_inference(state_dict, self.cfg.apply_b_dec_to_input)
         # SAELens' loader casts whatever is in the file to the SAE's dtype.
-        state_dict["flipped"] = state_dict["flipped"].bool()
+        if "flipped" in state_dict:
+            state_dict["flipped"] = state_dict["flipped"].bool()
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -277,8 +288,6 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     n_updates: Tensor
     log_entropy_multiplier: Tensor
 
-    _STATISTICS = ("firing_rate", "n_updates", "log_entropy_multiplier")
-
     def __init__(self, cfg: TrainingBAEConfig, use_error_term: bool = False):
         super().__init__(cfg, use_error_term)
         # Mirrors n_updates > 0, so that no step has to ask the device.
@@ -289,14 +298,14 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         shape = {"firing_rate": (self.cfg.d_sae,)}
-        for name in self._STATISTICS:
+        for name in _STATISTICS:
             buffer = torch.zeros(shape.get(name, ()), dtype=torch.float32, device=self.device)
             self.register_buffer(name, buffer)
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrainingBAE:
         # A cast moves the weights; statistics keep their precision and only follow the device.
-        kept = {name: getattr(self, name) for name in self._STATISTICS}
+        kept = {name: getattr(self, name) for name in _STATISTICS}
         super()._apply(fn, recurse)
         for name, value in kept.items():
             moved = getattr(self, name)
@@ -429,19 +438,13 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        for name in self._STATISTICS:
+        for name in state_dict.keys() & set(_STATISTICS):
             state_dict[name] = state_dict[name].float()
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
-        flipped = self.mostly_on
-        for name in self._STATISTICS:
-            del state_dict[name]
-        state_dict |= flip_bits(
-            **state_dict, flipped=flipped, apply_b_dec_to_input=self.cfg.apply_b_dec_to_input
-        )
-        state_dict["flipped"] = flipped
+        _convert_to_inference(state_dict, self.cfg.apply_b_dec_to_input)
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
@@ -453,6 +456,17 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             cfg["metadata"]["l0"] += (1 - 2 * rate).sum().item()
             cfg_path.write_text(json.dumps(cfg))
         return weights_path, cfg_path
+
+
+def _convert_to_inference(state_dict: dict[str, Tensor], apply_b_dec_to_input: bool) -> None:
+    """Turn the state of a ``TrainingBAE`` into that of a ``BAE``, replacing entries."""
+    flipped = state_dict["firing_rate"] > 0.5
+    for name in _STATISTICS:
+        del state_dict[name]
+    state_dict |= flip_bits(
+        **state_dict, flipped=flipped, apply_b_dec_to_input=apply_b_dec_to_input
+    )
+    state_dict["flipped"] = flipped
 
 
 def _covariance(feature_acts: Tensor) -> Tensor:

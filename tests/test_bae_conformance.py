@@ -709,7 +709,7 @@ def test_row14_coefficients_are_schedulable_by_name():
 
 
 def test_row15_losses_are_a_dict_that_adds_up_and_metrics_are_loggable():
-    sae = make_training_bae()
+    sae = make_training_bae(covariance_coefficient=1e-3)
     trainer = SAETrainer(trainer_cfg(10), sae, batches_of(make_activations(BATCH)))
 
     output = trainer.step(next(trainer.data_provider))
