@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from sae_lens import SAE, HookedSAETransformer
+from sae_lens.analysis.hooked_sae_transformer import set_deep_attr
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.util import get_special_token_ids
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 
 
 @contextmanager
@@ -40,14 +42,22 @@ def attached(
     Raises:
         ValueError: if the model does not have the SAE's hook point (SAELens only logs a warning).
     """
-    if isinstance(exclude_special_tokens, bool):
-        special = get_special_token_ids(model.tokenizer) if exclude_special_tokens else []  # pyright: ignore[reportArgumentType]
+    if exclude_special_tokens is True:
+        if model.tokenizer is None:
+            raise ValueError(
+                "The model has no tokenizer that could say which tokens are special: give their "
+                "token ids as exclude_special_tokens, or False to replace every position."
+            )
+        special = get_special_token_ids(model.tokenizer)
     else:
-        special = list(exclude_special_tokens)
+        special = list(exclude_special_tokens or ())
     name = sae.cfg.metadata.hook_name
     hooked = isinstance(model, HookedSAETransformer)
     options: dict[str, Any] = {"exclude_special_tokens": special or False} if hooked else {}
-    with model.saes(saes=[sae], use_error_term=use_error_term, **options):
+    with (
+        _same_hook_point_afterwards(model, sae),
+        model.saes(saes=[sae], use_error_term=use_error_term, **options),
+    ):
         wrapper = model._acts_to_saes.get(name)  # pyright: ignore[reportArgumentType]
         if wrapper is None or wrapper.sae is not sae:
             raise ValueError(
@@ -61,7 +71,10 @@ def attached(
 
         def note_special_tokens(module: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
             tokens: Tensor = inputs[0]
-            wrapper.set_token_mask(torch.isin(tokens, ids.to(tokens.device)))
+            # Looked up anew: an SAE that was attached and removed inside leaves another wrapper.
+            current = model._acts_to_saes[name]  # pyright: ignore[reportArgumentType]
+            if current.sae is sae:
+                current.set_token_mask(torch.isin(tokens, ids.to(tokens.device)))
 
         # The embedding sees token ids whatever the caller passed: text, tokens, with BOS or not.
         handle = model.embed.register_forward_pre_hook(note_special_tokens)
@@ -69,3 +82,28 @@ def attached(
             yield model
         finally:
             handle.remove()
+
+
+@contextmanager
+def _same_hook_point_afterwards(
+    model: HookedSAETransformer | SAETransformerBridge, sae: SAE[Any]
+) -> Iterator[None]:
+    """Put a Bridge's own hook point back where SAELens leaves a new one (6.54).
+
+    The new one has lost its full name, so that hooks added there by name silently do nothing, and
+    its split into heads.
+    """
+    metadata = sae.cfg.metadata
+    name = metadata.hook_name_out or metadata.hook_name
+    if isinstance(model, HookedSAETransformer) or name is None:
+        yield
+        return
+    path = model._resolve_hook_name(name)
+    point = model._hook_registry.get(path)
+    try:
+        yield
+    finally:
+        if isinstance(point, HookPoint):
+            set_deep_attr(model, path, point)
+            point.name = path
+            model._hook_registry[path] = point

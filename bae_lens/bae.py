@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from sae_lens import SAE, SAEConfig, TrainingSAE, TrainingSAEConfig
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
-from simple_parsing.helpers import field as cli_field
+from simple_parsing.helpers.fields import field as cli_field
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -395,7 +395,7 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         weight = (1 / self.n_updates).clamp(min=1 / _FIRING_RATE_STEPS)
         self.firing_rate.lerp_(rate, weight)
 
-    @torch.compiler.disable
+    @torch.compiler.disable()
     @torch.no_grad()
     def calibrate(self, sae_in: Tensor) -> None:
         """Set bias, encoder scale, thresholds and decoder scale from a first batch.

@@ -45,11 +45,12 @@ def plot_densities(codes: Mapping[str, CodeSummary], title: str = "") -> Figure:
     figure, axes = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
     for i, (name, code) in enumerate(codes.items()):
         colour, style = _COLOURS[i % 4], _STYLES[i % 4]
-        rates = code.firing_rates.clamp(max=0.999999)
-        counts = torch.histogram(rates[rates > 0], edges).hist
+        rates = code.firing_rates
+        # Clamped, since the outermost edges are rounded.
+        counts = torch.histogram(rates[rates > 0].clamp(edges[0], edges[-1]), edges).hist
         axes.plot(centres, counts, style, color=colour, drawstyle="steps-mid", label=name)
         dead = int((rates == 0).sum())
-        x = lowest / 3 * (1 + 0.35 * i)
+        x = lowest / 3 * 1.35**i
         axes.bar(x, dead, width=x * 0.25, color=colour)
         axes.annotate(f"{dead}", (x, dead), ha="center", va="bottom", fontsize=8, color=colour)
     for mark, text in ((0.01, "1 %"), (0.1, "10 %")):
@@ -115,7 +116,8 @@ def plot_training(
     right.set_ylabel("marginal entropy of the minibatch (bits per token)")
     for axes in (left, right):
         axes.set_xlabel("training tokens (million, replays counted)")
-        axes.legend(frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     return figure

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sae_lens import ActivationsStore
@@ -55,13 +55,14 @@ class Row:
     seconds: float
 
 
-def collect(layers: list[int], split: str, n_tokens: int) -> dict[int, Tensor]:
+def collect(layers: list[int], split: Literal["train", "test"], n_tokens: int) -> dict[int, Tensor]:
     """Activations ``[n_tokens, 576]`` after each layer's block, from one pass, BOS left out."""
     hooks = {layer: f"blocks.{layer}.hook_resid_post" for layer in layers}
-    model = demo.load_model(demo.MODEL_NAME)
+    model: Any = demo.load_model(demo.MODEL_NAME)
+    dataset: Any = demo.load_dataset(demo.DATASET_NAME, split=split)
     store = ActivationsStore.from_config_multi_hook(
         model,
-        dataset=demo.load_dataset(demo.DATASET_NAME, split=split),
+        dataset=dataset,
         hook_names=list(hooks.values()),
         hook_d_ins=dict.fromkeys(hooks.values(), D_IN),
         context_size=128,

@@ -200,6 +200,21 @@ def train_step(sae: TrainingBAE, x: Tensor, **coefficients: float) -> TrainStepO
     return sae.training_forward_pass(step_input(sae, x, **coefficients))
 
 
+def metric(output: TrainStepOutput, name: str) -> Tensor:
+    """A metric of a step, which may be a number, a tensor or a function of nothing."""
+    value = output.metrics[name]
+    return torch.as_tensor(value() if callable(value) else value)
+
+
+def calibrate(sae: TrainingBAE, x: Tensor) -> None:
+    sae.calibrate(x)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def grad_of(leaf: Tensor) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
 def trainer_cfg(n_steps: int, **overrides: Any) -> SAETrainerConfig:
     return SAETrainerConfig(
         **{
@@ -255,9 +270,8 @@ def assert_same_code(
     """
     bits, out, pre = expected
     differs = bits.bool() != actual[0].bool()
-    assert pre[differs].abs().max().item() < noise if differs.any() else True, (
-        "a bit differs whose pre-activation is far from its threshold"
-    )
+    farthest = pre[differs].abs().max().item() if differs.any() else 0.0
+    assert farthest < noise, f"a bit differs whose pre-activation is {farthest:.2g}"
     relative = (actual[1] - out).norm(dim=-1) / out.norm(dim=-1)
     share = (relative <= 1e-5).float().mean().item()
     assert share >= 0.995, f"only {share:.2%} of tokens agree within 1e-5"

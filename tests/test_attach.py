@@ -286,6 +286,19 @@ def test_a_hook_point_that_the_model_does_not_have(model, tokens):
     assert_untouched(model, tokens, clean)
 
 
+def test_an_output_hook_that_the_model_does_not_have():
+    # SAELens does not attach it, and leaves what was there.
+    model = make_model()
+    first, second = sae_for(model), sae_for(model, seed=5)
+    second.cfg.metadata.hook_name_out = "blocks.9.hook_resid_post"
+    model.add_sae(first)
+
+    with pytest.raises(ValueError, match="no hook point"), attached(model, second):
+        pytest.fail("the body ran")
+
+    assert model.acts_to_saes == {hook_of(model): first}
+
+
 def test_the_hook_point_is_as_before(model, tokens):
     # SAELens leaves a new one on a Bridge, at which hooks added by name do nothing.
     seen = []

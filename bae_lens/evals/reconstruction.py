@@ -9,7 +9,7 @@ import torch
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens.HookedRootModule import HookedRootModule
 
 
 def special_token_mask(tokens: Tensor, special_tokens: Sequence[int]) -> Tensor:

@@ -12,7 +12,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.HookedTransformer import HookedRootModule
+from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.code_statistics import summarise_code
 from bae_lens.evals.reconstruction import mean_ablation_ce
@@ -73,6 +73,10 @@ def run_evals(
     scaler = activation_scaler or ActivationScaler()
     config = eval_config or EvalConfig()
     kwargs = dict(model_kwargs or {})
+    if exclude_special_tokens is True:
+        special = get_special_token_ids(model.tokenizer)  # pyright: ignore[reportArgumentType]
+    else:
+        special = list(exclude_special_tokens or ())
     recorder = _Recorder(activation_store)
     metrics, feature_metrics = sae_lens_run_evals(
         sae=sae,
@@ -81,15 +85,10 @@ def run_evals(
         activation_scaler=scaler,
         eval_config=config,
         model_kwargs=kwargs,
-        exclude_special_tokens=exclude_special_tokens,
+        exclude_special_tokens=special,
         verbose=verbose,
     )
     if config.compute_ce_loss:
-        special: list[int] = []
-        if exclude_special_tokens is True:
-            special = get_special_token_ids(model.tokenizer)  # pyright: ignore[reportArgumentType]
-        elif exclude_special_tokens:
-            special = list(exclude_special_tokens)
         group = metrics["model_performance_preservation"]
         ablated = mean_ablation_ce(
             model,
@@ -118,7 +117,7 @@ def _evaluate_code(
                 batch = store.get_filtered_llm_batch()[: n_tokens - n]
                 n += len(batch)
                 bar.update(len(batch))
-                yield scaler(batch).to(sae.device)
+                yield batch.to(sae.device)
 
-    code, explained_variance = summarise_code(sae, batches())
+    code, explained_variance = summarise_code(sae, batches(), scaler)
     return {**code.to_dict(), "explained_variance": explained_variance}

@@ -155,7 +155,7 @@ def test_a_bridge(tmp_path):
     bridge = make_bridge(tmp_path)
     tokens = make_tokens(4, 10)
 
-    actual = mean_ablation_ce(bridge, "blocks.0.hook_out", [tokens], SPECIAL)
+    actual = mean_ablation_ce(bridge, "blocks.0.hook_out", [tokens], SPECIAL)  # pyright: ignore[reportArgumentType]
 
     with torch.no_grad():
         acts = bridge.run_with_cache(tokens)[1]["blocks.0.hook_out"]

@@ -17,6 +17,7 @@ from tests.helpers import (
     make_activations,
     make_model,
     make_text,
+    make_tokenizer,
     runner_cfg,
     trainer_cfg,
     training_cfg,
@@ -133,7 +134,7 @@ def test_collects_a_stores_text_in_order_without_special_tokens(tmp_path):
     store = make_store(tmp_path)
     tokens = make_store(tmp_path).get_batch_tokens(40)
     acts = store.model.run_with_cache(tokens, prepend_bos=False)[1][store.hook_name]
-    special = store.model.tokenizer.all_special_ids
+    special = make_tokenizer().all_special_ids
     expected = acts[~torch.isin(tokens, torch.tensor(special))]
 
     replayed = ReplayedActivations.collect(store, 300)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bae_lens.nn import flip_bits, marginal_entropy, off_diagonal_covariance
+
+
+def random_autoencoder(seed: int = 0, d_in: int = 5, d_sae: int = 12) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "W_enc": normal(d_in, d_sae),
+        "b_enc": normal(d_sae),
+        "W_dec": normal(d_sae, d_in),
+        "b_dec": normal(d_in),
+        "scale": normal(d_sae).abs() + 0.5,
+    }
+
+
+def run(weights, scale, x, apply_b_dec_to_input):
+    x = x - weights["b_dec"] if apply_b_dec_to_input else x
+    pre = x @ weights["W_enc"] + weights["b_enc"]
+    bits = pre > 0
+    return pre, bits, (bits * scale) @ weights["W_dec"] + weights["b_dec"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**16),
+    flips=st.lists(st.booleans(), min_size=12, max_size=12),
+    apply_b_dec_to_input=st.booleans(),
+)
+def test_flipped_bits_are_inverted_and_the_reconstruction_is_the_same(
+    seed, flips, apply_b_dec_to_input
+):
+    weights = random_autoencoder(seed)
+    flipped = torch.tensor(flips)
+    x = torch.randn(40, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+    new = flip_bits(**weights, flipped=flipped, apply_b_dec_to_input=apply_b_dec_to_input)
+
+    pre, bits, out = run(weights, weights["scale"], x, apply_b_dec_to_input)
+    new_pre, new_bits, new_out = run(new, weights["scale"], x, apply_b_dec_to_input)
+    torch.testing.assert_close(new_pre, torch.where(flipped, -pre, pre))
+    assert torch.equal(new_bits, bits ^ flipped)
+    torch.testing.assert_close(new_out, out)
+
+
+def test_flipping_twice_gives_the_weights_back():
+    weights = random_autoencoder()
+    flipped = torch.arange(12) % 3 == 0
+    options = {"scale": weights["scale"], "flipped": flipped, "apply_b_dec_to_input": True}
+
+    once = flip_bits(**{**weights, **options})
+    twice = flip_bits(**once, **options)
+
+    assert not torch.equal(once["b_dec"], weights["b_dec"])
+    for name, value in twice.items():
+        torch.testing.assert_close(value, weights[name], msg=name)
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+def test_flipping_nothing_changes_nothing(apply_b_dec_to_input):
+    weights = random_autoencoder()
+
+    new = flip_bits(
+        **weights,
+        flipped=torch.zeros(12, dtype=torch.bool),
+        apply_b_dec_to_input=apply_b_dec_to_input,
+    )
+
+    assert new.keys() == {"W_enc", "b_enc", "W_dec", "b_dec"}
+    for name, value in new.items():
+        assert torch.equal(value, weights[name])
+
+
+def test_the_given_weights_are_neither_changed_nor_shared():
+    weights = random_autoencoder()
+    before = {name: value.clone() for name, value in weights.items()}
+
+    new = flip_bits(**weights, flipped=torch.arange(12) % 2 == 0, apply_b_dec_to_input=True)
+    for value in new.values():
+        value.zero_()
+
+    assert all(torch.equal(weights[name], before[name]) for name in weights)
+
+
+def test_entropy_and_covariance_do_not_change():
+    weights = random_autoencoder()
+    x = torch.randn(211, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    flipped = torch.arange(12) % 2 == 0
+
+    new = flip_bits(**weights, flipped=flipped, apply_b_dec_to_input=True)
+
+    before, after = (run(w, weights["scale"], x, True)[1].double() for w in (weights, new))
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(marginal_entropy(after), marginal_entropy(before))
+    torch.testing.assert_close(off_diagonal_covariance(after), off_diagonal_covariance(before))
+
+
+def test_dtype_is_kept():
+    weights = {name: w.to(torch.bfloat16) for name, w in random_autoencoder().items()}
+
+    new = flip_bits(**weights, flipped=torch.arange(12) % 2 == 0, apply_b_dec_to_input=True)
+
+    assert {value.dtype for value in new.values()} == {torch.bfloat16}
