@@ -35,6 +35,12 @@ from tests.helpers import (
     training_cfg,
 )
 
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    torch.manual_seed(0)
+
+
 # Configuration
 
 
@@ -479,6 +485,16 @@ def test_saved_state_says_whether_it_was_calibrated():
     resumed.load_state_dict(fresh.state_dict())
     output = train_step(resumed, make_activations(100, seed=1, offset=5.0))
     assert output.feature_acts.sum(0).tolist() == [4] * D_SAE
+
+
+def test_a_state_loaded_without_a_firing_rate_is_not_calibrated():
+    fresh, sae = (TrainingBAE(training_cfg(initial_firing_rate=None)) for _ in range(2))
+    sae.load_state_dict(fresh.state_dict())
+
+    train_step(sae, make_activations(61))
+
+    for name, parameter in fresh.named_parameters():
+        assert torch.equal(sae.get_parameter(name), parameter), name
 
 
 # The entropy budget

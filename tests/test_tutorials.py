@@ -1,0 +1,44 @@
+"""Every tutorial runs from its first cell to its last, on a reduced setting."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+TUTORIALS = Path(__file__).parents[1] / "tutorials"
+REDUCED = {
+    "01_train_a_binary_autoencoder.ipynb": {
+        "TOKENS": 4096,
+        "TRAINING_TOKENS": 20_480,
+        "HELD_OUT_TOKENS": 8192,
+        "OUTPUT": "output",
+    },
+}
+
+
+def test_every_tutorial_has_a_reduced_setting():
+    assert {path.name for path in TUTORIALS.glob("*.ipynb")} == set(REDUCED)
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", REDUCED)
+def test_tutorial_runs(name, tmp_path):
+    notebook = nbformat.read(TUTORIALS / name, as_version=4)
+    [parameters] = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    names = [line.split(" = ")[0] for line in parameters.source.splitlines() if " = " in line]
+    assert names == list(REDUCED[name])
+    parameters.source = "\n".join(f"{k} = {v!r}" for k, v in REDUCED[name].items())
+
+    resources = {"metadata": {"path": str(tmp_path)}}
+    done = NotebookClient(notebook, timeout=600, resources=resources).execute()
+
+    images = [
+        output
+        for cell in done.cells
+        if cell.cell_type == "code"
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(images) == 2
+    assert (tmp_path / "output" / "sae_weights.safetensors").exists()
