@@ -412,9 +412,9 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         rate = self.cfg.initial_firing_rate
         if rate is None:
             raise ValueError("calibrate needs initial_firing_rate to be a number; it is None.")
-        self.b_dec.zero_()
+        x = self.process_sae_in(sae_in.reshape(-1, sae_in.shape[-1]))
         weights = calibrated_weights(
-            self.process_sae_in(sae_in.reshape(-1, sae_in.shape[-1])),
+            x + self.b_dec * self.cfg.apply_b_dec_to_input,
             self.W_enc,
             self.W_dec,
             rate,
