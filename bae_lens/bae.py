@@ -412,9 +412,10 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         rate = self.cfg.initial_firing_rate
         if rate is None:
             raise ValueError("calibrate needs initial_firing_rate to be a number; it is None.")
-        x = self.process_sae_in(sae_in.reshape(-1, sae_in.shape[-1]))
+        # As process_sae_in, but before a bias is subtracted.
+        x = self.run_time_activation_norm_fn_in(sae_in.to(self.dtype))
         weights = calibrated_weights(
-            x + self.b_dec * self.cfg.apply_b_dec_to_input,
+            x.reshape(-1, x.shape[-1]),
             self.W_enc,
             self.W_dec,
             rate,
