@@ -10,7 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +30,20 @@ _CONFIGS = {"BAE": "smollm2-bae", "SAELens TopK": "smollm2-topk"}
 _PROMPTS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Score:
     """One column of the table."""
 
+    code: CodeSummary
     explained_variance: float
     ce_score_zero_ablation: float
     ce_score_mean_ablation: float
-    l0: float
-    marginal_entropy: float
-    dense_share_10: float
-    dense_share_10_folded: float
-    dense_share_1: float
-    dense_share_1_folded: float
-    dead_share: float
     tokens_per_second: float
+
+    def to_dict(self) -> dict[str, float]:
+        """All of it, flat, for JSON."""
+        own = {name: value for name, value in vars(self).items() if name != "code"}
+        return own | self.code.to_dict()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +81,6 @@ def run_demo(args: argparse.Namespace) -> int:
     replay: ReplayedActivations | None = None
     held_out: ReplayedActivations | None = None
     scores: dict[str, Score] = {}
-    codes: dict[str, CodeSummary] = {}
     for name, cfg in configs.items():
         runner = TrainingRunner(cfg, override_model=model)
         if replay is None:
@@ -102,7 +100,7 @@ def run_demo(args: argparse.Namespace) -> int:
         if held_out is None:
             held_out = ReplayedActivations.collect(store(), args.held_out_tokens)
         print(f"Scoring {name}")
-        scores[name], codes[name] = _score(sae, model, store, held_out, args.ce_batches, rate)
+        scores[name] = _score(sae, model, store, held_out, args.ce_batches, rate)
         _show_attached(name, sae, model, store().get_batch_tokens(4))
 
     assert replay is not None
@@ -113,11 +111,13 @@ def run_demo(args: argparse.Namespace) -> int:
         name: read_metric_log(Path(cfg.output_path) / METRICS_FILENAME)
         for name, cfg in configs.items()
     }
-    plot_densities(codes, title).savefig(output / "densities.png", dpi=150)
+    plot_densities({name: score.code for name, score in scores.items()}, title).savefig(
+        output / "densities.png", dpi=150
+    )
     plot_training(logs, cfg.sae.target_entropy_bits, title).savefig(
         output / "training.png", dpi=150
     )
-    result = {name: asdict(score) for name, score in scores.items()}
+    result = {name: score.to_dict() for name, score in scores.items()}
     (output / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
     print(
         f"\n{title}: {len(replay.activations):,} tokens replayed, {cfg.training_tokens:,} trained on; "
@@ -149,7 +149,7 @@ def _score(
     held_out: ReplayedActivations,
     ce_batches: int,
     tokens_per_second: float,
-) -> tuple[Score, CodeSummary]:
+) -> Score:
     """Evaluate one SAE: code and variance on ``held_out``, SAELens' evals on a fresh ``store()``."""
     from bae_lens.evals import run_evals, summarise_code
 
@@ -163,20 +163,13 @@ def _score(
         n_code_tokens=0,
     )
     ce = metrics["model_performance_preservation"]
-    score = Score(
+    return Score(
+        code=code,
         explained_variance=explained_variance,
         ce_score_zero_ablation=ce["ce_loss_score"],
         ce_score_mean_ablation=ce["ce_loss_score_mean_ablation"],
-        l0=code.l0,
-        marginal_entropy=code.marginal_entropy,
-        dense_share_10=code.dense_share_10,
-        dense_share_10_folded=code.dense_share_10_folded,
-        dense_share_1=code.dense_share_1,
-        dense_share_1_folded=code.dense_share_1_folded,
-        dead_share=code.dead_share,
         tokens_per_second=tokens_per_second,
     )
-    return score, code
 
 
 def _show_attached(name: str, sae: SAE[Any], model: Any, tokens: Tensor) -> None:
@@ -202,18 +195,18 @@ def table(scores: Mapping[str, Score]) -> str:
     """The scores as a Markdown table, one column each."""
 
     def both(score: Score, name: str) -> str:
-        raw, folded = getattr(score, name), getattr(score, f"{name}_folded")
+        raw, folded = getattr(score.code, name), getattr(score.code, f"{name}_folded")
         return f"{raw:.1%} / {folded:.1%}"
 
     rows: list[tuple[str, Callable[[Score], str]]] = [
         ("explained variance", lambda s: f"{s.explained_variance:.3f}"),
         ("CE loss recovered, against zero-ablation", lambda s: f"{s.ce_score_zero_ablation:.3f}"),
         ("CE loss recovered, against mean-ablation", lambda s: f"{s.ce_score_mean_ablation:.3f}"),
-        ("latents on per token", lambda s: f"{s.l0:.0f}"),
-        ("marginal entropy, bits per token", lambda s: f"{s.marginal_entropy:.0f}"),
+        ("latents on per token", lambda s: f"{s.code.l0:.0f}"),
+        ("marginal entropy, bits per token", lambda s: f"{s.code.marginal_entropy:.0f}"),
         ("denser than 10 %, raw / folded", lambda s: both(s, "dense_share_10")),
         ("denser than 1 %, raw / folded", lambda s: both(s, "dense_share_1")),
-        ("dead", lambda s: f"{s.dead_share:.2%}"),
+        ("dead", lambda s: f"{s.code.dead_share:.2%}"),
         ("training, tokens per second", lambda s: f"{s.tokens_per_second:,.0f}"),
     ]
     lines = [f"| | {' | '.join(scores)} |", "|---|" + "---|" * len(scores)]

@@ -4,30 +4,34 @@ import json
 import math
 
 import pytest
+import torch
 
 from bae_lens.cli import main
 from bae_lens.cli.demo import Score, table
+from bae_lens.evals import CodeSummary
 
 
-def score(**changes: float) -> Score:
-    values = dict.fromkeys(Score.__dataclass_fields__, 0.5) | changes
-    return Score(**values)
+def score(tokens_per_second: float = 1.0, **changes: float) -> Score:
+    names = [f for f in CodeSummary.__dataclass_fields__ if f != "firing_rates"]
+    code = CodeSummary(**(dict.fromkeys(names, 0.5) | changes), firing_rates=torch.zeros(2))  # pyright: ignore[reportArgumentType]
+    return Score(code, 0.8321, 0.9, 0.8, tokens_per_second)
 
 
 def test_the_table_has_a_column_each_and_says_raw_and_folded():
     text = table(
         {
-            "BAE": score(explained_variance=0.8321, dense_share_10=0.25, dense_share_10_folded=0.0),
+            "BAE": score(dense_share_10=0.25, dense_share_10_folded=0.0),
             "SAELens TopK": score(l0=99.6, tokens_per_second=12_345.6),
         }
     )
 
     lines = text.splitlines()
     assert lines[0] == "| | BAE | SAELens TopK |"
-    assert "| explained variance | 0.832 | 0.500 |" in lines
+    assert "| explained variance | 0.832 | 0.832 |" in lines
+    assert "| CE loss recovered, against mean-ablation | 0.800 | 0.800 |" in lines
     assert "| denser than 10 %, raw / folded | 25.0% / 0.0% | 50.0% / 50.0% |" in lines
     assert "| latents on per token | 0 | 100 |" in lines
-    assert "| training, tokens per second | 0 | 12,346 |" in lines
+    assert "| training, tokens per second | 1 | 12,346 |" in lines
     assert all(line.count("|") == 4 for line in lines)
 
 
