@@ -1,7 +1,7 @@
 # make demo: install, then train and evaluate on a real language model, offline.
 # make test: install, then run every test. make check: ruff and pyright.
 PYTHON ?= python3
-# On Linux without a GPU this build needs none of the CUDA packages. Set TORCH= to keep pip's choice.
+# Pinned, so that figures repeat. Set TORCH= to keep pip's choice.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO_ARGS ?=

@@ -1,4 +1,4 @@
-"""Binary Autoencoders and cross-layer VQ-VAEs for SAELens and TransformerLens."""
+"""Binary Autoencoders for SAELens and TransformerLens."""
 
 from typing import Any
 

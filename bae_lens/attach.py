@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from sae_lens import SAE, HookedSAETransformer
 from sae_lens.analysis.hooked_sae_transformer import set_deep_attr
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
-from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
+
+from bae_lens.special_tokens import special_token_ids, special_token_mask
 
 
 @contextmanager
@@ -40,17 +40,10 @@ def attached(
         ``model``.
 
     Raises:
-        ValueError: if the model does not have the SAE's hook point (SAELens only logs a warning).
+        ValueError: if the model does not have the SAE's hook point (SAELens only logs a warning),
+            or has no tokenizer to say which tokens are special.
     """
-    if exclude_special_tokens is True:
-        if model.tokenizer is None:
-            raise ValueError(
-                "The model has no tokenizer that could say which tokens are special: give their "
-                "token ids as exclude_special_tokens, or False to replace every position."
-            )
-        special = get_special_token_ids(model.tokenizer)
-    else:
-        special = list(exclude_special_tokens or ())
+    special = special_token_ids(model, exclude_special_tokens)
     name = sae.cfg.metadata.hook_name
     hooked = isinstance(model, HookedSAETransformer)
     options: dict[str, Any] = {"exclude_special_tokens": special or False} if hooked else {}
@@ -67,14 +60,12 @@ def attached(
             yield model
             return
 
-        ids = torch.tensor(special)
-
         def note_special_tokens(module: Any, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
             tokens: Tensor = inputs[0]
             # Looked up anew: an SAE that was attached and removed inside leaves another wrapper.
             current = model._acts_to_saes[name]  # pyright: ignore[reportArgumentType]
             if current.sae is sae:
-                current.set_token_mask(torch.isin(tokens, ids.to(tokens.device)))
+                current.set_token_mask(special_token_mask(tokens, special))
 
         # The embedding sees token ids whatever the caller passed: text, tokens, with BOS or not.
         handle = model.embed.register_forward_pre_hook(note_special_tokens)

@@ -8,6 +8,7 @@ its bits, the covariance between them, and the density of those that fire too of
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -25,11 +26,14 @@ from bae_lens.nn import (
     SURROGATES,
     Surrogate,
     binarize,
+    binary_entropy,
     calibrated_weights,
     flip_bits,
     marginal_entropy,
     off_diagonal_covariance,
 )
+
+logger = logging.getLogger(__name__)
 
 # The entropy coefficient moves by at most this factor's logarithm a step, and reaches that at a
 # third off target; it stays within a factor of e^±12 of where it started, so that a target that
@@ -38,6 +42,8 @@ _CONTROL_RATE, _CONTROL_GAIN, _CONTROL_LIMIT = 0.02, 3.0, 12.0
 # The density penalty begins below the density that must not be passed, so that held-out text,
 # which varies about the minibatch's mean, does not pass it either.
 _DENSITY_MARGIN = 0.8
+# What counts as dense where no cap says so, as in the literature.
+_DENSE = 0.1
 _STATISTICS = ("firing_rate", "n_updates", "log_entropy_multiplier")
 # Firing rates are a running mean over about this many steps.
 _FIRING_RATE_STEPS = 100
@@ -85,7 +91,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
             code that starts balanced hardly moves. ``None``: start as SAELens initialises.
         entropy_coefficient (float): Weight of the minibatch's marginal entropy (per bit). With a
             ``target_entropy`` only where it starts from.
-        entropy_warm_up_steps (int): Steps of linear warm-up of the entropy coefficient.
+        entropy_warm_up_steps (int): Steps of linear warm-up of the entropy coefficient, from step 0.
         entropy_start_step (int): Steps before which the entropy term is off (the release:
             500 epochs).
         entropy_floor (float): The entropy term is off while the entropy is at or below this many
@@ -139,21 +145,22 @@ class TrainingBAEConfig(TrainingSAEConfig):
         if isinstance(self.target_entropy, str) and self.target_entropy != "d_in":
             raise ValueError(
                 "target_entropy must be a number of bits per token, 'd_in' (one bit per input "
-                f"dimension) or None; got {self.target_entropy!r}."
+                f"dimension) or None; got the string {self.target_entropy!r}."
             )
         for name, is_valid, expected in (
-            ("temperature", lambda v: v > 0, "greater than 0"),
+            ("temperature", lambda v: v is not None and v > 0, "greater than 0"),
             ("initial_firing_rate", lambda v: 0 < v < 1, "between 0 and 1"),
             ("max_density", lambda v: 0 < v <= 1, "in (0, 1]"),
             ("target_entropy", lambda v: v == "d_in" or v > 0, "greater than 0"),
             *(
-                (f.name, lambda v: v >= 0, "0 or greater")
+                (f.name, lambda v: v is not None and v >= 0, "0 or greater")
                 for f in fields(self)
                 if _is_weight(f.name)
             ),
         ):
             value = getattr(self, name)
-            if value is not None and not is_valid(value):
+            may_be_none = name in ("initial_firing_rate", "max_density", "target_entropy")
+            if not (value is None and may_be_none) and not is_valid(value):
                 raise ValueError(f"{name} must be {expected}; got {value}.")
 
     @property
@@ -174,9 +181,11 @@ class TrainingBAEConfig(TrainingSAEConfig):
 
         What differs from the release: its inputs are not normalised, where here they have mean norm
         √d_in, so that the coefficients mean the same on every model (for the release's own, pass
-        ``normalize_activations="none"``); SAELens' trainer clips gradients at norm 1; and weights
-        start as SAELens starts them (decoder Kaiming uniform, encoder its transpose) and not as
-        ``torch.nn.Linear`` does.
+        ``normalize_activations="none"``); SAELens' trainer clips gradients at norm 1; weights start
+        as SAELens starts them (decoder Kaiming uniform, encoder its transpose) and not as
+        ``torch.nn.Linear`` does; the release's surrogate is g·(1 − g) of the upstream gradient g,
+        for whose small values ``"identity"`` stands in; and its entropy, log₂(p + 1e-10), pushes a
+        bit that is silent in the batch further off, where ours leaves it alone.
 
         Args:
             d_in: input dimension.
@@ -213,7 +222,7 @@ class _OneBitSAE(SAE[Any]):
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        self.b_enc = nn.Parameter(torch.zeros_like(self.b_dec[:1]).repeat(self.cfg.d_sae))
+        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
         # A bit has no magnitude: where a decoder norm is folded away, it goes here.
         self.register_buffer("scale", torch.ones_like(self.b_enc.data))
 
@@ -289,6 +298,7 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     log_entropy_multiplier: Tensor
 
     def __init__(self, cfg: TrainingBAEConfig, use_error_term: bool = False):
+        _check_budget(cfg)
         super().__init__(cfg, use_error_term)
         # Mirrors n_updates > 0, so that no step has to ask the device.
         self._is_calibrated = cfg.initial_firing_rate is None
@@ -349,8 +359,8 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         output.metrics["entropy_multiplier"] = self.log_entropy_multiplier.exp()
         # A callable is evaluated on logging steps only.
         output.metrics["covariance"] = partial(_covariance, output.feature_acts.detach())
-        if self.cfg.max_density is not None:
-            output.metrics["dense_rate"] = (self.firing_rate > self.cfg.max_density).float().mean()
+        dense = self.firing_rate > (self.cfg.max_density or _DENSE)
+        output.metrics["dense_rate"] = dense.float().mean()
         if step_input.dead_neuron_mask is not None:
             output.metrics["dead_rate"] = step_input.dead_neuron_mask.float().mean()
         return output
@@ -373,9 +383,12 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             * is_on
             * entropy
         }
-        # Skipped where it weighs nothing: it is the dearest part of the step.
-        if coefficients["covariance"] > 0:
-            losses["covariance_loss"] = coefficients["covariance"] * off_diagonal_covariance(codes)
+        # Not computed where it weighs nothing: it is the dearest part of the step.
+        losses["covariance_loss"] = (
+            coefficients["covariance"] * off_diagonal_covariance(codes)
+            if coefficients["covariance"] > 0
+            else entropy.new_zeros(())
+        )
         if coefficients["density"] > 0 and cfg.max_density is not None:
             density = codes.mean(0, dtype=torch.float32)
             excess = (density - _DENSITY_MARGIN * cfg.max_density).relu()
@@ -439,6 +452,12 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
+        if "flipped" in state_dict:
+            # Saved for inference, and now to be trained further from where it is.
+            del state_dict["flipped"]
+            state_dict["firing_rate"] = torch.zeros_like(state_dict["b_enc"])
+            state_dict["n_updates"] = torch.ones_like(state_dict["b_enc"][0])
+            state_dict["log_entropy_multiplier"] = torch.zeros_like(state_dict["b_enc"][0])
         for name in state_dict.keys() & set(_STATISTICS):
             state_dict[name] = state_dict[name].float()
 
@@ -457,6 +476,25 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             cfg["metadata"]["l0"] += (1 - 2 * rate).sum().item()
             cfg_path.write_text(json.dumps(cfg))
         return weights_path, cfg_path
+
+
+def _check_budget(cfg: TrainingBAEConfig) -> None:
+    """Refuse a budget that no code of this size can use, and warn of one that the cap forbids."""
+    target, cap = cfg.target_entropy_bits, cfg.max_density
+    if target is None:
+        return
+    if target > cfg.d_sae:
+        raise ValueError(
+            f"target_entropy is {target:g} bits per token, but {cfg.d_sae} bits (d_sae) carry at most "
+            f"{cfg.d_sae}. Lower the target, raise d_sae, or set target_entropy to None."
+        )
+    reachable = cfg.d_sae * binary_entropy(torch.tensor(min(cap or 0.5, 0.5))).item()
+    if target > reachable:
+        logger.warning(
+            "target_entropy is %g bits per token, but %d bits of density at most %g (max_density) "
+            "carry no more than %.0f: the entropy will stay below its target.",
+            *(target, cfg.d_sae, cap, reachable),
+        )
 
 
 def _convert_to_inference(state_dict: dict[str, Tensor], apply_b_dec_to_input: bool) -> None:

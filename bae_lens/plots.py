@@ -19,7 +19,12 @@ _COLOURS = ("#0b6e99", "#d1711f", "#5b8c2a", "#8a4f9e")
 _STYLES = ("-", "--", "-.", ":")
 
 
-def _pyplot() -> Any:
+def require_matplotlib() -> Any:
+    """``matplotlib.pyplot``.
+
+    Raises:
+        ImportError: if matplotlib is missing; the message is the command to run.
+    """
     try:
         import matplotlib.pyplot as plt
     except ImportError as e:
@@ -38,7 +43,7 @@ def plot_densities(codes: Mapping[str, CodeSummary], title: str = "") -> Figure:
         codes: name → statistics.
         title: of the figure.
     """
-    plt = _pyplot()
+    plt = require_matplotlib()
     lowest = min(1 / code.n_tokens for code in codes.values())
     edges = torch.logspace(torch.log10(torch.tensor(lowest)).item(), 0.0, 41)
     centres = (edges[1:] * edges[:-1]).sqrt()
@@ -72,7 +77,7 @@ def plot_densities(codes: Mapping[str, CodeSummary], title: str = "") -> Figure:
 
 def read_metric_log(path: str | Path) -> dict[str, list[float]]:
     """A training run's ``metrics.jsonl`` as columns, NaN where a line lacks a value."""
-    rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
     names = dict.fromkeys(name for row in rows for name in row)
     return {
         name: [float("nan") if row.get(name) is None else row[name] for row in rows]
@@ -93,7 +98,7 @@ def plot_training(
         target_entropy: bits per token, drawn as a line.
         title: of the figure.
     """
-    plt = _pyplot()
+    plt = require_matplotlib()
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
     for i, (name, log) in enumerate(logs.items()):
         tokens = [n / 1e6 for n in log["details/n_training_samples"]]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, TrainingSAE
 from sae_lens.saes.sae import TrainCoefficientConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
@@ -55,7 +55,7 @@ def fixed_seed():
         ("max_density", 1.5, r"max_density must be in \(0, 1\]"),
         ("target_entropy", 0.0, "target_entropy must be greater than 0"),
         ("target_entropy", -3, "target_entropy must be greater than 0"),
-        ("target_entropy", "d_sae", "target_entropy must be a number .* got 'd_sae'"),
+        ("target_entropy", "d_sae", "target_entropy must be a number .* got the string 'd_sae'"),
         ("entropy_coefficient", -0.1, "entropy_coefficient must be 0 or greater"),
         ("entropy_warm_up_steps", -1, "entropy_warm_up_steps must be 0 or greater"),
         ("entropy_start_step", -1, "entropy_start_step must be 0 or greater"),
@@ -266,7 +266,7 @@ def test_the_covariance_is_not_computed_where_it_weighs_nothing(monkeypatch):
 
     output = train_step(make_training_bae(covariance_coefficient=0), make_activations(61))
 
-    assert "covariance_loss" not in output.losses
+    assert output.losses["covariance_loss"].item() == 0
 
 
 def test_three_dimensional_batches_train_like_flat_ones():
@@ -310,7 +310,14 @@ def test_without_a_cap_there_is_no_density_loss():
     output = train_step(make_training_bae(max_density=None), make_activations(61))
 
     assert "density_loss" not in output.losses
-    assert "dense_rate" not in output.metrics
+
+
+def test_what_is_dense_is_logged_with_a_cap_and_without():
+    for max_density, limit in ((0.4, 0.4), (None, 0.1)):
+        sae = make_training_bae(max_density=max_density)
+        rate = train_step(sae, make_activations(61)).metrics["dense_rate"]
+        assert rate == (sae.firing_rate > limit).float().mean()
+        assert 0 < rate < 1
 
 
 def test_the_cap_keeps_the_densest_bits_below_it():
@@ -528,7 +535,7 @@ def test_without_a_target_the_coefficient_is_fixed():
     assert len(losses) == 1
 
 
-@pytest.mark.parametrize(("target", "limit"), [(1e-3, 12.0), (1e6, -12.0)])
+@pytest.mark.parametrize(("target", "limit"), [(1e-3, 12.0), (D_SAE, -12.0)])
 def test_a_target_that_cannot_be_met_does_not_wind_the_multiplier_up(target, limit):
     sae = make_training_bae(target_entropy=target)
     x = make_activations(61)
@@ -538,6 +545,26 @@ def test_a_target_that_cannot_be_met_does_not_wind_the_multiplier_up(target, lim
 
     assert sae.log_entropy_multiplier.item() == limit
     assert losses[-1].isfinite()
+
+
+def test_a_budget_beyond_the_codes_size_is_refused():
+    with pytest.raises(ValueError, match=f"{D_SAE + 1} bits per token, but {D_SAE} bits"):
+        TrainingBAE(training_cfg(target_entropy=D_SAE + 1))
+
+
+def test_a_budget_that_the_cap_forbids_is_warned_of(caplog):
+    # 0.469 bits each at a density of 0.1
+    TrainingBAE(training_cfg(target_entropy=0.46 * D_SAE, max_density=0.1))
+    assert not caplog.records
+
+    TrainingBAE(training_cfg(target_entropy=0.48 * D_SAE, max_density=0.1))
+    assert "will stay below its target" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["temperature", "entropy_coefficient", "covariance_coefficient"])
+def test_none_is_refused_where_it_means_nothing(name):
+    with pytest.raises(ValueError, match=name):
+        training_cfg(**{name: None})
 
 
 def test_the_budget_is_held():
@@ -853,3 +880,22 @@ def test_every_surrogate_trains_with_finite_losses(surrogate):
 
     assert not torch.equal(before, sae.W_enc)
     assert all(p.isfinite().all() for p in sae.parameters())
+
+
+@pytest.mark.parametrize("is_training_folder", [True, False])
+def test_a_saved_code_can_be_trained_further(tmp_path, is_training_folder):
+    sae = make_training_bae()
+    sae.firing_rate.fill_(0.9)  # everything is inverted on the way
+    sae.n_updates.fill_(10)
+    save = sae.save_model if is_training_folder else sae.save_inference_model
+    save(tmp_path)
+    x = make_activations(61)
+
+    further = TrainingSAE.load_from_disk(tmp_path)
+
+    assert isinstance(further, TrainingBAE)
+    torch.testing.assert_close(further(x), sae(x))
+    before = further.b_enc.clone()
+    assert train_step(further, x).loss.isfinite()
+    # It goes on from where it was: no second calibration.
+    assert torch.equal(further.b_enc, before)

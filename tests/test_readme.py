@@ -1,4 +1,4 @@
-"""The README's example runs as it stands, and its numbers are the recorded ones."""
+"""The README's example runs as it stands, and what it names is there."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def python_blocks() -> list[str]:

@@ -67,13 +67,14 @@ def run_demo(args: argparse.Namespace) -> int:
 
     from bae_lens import demo
     from bae_lens.evals.held_out import held_out_store
-    from bae_lens.plots import plot_densities, plot_training, read_metric_log
+    from bae_lens.plots import plot_densities, plot_training, read_metric_log, require_matplotlib
     from bae_lens.training.replay import ReplayedActivations
     from bae_lens.training.runner import METRICS_FILENAME, TrainingRunner
 
-    for name in ("tokens", "held_out_tokens", "ce_batches"):
-        if getattr(args, name) < 1:
+    for name in ("tokens", "training_tokens", "held_out_tokens", "ce_batches"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
+    require_matplotlib()
     started = time.time()
     output = Path(args.output)
     model: Any = demo.load_model(demo.MODEL_NAME)

@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_eval(args: argparse.Namespace) -> int:
     from sae_lens import SAE
+    from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
+    from sae_lens.training.activation_scaler import ActivationScaler
 
     from bae_lens.evals import run_evals
     from bae_lens.evals.held_out import held_out_store, load_model_of
@@ -40,8 +42,14 @@ def run_eval(args: argparse.Namespace) -> int:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
     sae = SAE.load_from_disk(path, device=args.device)
-    model = load_model_of(sae, device=args.device)
     metadata = sae.cfg.metadata
+    if metadata.hook_name is None:
+        raise ValueError(f"The metadata in {path / 'cfg.json'} names no hook point (hook_name).")
+    scaler = ActivationScaler()
+    if (path / ACTIVATION_SCALER_CFG_FILENAME).is_file():
+        # A checkpoint from the middle of a run: the scale of its inputs is not folded in yet.
+        scaler.load(path / ACTIVATION_SCALER_CFG_FILENAME)
+    model = load_model_of(sae, device=args.device)
     width = hook_width(model, metadata.hook_name, metadata.hook_head_index)  # pyright: ignore[reportArgumentType]
     if width != sae.cfg.d_in:
         raise ValueError(
@@ -55,6 +63,7 @@ def run_eval(args: argparse.Namespace) -> int:
         sae,
         store,
         model,
+        activation_scaler=scaler,
         eval_config=everything(args.n_eval_batches, args.batch_size_prompts),
         exclude_special_tokens=sae.cfg.metadata.exclude_special_tokens or False,
         verbose=True,

@@ -1,4 +1,4 @@
-"""Metrics for any SAELens SAE, each beside the control that would expose it."""
+"""Metrics for any SAELens SAE: densities raw and folded, CE against zero- and mean-ablation."""
 
 from bae_lens.evals.code_statistics import CodeStatistics, CodeSummary, summarise_code
 from bae_lens.evals.reconstruction import mean_ablation_ce

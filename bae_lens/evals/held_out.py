@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from sae_lens import SAE, ActivationsStore
 from sae_lens.load_model import load_model as sae_lens_load_model
-from sae_lens.util import get_special_token_ids
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens import demo
+from bae_lens.special_tokens import special_token_ids
 
 
 def load_model_of(sae: SAE[Any], device: str = "cpu") -> HookedRootModule:
@@ -68,7 +68,8 @@ def held_out_store(
             "The SAE's metadata names no dataset (metadata.dataset_path); name one: --dataset."
         )
     if isinstance(dataset, str):
-        dataset = demo.load_dataset(dataset, split="test") or dataset
+        ours = demo.load_dataset(dataset, split="test")
+        dataset = dataset if ours is None else ours
     store = ActivationsStore.from_sae(
         model,
         sae,
@@ -79,8 +80,7 @@ def held_out_store(
         disable_concat_sequences=bool(metadata.disable_concat_sequences),
         sequence_separator_token=metadata.get("sequence_separator_token", "bos"),
     )
-    excluded = metadata.exclude_special_tokens
+    excluded = special_token_ids(model, metadata.exclude_special_tokens or False)
     if excluded:
-        ids = get_special_token_ids(model.tokenizer) if excluded is True else excluded  # pyright: ignore[reportArgumentType]
-        store.exclude_special_tokens = torch.tensor(ids, dtype=torch.long, device=store.device)
+        store.exclude_special_tokens = torch.tensor(excluded, device=store.device)
     return store

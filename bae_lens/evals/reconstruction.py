@@ -11,10 +11,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
-
-def special_token_mask(tokens: Tensor, special_tokens: Sequence[int]) -> Tensor:
-    """True where a token is one of ``special_tokens``; the shape of ``tokens``."""
-    return torch.isin(tokens, torch.tensor(list(special_tokens), device=tokens.device))
+from bae_lens.special_tokens import special_token_mask
 
 
 @torch.no_grad()

@@ -9,13 +9,13 @@ from sae_lens import SAE, ActivationsStore
 from sae_lens.evals import EvalConfig
 from sae_lens.evals import run_evals as sae_lens_run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.code_statistics import summarise_code
 from bae_lens.evals.reconstruction import mean_ablation_ce
+from bae_lens.special_tokens import special_token_ids
 
 
 class _Recorder:
@@ -69,14 +69,21 @@ def run_evals(
 
     Returns:
         Metrics by group, and SAELens' per-latent metrics.
+
+    Raises:
+        ValueError: if the SAE's output hook is not its input hook (a transcoder), or the model has no
+            tokenizer to say which tokens are special.
     """
+    metadata = sae.cfg.metadata
+    if metadata.hook_name_out not in (None, metadata.hook_name):
+        raise ValueError(
+            f"The SAE reads {metadata.hook_name!r} and writes {metadata.hook_name_out!r}; run_evals "
+            "scores SAEs that reconstruct their own input."
+        )
     scaler = activation_scaler or ActivationScaler()
     config = eval_config or EvalConfig()
     kwargs = dict(model_kwargs or {})
-    if exclude_special_tokens is True:
-        special = get_special_token_ids(model.tokenizer)  # pyright: ignore[reportArgumentType]
-    else:
-        special = list(exclude_special_tokens or ())
+    special = special_token_ids(model, exclude_special_tokens)
     recorder = _Recorder(activation_store)
     metrics, feature_metrics = sae_lens_run_evals(
         sae=sae,

@@ -76,11 +76,8 @@ def _value_and_grad(codes: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | N
     signed_rows = torch.zeros_like(x) if needs_grad else None
     signed_mean = torch.zeros_like(mean) if needs_grad else None
     mean = total / n
-    blocks = [
-        slice(start, min(start + size, d))
-        for size in [math.ceil(d / math.ceil(d / _TILE))]
-        for start in range(0, d, size)
-    ]
+    size = math.ceil(d / math.ceil(d / _TILE))
+    blocks = [slice(start, min(start + size, d)) for start in range(0, d, size)]
     for a, rows in enumerate(blocks):
         for b, cols in enumerate(blocks[a:], start=a):
             count = (x[:, rows].T @ x[:, cols]).to(exact)

@@ -22,11 +22,10 @@ def marginal_entropy(codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
     reached only when the bits are independent, and as an estimate from n rows it is low by about
     1/(2·n·ln 2) bits for each latent that varies.
 
-    The value is exact (0·log 0 = 0). The gradient, log₂((1 − p)/p)/n in every row, is that of p
-    clamped half a count away from 0 and 1, so a latent that does not vary in the batch gets none.
-    The release adds 1e-10 inside the logarithms instead, which pushes a silent latent further off
-    with 33 bits/n. That matters: on SmolLM2 a gradient of 11 bits/n there (p clamped, but passed
-    through) left 4 % of the latents dead after 500 steps, none at all leaves none.
+    The value is exact (0·log 0 = 0). The gradient is log₂((1 − p)/p)/n in every row, and 0 for a
+    latent that does not vary in the batch. The release adds 1e-10 inside the logarithms instead,
+    which pushes a silent latent further off with 33 bits/n (``benchmarks/bae_recipe.py`` shows what
+    that does).
 
     Args:
         codes: bits (0 or 1), any leading shape. Reduced in float32 whatever the dtype.

@@ -131,11 +131,11 @@ def _read(source: str) -> tuple[str, str]:
     """Text and file name of a path or a shipped config."""
     path = Path(source)
     if path.is_file():
-        return path.read_text(), source
+        return path.read_text(encoding="utf-8"), source
     shipped = list_configs()
     if source in shipped:
         folder = resources.files("bae_lens") / "configs"
-        return (folder / f"{source}.yaml").read_text(), f"{source}.yaml"
+        return (folder / f"{source}.yaml").read_text(encoding="utf-8"), f"{source}.yaml"
     siblings = path.parent.glob("*") if path.parent.is_dir() else ()
     near = [str(file) for file in siblings if file.suffix in _SUFFIXES]
     raise FileNotFoundError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+
+logger = logging.getLogger(__name__)
 
 
 class ReplayedActivations:
@@ -64,8 +67,8 @@ class ReplayedActivations:
 
         Args:
             store: where to read; its batch size and device are kept.
-            n_tokens: how many tokens to keep. Fewer are kept, with a warning by SAELens' own
-                rules, only where the text ends before.
+            n_tokens: how many tokens to keep. Fewer are kept, with a logged warning, where the text
+                ends before.
             seed: of the shuffles.
         """
         batches: list[Tensor] = []
@@ -80,6 +83,8 @@ class ReplayedActivations:
                 batches.append(batch)
                 n_kept += len(batch)
                 bar.update(len(batch))
+        if n_kept < n_tokens:
+            logger.warning("The text ended after %d of %d tokens.", n_kept, n_tokens)
         activations = torch.cat(batches) if batches else torch.empty(0, store.d_in)
         return cls(activations, store.train_batch_size_tokens, seed=seed, store=store)
 

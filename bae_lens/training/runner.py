@@ -47,7 +47,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     """``LanguageModelSAETrainingRunner`` for any architecture, with these additions.
 
     * The names ``bae-lens/smollm2-135m`` and ``bae-lens/movie-reviews`` are resolved.
-    * Hook, ``d_in``, batch and checkpoint are checked before any text is read.
+    * Hook, ``d_in``, batch and checkpoint are checked before the language model reads any text.
     * ``replay_tokens``: the language model runs once over so many tokens, and training makes
       epochs over them. Recorded in the SAE's metadata.
     * Metrics are written to ``metrics.jsonl`` in ``cfg.output_path`` (or ``cfg.checkpoint_path``

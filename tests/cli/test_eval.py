@@ -11,11 +11,21 @@ import pytest
 import torch
 from datasets import Dataset
 from sae_lens import HookedSAETransformer
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
+from sae_lens.training.activation_scaler import ActivationScaler
 
 from bae_lens import demo
 from bae_lens.cli import main
 from bae_lens.cli.eval import add_arguments, everything, print_metrics, run_eval
-from tests.helpers import CONTEXT_SIZE, D_IN, HOOK, make_bae, make_model, make_text
+from tests.helpers import (
+    CONTEXT_SIZE,
+    D_IN,
+    HOOK,
+    make_bae,
+    make_model,
+    make_text,
+    make_training_bae,
+)
 
 GROUPS = {
     "model_behavior_preservation",
@@ -53,6 +63,17 @@ def folder(tmp_path: Path) -> Path:
     return save(tmp_path / "sae")
 
 
+KNOWN = {
+    "model_name": "bae-lens/tiny",
+    "model_class_name": "HookedTransformer",
+    "dataset_path": "bae-lens/tiny-text",
+    "hook_name": HOOK,
+    "context_size": CONTEXT_SIZE,
+    "prepend_bos": True,
+    "exclude_special_tokens": True,
+}
+
+
 def save(folder: Path, is_silent: bool = False, **metadata: Any) -> Path:
     """A saved SAE; a silent one has no bit that fires and gives back zeros."""
     sae = make_bae()
@@ -60,16 +81,7 @@ def save(folder: Path, is_silent: bool = False, **metadata: Any) -> Path:
         with torch.no_grad():
             sae.b_enc.fill_(-1e4)
             sae.b_dec.zero_()
-    known = {
-        "model_name": "bae-lens/tiny",
-        "model_class_name": "HookedTransformer",
-        "dataset_path": "bae-lens/tiny-text",
-        "hook_name": HOOK,
-        "context_size": CONTEXT_SIZE,
-        "prepend_bos": True,
-        "exclude_special_tokens": True,
-    }
-    for name, value in {**known, **metadata}.items():
+    for name, value in {**KNOWN, **metadata}.items():
         sae.cfg.metadata[name] = value
     sae.save_model(folder)
     return folder
@@ -169,6 +181,29 @@ def test_special_tokens_are_as_in_training(tmp_path, excluded):
         for path in (folder, everywhere)
     ]
     assert (scores[0] == scores[1]) == (excluded is False)
+
+
+def test_a_checkpoint_whose_scale_is_not_folded_in_yet_scores_as_it_would_folded(tmp_path):
+    sae = make_training_bae(normalize_activations="expected_average_only_in")
+    for name, value in KNOWN.items():
+        sae.cfg.metadata[name] = value
+    sae.save_model(tmp_path / "checkpoint")
+    ActivationScaler(0.5).save(str(tmp_path / "checkpoint" / ACTIVATION_SCALER_CFG_FILENAME))
+    sae.fold_activation_norm_scaling_factor(0.5)
+    sae.save_inference_model(tmp_path / "folded")
+
+    scores = []
+    for name in ("checkpoint", "folded"):
+        assert run(tmp_path / name) == 0
+        scores.append(strict_json(tmp_path / name / "eval_metrics.json"))
+
+    for group in scores[0]:
+        assert scores[0][group] == pytest.approx(scores[1][group], rel=1e-4), group
+
+
+def test_metadata_without_a_hook_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(ValueError, match="names no hook point"):
+        run(save(tmp_path / "sae", hook_name=None))
 
 
 def test_a_folder_that_is_not_there(tmp_path):

@@ -295,3 +295,12 @@ def test_one_head(model):
     assert metrics["model_performance_preservation"][ADDED[0]] == mean_ablation_ce(
         model, HOOK_Z, batches, [0], hook_head_index=1
     )
+
+
+def test_an_sae_that_writes_elsewhere_than_it_reads_is_refused(model):
+    sae = make_bae()
+    sae.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
+    sae.cfg.metadata.hook_name_out = "blocks.1.hook_resid_post"
+
+    with pytest.raises(ValueError, match=r"reads 'blocks.0.* writes 'blocks.1"):
+        run_evals(sae, None, model)  # pyright: ignore[reportArgumentType]

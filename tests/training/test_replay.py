@@ -162,12 +162,13 @@ def test_collects_in_the_stores_dtype(tmp_path):
     assert replayed.activations.dtype == torch.bfloat16
 
 
-def test_collects_what_there_is_where_the_text_ends_before(tmp_path):
+def test_collects_what_there_is_where_the_text_ends_before(tmp_path, caplog):
     # 16 rows of 24 words and the separators between them fill 24 sequences and a piece.
     replayed = ReplayedActivations.collect(make_store(tmp_path, n_rows=16), 10**6)
 
     assert 16 * CONTEXT_SIZE < len(replayed.activations) <= 16 * 24
     assert len(replayed.activations.unique(dim=0)) > 0.9 * len(replayed.activations)
+    assert f"ended after {len(replayed.activations)} of 1000000 tokens" in caplog.text
 
 
 def test_too_little_text_for_a_batch_says_so(tmp_path):
