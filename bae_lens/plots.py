@@ -57,20 +57,25 @@ def plot_densities(codes: Mapping[str, CodeSummary], title: str = "") -> Figure:
         dead = int((rates == 0).sum())
         x = lowest / 3 * 1.35**i
         axes.bar(x, dead, width=x * 0.25, color=colour)
-        axes.annotate(f"{dead}", (x, dead), ha="center", va="bottom", fontsize=8, color=colour)
+        axes.annotate(
+            f" {dead} never",
+            (x, dead),
+            ha="center",
+            va="bottom",
+            rotation=90,
+            fontsize=8,
+            color=colour,
+        )
     for mark, text in ((0.01, "1 %"), (0.1, "10 %")):
         axes.axvline(mark, color="0.4", linewidth=0.8)
         axes.text(
             mark, 1.0, f" {text}", transform=axes.get_xaxis_transform(), va="top", color="0.3"
         )
-    axes.text(
-        lowest / 3, 0.93, "never", transform=axes.get_xaxis_transform(), ha="left", color="0.3"
-    )
     axes.set_xscale("log")
     axes.set_xlabel("share of tokens on which the latent fires")
     axes.set_ylabel("latents per bin")
     axes.set_title(title)
-    axes.legend(loc="upper left", bbox_to_anchor=(0.12, 1.0), frameon=False)
+    axes.legend(loc="upper left", bbox_to_anchor=(0.1, 1.0), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -107,16 +112,11 @@ def plot_training(
         if "metrics/entropy" in log:
             right.plot(tokens, log["metrics/entropy"], label=name, **style)
     if target_entropy is not None:
-        right.axhline(target_entropy, color="0.4", linewidth=0.8)
-        right.annotate(
-            f"target {target_entropy:g}",
-            (1, target_entropy),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-            color="0.3",
-        )
+        label = f"target {target_entropy:g}"
+        right.axhline(target_entropy, color="0.4", linewidth=0.8, label=label)
     left.set_yscale("log")
+    for axis in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis("{x:g}")
     left.set_ylabel("squared error per token (inputs of mean norm √d)")
     right.set_ylabel("marginal entropy of the minibatch (bits per token)")
     for axes in (left, right):

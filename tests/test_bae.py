@@ -315,7 +315,7 @@ def test_without_a_cap_there_is_no_density_loss():
 def test_what_is_dense_is_logged_with_a_cap_and_without():
     for max_density, limit in ((0.4, 0.4), (None, 0.1)):
         sae = make_training_bae(max_density=max_density)
-        rate = train_step(sae, make_activations(61)).metrics["dense_rate"]
+        rate: Any = train_step(sae, make_activations(61)).metrics["dense_rate"]
         assert rate == (sae.firing_rate > limit).float().mean()
         assert 0 < rate < 1
 

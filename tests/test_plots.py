@@ -56,7 +56,7 @@ def test_densities_have_marks_labels_and_the_number_of_dead():
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "share of tokens on which the latent fires"
     assert axes.get_ylabel() == "latents per bin"
-    assert set(texts_of(axes)) == {"1 %", "10 %", "never", "3"}
+    assert set(texts_of(axes)) == {"1 %", "10 %", "3 never"}
     marks = {line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1}
     assert marks == {0.01, 0.1}
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["BAE"]
@@ -187,7 +187,8 @@ def test_training_draws_loss_and_entropy_over_tokens():
 def test_training_draws_the_entropy_target():
     _, right = panels(plot_training({"BAE": BAE_LOG}, target_entropy=576.0))
 
-    assert texts_of(right) == ["target 576"]
+    labels = [text.get_text() for text in right.get_legend().get_texts()]
+    assert labels == ["BAE", "target 576"]
     assert [line.get_ydata()[0] for line in right.lines] == [900.0, 576.0]
 
 
