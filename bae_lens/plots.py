@@ -117,8 +117,8 @@ def plot_training(
     left.set_yscale("log")
     for axis in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis("{x:g}")
-    left.set_ylabel("squared error per token (inputs of mean norm √d)")
-    right.set_ylabel("marginal entropy of the minibatch (bits per token)")
+    left.set_ylabel("squared error per token, scaled inputs")
+    right.set_ylabel("marginal entropy, bits per token")
     for axes in (left, right):
         axes.set_xlabel("training tokens (million, replays counted)")
         if axes.get_legend_handles_labels()[0]:
