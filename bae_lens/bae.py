@@ -8,7 +8,6 @@ its bits, the covariance between them, and the density of those that fire too of
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -18,27 +17,22 @@ from typing import Any
 import torch
 from sae_lens import SAE, SAEConfig, TrainingSAE, TrainingSAEConfig
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
-from simple_parsing.helpers.fields import field as cli_field
 from torch import Tensor, nn
 from typing_extensions import override
 
+from bae_lens.fields import number_or_none
 from bae_lens.nn import (
     SURROGATES,
     Surrogate,
     binarize,
-    binary_entropy,
     calibrated_weights,
+    check_budget,
     flip_bits,
+    follow_budget,
     marginal_entropy,
     off_diagonal_covariance,
 )
 
-logger = logging.getLogger(__name__)
-
-# The entropy coefficient moves by at most this factor's logarithm a step, and reaches that at a
-# third off target; it stays within a factor of e^±12 of where it started, so that a target that
-# cannot be met does not wind it up without end.
-_CONTROL_RATE, _CONTROL_GAIN, _CONTROL_LIMIT = 0.02, 3.0, 12.0
 # The density penalty begins below the density that must not be passed, so that held-out text,
 # which varies about the minibatch's mean, does not pass it either.
 _DENSITY_MARGIN = 0.8
@@ -47,18 +41,6 @@ _DENSE = 0.1
 _STATISTICS = ("firing_rate", "n_updates", "log_entropy_multiplier")
 # Firing rates are a running mean over about this many steps.
 _FIRING_RATE_STEPS = 100
-
-
-def _number_or(*words: str) -> Callable[[str], float | str | None]:
-    """A command-line type: a number, ``none``, or one of some words."""
-
-    def parse(text: str) -> float | str | None:
-        if text.lower() == "none":
-            return None
-        return text if text in words else float(text)
-
-    parse.__name__ = " or ".join(["number", *words, "none"])
-    return parse
 
 
 @dataclass
@@ -101,7 +83,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
             coefficient.
         covariance_coefficient (float): Weight of Σ_{i≠j} |C_ij|. Off by default: under an entropy
             budget it costs explained variance or does nothing measurable on a language model
-            (``benchmarks/bae_recipe.py``), and takes as long as the rest of the step.
+            (``benchmarks/bae_recipe.py``), and about doubles the cost of a step.
         covariance_warm_up_steps (int): Steps of linear warm-up of the covariance coefficient.
         max_density (float | None): Bits that fire on more than this share of tokens are pushed
             back, from 0.8 of it on. ``None``: no such term.
@@ -119,15 +101,15 @@ class TrainingBAEConfig(TrainingSAEConfig):
     normalize_activations: str = "expected_average_only_in"  # type: ignore[assignment]
     surrogate: Surrogate = "sigmoid"
     temperature: float = 0.5
-    initial_firing_rate: float | None = cli_field(default=0.04, type=_number_or())
+    initial_firing_rate: float | None = number_or_none(0.04)
     entropy_coefficient: float = 0.04
     entropy_warm_up_steps: int = 0
     entropy_start_step: int = 0
     entropy_floor: float = 0.0
-    target_entropy: float | str | None = cli_field(default="d_in", type=_number_or("d_in"))
+    target_entropy: float | str | None = number_or_none("d_in", "d_in")
     covariance_coefficient: float = 0.0
     covariance_warm_up_steps: int = 0
-    max_density: float | None = cli_field(default=0.1, type=_number_or())
+    max_density: float | None = number_or_none(0.1)
     density_coefficient: float = 2.0
 
     @override
@@ -298,7 +280,8 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     log_entropy_multiplier: Tensor
 
     def __init__(self, cfg: TrainingBAEConfig, use_error_term: bool = False):
-        _check_budget(cfg)
+        if cfg.target_entropy_bits is not None:
+            check_budget(cfg.target_entropy_bits, cfg.d_sae, cfg.max_density)
         super().__init__(cfg, use_error_term)
         # Mirrors n_updates > 0, so that no step has to ask the device.
         self._is_calibrated = cfg.initial_firing_rate is None
@@ -399,10 +382,11 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     def _update_statistics(self, rate: Tensor, entropy: Tensor) -> None:
         target = self.cfg.target_entropy_bits
         if target is not None:
-            step = (_CONTROL_GAIN * (entropy / target - 1)).clamp(-1, 1) * _CONTROL_RATE
-            started = self.n_updates >= self.cfg.entropy_start_step
-            self.log_entropy_multiplier.add_(step * started)
-            self.log_entropy_multiplier.clamp_(-_CONTROL_LIMIT, _CONTROL_LIMIT)
+            moved = follow_budget(self.log_entropy_multiplier, entropy, target)
+            has_started = self.n_updates >= self.cfg.entropy_start_step
+            self.log_entropy_multiplier.copy_(
+                torch.where(has_started, moved, self.log_entropy_multiplier)
+            )
         self.n_updates.add_(1)
         # A plain mean at first, so that the start needs no correction.
         weight = (1 / self.n_updates).clamp(min=1 / _FIRING_RATE_STEPS)
@@ -476,25 +460,6 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             cfg["metadata"]["l0"] += (1 - 2 * rate).sum().item()
             cfg_path.write_text(json.dumps(cfg))
         return weights_path, cfg_path
-
-
-def _check_budget(cfg: TrainingBAEConfig) -> None:
-    """Refuse a budget that no code of this size can use, and warn of one that the cap forbids."""
-    target, cap = cfg.target_entropy_bits, cfg.max_density
-    if target is None:
-        return
-    if target > cfg.d_sae:
-        raise ValueError(
-            f"target_entropy is {target:g} bits per token, but {cfg.d_sae} bits (d_sae) carry at most "
-            f"{cfg.d_sae}. Lower the target, raise d_sae, or set target_entropy to None."
-        )
-    reachable = cfg.d_sae * binary_entropy(torch.tensor(min(cap or 0.5, 0.5))).item()
-    if target > reachable:
-        logger.warning(
-            "target_entropy is %g bits per token, but %d bits of density at most %g (max_density) "
-            "carry no more than %.0f: the entropy will stay below its target.",
-            *(target, cfg.d_sae, cap, reachable),
-        )
 
 
 def _convert_to_inference(state_dict: dict[str, Tensor], apply_b_dec_to_input: bool) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,8 @@ def run_demo(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
     require_matplotlib()
+    # Advice on training runs of a user's own, which this is not.
+    warnings.filterwarnings("ignore", category=UserWarning, module="sae_lens")
     started = time.time()
     output = Path(args.output)
     model: Any = demo.load_model(demo.MODEL_NAME)

@@ -1,0 +1,53 @@
+"""An entropy budget: the coefficient that follows a target."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bae_lens.nn.entropy import binary_entropy
+
+logger = logging.getLogger(__name__)
+
+# The coefficient's logarithm moves by at most 0.02 a step, and does so from a third off target on.
+# It stays within ±12 of where it started, so that a target that cannot be met does not wind it up
+# without end.
+_RATE, _GAIN, _LIMIT = 0.02, 3.0, 12.0
+
+
+def follow_budget(
+    log_multiplier: Float[Tensor, ""], entropy: Float[Tensor, ""], target: float
+) -> Float[Tensor, ""]:
+    """Where the logarithm of the coefficient's multiplier goes after a step with this entropy.
+
+    Args:
+        log_multiplier: where it is.
+        entropy: of the step's minibatch, in bits.
+        target: the budget, in bits.
+    """
+    step = _RATE * (_GAIN * (entropy / target - 1)).clamp(-1, 1)
+    return (log_multiplier + step).clamp(-_LIMIT, _LIMIT)
+
+
+def check_budget(target: float, d_sae: int, max_density: float | None) -> None:
+    """Refuse a budget that no code of this size can use, and warn of one that the cap forbids.
+
+    Raises:
+        ValueError: if ``target`` is more than one bit per latent.
+    """
+    if target > d_sae:
+        raise ValueError(
+            f"target_entropy is {target:g} bits per token, but {d_sae} bits (d_sae) carry at most "
+            f"{d_sae}. Lower the target, raise d_sae, or set target_entropy to None."
+        )
+    density = 0.5 if max_density is None else min(max_density, 0.5)
+    reachable = d_sae * binary_entropy(torch.tensor(density)).item()
+    if target > reachable:
+        logger.warning(
+            "target_entropy is %g bits per token, but %d bits of density at most %g (max_density) "
+            "carry no more than %.0f: the entropy will stay below its target.",
+            *(target, d_sae, density, reachable),
+        )
