@@ -82,7 +82,9 @@ def plot_densities(codes: Mapping[str, CodeSummary], title: str = "") -> Figure:
 
 def read_metric_log(path: str | Path) -> dict[str, list[float]]:
     """A training run's ``metrics.jsonl`` as columns, NaN where a line lacks a value."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    # Of a run that was killed, the last line may be cut short.
+    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
     names = dict.fromkeys(name for row in rows for name in row)
     return {
         name: [float("nan") if row.get(name) is None else row[name] for row in rows]

@@ -222,3 +222,10 @@ def test_without_matplotlib_the_error_is_the_command(monkeypatch, plot):
 
     with pytest.raises(ImportError, match=r"pip install 'bae-lens\[demo\]'"):
         plot()
+
+
+def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 9, "losses/mse_loss": 2.0}\n{"step": 19, "losses/mse')
+
+    assert read_metric_log(path) == {"step": [9], "losses/mse_loss": [2.0]}

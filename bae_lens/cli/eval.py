@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
+
+from bae_lens.strict_json import finite_or_none
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +73,11 @@ def run_eval(args: argparse.Namespace) -> int:
     print_metrics(metrics)
     output = Path(args.output) if args.output else path / "eval_metrics.json"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(_strict(metrics), indent=2, allow_nan=False) + "\n")
+    strict = {
+        group: {name: finite_or_none(value) for name, value in values.items()}
+        for group, values in metrics.items()
+    }
+    output.write_text(json.dumps(strict, indent=2, allow_nan=False) + "\n")
     print(f"\nWritten to {output}")
     return 0
 
@@ -99,14 +104,3 @@ def print_metrics(metrics: dict[str, dict[str, Any]]) -> None:
         for name, value in values.items():
             shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
             print(f"  {name:<32} {shown:>12}")
-
-
-def _strict(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """JSON has no NaN or infinity."""
-    return {
-        group: {
-            name: None if isinstance(v, float) and not math.isfinite(v) else v
-            for name, v in values.items()
-        }
-        for group, values in metrics.items()
-    }

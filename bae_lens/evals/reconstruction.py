@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 
@@ -22,6 +23,7 @@ def mean_ablation_ce(
     special_tokens: Sequence[int] = (),
     hook_head_index: int | None = None,
     model_kwargs: dict[str, Any] | None = None,
+    verbose: bool = False,
 ) -> float:
     """Cross-entropy with every activation at a hook point replaced by their mean.
 
@@ -36,6 +38,7 @@ def mean_ablation_ce(
         special_tokens: token ids that are neither replaced, nor in the mean, nor scored.
         hook_head_index: the one head to ablate, at hook points that have heads.
         model_kwargs: passed to the model.
+        verbose: show progress bars.
 
     Returns:
         Mean cross-entropy per token, in nats, over positions whose own token is not special (as
@@ -46,8 +49,11 @@ def mean_ablation_ce(
     def head(acts: Tensor) -> Tensor:
         return acts if hook_head_index is None else acts[:, :, hook_head_index]
 
+    def batches(what: str) -> Iterable[Tensor]:
+        return tqdm(token_batches, desc=what, leave=False, disable=not verbose)
+
     total, n = torch.zeros(()), 0
-    for tokens in token_batches:
+    for tokens in batches("Mean activation"):
         _, cache = model.run_with_cache(
             tokens,
             prepend_bos=False,
@@ -61,7 +67,7 @@ def mean_ablation_ce(
     mean = total / n
 
     losses: list[Tensor] = []
-    for tokens in token_batches:
+    for tokens in batches("Mean ablation"):
         is_special = special_token_mask(tokens, special_tokens)
 
         def ablate(acts: Tensor, hook: HookPoint, skip: Tensor = is_special) -> Tensor:  # noqa: ARG001

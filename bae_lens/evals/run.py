@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from bae_lens.evals.code_statistics import summarise_code
 from bae_lens.evals.reconstruction import mean_ablation_ce
 from bae_lens.special_tokens import special_token_ids
+
+logger = logging.getLogger(__name__)
 
 
 class _Recorder:
@@ -104,6 +107,7 @@ def run_evals(
             special,
             sae.cfg.metadata.hook_head_index,
             kwargs,
+            verbose,
         )
         group["ce_loss_with_mean_ablation"] = ablated
         group["ce_loss_score_mean_ablation"] = (ablated - group["ce_loss_with_sae"]) / (
@@ -121,7 +125,11 @@ def _evaluate_code(
         n = 0
         with tqdm(total=n_tokens, desc="Code", unit="tok", leave=False, disable=not verbose) as bar:
             while n < n_tokens:
-                batch = store.get_filtered_llm_batch()[: n_tokens - n]
+                try:
+                    batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)[: n_tokens - n]
+                except StopIteration:
+                    logger.warning("The text ended after %d of %d tokens.", n, n_tokens)
+                    return
                 n += len(batch)
                 bar.update(len(batch))
                 yield batch.to(sae.device)

@@ -13,6 +13,8 @@ import torch
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
+from bae_lens.strict_json import finite_or_none
+
 
 class MetricLog:
     """A JSONL file with one object every so many training steps.
@@ -67,7 +69,7 @@ class MetricLog:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line."""
-        line = {"step": step} | {name: _or_null(value) for name, value in metrics.items()}
+        line = {"step": step} | {name: finite_or_none(value) for name, value in metrics.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Opened anew each time: nothing is left in a buffer by a run that is killed.
         with self.path.open("a") as file:
@@ -88,7 +90,3 @@ def _step_of(line: str) -> float:
         return json.loads(line)["step"]
     except ValueError:
         return math.inf
-
-
-def _or_null(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -304,3 +304,13 @@ def test_an_sae_that_writes_elsewhere_than_it_reads_is_refused(model):
 
     with pytest.raises(ValueError, match=r"reads 'blocks.0.* writes 'blocks.1"):
         run_evals(sae, None, model)  # pyright: ignore[reportArgumentType]
+
+
+def test_text_that_ends_before_is_counted_once_and_said(model, caplog):
+    sae = describe(make_bae())
+    store = store_of(sae, model)
+
+    metrics, _ = run_evals(sae, store, model, n_code_tokens=10**6)
+
+    assert 0 < metrics["code"]["n_tokens"] < 10**5
+    assert f"ended after {metrics['code']['n_tokens']} of 1000000 tokens" in caplog.text
