@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ from tests.helpers import make_model, make_tokenizer
 
 
 def test_true_asks_the_tokenizer():
-    tokenizer = make_tokenizer()
+    tokenizer: Any = make_tokenizer()
     expected = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} - {None}
     assert expected <= set(special_token_ids(make_model(), True))
 
