@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -155,10 +156,8 @@ def test_an_exception_that_is_not_about_the_input_is_let_through(
 
 
 def test_nor_is_a_value_error_of_a_library_below(config: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(
-        train.TrainingRunner, "run", lambda self: torch.distributions.Normal(0.0, -1.0)
-    )
-    with pytest.raises(ValueError, match="scale"):
+    monkeypatch.setattr(train.TrainingRunner, "run", lambda self: json.loads("{"))
+    with pytest.raises(ValueError, match="Expecting"):
         main(["train", str(config)])
 
 
