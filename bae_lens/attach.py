@@ -24,8 +24,8 @@ def attached(
 ) -> Iterator[HookedSAETransformer | SAETransformerBridge]:
     """A context in which ``model`` runs with ``sae`` at its hook point, special tokens untouched.
 
-    The activations of BOS can be a hundred times larger than any other (an attention sink), no SAE
-    is trained on them, and replacing that one position costs more than all others together.
+    The activation of BOS can be a hundred times longer than any other (an attention sink). SAEs are
+    seldom trained on it, and to replace it by a reconstruction disturbs every position after it.
     ``HookedSAETransformer.add_sae`` can leave it alone; ``SAETransformerBridge.add_sae`` cannot
     (SAELens 6.54). This does it for both.
 
