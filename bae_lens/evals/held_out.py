@@ -62,7 +62,7 @@ def held_out_store(
         ValueError: if the metadata names no dataset and none is given.
     """
     metadata = sae.cfg.metadata
-    dataset = dataset or metadata.dataset_path
+    dataset = metadata.dataset_path if dataset is None else dataset
     if not dataset:
         raise ValueError(
             "The SAE's metadata names no dataset (metadata.dataset_path); name one: --dataset."

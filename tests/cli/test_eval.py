@@ -16,7 +16,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from bae_lens import demo
 from bae_lens.cli import main
-from bae_lens.cli.eval import add_arguments, everything, print_metrics, run_eval
+from bae_lens.cli.eval import add_arguments, print_metrics, run_eval
 from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,
@@ -259,18 +259,6 @@ def test_no_batches_are_refused_before_anything_is_loaded(folder, asked, name, v
         run(folder, f"--{name}", value)
 
     assert asked == []
-
-
-def test_the_config_asks_for_every_scalar_group():
-    config = everything(3, 5)
-
-    assert config.batch_size_prompts == 5
-    assert config.n_eval_reconstruction_batches == config.n_eval_sparsity_variance_batches == 3
-    assert config.compute_kl
-    assert config.compute_ce_loss
-    assert config.compute_l2_norms
-    assert config.compute_sparsity_metrics
-    assert config.compute_variance_metrics
 
 
 def test_printed_numbers_line_up(capsys):
