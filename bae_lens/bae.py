@@ -81,6 +81,9 @@ class TrainingBAEConfig(TrainingSAEConfig):
         target_entropy (float | str | None): Budget in bits per token that the entropy coefficient
             follows, up and down; ``"d_in"`` means one bit per input dimension, ``None`` a fixed
             coefficient.
+        target_unexplained_variance (float | None): Name the fidelity instead: the entropy coefficient
+            rises while less than this share of each minibatch's variance is left unexplained, and
+            falls while more is. Needs ``target_entropy=None``.
         covariance_coefficient (float): Weight of Σ_{i≠j} |C_ij|. Off by default: under an entropy
             budget it costs explained variance or does nothing measurable on a language model
             (``benchmarks/bae_recipe.py``), and it is the dearest part of a step.
@@ -107,6 +110,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
     entropy_start_step: int = 0
     entropy_floor: float = 0.0
     target_entropy: float | str | None = number_or_none("d_in", "d_in")
+    target_unexplained_variance: float | None = number_or_none(None)
     covariance_coefficient: float = 0.0
     covariance_warm_up_steps: int = 0
     max_density: float | None = number_or_none(0.1)
@@ -134,6 +138,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
             ("initial_firing_rate", lambda v: 0 < v < 1, "between 0 and 1"),
             ("max_density", lambda v: 0 < v <= 1, "in (0, 1]"),
             ("target_entropy", lambda v: v == "d_in" or v > 0, "greater than 0"),
+            ("target_unexplained_variance", lambda v: 0 < v < 1, "between 0 and 1"),
             *(
                 (f.name, lambda v: v is not None and v >= 0, "0 or greater")
                 for f in fields(self)
@@ -141,9 +146,15 @@ class TrainingBAEConfig(TrainingSAEConfig):
             ),
         ):
             value = getattr(self, name)
-            may_be_none = name in ("initial_firing_rate", "max_density", "target_entropy")
+            may_be_none = name in ("initial_firing_rate", "max_density") or "target_" in name
             if not (value is None and may_be_none) and not is_valid(value):
                 raise ValueError(f"{name} must be {expected}; got {value}.")
+        if self.target_unexplained_variance is not None and self.target_entropy is not None:
+            raise ValueError(
+                "The entropy coefficient can follow one target only: set target_entropy to None, or "
+                f"target_unexplained_variance; got {self.target_entropy!r} and "
+                f"{self.target_unexplained_variance}."
+            )
 
     @property
     def target_entropy_bits(self) -> float | None:
@@ -337,7 +348,8 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         with torch.no_grad():
             bits = (output.feature_acts != 0).flatten(0, -2)
             entropy = marginal_entropy(bits)
-            self._update_statistics(bits.float().mean(0), entropy)
+            spent = self._budget_spent(entropy, step_input.sae_in, output.sae_out)
+            self._update_statistics(bits.float().mean(0), spent)
         output.metrics["entropy"] = entropy
         output.metrics["entropy_multiplier"] = self.log_entropy_multiplier.exp()
         # A callable is evaluated on logging steps only.
@@ -378,11 +390,21 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             losses["density_loss"] = coefficients["density"] * excess.sum()
         return losses
 
+    def _budget_spent(self, entropy: Tensor, sae_in: Tensor, sae_out: Tensor) -> Tensor | None:
+        """Share of the budget, of entropy or of fidelity, that a step spent; None without one."""
+        cfg = self.cfg
+        if cfg.target_entropy_bits is not None:
+            return entropy / cfg.target_entropy_bits
+        if cfg.target_unexplained_variance is None:
+            return None
+        x, error = sae_in.flatten(0, -2).float(), (sae_out - sae_in).float()
+        variance = (x - x.mean(0)).square().sum()
+        return cfg.target_unexplained_variance * variance / error.square().sum().clamp(min=1e-30)
+
     @torch.no_grad()
-    def _update_statistics(self, rate: Tensor, entropy: Tensor) -> None:
-        target = self.cfg.target_entropy_bits
-        if target is not None:
-            moved = follow_budget(self.log_entropy_multiplier, entropy, target)
+    def _update_statistics(self, rate: Tensor, spent: Tensor | None) -> None:
+        if spent is not None:
+            moved = follow_budget(self.log_entropy_multiplier, spent)
             has_started = self.n_updates >= self.cfg.entropy_start_step
             self.log_entropy_multiplier.copy_(
                 torch.where(has_started, moved, self.log_entropy_multiplier)

@@ -132,7 +132,7 @@ def train(
     )
     with pushed_silent_bits() if _PUSH in overrides else nullcontext():
         SAETrainer(config, sae, ReplayedActivations(train_acts, BATCH, seed=seed)).fit()
-    code, explained_variance = summarise_code(sae, test_acts.split(4096))
+    code, explained_variance, _ = summarise_code(sae, test_acts.split(4096))
     with torch.no_grad():
         rows = test_acts[: 8 * BATCH].split(BATCH)
         bits = [(sae.encode(x) != 0).float() for x in rows if len(x) > 1]

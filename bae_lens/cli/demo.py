@@ -39,7 +39,7 @@ class Score:
     ce_score_mean_ablation: float
     tokens_per_second: float
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """All of it, flat, for JSON."""
         own = {name: value for name, value in vars(self).items() if name != "code"}
         return own | self.code.to_dict()
@@ -157,7 +157,7 @@ def _score(
 
     from bae_lens.evals import run_evals, summarise_code
 
-    code, explained_variance = summarise_code(sae, held_out.activations.split(4096))
+    code, explained_variance, _ = summarise_code(sae, held_out.activations.split(4096))
     metrics, _ = run_evals(
         sae,
         store(),

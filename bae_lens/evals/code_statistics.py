@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import hashlib
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
-from sae_lens import SAE
-from sae_lens.evals import ExplainedVarianceCalculator
-from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
-from bae_lens.bae import BAE
-from bae_lens.nn import binary_entropy
+from bae_lens.evals.magnitudes import MagnitudeQuantiser, magnitude_entropy
+from bae_lens.nn import (
+    binary_entropy,
+    chance_co_firing,
+    chow_liu_tree,
+    miller_madow_correction,
+    plug_in_entropy,
+)
+
+logger = logging.getLogger(__name__)
+
+# From here on a latent counts as always on: a bias.
+_ALWAYS = 0.99
+_DENSE = 0.1
+_ANTIPODAL = -0.9
+# Below so many tokens a latent, the noise in a Chow–Liu bound is worth a warning.
+_TOKENS_PER_LATENT = 20
+_TILE = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,88 +42,208 @@ class CodeSummary:
     more than half of the tokens by how often it is off, min(p, 1 − p), since that is when it says
     something. Folding hides always-on latents, so both are given.
 
+    What was not asked for, or cannot be known, is None.
+
     Attributes:
         n_tokens: tokens seen.
-        l0: latents on per token, as the SAE is.
-        marginal_entropy: Σ_j H₂(p_j) over all tokens, in bits per token: an upper bound of the
-            code's entropy, reached only by independent latents.
+        l0: latents on per token, as the SAE is: mean over tokens.
+        l0_std, l0_5th, l0_median, l0_95th: its standard deviation and percentiles over tokens.
         dense_share_10, dense_share_1: share of latents on for more than 10 % and 1 % of tokens, raw.
         dense_share_10_folded, dense_share_1_folded: the same, folded.
         max_density: the densest latent's firing rate, raw.
+        always_on_share: share of latents on for more than 99 % of tokens, raw.
         dead_share: share of latents that never fired (which for an inverted bit of a BAE means:
             was never off).
+        antipodal_dense_pairs: pairs of latents denser than 10 % (raw) whose decoder directions have a
+            cosine below −0.9. Needs the decoder.
+        exclusive_dense_pairs: pairs of such latents that never fire together. Needs pair counts.
+        marginal_entropy: Σ_j H₂(p_j) over all tokens, in bits per token: an upper bound of the
+            entropy of which latents fire, reached only by independent latents.
+        minibatch_entropy: the same of one minibatch, as in training, averaged over minibatches: what
+            arXiv 2509.20997 reports. Low by about m/(2·n·ln 2) bits, for m latents that vary among n
+            tokens, and lower still where a minibatch is not a fair sample (consecutive tokens).
+        minibatch_entropy_miller_madow: with that much added.
+        minibatch_size, n_minibatches: tokens a minibatch, and whole minibatches seen.
+        chow_liu_entropy: the marginal entropy less what a tree of pairwise dependences explains: a
+            tighter upper bound, which duplicated latents cannot raise.
+        total_correlation: what the tree explains, in bits per token.
+        chance_total_correlation: what a tree of the same kind finds in *independent* latents with
+            these rates and so many tokens: the part of ``total_correlation`` that is noise.
+        plug_in_entropy: entropy of the distinct codes seen, in bits per token.
+        plug_in_ceiling: log₂ of the number of tokens, which ``plug_in_entropy`` cannot pass; near
+            it, it only says how many tokens there were.
+        n_distinct_codes: distinct codes seen.
+        is_one_bit: whether every latent has one value only where it fires.
+        magnitude_entropy: bits per token of the quantised magnitudes, given which latents fire; 0
+            for a one-bit code, None for others without a quantiser.
+        magnitude_bits: resolution of those: 2 to this power is the number of cells.
+        description_length: bits per token that the code needs: the tightest bound at hand of which
+            latents fire (``chow_liu_entropy``, else ``marginal_entropy``), plus ``magnitude_entropy``.
         firing_rates: ``[d_sae]``, as the SAE is.
+        l0_counts: ``[d_sae + 1]``, tokens by number of latents on.
     """
 
     n_tokens: int
     l0: float
-    marginal_entropy: float
+    l0_std: float
+    l0_5th: int
+    l0_median: int
+    l0_95th: int
     dense_share_10: float
     dense_share_10_folded: float
     dense_share_1: float
     dense_share_1_folded: float
     max_density: float
+    always_on_share: float
     dead_share: float
+    antipodal_dense_pairs: int | None
+    exclusive_dense_pairs: int | None
+    marginal_entropy: float
+    minibatch_entropy: float | None
+    minibatch_entropy_miller_madow: float | None
+    minibatch_size: int
+    n_minibatches: int
+    chow_liu_entropy: float | None
+    total_correlation: float | None
+    chance_total_correlation: float | None
+    plug_in_entropy: float | None
+    plug_in_ceiling: float | None
+    n_distinct_codes: int | None
+    is_one_bit: bool
+    magnitude_entropy: float | None
+    magnitude_bits: float | None
+    description_length: float | None
     firing_rates: Tensor
+    l0_counts: Tensor
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | int | bool | None]:
         """The scalars, for JSON."""
-        return {name: value for name, value in vars(self).items() if name != "firing_rates"}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if not isinstance(value, Tensor)}
 
 
 class CodeStatistics:
     """Streaming statistics of any SAE's activations: ``update(acts)`` … ``compute()``.
 
+    Memory is a few numbers a latent, and with ``pair_counts`` 4 bytes a pair of latents (1 GB at
+    16,384) and about a hundred a distinct code.
+
     Args:
         d_sae: number of latents.
+        pair_counts: count pairs of latents and distinct codes as well, for the joint entropy.
         flipped: ``[d_sae]``, latents whose polarity was inverted after training (the buffer of a
             saved ``BAE``), so that the raw densities are those of training.
+        minibatch_size: tokens a minibatch, for the entropy of one. Rows are cut into minibatches in
+            the order given, across updates; an unfinished one does not count.
+        quantiser: gives the magnitudes of a real-valued code a length in bits.
+
+    Raises:
+        ValueError: if ``flipped`` or ``minibatch_size`` does not fit.
     """
 
-    def __init__(self, d_sae: int, flipped: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        d_sae: int,
+        pair_counts: bool = False,
+        flipped: Tensor | None = None,
+        minibatch_size: int = 1024,
+        quantiser: MagnitudeQuantiser | None = None,
+    ) -> None:
         self.flipped = torch.zeros(d_sae, dtype=torch.bool) if flipped is None else flipped.cpu()
         if self.flipped.shape != (d_sae,):
             raise ValueError(
                 f"flipped must have shape ({d_sae},), one entry a latent; got {tuple(self.flipped.shape)}."
             )
+        if minibatch_size < 1:
+            raise ValueError(f"minibatch_size must be at least 1; got {minibatch_size}.")
+        self.minibatch_size = minibatch_size
+        self.quantiser = quantiser
         self.n_tokens = 0
         self.n_fired = torch.zeros(d_sae, dtype=torch.int64)
+        self.l0_counts = torch.zeros(d_sae + 1, dtype=torch.int64)
+        # Of the values at which each latent fires.
+        self.smallest = torch.full((d_sae,), torch.inf, dtype=torch.float64)
+        self.largest = torch.full((d_sae,), -torch.inf, dtype=torch.float64)
+        self.cell_counts = (
+            None if quantiser is None else torch.zeros(d_sae, quantiser.n_cells, dtype=torch.int64)
+        )
+        self.co_fired = torch.zeros(d_sae, d_sae, dtype=torch.int32) if pair_counts else None
+        self.distinct: Counter[bytes] = Counter()
+        self.minibatch_entropies = torch.zeros(2, dtype=torch.float64)  # plain, Miller–Madow
+        self.n_minibatches = 0
+        self._open_fired = torch.zeros_like(self.n_fired)
+        self._n_open = 0
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return len(self.n_fired)
 
     @torch.no_grad()
     def update(self, acts: Tensor) -> None:
         """Count a batch of activations ``[..., d_sae]`` (dense or sparse; sign does not matter).
 
         Raises:
-            ValueError: if the last dimension is not d_sae, or a value is NaN or infinite.
+            ValueError: if the last dimension is not d_sae, or a value is NaN or infinite. Nothing is
+                counted then.
         """
-        d_sae = len(self.n_fired)
-        if acts.shape[-1] != d_sae:
-            raise ValueError(
-                f"These statistics are of {d_sae} latents; got activations of shape {tuple(acts.shape)}."
+        acts = self._checked(acts)
+        fired = acts != 0
+        for rows in self._minibatches(fired):
+            self._count_minibatch(rows)
+        self.n_tokens += len(fired)
+        self.n_fired += fired.sum(0).cpu()
+        self.l0_counts += torch.bincount(fired.sum(1), minlength=self.d_sae + 1).cpu()
+        if len(fired) > 0:
+            self._note_extremes(acts, fired)
+        if self.quantiser is not None and self.cell_counts is not None:
+            self.cell_counts += self.quantiser.count(acts)
+        if self.co_fired is not None:
+            self._count_pairs(fired, self.co_fired)
+            packed = np.packbits(fired.cpu().numpy(), axis=1)
+            self.distinct.update(
+                hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in packed
             )
-        if acts.is_sparse:
-            acts = acts.to_dense()
-        acts = acts.reshape(-1, d_sae)
-        if not acts.isfinite().all():
-            raise ValueError(
-                "Activations have NaN or infinite values; whether a latent fires is not defined for them."
-            )
-        self.n_tokens += len(acts)
-        self.n_fired += (acts != 0).sum(0).cpu()
 
     def merge(self, other: CodeStatistics) -> None:
         """Add what another instance has counted.
 
+        Everything is then as if this instance had seen all tokens, but for the entropy of a
+        minibatch: those that either has not finished do not join up.
+
         Raises:
-            ValueError: if the two are not of the same code.
+            ValueError: if the two are not of the same code, or do not count the same things.
         """
         if not torch.equal(self.flipped, other.flipped):
             raise ValueError("Only statistics of the same code (d_sae, flipped) can be merged.")
+        for name in ("pair_counts", "minibatch_size", "quantiser"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(
+                    f"Only statistics with the same settings can be merged, and {name} differs."
+                )
         self.n_tokens += other.n_tokens
         self.n_fired += other.n_fired
+        self.l0_counts += other.l0_counts
+        self.smallest = torch.minimum(self.smallest, other.smallest)
+        self.largest = torch.maximum(self.largest, other.largest)
+        if self.cell_counts is not None and other.cell_counts is not None:
+            self.cell_counts += other.cell_counts
+        if self.co_fired is not None and other.co_fired is not None:
+            self.co_fired += other.co_fired
+        self.distinct.update(other.distinct)
+        self.minibatch_entropies += other.minibatch_entropies
+        self.n_minibatches += other.n_minibatches
 
-    def compute(self) -> CodeSummary:
+    @property
+    def pair_counts(self) -> bool:
+        """Whether pairs of latents and distinct codes are counted."""
+        return self.co_fired is not None
+
+    def compute(self, W_dec: Tensor | None = None) -> CodeSummary:
         """Statistics of everything seen so far.
+
+        Args:
+            W_dec: ``[d_sae, d_in]``, the decoder, for antipodal pairs.
 
         Raises:
             ValueError: if nothing was seen.
@@ -116,6 +253,15 @@ class CodeStatistics:
         rates = self.n_fired.double() / self.n_tokens
         raw = torch.where(self.flipped, 1 - rates, rates)
         folded = torch.minimum(rates, 1 - rates)
+        dense = (raw > _DENSE).nonzero().squeeze(1)
+        marginal = binary_entropy(rates).sum().item()
+        joint = self._joint_entropies()
+        is_one_bit = bool((self.smallest >= self.largest).all())
+        magnitudes = self._magnitude_entropy(is_one_bit)
+        bound = marginal if joint["chow_liu_entropy"] is None else joint["chow_liu_entropy"]
+        minibatch: list[float | None] = [None, None]
+        if self.n_minibatches > 0:
+            minibatch = (self.minibatch_entropies / self.n_minibatches).tolist()
 
         def share(p: Tensor, above: float) -> float:
             return (p > above).double().mean().item()
@@ -123,51 +269,161 @@ class CodeStatistics:
         return CodeSummary(
             n_tokens=self.n_tokens,
             l0=rates.sum().item(),
-            marginal_entropy=binary_entropy(rates).sum().item(),
-            dense_share_10=share(raw, 0.1),
-            dense_share_10_folded=share(folded, 0.1),
+            **_spread(self.l0_counts),
+            dense_share_10=share(raw, _DENSE),
+            dense_share_10_folded=share(folded, _DENSE),
             dense_share_1=share(raw, 0.01),
             dense_share_1_folded=share(folded, 0.01),
             max_density=raw.max().item(),
+            always_on_share=share(raw, _ALWAYS),
             dead_share=(self.n_fired == 0).double().mean().item(),
+            antipodal_dense_pairs=None if W_dec is None else _antipodal_pairs(W_dec[dense]),
+            exclusive_dense_pairs=self._exclusive_pairs(dense),
+            marginal_entropy=marginal,
+            minibatch_entropy=minibatch[0],
+            minibatch_entropy_miller_madow=minibatch[1],
+            minibatch_size=self.minibatch_size,
+            n_minibatches=self.n_minibatches,
+            **joint,
+            is_one_bit=is_one_bit,
+            magnitude_entropy=magnitudes,
+            magnitude_bits=None if self.quantiser is None else self.quantiser.bits,
+            description_length=None if magnitudes is None else bound + magnitudes,
             firing_rates=rates.float(),
+            l0_counts=self.l0_counts.clone(),
         )
 
+    def _checked(self, acts: Tensor) -> Tensor:
+        if acts.shape[-1] != self.d_sae:
+            raise ValueError(
+                f"These statistics are of {self.d_sae} latents; got activations of shape "
+                f"{tuple(acts.shape)}."
+            )
+        if acts.layout != torch.strided:
+            acts = acts.to_dense()
+        acts = acts.reshape(-1, self.d_sae)
+        if not acts.isfinite().all():
+            raise ValueError(
+                "Activations have NaN or infinite values; whether a latent fires is not defined for them."
+            )
+        return acts
 
-@torch.no_grad()
-def summarise_code(
-    sae: SAE[Any], activations: Iterable[Tensor], activation_scaler: ActivationScaler | None = None
-) -> tuple[CodeSummary, float]:
-    """Encode and decode batches of activations, counting the code and the variance explained.
+    def _minibatches(self, fired: Tensor) -> Iterator[Tensor]:
+        """Cut rows so that none passes the end of a minibatch."""
+        start = 0
+        while start < len(fired):
+            rows = fired[start : start + self.minibatch_size - self._n_open]
+            start += len(rows)
+            yield rows
 
-    Args:
-        sae: any SAELens SAE that reconstructs its own input.
-        activations: batches ``[n, d_in]`` from its hook point, special tokens left out, unscaled,
-            heads flattened.
-        activation_scaler: as SAELens trains with, while it is not folded in yet.
+    def _count_minibatch(self, rows: Tensor) -> None:
+        self._open_fired += rows.sum(0).cpu()
+        self._n_open += len(rows)
+        if self._n_open < self.minibatch_size:
+            return
+        entropy = binary_entropy(self._open_fired.double() / self._n_open).sum()
+        correction = miller_madow_correction(self._open_fired, self._n_open)
+        self.minibatch_entropies += torch.stack([entropy, entropy + correction])
+        self.n_minibatches += 1
+        self._open_fired.zero_()
+        self._n_open = 0
 
-    Returns:
-        The code's statistics, and the explained variance 1 − Σ‖x − x̂‖² / Σ‖x − mean‖² over all
-        batches (SAELens' ``explained_variance``).
-    """
-    code = CodeStatistics(sae.cfg.d_sae, sae.flipped if isinstance(sae, BAE) else None)
-    variance = ExplainedVarianceCalculator()
-    scaler = activation_scaler or ActivationScaler()
-    with _flat_heads(sae):
-        for batch in activations:
-            acts = sae.encode(scaler.scale(batch))
-            code.update(acts)
-            variance.add_batch(sae_output=scaler.unscale(sae.decode(acts)), hidden_acts=batch)
-    return code.compute(), variance.compute()
+    def _note_extremes(self, acts: Tensor, fired: Tensor) -> None:
+        # Of the dtype itself: a cast to a wider one would copy the whole batch.
+        values = acts if acts.is_floating_point() else acts.float()
+        lowest = torch.where(fired, values, torch.inf).amin(0)
+        highest = torch.where(fired, values, -torch.inf).amax(0)
+        self.smallest = torch.minimum(self.smallest, lowest.cpu().double())
+        self.largest = torch.maximum(self.largest, highest.cpu().double())
+
+    def _count_pairs(self, fired: Tensor, co_fired: Tensor) -> None:
+        # In float32 counts are exact up to 2²⁴ rows, far more than a batch has. Tiles on and above
+        # the diagonal only; ``_co_fired_with`` reads the rest from there.
+        bits = fired.float()
+        for a in range(0, self.d_sae, _TILE):
+            rows = bits[:, a : a + _TILE].T
+            for b in range(a, self.d_sae, _TILE):
+                co_fired[a : a + _TILE, b : b + _TILE] += (
+                    (rows @ bits[:, b : b + _TILE]).int().cpu()
+                )
+
+    def _co_fired_with(self, latent: int) -> Tensor:
+        """Tokens on which a latent fires together with each other, ``[d_sae]``."""
+        assert self.co_fired is not None
+        diagonal = latent // _TILE * _TILE
+        above, right = self.co_fired[:diagonal, latent], self.co_fired[latent, diagonal:]
+        return torch.cat([above, right]).long()
+
+    def _joint_entropies(self) -> dict[str, Any]:
+        names = (
+            "chow_liu_entropy",
+            "total_correlation",
+            "chance_total_correlation",
+            "plug_in_entropy",
+            "plug_in_ceiling",
+            "n_distinct_codes",
+        )
+        if not self.pair_counts:
+            return dict.fromkeys(names)
+        if self.n_tokens < _TOKENS_PER_LATENT * self.d_sae:
+            logger.warning(
+                "The Chow-Liu bound of %d latents rests on %d tokens; below %d (%d a latent) the "
+                "dependences it finds may be noise. Compare total_correlation with "
+                "chance_total_correlation.",
+                *(self.d_sae, self.n_tokens, _TOKENS_PER_LATENT * self.d_sae, _TOKENS_PER_LATENT),
+            )
+        tree = chow_liu_tree(self.n_fired, self._co_fired_with, self.n_tokens)
+        by_chance = chow_liu_tree(
+            self.n_fired, chance_co_firing(self.n_fired, self.n_tokens), self.n_tokens
+        )
+        values = (
+            tree.entropy,
+            tree.information.sum().item(),
+            by_chance.information.sum().item(),
+            plug_in_entropy(torch.tensor(list(self.distinct.values()))),
+            math.log2(self.n_tokens),
+            len(self.distinct),
+        )
+        return dict(zip(names, values, strict=True))
+
+    def _magnitude_entropy(self, is_one_bit: bool) -> float | None:
+        if is_one_bit:
+            return 0.0
+        if self.cell_counts is None:
+            return None
+        return magnitude_entropy(self.cell_counts, self.n_tokens)
+
+    def _exclusive_pairs(self, dense: Tensor) -> int | None:
+        """Pairs among ``dense`` that never fire together, in the polarity of training."""
+        if not self.pair_counts:
+            return None
+        n_pairs = 0
+        fired, flipped = self.n_fired[dense], self.flipped[dense]
+        for i, latent in enumerate(dense.tolist()):
+            both = self._co_fired_with(latent)[dense]
+            # How often the two fire together if one of them, or both, is inverted.
+            both = torch.where(flipped, fired[i] - both, both)
+            if flipped[i]:
+                both = torch.where(flipped, self.n_tokens - fired, fired) - both
+            n_pairs += int((both[i + 1 :] == 0).sum())
+        return n_pairs
 
 
-@contextmanager
-def _flat_heads(sae: SAE[Any]) -> Iterator[None]:
-    """Let an SAE of ``hook_z`` take its heads flattened, as a store gives them."""
-    was_on = sae.hook_z_reshaping_mode
-    sae.turn_off_forward_pass_hook_z_reshaping()
-    try:
-        yield
-    finally:
-        if was_on:
-            sae.turn_on_forward_pass_hook_z_reshaping()
+def _antipodal_pairs(W_dec: Tensor) -> int:
+    """Pairs of rows that point in opposite directions."""
+    unit = torch.nn.functional.normalize(W_dec.detach().float(), dim=1)
+    return sum(int((unit[i + 1 :] @ row < _ANTIPODAL).sum()) for i, row in enumerate(unit))
+
+
+def _spread(l0_counts: Tensor) -> dict[str, Any]:
+    """Standard deviation and percentiles of L0 from its histogram."""
+    share = l0_counts.double() / l0_counts.sum()
+    l0 = torch.arange(len(share), dtype=torch.float64)
+    mean = (share * l0).sum()
+    # A hair below, for sums of shares that should be equal to a percentile.
+    reached = share.cumsum(0) + 1e-12
+    percentiles = (int((reached >= q).int().argmax()) for q in (0.05, 0.5, 0.95))
+    return {
+        "l0_std": (share * (l0 - mean).square()).sum().sqrt().item(),
+        **dict(zip(("l0_5th", "l0_median", "l0_95th"), percentiles, strict=True)),
+    }

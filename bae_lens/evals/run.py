@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from sae_lens import SAE, ActivationsStore
 from sae_lens.evals import EvalConfig
 from sae_lens.evals import run_evals as sae_lens_run_evals
@@ -14,11 +15,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens.evals.code_statistics import summarise_code
 from bae_lens.evals.reconstruction import mean_ablation_ce
+from bae_lens.evals.summarise import summarise_code
 from bae_lens.special_tokens import special_token_ids
 
 logger = logging.getLogger(__name__)
+
+# Pair counts of so many latents take 1 GB.
+_MAX_PAIRED = 16_384
+# Tokens that are shuffled together, so that a minibatch is not of a few texts only.
+_MIXED_TOKENS, _BATCH = 32_768, 4096
 
 
 class _Recorder:
@@ -47,14 +53,17 @@ def run_evals(
     exclude_special_tokens: Iterable[int] | bool = True,
     verbose: bool = False,
     n_code_tokens: int = 65_536,
+    pair_counts: bool | None = None,
+    magnitude_bits: float = 4,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """SAELens' ``run_evals`` with two additions, for any SAE that reconstructs its own input.
 
     * ``model_performance_preservation`` gains ``ce_loss_with_mean_ablation`` and
       ``ce_loss_score_mean_ablation``, on the same tokens as SAELens' zero-ablation score, where
       ``eval_config.compute_ce_loss`` asks for that;
-    * a group ``code``: density, death and entropy of the code and the explained variance, over
-      ``n_code_tokens`` further tokens.
+    * a group ``code``: all scalars of ``CodeSummary`` (densities, death, entropies, description
+      length) and the explained variance, over ``n_code_tokens`` further tokens, mixed as SAELens
+      mixes them for training.
 
     SAELens' own groups are what ``sae_lens.run_evals`` returns, untouched.
 
@@ -69,6 +78,10 @@ def run_evals(
         exclude_special_tokens: as in SAELens.
         verbose: show progress bars.
         n_code_tokens: tokens behind the group ``code``; 0 leaves it out.
+        pair_counts: count pairs of latents and distinct codes, for the joint entropy. If omitted:
+            where d_sae is at most 16,384 (1 GB of counts).
+        magnitude_bits: resolution at which a real-valued code's magnitudes are counted, see
+            ``MagnitudeQuantiser``; ``quantised_explained_variance`` is what is left at it.
 
     Returns:
         Metrics by group, and SAELens' per-latent metrics.
@@ -114,25 +127,49 @@ def run_evals(
             ablated - group["ce_loss_without_sae"]
         )
     if n_code_tokens > 0:
-        metrics["code"] = _evaluate_code(sae, activation_store, scaler, n_code_tokens, verbose)
+        counts_pairs = sae.cfg.d_sae <= _MAX_PAIRED if pair_counts is None else pair_counts
+        batches = _mixed(_activations(sae, activation_store, n_code_tokens, verbose))
+        code, explained_variance, quantised = summarise_code(
+            sae, batches, scaler, pair_counts=counts_pairs, magnitude_bits=magnitude_bits
+        )
+        metrics["code"] = {
+            **code.to_dict(),
+            "explained_variance": explained_variance,
+            "quantised_explained_variance": quantised,
+        }
     return metrics, feature_metrics
 
 
-def _evaluate_code(
-    sae: SAE[Any], store: ActivationsStore, scaler: ActivationScaler, n_tokens: int, verbose: bool
-) -> dict[str, float]:
-    def batches() -> Iterable[Tensor]:
-        n = 0
-        with tqdm(total=n_tokens, desc="Code", unit="tok", leave=False, disable=not verbose) as bar:
-            while n < n_tokens:
-                try:
-                    batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)[: n_tokens - n]
-                except StopIteration:
-                    logger.warning("The text ended after %d of %d tokens.", n, n_tokens)
-                    return
-                n += len(batch)
-                bar.update(len(batch))
-                yield batch.to(sae.device)
+def _activations(
+    sae: SAE[Any], store: ActivationsStore, n_tokens: int, verbose: bool
+) -> Iterator[Tensor]:
+    n = 0
+    with tqdm(total=n_tokens, desc="Code", unit="tok", leave=False, disable=not verbose) as bar:
+        while n < n_tokens:
+            try:
+                batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)[: n_tokens - n]
+            except StopIteration:
+                logger.warning("The text ended after %d of %d tokens.", n, n_tokens)
+                return
+            n += len(batch)
+            bar.update(len(batch))
+            yield batch.to(sae.device)
 
-    code, explained_variance = summarise_code(sae, batches(), scaler)
-    return {**code.to_dict(), "explained_variance": explained_variance}
+
+def _mixed(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Batches with the tokens of many texts in each, none lost."""
+    held: list[Tensor] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= _MIXED_TOKENS:
+            yield from _shuffled(held)
+            held = []
+    if held:
+        yield from _shuffled(held)
+
+
+def _shuffled(batches: list[Tensor]) -> Iterator[Tensor]:
+    rows = torch.cat(batches)
+    generator = torch.Generator().manual_seed(len(rows))
+    order = torch.randperm(len(rows), generator=generator).to(rows.device)
+    yield from rows[order].split(_BATCH)

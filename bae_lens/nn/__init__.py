@@ -5,17 +5,33 @@ from bae_lens.nn.budget import check_budget, follow_budget
 from bae_lens.nn.calibration import calibrated_weights
 from bae_lens.nn.covariance import off_diagonal_covariance
 from bae_lens.nn.entropy import binary_entropy, marginal_entropy
+from bae_lens.nn.joint_entropy import (
+    ChowLiuTree,
+    chance_co_firing,
+    chow_liu_tree,
+    miller_madow_correction,
+    mutual_information,
+    plug_in_entropy,
+)
 from bae_lens.nn.polarity import flip_bits
+from bae_lens.nn.pruning import prune_bits
 
 __all__ = [
     "SURROGATES",
+    "ChowLiuTree",
     "Surrogate",
     "binarize",
     "binary_entropy",
     "calibrated_weights",
+    "chance_co_firing",
     "check_budget",
+    "chow_liu_tree",
     "flip_bits",
     "follow_budget",
     "marginal_entropy",
+    "miller_madow_correction",
+    "mutual_information",
     "off_diagonal_covariance",
+    "plug_in_entropy",
+    "prune_bits",
 ]

@@ -1,4 +1,4 @@
-"""An entropy budget: the coefficient that follows a target."""
+"""A budget of entropy or of fidelity: the coefficient that follows a target."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ logger = logging.getLogger(__name__)
 _RATE, _GAIN, _LIMIT = 0.02, 3.0, 12.0
 
 
-def follow_budget(
-    log_multiplier: Float[Tensor, ""], entropy: Float[Tensor, ""], target: float
-) -> Float[Tensor, ""]:
-    """Where the logarithm of the coefficient's multiplier goes after a step with this entropy.
+def follow_budget(log_multiplier: Float[Tensor, ""], spent: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Where the logarithm of the coefficient's multiplier goes after a step that spent this much.
 
     Args:
         log_multiplier: where it is.
-        entropy: of the step's minibatch, in bits.
-        target: the budget, in bits.
+        spent: share of the budget, 1 where it is met: the minibatch's entropy over its target, or
+            the unexplained variance that may be left over that which is.
     """
-    step = _RATE * (_GAIN * (entropy / target - 1)).clamp(-1, 1)
+    step = _RATE * (_GAIN * (spent - 1)).clamp(-1, 1)
     return (log_multiplier + step).clamp(-_LIMIT, _LIMIT)
 
 

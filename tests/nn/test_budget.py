@@ -8,7 +8,7 @@ from bae_lens.nn import check_budget, follow_budget
 
 
 def follow(log_multiplier: float, entropy: float, target: float = 100.0) -> float:
-    return follow_budget(torch.tensor(log_multiplier), torch.tensor(entropy), target).item()
+    return follow_budget(torch.tensor(log_multiplier), torch.tensor(entropy / target)).item()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,104 @@
+"""An SAE's code and what it explains, over batches of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens import SAE
+from sae_lens.evals import ExplainedVarianceCalculator
+from sae_lens.training.activation_scaler import ActivationScaler
+from torch import Tensor
+
+from bae_lens.bae import BAE
+from bae_lens.evals.code_statistics import CodeStatistics, CodeSummary
+from bae_lens.evals.magnitudes import MagnitudeQuantiser
+
+
+class CodeEvaluation(NamedTuple):
+    """What ``summarise_code`` returns.
+
+    Attributes:
+        code: statistics of the code.
+        explained_variance: 1 − Σ‖x − x̂‖² / Σ‖x − mean‖² over all batches (SAELens'
+            ``explained_variance``).
+        quantised_explained_variance: the same with the magnitudes quantised as they are for
+            ``code.description_length``; None without a quantiser.
+    """
+
+    code: CodeSummary
+    explained_variance: float
+    quantised_explained_variance: float | None
+
+
+@torch.no_grad()
+def summarise_code(
+    sae: SAE[Any],
+    activations: Iterable[Tensor],
+    activation_scaler: ActivationScaler | None = None,
+    *,
+    pair_counts: bool = False,
+    minibatch_size: int = 1024,
+    magnitude_bits: float | None = None,
+) -> CodeEvaluation:
+    """Encode and decode batches of activations, counting the code and the variance explained.
+
+    Args:
+        sae: any SAELens SAE that reconstructs its own input.
+        activations: batches ``[n, d_in]`` from its hook point, special tokens left out, unscaled,
+            heads flattened.
+        activation_scaler: as SAELens trains with, while it is not folded in yet.
+        pair_counts: see ``CodeStatistics``.
+        minibatch_size: see ``CodeStatistics``. Shuffle the activations to have the minibatches of
+            training.
+        magnitude_bits: resolution at which the magnitudes of a real-valued code are quantised. The
+            quantiser is fitted on the first batch. Ignored for a one-bit code.
+    """
+    code: CodeStatistics | None = None
+    plain, quantised = ExplainedVarianceCalculator(), ExplainedVarianceCalculator()
+    quantiser: MagnitudeQuantiser | None = None
+    scaler = activation_scaler or ActivationScaler()
+    with _flat_heads(sae):
+        for batch in activations:
+            acts = sae.encode(scaler.scale(batch))
+            if code is None:
+                if magnitude_bits is not None and not is_one_bit(sae):
+                    quantiser = MagnitudeQuantiser.fit(acts, sae.W_dec, magnitude_bits)
+                code = CodeStatistics(
+                    sae.cfg.d_sae,
+                    pair_counts,
+                    sae.flipped if isinstance(sae, BAE) else None,
+                    minibatch_size,
+                    quantiser,
+                )
+            code.update(acts)
+            plain.add_batch(sae_output=scaler.unscale(sae.decode(acts)), hidden_acts=batch)
+            if quantiser is not None:
+                restored = sae.decode(quantiser.quantise(acts))
+                quantised.add_batch(sae_output=scaler.unscale(restored), hidden_acts=batch)
+    if code is None:
+        raise ValueError("There are no activations to summarise a code over.")
+    return CodeEvaluation(
+        code.compute(sae.W_dec),
+        plain.compute(),
+        None if quantiser is None else quantised.compute(),
+    )
+
+
+def is_one_bit(sae: SAE[Any]) -> bool:
+    """Whether each latent of an SAE has one value only where it fires, by its architecture."""
+    return sae.cfg.architecture() == "bae"
+
+
+@contextmanager
+def _flat_heads(sae: SAE[Any]) -> Iterator[None]:
+    """Let an SAE of ``hook_z`` take its heads flattened, as a store gives them."""
+    was_on = sae.hook_z_reshaping_mode
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        if was_on:
+            sae.turn_on_forward_pass_hook_z_reshaping()

@@ -1,0 +1,71 @@
+"""SAELens' trainer on activations that are in memory already."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sae_lens import TrainingSAE, TrainingSAEConfig
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.training.sae_trainer import SAETrainer
+from torch import Tensor
+
+from bae_lens.training.replay import ReplayedActivations
+
+
+def fit_activations(
+    cfg: TrainingSAEConfig,
+    activations: Tensor,
+    steps: int,
+    batch_size: int = 1024,
+    lr: float = 2e-3,
+    seed: int = 0,
+    device: str = "cpu",
+) -> TrainingSAE[Any]:
+    """Train an autoencoder of any registered architecture, as SAELens' runner would.
+
+    Adam at a constant rate that falls to a tenth over the last fifth of the steps. The scale of the
+    inputs is folded in at the end.
+
+    Args:
+        cfg: what to train.
+        activations: ``[n, d_in]``, replayed in shuffled epochs.
+        steps: optimiser steps.
+        batch_size: activations a step.
+        lr: learning rate.
+        seed: of the weights and the shuffles.
+        device: where to train.
+
+    Raises:
+        ValueError: if ``activations`` are not 2-D, not ``cfg.d_in`` wide or fewer than a batch.
+    """
+    if activations.shape[-1] != cfg.d_in:
+        raise ValueError(
+            f"cfg.d_in is {cfg.d_in}, but the activations have shape {tuple(activations.shape)}."
+        )
+    trainer_cfg = SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=steps * batch_size,
+        device=device,
+        autocast=False,
+        lr=lr,
+        lr_end=lr / 10,
+        lr_scheduler_name="constant",
+        lr_warm_up_steps=0,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        lr_decay_steps=steps // 5,
+        n_restart_cycles=1,
+        train_batch_size_samples=batch_size,
+        dead_feature_window=64,
+        feature_sampling_window=10**9,
+        logger=LoggingConfig(log_to_wandb=False),
+        n_batches_for_norm_estimate=8,
+    )
+    torch.manual_seed(seed)
+    sae = get_sae_training_class(cfg.architecture())[0](cfg).to(device)
+    SAETrainer(trainer_cfg, sae, ReplayedActivations(activations, batch_size, seed=seed)).fit()
+    return sae
