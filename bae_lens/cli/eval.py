@@ -19,6 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n_code_tokens", type=int, default=65_536, help="tokens for the code's statistics"
     )
+    parser.add_argument(
+        "--pair_counts",
+        action=argparse.BooleanOptionalAction,
+        help="count pairs of latents, for the joint entropy; default: up to 16,384 latents",
+    )
+    parser.add_argument(
+        "--magnitude_bits",
+        type=float,
+        default=4,
+        help="resolution at which magnitudes are counted in the description length",
+    )
     parser.add_argument("--dataset", help="another dataset than the one in the metadata")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--output", help="JSON file to write; default: PATH/eval_metrics.json")
@@ -72,6 +83,8 @@ def run_eval(args: argparse.Namespace) -> int:
         exclude_special_tokens=metadata.exclude_special_tokens or False,
         verbose=True,
         n_code_tokens=args.n_code_tokens,
+        pair_counts=args.pair_counts,
+        magnitude_bits=args.magnitude_bits,
     )
     print_metrics(metrics)
     output = Path(args.output) if args.output else path / "eval_metrics.json"
@@ -89,5 +102,12 @@ def print_metrics(metrics: dict[str, dict[str, Any]]) -> None:
     for group, values in metrics.items():
         print(f"\n{group}")
         for name, value in values.items():
-            shown = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-            print(f"  {name:<32} {shown:>12}")
+            print(f"  {name:<32} {_shown(value):>12}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"

@@ -168,6 +168,18 @@ def test_the_options_reach_the_evals(folder):
     assert set(metrics["token_stats"].values()) == {2 * 3 * CONTEXT_SIZE}
 
 
+def test_pairs_and_magnitudes_are_counted_as_asked(folder):
+    run(folder)
+    by_default = strict_json(folder / "eval_metrics.json")["code"]
+    run(folder, "--no-pair_counts")
+    without = strict_json(folder / "eval_metrics.json")["code"]
+
+    assert by_default["chow_liu_entropy"] <= by_default["marginal_entropy"]
+    assert by_default["description_length"] == by_default["chow_liu_entropy"]
+    assert without["chow_liu_entropy"] is None
+    assert without["description_length"] == without["marginal_entropy"]
+
+
 @pytest.mark.parametrize("excluded", [True, False, [0]])
 def test_special_tokens_are_as_in_training(tmp_path, excluded):
     folder = save(tmp_path / "sae", exclude_special_tokens=excluded)
@@ -262,7 +274,8 @@ def test_no_batches_are_refused_before_anything_is_loaded(folder, asked, name, v
 
 
 def test_printed_numbers_line_up(capsys):
-    print_metrics({"group": {"tokens": 65_536, "share": 0.25, "missing": float("nan")}})
+    numbers = {"tokens": 65_536, "share": 0.25, "missing": float("nan")}
+    print_metrics({"group": numbers | {"one_bit": True, "unknown": None}})
 
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "group"
@@ -270,5 +283,7 @@ def test_printed_numbers_line_up(capsys):
         ["tokens", "65,536"],
         ["share", "0.2500"],
         ["missing", "nan"],
+        ["one_bit", "yes"],
+        ["unknown", "–"],
     ]
     assert len({len(line) for line in lines[2:]}) == 1
