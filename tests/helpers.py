@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from datasets import Dataset
 from sae_lens import HookedSAETransformer, LanguageModelSAERunnerConfig, LoggingConfig
@@ -253,6 +254,30 @@ def runner_cfg(folder: Path, n_steps: int = 6, **overrides: Any) -> LanguageMode
             **overrides,
         }
     )
+
+
+# What is compared
+
+
+def about(expected: dict[str, Any], rel: float) -> dict[str, Any]:
+    """Numbers to compare with but for rounding; what is None has to be None."""
+    return {
+        name: None if value is None else pytest.approx(value, rel=rel)
+        for name, value in expected.items()
+    }
+
+
+def known(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
+def support_bits(code: dict[str, Any]) -> float:
+    """What a code's description spends on which latents fire, from its other statistics."""
+    if code["total_correlation"] is None:
+        return code["marginal_entropy"]
+    is_real = code["total_correlation"] - code["chance_total_correlation"]
+    return code["marginal_entropy"] - max(is_real, 0)
 
 
 # What "exact" means for a one-bit code

@@ -24,7 +24,7 @@ def test_rice_codes_with_a_parameter_for_each_value(values):
     assert stream.read() == b"next"
 
 
-def test_parameterseters_are_the_best_ones_for_geometric_values():
+def test_parameters_are_the_best_ones_for_geometric_values():
     def length(k: int, p: float) -> float:
         """Expected bits of a geometric value: k + 1 and the expected ⌊v / 2^k⌋."""
         q = (1 - p) ** (2**k)

@@ -32,6 +32,8 @@ class EntropyEstimate:
         unexplained_variance: of the held-out vectors, with this code.
         max_unexplained: what it was to be at most, on the training vectors.
         trained_unexplained_variance: of the held-out vectors, before pruning.
+        trained_marginal_entropy, trained_chow_liu_entropy: of the code on held-out vectors, before
+            pruning.
         initial_firing_rate: the start that this code came from.
         n_train: vectors it was trained and pruned on.
         sae: the code itself.
@@ -41,6 +43,8 @@ class EntropyEstimate:
     unexplained_variance: float
     max_unexplained: float
     trained_unexplained_variance: float
+    trained_marginal_entropy: float
+    trained_chow_liu_entropy: float
     initial_firing_rate: float
     n_train: int
     sae: BAE
@@ -64,8 +68,8 @@ def estimate_entropy(
     cfg: TrainingBAEConfig | None = None,
     *,
     starts: Sequence[float] = STARTS,
-    steps: int = 1000,
-    batch_size: int = 1024,
+    steps: int = 2000,
+    batch_size: int = 512,
     lr: float = 2e-3,
     seed: int = 0,
     device: str = "cpu",
@@ -118,8 +122,10 @@ def estimate_entropy(
         )
         assert isinstance(trained, TrainingBAE)
         sae = prune(trained, activations.to(device), max_unexplained)
-        train, held = score(sae, activations), score(sae, held_out)
+        before, held = score(trained, held_out), score(sae, held_out)
+        train = score(sae, activations)
         assert train.code.chow_liu_entropy is not None
+        assert before.code.chow_liu_entropy is not None
         missed = max(1 - train.explained_variance - max_unexplained, 0)
         # A code that holds the fidelity is better than one that does not; rounding aside.
         rank = (round(missed, 4), train.code.chow_liu_entropy)
@@ -127,7 +133,9 @@ def estimate_entropy(
             code=held.code,
             unexplained_variance=1 - held.explained_variance,
             max_unexplained=max_unexplained,
-            trained_unexplained_variance=1 - score(trained, held_out).explained_variance,
+            trained_unexplained_variance=1 - before.explained_variance,
+            trained_marginal_entropy=before.code.marginal_entropy,
+            trained_chow_liu_entropy=before.code.chow_liu_entropy,
             initial_firing_rate=start,
             n_train=len(activations),
             sae=sae,

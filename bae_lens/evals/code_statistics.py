@@ -30,7 +30,7 @@ _ALWAYS = 0.99
 _DENSE = 0.1
 _ANTIPODAL = -0.9
 # Below so many tokens a latent, the noise in a Chow–Liu bound is worth a warning.
-_TOKENS_PER_LATENT = 20
+TOKENS_PER_LATENT = 20
 _TILE = 2048
 
 
@@ -54,9 +54,9 @@ class CodeSummary:
         always_on_share: share of latents on for more than 99 % of tokens, raw.
         dead_share: share of latents that never fired (which for an inverted bit of a BAE means:
             was never off).
-        antipodal_dense_pairs: pairs of latents denser than 10 % (raw) whose decoder directions have a
-            cosine below −0.9. Needs the decoder.
-        exclusive_dense_pairs: pairs of such latents that never fire together. Needs pair counts.
+        antipodal_dense_pairs: pairs of latents denser than 10 % whose decoder directions have a
+            cosine below −0.9, raw. Needs the decoder.
+        exclusive_dense_pairs: pairs of such latents that never fire together, raw. Needs pair counts.
         marginal_entropy: Σ_j H₂(p_j) over all tokens, in bits per token: an upper bound of the
             entropy of which latents fire, reached only by independent latents.
         minibatch_entropy: the same of one minibatch, as in training, averaged over minibatches: what
@@ -73,12 +73,14 @@ class CodeSummary:
         plug_in_ceiling: log₂ of the number of tokens, which ``plug_in_entropy`` cannot pass; near
             it, it only says how many tokens there were.
         n_distinct_codes: distinct codes seen.
-        is_one_bit: whether every latent has one value only where it fires.
+        is_one_bit: whether every latent had one value only where it fired.
         magnitude_entropy: bits per token of the quantised magnitudes, given which latents fire; 0
             for a one-bit code, None for others without a quantiser.
-        magnitude_bits: resolution of those: 2 to this power is the number of cells.
-        description_length: bits per token that the code needs: the tightest bound at hand of which
-            latents fire (``chow_liu_entropy``, else ``marginal_entropy``), plus ``magnitude_entropy``.
+        magnitude_bits: resolution of those, see ``MagnitudeQuantiser``.
+        description_length: bits per token that the code needs: which latents fire, plus
+            ``magnitude_entropy``. For the former the marginal entropy less the total correlation,
+            of which what chance alone would show is not counted; without pair counts, the marginal
+            entropy.
         firing_rates: ``[d_sae]``, as the SAE is.
         l0_counts: ``[d_sae + 1]``, tokens by number of latents on.
     """
@@ -138,7 +140,7 @@ class CodeStatistics:
         quantiser: gives the magnitudes of a real-valued code a length in bits.
 
     Raises:
-        ValueError: if ``flipped`` or ``minibatch_size`` does not fit.
+        ValueError: if ``flipped``, ``minibatch_size`` or ``quantiser`` does not fit.
     """
 
     def __init__(
@@ -156,6 +158,10 @@ class CodeStatistics:
             )
         if minibatch_size < 1:
             raise ValueError(f"minibatch_size must be at least 1; got {minibatch_size}.")
+        if quantiser is not None and len(quantiser.norms) != d_sae:
+            raise ValueError(
+                f"These statistics are of {d_sae} latents; the quantiser is of {len(quantiser.norms)} latents."
+            )
         self.minibatch_size = minibatch_size
         self.quantiser = quantiser
         self.n_tokens = 0
@@ -258,7 +264,9 @@ class CodeStatistics:
         joint = self._joint_entropies()
         is_one_bit = bool((self.smallest >= self.largest).all())
         magnitudes = self._magnitude_entropy(is_one_bit)
-        bound = marginal if joint["chow_liu_entropy"] is None else joint["chow_liu_entropy"]
+        bound = marginal
+        if self.pair_counts:
+            bound -= max(joint["total_correlation"] - joint["chance_total_correlation"], 0.0)
         minibatch: list[float | None] = [None, None]
         if self.n_minibatches > 0:
             minibatch = (self.minibatch_entropies / self.n_minibatches).tolist()
@@ -277,7 +285,7 @@ class CodeStatistics:
             max_density=raw.max().item(),
             always_on_share=share(raw, _ALWAYS),
             dead_share=(self.n_fired == 0).double().mean().item(),
-            antipodal_dense_pairs=None if W_dec is None else _antipodal_pairs(W_dec[dense]),
+            antipodal_dense_pairs=None if W_dec is None else self._antipodal_pairs(dense, W_dec),
             exclusive_dense_pairs=self._exclusive_pairs(dense),
             marginal_entropy=marginal,
             minibatch_entropy=minibatch[0],
@@ -365,12 +373,12 @@ class CodeStatistics:
         )
         if not self.pair_counts:
             return dict.fromkeys(names)
-        if self.n_tokens < _TOKENS_PER_LATENT * self.d_sae:
+        if self.n_tokens < TOKENS_PER_LATENT * self.d_sae:
             logger.warning(
                 "The Chow-Liu bound of %d latents rests on %d tokens; below %d (%d a latent) the "
                 "dependences it finds may be noise. Compare total_correlation with "
                 "chance_total_correlation.",
-                *(self.d_sae, self.n_tokens, _TOKENS_PER_LATENT * self.d_sae, _TOKENS_PER_LATENT),
+                *(self.d_sae, self.n_tokens, TOKENS_PER_LATENT * self.d_sae, TOKENS_PER_LATENT),
             )
         tree = chow_liu_tree(self.n_fired, self._co_fired_with, self.n_tokens)
         by_chance = chow_liu_tree(
@@ -387,11 +395,18 @@ class CodeStatistics:
         return dict(zip(names, values, strict=True))
 
     def _magnitude_entropy(self, is_one_bit: bool) -> float | None:
-        if is_one_bit:
-            return 0.0
-        if self.cell_counts is None:
-            return None
-        return magnitude_entropy(self.cell_counts, self.n_tokens)
+        # Few tokens can make any code look like one of bits, so cells have the first word.
+        if self.cell_counts is not None:
+            return magnitude_entropy(self.cell_counts, self.n_tokens)
+        return 0.0 if is_one_bit else None
+
+    def _antipodal_pairs(self, dense: Tensor, W_dec: Tensor) -> int:
+        """Pairs among ``dense`` that write opposite directions, in the polarity of training."""
+        unit = torch.nn.functional.normalize(W_dec.detach()[dense.to(W_dec.device)].float(), dim=1)
+        # Inverting a bit turned its row.
+        sign = torch.where(self.flipped[dense], -1.0, 1.0).to(unit.device)
+        unit = unit * sign.unsqueeze(1)
+        return sum(int((unit[i + 1 :] @ row < _ANTIPODAL).sum()) for i, row in enumerate(unit))
 
     def _exclusive_pairs(self, dense: Tensor) -> int | None:
         """Pairs among ``dense`` that never fire together, in the polarity of training."""
@@ -407,12 +422,6 @@ class CodeStatistics:
                 both = torch.where(flipped, self.n_tokens - fired, fired) - both
             n_pairs += int((both[i + 1 :] == 0).sum())
         return n_pairs
-
-
-def _antipodal_pairs(W_dec: Tensor) -> int:
-    """Pairs of rows that point in opposite directions."""
-    unit = torch.nn.functional.normalize(W_dec.detach().float(), dim=1)
-    return sum(int((unit[i + 1 :] @ row < _ANTIPODAL).sum()) for i, row in enumerate(unit))
 
 
 def _spread(l0_counts: Tensor) -> dict[str, Any]:

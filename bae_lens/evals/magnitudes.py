@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# At 0 bits a cell is so many times the root mean square of the magnitudes wide.
-_RANGE = 4.0
+# At 0 bits a cell is so many times the root mean square of the magnitudes wide. Cells reach to so many
+# times it in either direction, so that a few outliers cannot ask for gigabytes of them.
+_RANGE, _REACH = 4.0, 64.0
 
 
 class MagnitudeQuantiser:
@@ -76,7 +77,11 @@ class MagnitudeQuantiser:
                 "No latent fires on these tokens, so there are no magnitudes to set a resolution by. "
                 "Give more tokens."
             )
-        step = (_RANGE * values.square().mean().sqrt() / 2**bits).item()
+        size = values.square().mean().sqrt().item()
+        if size == 0:
+            raise ValueError("The decoder is all zeros, so magnitudes have no size in the output.")
+        step = _RANGE * size / 2**bits
+        values = values.clamp(-_REACH * size, _REACH * size)
         lowest, highest = (values.min() / step).floor(), (values.max() / step).floor()
         n_cells = int(highest - lowest) + 1
         cells = (torch.arange(n_cells, device=acts.device) + lowest + 0.5) * step

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.HookedRootModule import HookedRootModule
 
+from bae_lens.evals.code_statistics import TOKENS_PER_LATENT
 from bae_lens.evals.reconstruction import mean_ablation_ce
 from bae_lens.evals.summarise import summarise_code
 from bae_lens.special_tokens import special_token_ids
@@ -79,7 +80,8 @@ def run_evals(
         verbose: show progress bars.
         n_code_tokens: tokens behind the group ``code``; 0 leaves it out.
         pair_counts: count pairs of latents and distinct codes, for the joint entropy. If omitted:
-            where d_sae is at most 16,384 (1 GB of counts).
+            where that is sound and small, at 20 tokens a latent or more and up to 16,384 latents (1
+            GB of counts).
         magnitude_bits: resolution at which a real-valued code's magnitudes are counted, see
             ``MagnitudeQuantiser``; ``quantised_explained_variance`` is what is left at it.
 
@@ -127,10 +129,11 @@ def run_evals(
             ablated - group["ce_loss_without_sae"]
         )
     if n_code_tokens > 0:
-        counts_pairs = sae.cfg.d_sae <= _MAX_PAIRED if pair_counts is None else pair_counts
+        if pair_counts is None:
+            pair_counts = sae.cfg.d_sae <= min(n_code_tokens // TOKENS_PER_LATENT, _MAX_PAIRED)
         batches = _mixed(_activations(sae, activation_store, n_code_tokens, verbose))
         code, explained_variance, quantised = summarise_code(
-            sae, batches, scaler, pair_counts=counts_pairs, magnitude_bits=magnitude_bits
+            sae, batches, scaler, pair_counts=pair_counts, magnitude_bits=magnitude_bits
         )
         metrics["code"] = {
             **code.to_dict(),

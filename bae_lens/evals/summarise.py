@@ -54,7 +54,12 @@ def summarise_code(
         minibatch_size: see ``CodeStatistics``. Shuffle the activations to have the minibatches of
             training.
         magnitude_bits: resolution at which the magnitudes of a real-valued code are quantised. The
-            quantiser is fitted on the first batch. Ignored for a one-bit code.
+            quantiser is fitted on the first batch; where nothing fires in it, there is none. Ignored
+            for a one-bit code.
+
+    Raises:
+        ValueError: if there are no activations, a latent's activation is NaN or infinite, or
+            ``magnitude_bits`` is negative.
     """
     code: CodeStatistics | None = None
     plain, quantised = ExplainedVarianceCalculator(), ExplainedVarianceCalculator()
@@ -63,9 +68,11 @@ def summarise_code(
     with _flat_heads(sae):
         for batch in activations:
             acts = sae.encode(scaler.scale(batch))
+            if acts.layout != torch.strided:
+                acts = acts.to_dense()
             if code is None:
-                if magnitude_bits is not None and not is_one_bit(sae):
-                    quantiser = MagnitudeQuantiser.fit(acts, sae.W_dec, magnitude_bits)
+                if magnitude_bits is not None and not is_one_bit(sae) and (acts != 0).any():
+                    quantiser = MagnitudeQuantiser.fit(acts, _decoder(sae), magnitude_bits)
                 code = CodeStatistics(
                     sae.cfg.d_sae,
                     pair_counts,
@@ -90,6 +97,14 @@ def summarise_code(
 def is_one_bit(sae: SAE[Any]) -> bool:
     """Whether each latent of an SAE has one value only where it fires, by its architecture."""
     return sae.cfg.architecture() == "bae"
+
+
+def _decoder(sae: SAE[Any]) -> Tensor:
+    """What the activations of an SAE are multiplied by, ``[d_sae, d_in]``."""
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        # They include the norms of the decoder already; SAELens divides by them when decoding.
+        return torch.nn.functional.normalize(sae.W_dec, dim=1)
+    return sae.W_dec
 
 
 @contextmanager

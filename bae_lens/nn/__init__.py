@@ -8,13 +8,14 @@ from bae_lens.nn.entropy import binary_entropy, marginal_entropy
 from bae_lens.nn.joint_entropy import (
     ChowLiuTree,
     chance_co_firing,
+    chow_liu_entropy,
     chow_liu_tree,
     miller_madow_correction,
     mutual_information,
     plug_in_entropy,
 )
 from bae_lens.nn.polarity import flip_bits
-from bae_lens.nn.pruning import prune_bits
+from bae_lens.nn.pruning import prune_bits, select_bits
 
 __all__ = [
     "SURROGATES",
@@ -25,6 +26,7 @@ __all__ = [
     "calibrated_weights",
     "chance_co_firing",
     "check_budget",
+    "chow_liu_entropy",
     "chow_liu_tree",
     "flip_bits",
     "follow_budget",
@@ -34,4 +36,5 @@ __all__ = [
     "off_diagonal_covariance",
     "plug_in_entropy",
     "prune_bits",
+    "select_bits",
 ]

@@ -77,6 +77,17 @@ def chow_liu_tree(
     return ChowLiuTree((marginal - information.sum()).item(), parent, information)
 
 
+def chow_liu_entropy(codes: Float[Tensor, "n d_sae"]) -> float:
+    """Chow–Liu bound of the joint entropy of bits in memory, in bits a row: see ``chow_liu_tree``.
+
+    Args:
+        codes: bits (0 or 1). Counts are exact up to 2²⁴ rows.
+    """
+    bits = codes.float()
+    counts = (bits.T @ bits).long()
+    return chow_liu_tree(counts.diagonal(), lambda latent: counts[latent], len(bits)).entropy
+
+
 def chance_co_firing(
     n_fired: Int[Tensor, " d_sae"], n: int, seed: int = 0
 ) -> Callable[[int], Int[Tensor, " d_sae"]]:
@@ -131,7 +142,7 @@ def plug_in_entropy(counts: Int[Tensor, " n_values"]) -> float:
         counts: how often each value was seen.
     """
     n = counts.sum().double()
-    return float(torch.log2(n) - _xlogx(counts.double()).sum() / (n * _LN2))
+    return float((_xlogx(n) - _xlogx(counts.double()).sum()) / (n * _LN2))
 
 
 def miller_madow_correction(n_fired: Int[Tensor, " d_sae"], n: int) -> Float[Tensor, ""]:

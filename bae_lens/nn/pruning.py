@@ -1,6 +1,13 @@
-"""Which bits of a code a linear decoder can do without."""
+"""Which bits of a code are enough for a linear decoder.
+
+Two greedy searches for one aim. Neither is the better one everywhere: where the vectors are made of
+bits, taking the best bit first finds them; on a language model, taking the worst bit away leaves the
+shorter code.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +17,15 @@ from bae_lens.nn.entropy import binary_entropy
 
 # Keeps duplicated bits, whose Gram matrix is singular, within reach of float64.
 _RIDGE = 1e-9
+# A bit of which less than this share is news, beside those selected, is one of them again.
+_NEWS = 1e-6
+
+Kept = tuple[Int[Tensor, " n_kept"], Float[Tensor, "n_kept d_in"], Float[Tensor, " d_in"]]
 
 
 def prune_bits(
     codes: Float[Tensor, "n d_sae"], x: Float[Tensor, "n d_in"], max_unexplained: float
-) -> tuple[Int[Tensor, " n_kept"], Float[Tensor, "n_kept d_in"], Float[Tensor, " d_in"]]:
+) -> Kept:
     """Take bits away one by one while a refitted decoder still explains enough.
 
     Backward elimination with a least-squares decoder: of the bits whose loss keeps the unexplained
@@ -31,25 +42,20 @@ def prune_bits(
     Returns:
         Indices of the bits kept, ascending, and the decoder for them: weights and bias.
     """
-    x, z = x.double(), codes.double()
-    mean_x, mean_z = x.mean(0), z.mean(0)
-    kept = ((mean_z > 0) & (mean_z < 1)).nonzero().squeeze(1)
-    x, z = x - mean_x, z[:, kept] - mean_z[kept]
-    entropy = binary_entropy(mean_z[kept])
-    variance = x.square().sum()
-    gram, target = z.T @ z, z.T @ x
-    gram.diagonal().add_(_RIDGE * len(z))
+    moments = _Moments.of(codes, x)
+    gram = moments.gram + _RIDGE * len(codes) * torch.eye(len(moments.gram), device=x.device)
     inverse = torch.linalg.inv(gram)
-    weights = inverse @ target
-    error = (x - z @ weights).square().sum()
-    allowed = torch.maximum(max_unexplained * variance, error * (1 + 1e-6))
+    weights = inverse @ moments.target
+    error = moments.error(weights)
+    allowed = torch.maximum(max_unexplained * moments.variance, error * (1 + 1e-6))
 
-    alive = torch.arange(len(kept), device=x.device)
-    here = torch.ones(len(kept), dtype=torch.bool, device=x.device)
+    alive = torch.arange(len(gram), device=x.device)
+    here = torch.ones(len(gram), dtype=torch.bool, device=x.device)
     while here.any():
         # What the squared error rises by if one bit goes and the others are refitted.
         cost = weights.square().sum(1) / inverse.diagonal().clamp(min=1e-300)
-        score = torch.where(here & (error + cost <= allowed), cost / entropy[alive], torch.inf)
+        fits = here & (error + cost <= allowed)
+        score = torch.where(fits, cost / moments.entropy[alive], torch.inf)
         worst = int(score.argmin())
         if not score[worst].isfinite():
             break
@@ -62,8 +68,86 @@ def prune_bits(
         if 2 * here.sum() < len(here):
             alive, weights, inverse = alive[here], weights[here], inverse[here][:, here]
             here = here[here]
-    alive = alive[here]
-    # Anew from the Gram matrix, without the rounding of all those steps.
-    weights = torch.linalg.solve(gram[alive][:, alive], target[alive])
-    kept = kept[alive]
-    return kept, weights, mean_x - mean_z[kept] @ weights
+    return moments.fit(alive[here])
+
+
+def select_bits(
+    codes: Float[Tensor, "n d_sae"], x: Float[Tensor, "n d_in"], max_unexplained: float
+) -> Kept:
+    """Add bits one by one until a least-squares decoder of them explains enough.
+
+    Forward selection (orthogonal least squares): each time the bit that takes most off the squared
+    error of all that are selected already, refitted.
+
+    Args:
+        codes: bits (0 or 1), of many more rows than columns.
+        x: what they stand for.
+        max_unexplained: share of the variance of ``x`` about its mean that may be left unexplained.
+            Where even all bits leave more than that, every bit that adds anything is selected.
+
+    Returns:
+        As ``prune_bits``.
+    """
+    moments = _Moments.of(codes, x)
+    # What is left of each bit, and of its products with x, beside the bits selected so far.
+    gram, target = moments.gram.clone(), moments.target.clone()
+    own = gram.diagonal().clone()
+    error = moments.variance.clone()
+    selected = torch.zeros(len(gram), dtype=torch.bool, device=x.device)
+    while error > max_unexplained * moments.variance and not selected.all():
+        left = gram.diagonal()
+        is_news = ~selected & (left > _NEWS * own)
+        gain = torch.where(is_news, target.square().sum(1) / left.clamp(min=1e-300), 0)
+        best = int(gain.argmax())
+        if gain[best] <= 1e-9 * moments.variance:
+            break
+        error = error - gain[best]
+        selected[best] = True
+        column = gram[:, best] / gram[best, best]
+        target = target - torch.outer(column, target[best])
+        gram = gram - torch.outer(column, gram[best])
+    return moments.fit(selected.nonzero().squeeze(1))
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Second moments of the bits that vary, with each other and with what they stand for."""
+
+    varying: Tensor
+    mean_bits: Tensor
+    mean_x: Tensor
+    entropy: Tensor
+    gram: Tensor
+    target: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, codes: Tensor, x: Tensor) -> _Moments:
+        mean_bits = codes.mean(0, dtype=torch.float64)
+        varying = ((mean_bits > 0) & (mean_bits < 1)).nonzero().squeeze(1)
+        mean_bits = mean_bits[varying]
+        bits = codes[:, varying].double() - mean_bits
+        mean_x = x.mean(0, dtype=torch.float64)
+        centred = x.double() - mean_x
+        return cls(
+            varying,
+            mean_bits,
+            mean_x,
+            binary_entropy(mean_bits),
+            bits.T @ bits,
+            bits.T @ centred,
+            centred.square().sum(),
+        )
+
+    def error(self, weights: Tensor) -> Tensor:
+        """Squared error of a decoder, never below 0."""
+        explained = (2 * self.target - self.gram @ weights).mul(weights).sum()
+        return (self.variance - explained).clamp(min=0)
+
+    def fit(self, kept: Tensor) -> Kept:
+        """The least-squares decoder of some of the bits, anew, without the rounding of all the steps."""
+        gram = self.gram[kept][:, kept]
+        # Where nothing may be lost, bits that are duplicates but for rounding stay.
+        gram = gram + torch.diag(_RIDGE * gram.diagonal())
+        weights = torch.linalg.solve(gram, self.target[kept])
+        return self.varying[kept], weights, self.mean_x - self.mean_bits[kept] @ weights

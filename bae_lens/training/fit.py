@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ def fit_activations(
         n_batches_for_norm_estimate=8,
     )
     torch.manual_seed(seed)
-    sae = get_sae_training_class(cfg.architecture())[0](cfg).to(device)
+    # Of its own, since folding the scale in changes the config too.
+    sae = get_sae_training_class(cfg.architecture())[0](deepcopy(cfg)).to(device)
     SAETrainer(trainer_cfg, sae, ReplayedActivations(activations, batch_size, seed=seed)).fit()
     return sae

@@ -2,28 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sae_lens import SAE, ActivationsStore, HookedSAETransformer, TopKSAE, TopKSAEConfig
+from datasets import Dataset
+from sae_lens import (
+    SAE,
+    ActivationsStore,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    GatedSAE,
+    GatedSAEConfig,
+    HookedSAETransformer,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
 from sae_lens.evals import EvalConfig, get_eval_everything_config
 from sae_lens.evals import run_evals as sae_lens_run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.util import get_special_token_ids
 
-from bae_lens.evals import mean_ablation_ce, run_evals, summarise_code
+from bae_lens.evals import CodeSummary, mean_ablation_ce, run, run_evals, summarise_code
 from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,
     D_SAE,
     HOOK,
+    about,
     make_activations,
     make_bae,
     make_model,
     make_text,
     make_training_bae,
+    support_bits,
 )
 
 HOOK_Z = "blocks.0.attn.hook_z"
@@ -43,7 +63,10 @@ def describe(sae: SAE[Any], hook: str = HOOK) -> SAE[Any]:
 
 
 def make_topk() -> SAE[Any]:
-    sae = TopKSAE(TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=5))
+    return with_random_weights(TopKSAE(TopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=5)))
+
+
+def with_random_weights(sae: SAE[Any]) -> SAE[Any]:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -185,12 +208,20 @@ def test_mean_ablation_only_where_ce_is_asked_for(model, compute_ce_loss):
     assert all((name in group) == compute_ce_loss for name in ADDED)
 
 
-@pytest.mark.parametrize("n_code_tokens", [1, 100, 333])
-def test_the_code_is_that_of_the_text_that_follows_special_tokens_left_out(model, n_code_tokens):
-    sae = describe(make_bae())
+def text_after_saelens(sae: SAE[Any], model: HookedSAETransformer, n: int) -> torch.Tensor:
+    """Activations of the text that follows what SAELens' evals read."""
     store = store_of(sae, model)
     sae_lens_run_evals(sae, store, model, ActivationScaler(), everything())
-    following = torch.cat([store.get_filtered_llm_batch() for _ in range(6)])[:n_code_tokens]
+    return torch.cat([store.get_filtered_llm_batch() for _ in range(6)])[:n]
+
+
+@pytest.mark.parametrize("make_sae", [make_bae, make_topk])
+@pytest.mark.parametrize("n_code_tokens", [2, 100, 333])
+def test_the_code_is_that_of_the_text_that_follows_special_tokens_left_out(
+    model, make_sae, n_code_tokens
+):
+    sae = describe(make_sae())
+    following = text_after_saelens(sae, model, n_code_tokens)
 
     metrics, _ = run_evals(
         sae,
@@ -198,12 +229,119 @@ def test_the_code_is_that_of_the_text_that_follows_special_tokens_left_out(model
         model,
         eval_config=everything(),
         n_code_tokens=n_code_tokens,
+        pair_counts=True,
     )
 
-    code, explained_variance = summarise_code(sae, [following])
+    # Shuffled, which only the entropy of minibatches could tell, and here is none whole.
+    expected = summarise_code(sae, [following], pair_counts=True, magnitude_bits=4)
     assert len(following) == metrics["code"]["n_tokens"] == n_code_tokens
-    assert metrics["code"].pop("explained_variance") == pytest.approx(explained_variance, rel=1e-4)
-    assert metrics["code"] == code.to_dict()
+    assert metrics["code"] == about(
+        {
+            **expected.code.to_dict(),
+            "explained_variance": expected.explained_variance,
+            "quantised_explained_variance": expected.quantised_explained_variance,
+        },
+        1e-4,
+    )
+
+
+def test_the_code_has_every_scalar(model):
+    sae = describe(make_topk())
+
+    metrics, _ = run_evals(sae, store_of(sae, model), model, n_code_tokens=1100)
+
+    code = metrics["code"]
+    scalars = {field.name for field in dataclasses.fields(CodeSummary)}
+    scalars -= {"firing_rates", "l0_counts"}
+    assert set(code) == scalars | {"explained_variance", "quantised_explained_variance"}
+    assert all(type(value) in (int, float, bool) for value in code.values())
+    assert json.loads(json.dumps(code)) == code
+    assert code["n_minibatches"] == 1
+
+
+@pytest.mark.parametrize(
+    ("most", "tokens", "asked", "counted"),
+    [
+        (D_SAE, 20 * D_SAE, None, True),
+        (D_SAE, 20 * D_SAE - 1, None, False),
+        (D_SAE - 1, 20 * D_SAE, None, False),
+        (D_SAE - 1, 64, True, True),
+        (D_SAE, 20 * D_SAE, False, False),
+    ],
+)
+def test_pairs_are_counted_where_it_is_sound_and_small_or_as_asked(
+    model, monkeypatch, most, tokens, asked, counted
+):
+    monkeypatch.setattr(run, "_MAX_PAIRED", most)
+    sae = describe(make_bae())
+
+    metrics, _ = run_evals(
+        sae, store_of(sae, model), model, n_code_tokens=tokens, pair_counts=asked
+    )
+
+    code = metrics["code"]
+    for name in ("chow_liu_entropy", "plug_in_entropy", "n_distinct_codes"):
+        assert (code[name] is not None) == counted
+    assert code["description_length"] == support_bits(code)
+
+
+def test_magnitudes_are_counted_at_the_resolution_asked_for(model):
+    sae = describe(make_topk())
+
+    coarse, fine = (
+        run_evals(sae, store_of(sae, model), model, n_code_tokens=200, magnitude_bits=bits)[0]
+        for bits in (1, 8)
+    )
+
+    assert (coarse["code"]["magnitude_bits"], fine["code"]["magnitude_bits"]) == (1, 8)
+    assert coarse["code"]["magnitude_entropy"] < fine["code"]["magnitude_entropy"]
+    assert coarse["code"]["explained_variance"] == fine["code"]["explained_variance"]
+    assert fine["code"]["quantised_explained_variance"] == pytest.approx(
+        fine["code"]["explained_variance"], abs=1e-3
+    )
+    assert coarse["code"]["quantised_explained_variance"] != pytest.approx(
+        coarse["code"]["explained_variance"], abs=1e-3
+    )
+
+
+def architectures(folder: Path) -> dict[str, SAE[Any]]:
+    """SAELens' own, random, as they are loaded from disk."""
+    size: dict[str, Any] = {"d_in": D_IN, "d_sae": D_SAE}
+    made = {
+        "standard": StandardSAE(StandardSAEConfig(**size)),
+        "gated": GatedSAE(GatedSAEConfig(**size)),
+        "jumprelu": JumpReLUSAE(JumpReLUSAEConfig(**size)),
+        "topk": TopKSAE(TopKSAEConfig(**size, k=5)),
+        "batchtopk": BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**size, k=5)),
+    }
+    loaded = {}
+    for name, sae in made.items():
+        with_random_weights(sae)
+        if isinstance(sae, BatchTopKTrainingSAE):
+            sae.topk_threshold.fill_(0.5)
+            sae.save_inference_model(folder / name)
+        else:
+            sae.save_model(folder / name)
+        loaded[name] = SAE.load_from_disk(folder / name)
+    return loaded
+
+
+@pytest.mark.parametrize("name", ["standard", "gated", "jumprelu", "topk", "batchtopk"])
+def test_codes_of_saelens_architectures(model, tmp_path, name):
+    sae = describe(architectures(tmp_path)[name])
+
+    metrics, _ = run_evals(sae, store_of(sae, model), model, n_code_tokens=900, magnitude_bits=8)
+
+    code = metrics["code"]
+    assert sae.cfg.architecture() == ("jumprelu" if name == "batchtopk" else name)
+    assert 0 < code["l0"] < D_SAE
+    assert not code["is_one_bit"]
+    assert 0 < code["plug_in_entropy"] <= code["chow_liu_entropy"] <= code["marginal_entropy"]
+    assert code["magnitude_entropy"] > 0
+    assert code["description_length"] == support_bits(code) + code["magnitude_entropy"]
+    assert code["quantised_explained_variance"] == pytest.approx(
+        code["explained_variance"], rel=1e-2
+    )
 
 
 def test_no_code_tokens_no_code(model):
@@ -213,6 +351,67 @@ def test_no_code_tokens_no_code(model):
 
     assert "code" not in metrics
     assert set(ADDED) <= set(metrics["model_performance_preservation"])
+
+
+# Mixing
+
+
+def test_mixing_loses_no_token_and_doubles_none(model, monkeypatch):
+    sae = describe(make_topk())
+    code, explained_variance, _ = summarise_code(
+        sae, [text_after_saelens(sae, model, 333)], pair_counts=True
+    )
+    monkeypatch.setattr(run, "_MIXED_TOKENS", 100)
+    monkeypatch.setattr(run, "_BATCH", 7)
+
+    metrics, _ = run_evals(
+        sae,
+        store_of(sae, model),
+        model,
+        eval_config=everything(),
+        n_code_tokens=333,
+        pair_counts=True,
+    )
+
+    # What is of all tokens, in any order.
+    for name in ("n_tokens", "l0", "l0_std", "l0_5th", "l0_95th", "marginal_entropy", "dead_share",
+                 "max_density", "chow_liu_entropy", "plug_in_entropy", "n_distinct_codes"):  # fmt: skip
+        assert metrics["code"][name] == pytest.approx(getattr(code, name), rel=1e-9)
+    assert metrics["code"]["explained_variance"] == pytest.approx(explained_variance, rel=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [[], [1], [40, 40, 40, 5], [250], [0, 99, 1, 0]])
+def test_mixed_rows_are_the_rows_in_another_order(monkeypatch, sizes):
+    monkeypatch.setattr(run, "_MIXED_TOKENS", 100)
+    monkeypatch.setattr(run, "_BATCH", 16)
+    rows = torch.arange(sum(sizes)).unsqueeze(1)
+
+    mixed = [list(run._mixed(iter(rows.split(sizes)))) for _ in range(2)]
+
+    order = [row.item() for batch in mixed[0] for row in batch]
+    assert sorted(order) == list(range(len(rows)))
+    assert order == [row.item() for batch in mixed[1] for row in batch]
+    assert all(len(batch) <= 16 for batch in mixed[0])
+    if len(rows) > 1:
+        # Each batch has rows from all over its block.
+        assert max(mixed[0][0]) - min(mixed[0][0]) > 40
+
+
+def test_minibatches_are_of_many_texts(model):
+    # Consecutive tokens of one text repeated would be alike.
+    sae = describe(make_bae())
+    text = Dataset.from_dict(
+        {"text": [" ".join([f"word{i // 4}"] * CONTEXT_SIZE) for i in range(160)]}
+    )
+    store = ActivationsStore.from_sae(
+        model, sae, text, streaming=False, store_batch_size_prompts=PROMPTS
+    )
+
+    metrics, _ = run_evals(sae, store, model, n_code_tokens=2200)
+
+    code = metrics["code"]
+    assert code["n_minibatches"] == 2
+    assert code["minibatch_entropy"] == pytest.approx(code["marginal_entropy"], rel=0.03)
 
 
 # Scaled inputs and reshaped heads
@@ -237,7 +436,7 @@ def test_a_scaling_factor_that_is_not_folded_in_yet(model):
     unscaled, _ = run_evals(
         sae, store_of(sae, model), model, eval_config=ce_only(), n_code_tokens=200
     )
-    assert metrics["code"] == pytest.approx(expected["code"], rel=1e-4)
+    assert metrics["code"] == about(expected["code"], 1e-4)
     assert metrics["code"]["l0"] != pytest.approx(unscaled["code"]["l0"], rel=1e-3)
     assert metrics["model_performance_preservation"] == pytest.approx(
         expected["model_performance_preservation"], rel=1e-4
@@ -257,7 +456,7 @@ def test_a_whitening_that_is_not_folded_in_yet(model):
     metrics, _ = run_evals(sae, store_of(sae, model), model, scaler, n_code_tokens=200)
 
     expected, _ = run_evals(folded, store_of(folded, model), model, n_code_tokens=200)
-    assert metrics["code"] == pytest.approx(expected["code"], rel=1e-3)
+    assert metrics["code"] == about(expected["code"], 1e-3)
 
 
 def test_a_sae_that_reshapes_heads(model):

@@ -1,0 +1,307 @@
+"""Quantised magnitudes: how far values move, what their cells cost, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bae_lens.evals import MagnitudeQuantiser
+from bae_lens.evals.magnitudes import magnitude_entropy
+
+D_SAE, D_OUT = 6, 4
+
+
+def some_acts(n: int = 60, seed: int = 0, density: float = 0.4) -> Tensor:
+    """Magnitudes of both signs where latents fire, each latent on a scale of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(n, D_SAE, generator=generator) + 1
+    fired = torch.rand(n, D_SAE, generator=generator) < density
+    return values * fired * torch.logspace(-1, 1, D_SAE)
+
+
+def some_decoder(seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(D_SAE, D_OUT, generator=generator) * torch.logspace(1, -0.5, D_SAE)[:, None]
+
+
+def output_rms(acts: Tensor, W_dec: Tensor) -> float:
+    values = [
+        acts[i, j].item() * W_dec[j].norm().item()
+        for i in range(len(acts))
+        for j in range(acts.shape[1])
+        if acts[i, j] != 0
+    ]
+    return math.sqrt(sum(v * v for v in values) / len(values))
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("bits", [0, 1, 2.5, 8])
+def test_a_step_is_four_root_mean_squares_of_the_output_at_no_bits_and_halves_with_each(bits):
+    acts, W_dec = some_acts(), some_decoder()
+
+    quantiser = MagnitudeQuantiser.fit(acts, W_dec, bits)
+
+    assert quantiser.step == pytest.approx(4 * output_rms(acts, W_dec) / 2**bits, rel=1e-5)
+    assert quantiser.bits == bits
+
+
+@settings(deadline=None, max_examples=40)
+@given(bits=st.floats(0, 10), seed=st.integers(0, 2**16))
+def test_no_value_moves_further_than_a_step_in_the_output(bits, seed):
+    acts, W_dec = some_acts(seed=seed), some_decoder(seed)
+    quantiser = MagnitudeQuantiser.fit(acts, W_dec, bits)
+
+    moved = (quantiser.quantise(acts) - acts).abs() * W_dec.norm(dim=1)
+
+    assert moved.max() <= quantiser.step * (1 + 1e-4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(bits=st.floats(2, 8), seed=st.integers(0, 2**16))
+def test_values_that_share_no_cell_with_fitted_ones_move_half_a_step_at_most(bits, seed):
+    # All cells in which nothing was seen are restored to their middle.
+    W_dec = some_decoder(seed)
+    norms = W_dec.norm(dim=1)
+    ends = torch.zeros(2, D_SAE)
+    ends[:, 0] = torch.tensor([-1.0, 1.0]) / norms[0]
+    quantiser = MagnitudeQuantiser.fit(ends, W_dec, bits)
+    inside = 2 * torch.rand(50, D_SAE - 1, generator=torch.Generator().manual_seed(seed)) - 1
+    acts = torch.cat([torch.zeros(50, 1), inside], 1) / norms
+
+    moved = (quantiser.quantise(acts) - acts).abs() * norms
+
+    assert moved.max() <= quantiser.step / 2 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("bits", [0, 3])
+def test_the_mean_of_each_latent_is_kept_on_the_fitted_data(bits):
+    acts, W_dec = some_acts(), some_decoder()
+
+    quantised = MagnitudeQuantiser.fit(acts, W_dec, bits).quantise(acts)
+
+    torch.testing.assert_close(quantised.mean(0), acts.mean(0))
+
+
+def test_a_cell_is_restored_as_the_mean_of_its_latents_values():
+    # Root mean square 1 in the output: at 2 bits a step is 1.
+    acts = torch.tensor([[0.25, 0.0], [0.75, 0.0], [-0.5, 0.0], [0.0, 0.0]])
+    acts[:, 1] = torch.tensor([0.0, 0.0, 0.0, 1.75])
+    scale = output_rms(acts, torch.eye(2))
+
+    quantiser = MagnitudeQuantiser.fit(acts / scale, torch.eye(2), 2)
+
+    restored = quantiser.quantise(acts / scale) * scale
+    assert quantiser.step == pytest.approx(1)
+    # Divided by 1.02, the values still lie in the cells [-1, 0), [0, 1) and [1, 2).
+    torch.testing.assert_close(restored, torch.tensor([[0.5, 0], [0.5, 0], [-0.5, 0], [0, 1.75]]))
+    # Not seen in these cells: their middle.
+    torch.testing.assert_close(quantiser.restored[0, 2], torch.tensor(1.5))
+    torch.testing.assert_close(quantiser.restored[1, :2], torch.tensor([-0.5, 0.5]))
+
+
+def test_zero_stays_zero_and_nothing_else_becomes_it():
+    acts = some_acts()
+
+    for bits in (0, 4):
+        quantised = MagnitudeQuantiser.fit(acts, some_decoder(), bits).quantise(acts)
+        assert torch.equal(quantised != 0, acts != 0)
+        assert torch.equal(quantised.sign(), acts.sign())
+
+
+def test_at_no_bits_values_of_one_sign_are_restored_as_their_mean():
+    # None is as large as four root mean squares, so that there is one cell.
+    acts = some_acts().abs()
+    W_dec = torch.diag(1 / acts.amax(0))
+
+    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 0)
+
+    fired = acts != 0
+    mean = acts.sum(0) / fired.sum(0)
+    assert quantiser.n_cells == 1
+    torch.testing.assert_close(quantiser.quantise(acts), mean * fired)
+    assert magnitude_entropy(quantiser.count(acts), len(acts)) == 0
+
+
+@settings(deadline=None, max_examples=40)
+@given(bits=st.integers(0, 6), seed=st.integers(0, 2**16))
+def test_a_finer_resolution_loses_no_latent_anything_on_the_fitted_data(bits, seed):
+    # Half the step cuts each cell in two, and the mean of a part is nearer than that of both.
+    acts, W_dec = some_acts(seed=seed), some_decoder(seed)
+    quantisers = [MagnitudeQuantiser.fit(acts, W_dec, b) for b in (bits, bits + 1)]
+
+    coarse, fine = ((q.quantise(acts) - acts).square().sum(0) for q in quantisers)
+    cost = [magnitude_entropy(q.count(acts), len(acts)) for q in quantisers]
+
+    assert (fine <= coarse * (1 + 1e-5) + 1e-9).all()
+    assert cost[0] <= cost[1] + 1e-12
+
+
+def test_finely_enough_nothing_is_lost():
+    acts = some_acts()
+
+    quantised = MagnitudeQuantiser.fit(acts, some_decoder(), 16).quantise(acts)
+
+    torch.testing.assert_close(quantised, acts, rtol=0, atol=1e-2)
+
+
+# Cells and what they cost
+
+
+def test_cells_are_those_of_a_plain_reference():
+    acts, W_dec = some_acts(), some_decoder()
+    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 3)
+
+    counts = quantiser.count(acts)
+
+    norms = W_dec.norm(dim=1)
+    cells = Counter(
+        (j, math.floor((acts[i, j] * norms[j] / quantiser.step).item()))
+        for i, j in (acts != 0).nonzero().tolist()
+    )
+    first = min(cell for _, cell in cells)
+    assert counts.shape == (D_SAE, max(cell for _, cell in cells) - first + 1)
+    assert {
+        (j, cell + first): counts[j, cell].item() for j, cell in counts.nonzero().tolist()
+    } == cells
+    assert torch.equal(counts.sum(1), (acts != 0).sum(0))
+
+
+def test_magnitude_entropy_is_that_of_the_cells_given_which_latents_fire():
+    cells = torch.tensor([[3, 1, 0], [0, 0, 0], [2, 2, 2], [5, 0, 0]])
+
+    value = magnitude_entropy(cells, 20)
+
+    expected = 0.0
+    for row in cells.tolist():
+        fired = sum(row)
+        entropy = -sum(c / fired * math.log2(c / fired) for c in row if c)
+        expected += fired / 20 * entropy
+    assert value == pytest.approx(expected, rel=1e-12)
+
+
+def test_magnitudes_in_two_cells_alike_cost_a_bit_whenever_they_fire():
+    assert magnitude_entropy(torch.tensor([[4, 4]]), 32) == pytest.approx(8 / 32)
+    assert magnitude_entropy(torch.tensor([[8, 0]]), 32) == 0
+    assert magnitude_entropy(torch.tensor([[0, 0]]), 32) == 0
+
+
+def test_values_out_of_range_fall_into_the_outermost_cells():
+    acts, W_dec = some_acts(), some_decoder()
+    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 3)
+    beyond = torch.tensor([[1e6], [-1e6]]).expand(2, D_SAE)
+
+    counts = quantiser.count(beyond)
+
+    assert counts[:, 0].tolist() == counts[:, -1].tolist() == [1] * D_SAE
+    assert counts.sum() == 2 * D_SAE
+    torch.testing.assert_close(
+        quantiser.quantise(beyond),
+        torch.stack([quantiser.restored[:, -1], quantiser.restored[:, 0]]),
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**16), bits=st.integers(0, 6))
+def test_cells_do_not_change_with_the_units_of_activations(seed, bits):
+    # c·acts with W_dec/c is the same SAE. Powers of two, which round nothing.
+    acts, W_dec = some_acts(seed=seed), some_decoder(seed)
+    c = 2.0 ** torch.randint(-6, 7, (D_SAE,), generator=torch.Generator().manual_seed(seed))
+
+    plain = MagnitudeQuantiser.fit(acts, W_dec, bits)
+    scaled = MagnitudeQuantiser.fit(acts * c, W_dec / c.unsqueeze(1), bits)
+
+    assert scaled.step == plain.step
+    assert torch.equal(scaled.count(acts * c), plain.count(acts))
+    assert torch.equal(scaled.quantise(acts * c), c * plain.quantise(acts))
+
+
+def test_cells_do_not_change_with_the_units_of_the_output():
+    acts, W_dec = some_acts(), some_decoder()
+
+    plain, scaled = (MagnitudeQuantiser.fit(acts, c * W_dec, 4) for c in (1, 16))
+
+    assert torch.equal(scaled.count(acts), plain.count(acts))
+    assert torch.equal(scaled.quantise(acts), plain.quantise(acts))
+
+
+def test_a_latent_with_a_larger_decoder_row_is_resolved_more_finely():
+    acts = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) + 0.01
+
+    counts = MagnitudeQuantiser.fit(acts, torch.diag(torch.tensor([1.0, 10.0])), 4).count(acts)
+
+    used = (counts > 0).sum(1)
+    assert used[1] > 5 * used[0]
+
+
+# What may be quantised
+
+
+def test_a_latent_that_writes_nothing_costs_nothing():
+    acts, W_dec = some_acts(), some_decoder()
+    W_dec[2] = 0
+
+    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 5)
+
+    assert quantiser.restored.isfinite().all()
+    assert (quantiser.count(acts)[2] > 0).sum() == 1
+
+
+def test_bfloat16_is_counted_in_float32_and_restored_in_bfloat16():
+    acts, W_dec = some_acts().bfloat16(), some_decoder().bfloat16()
+    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 3)
+    in_float32 = MagnitudeQuantiser.fit(acts.float(), W_dec.float(), 3)
+
+    quantised = quantiser.quantise(acts)
+
+    assert quantised.dtype == torch.bfloat16
+    assert torch.equal(quantiser.count(acts), in_float32.count(acts.float()))
+    torch.testing.assert_close(quantised, in_float32.quantise(acts.float()).bfloat16())
+
+
+def test_tokens_on_which_nothing_fires_have_no_cells():
+    quantiser = MagnitudeQuantiser.fit(some_acts(), some_decoder(), 3)
+
+    for n in (0, 5):
+        silent = torch.zeros(n, D_SAE)
+        assert torch.equal(quantiser.quantise(silent), silent)
+        assert quantiser.count(silent).sum() == 0
+
+
+def test_no_gradient_is_kept():
+    acts, W_dec = some_acts().requires_grad_(), some_decoder().requires_grad_()
+
+    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 3)
+
+    assert not quantiser.restored.requires_grad
+    assert not quantiser.quantise(acts).requires_grad
+
+
+# Errors
+
+
+def test_a_negative_resolution_is_refused():
+    with pytest.raises(ValueError, match="0 bits or more; got -1"):
+        MagnitudeQuantiser.fit(some_acts(), some_decoder(), -1)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_magnitudes_that_are_not_finite_are_refused(bad):
+    acts = some_acts()
+    acts[3, 1] = bad
+
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        MagnitudeQuantiser.fit(acts, some_decoder(), 3)
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_data_on_which_nothing_fires_are_refused(n):
+    with pytest.raises(ValueError, match="No latent fires"):
+        MagnitudeQuantiser.fit(torch.zeros(n, D_SAE), some_decoder(), 3)
