@@ -12,22 +12,19 @@ from __future__ import annotations
 import argparse
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from unittest.mock import patch
 
 import torch
-from sae_lens import ActivationsStore
-from sae_lens.config import LoggingConfig, SAETrainerConfig
-from sae_lens.training.sae_trainer import SAETrainer
+from common import D_IN, collect
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from bae_lens import TrainingBAE, TrainingBAEConfig, demo
+from bae_lens import TrainingBAEConfig
 from bae_lens.evals import CodeSummary, summarise_code
 from bae_lens.nn import entropy, off_diagonal_covariance
-from bae_lens.training.replay import ReplayedActivations
+from bae_lens.training.fit import fit_activations
 
-D_IN, D_SAE, BATCH = 576, 2304, 1024
+D_SAE, BATCH = 4 * D_IN, 1024
 
 _PUSH = "push on silent bits"  # not a field of the config: the package has no such option
 
@@ -58,31 +55,6 @@ class Row:
     covariance: float
 
 
-def collect(layers: list[int], split: Literal["train", "test"], n_tokens: int) -> dict[int, Tensor]:
-    """Activations ``[n_tokens, 576]`` after each layer's block, from one pass, BOS left out."""
-    hooks = {layer: f"blocks.{layer}.hook_resid_post" for layer in layers}
-    model: Any = demo.load_model(demo.MODEL_NAME)
-    dataset: Any = demo.load_dataset(demo.DATASET_NAME, split=split)
-    store = ActivationsStore.from_config_multi_hook(
-        model,
-        dataset=dataset,
-        hook_names=list(hooks.values()),
-        hook_d_ins=dict.fromkeys(hooks.values(), D_IN),
-        context_size=128,
-        disable_concat_sequences=True,
-    )
-    parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    n = 0
-    with tqdm(total=n_tokens, desc=f"Collecting {split}", unit="tok") as bar:
-        while n < n_tokens:
-            acts = store.get_multi_hook_activations(store.get_batch_tokens())
-            for layer, hook in hooks.items():
-                parts[layer].append(acts[hook][:, 1:].reshape(-1, D_IN))
-            n += len(parts[layers[0]][-1])
-            bar.update(len(parts[layers[0]][-1]))
-    return {layer: torch.cat(part)[:n_tokens] for layer, part in parts.items()}
-
-
 def pushed_silent_bits() -> Any:
     """Let the entropy push bits that are silent in a batch, by log2 of 2n - 1 (p = half a count).
 
@@ -106,32 +78,10 @@ def train(
     seed: int,
 ) -> Row:
     """Train one variant and score it."""
-    torch.manual_seed(seed)
     fields = {name: value for name, value in overrides.items() if name != _PUSH}
-    sae = TrainingBAE(TrainingBAEConfig(d_in=D_IN, d_sae=D_SAE, **fields))
-    config = SAETrainerConfig(
-        n_checkpoints=0,
-        checkpoint_path=None,
-        save_final_checkpoint=False,
-        total_training_samples=steps * BATCH,
-        device="cpu",
-        autocast=False,
-        lr=lr,
-        lr_end=lr / 10,
-        lr_scheduler_name="constant",
-        lr_warm_up_steps=0,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        lr_decay_steps=steps // 5,
-        n_restart_cycles=1,
-        train_batch_size_samples=BATCH,
-        dead_feature_window=64,
-        feature_sampling_window=10**9,
-        logger=LoggingConfig(log_to_wandb=False),
-        n_batches_for_norm_estimate=8,
-    )
+    cfg = TrainingBAEConfig(d_in=D_IN, d_sae=D_SAE, **fields)
     with pushed_silent_bits() if _PUSH in overrides else nullcontext():
-        SAETrainer(config, sae, ReplayedActivations(train_acts, BATCH, seed=seed)).fit()
+        sae = fit_activations(cfg, train_acts, steps, BATCH, lr, seed)
     code, explained_variance, _ = summarise_code(sae, test_acts.split(4096))
     with torch.no_grad():
         rows = test_acts[: 8 * BATCH].split(BATCH)

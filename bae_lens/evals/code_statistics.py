@@ -77,10 +77,11 @@ class CodeSummary:
         magnitude_entropy: bits per token of the quantised magnitudes, given which latents fire; 0
             for a one-bit code, None for others without a quantiser.
         magnitude_bits: resolution of those, see ``MagnitudeQuantiser``.
-        description_length: bits per token that the code needs: which latents fire, plus
-            ``magnitude_entropy``. For the former the marginal entropy less the total correlation,
-            of which what chance alone would show is not counted; without pair counts, the marginal
-            entropy.
+        support_entropy: bits per token of which latents fire: the marginal entropy less the total
+            correlation, of which what chance alone would show is not counted; without pair counts,
+            the marginal entropy.
+        description_length: bits per token that the code needs: ``support_entropy`` and
+            ``magnitude_entropy`` together.
         firing_rates: ``[d_sae]``, as the SAE is.
         l0_counts: ``[d_sae + 1]``, tokens by number of latents on.
     """
@@ -114,6 +115,7 @@ class CodeSummary:
     is_one_bit: bool
     magnitude_entropy: float | None
     magnitude_bits: float | None
+    support_entropy: float
     description_length: float | None
     firing_rates: Tensor
     l0_counts: Tensor
@@ -264,9 +266,9 @@ class CodeStatistics:
         joint = self._joint_entropies()
         is_one_bit = bool((self.smallest >= self.largest).all())
         magnitudes = self._magnitude_entropy(is_one_bit)
-        bound = marginal
+        support = marginal
         if self.pair_counts:
-            bound -= max(joint["total_correlation"] - joint["chance_total_correlation"], 0.0)
+            support -= max(joint["total_correlation"] - joint["chance_total_correlation"], 0.0)
         minibatch: list[float | None] = [None, None]
         if self.n_minibatches > 0:
             minibatch = (self.minibatch_entropies / self.n_minibatches).tolist()
@@ -296,7 +298,8 @@ class CodeStatistics:
             is_one_bit=is_one_bit,
             magnitude_entropy=magnitudes,
             magnitude_bits=None if self.quantiser is None else self.quantiser.bits,
-            description_length=None if magnitudes is None else bound + magnitudes,
+            support_entropy=support,
+            description_length=None if magnitudes is None else support + magnitudes,
             firing_rates=rates.float(),
             l0_counts=self.l0_counts.clone(),
         )

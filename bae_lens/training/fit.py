@@ -15,37 +15,12 @@ from torch import Tensor
 from bae_lens.training.replay import ReplayedActivations
 
 
-def fit_activations(
-    cfg: TrainingSAEConfig,
-    activations: Tensor,
-    steps: int,
-    batch_size: int = 1024,
-    lr: float = 2e-3,
-    seed: int = 0,
-    device: str = "cpu",
-) -> TrainingSAE[Any]:
-    """Train an autoencoder of any registered architecture, as SAELens' runner would.
+def trainer_config(steps: int, batch_size: int, lr: float, device: str = "cpu") -> SAETrainerConfig:
+    """SAELens' trainer without checkpoints and W&B.
 
-    Adam at a constant rate that falls to a tenth over the last fifth of the steps. The scale of the
-    inputs is folded in at the end.
-
-    Args:
-        cfg: what to train.
-        activations: ``[n, d_in]``, replayed in shuffled epochs.
-        steps: optimiser steps.
-        batch_size: activations a step.
-        lr: learning rate.
-        seed: of the weights and the shuffles.
-        device: where to train.
-
-    Raises:
-        ValueError: if ``activations`` are not 2-D, not ``cfg.d_in`` wide or fewer than a batch.
+    Adam at a constant rate that falls to a tenth over the last fifth of the steps.
     """
-    if activations.shape[-1] != cfg.d_in:
-        raise ValueError(
-            f"cfg.d_in is {cfg.d_in}, but the activations have shape {tuple(activations.shape)}."
-        )
-    trainer_cfg = SAETrainerConfig(
+    return SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,
         save_final_checkpoint=False,
@@ -66,6 +41,38 @@ def fit_activations(
         logger=LoggingConfig(log_to_wandb=False),
         n_batches_for_norm_estimate=8,
     )
+
+
+def fit_activations(
+    cfg: TrainingSAEConfig,
+    activations: Tensor,
+    steps: int,
+    batch_size: int = 1024,
+    lr: float = 2e-3,
+    seed: int = 0,
+    device: str = "cpu",
+) -> TrainingSAE[Any]:
+    """Train an autoencoder of any registered architecture, as SAELens' runner would.
+
+    With the settings of ``trainer_config``. The scale of the inputs is folded in at the end.
+
+    Args:
+        cfg: what to train.
+        activations: ``[n, d_in]``, replayed in shuffled epochs.
+        steps: optimiser steps.
+        batch_size: activations a step.
+        lr: learning rate.
+        seed: of the weights and the shuffles.
+        device: where to train.
+
+    Raises:
+        ValueError: if ``activations`` are not 2-D, not ``cfg.d_in`` wide or fewer than a batch.
+    """
+    if activations.shape[-1] != cfg.d_in:
+        raise ValueError(
+            f"cfg.d_in is {cfg.d_in}, but the activations have shape {tuple(activations.shape)}."
+        )
+    trainer_cfg = trainer_config(steps, batch_size, lr, device)
     torch.manual_seed(seed)
     # Of its own, since folding the scale in changes the config too.
     sae = get_sae_training_class(cfg.architecture())[0](deepcopy(cfg)).to(device)

@@ -512,6 +512,7 @@ def test_a_description_says_which_latents_fire_and_how_much(pair_counts):
     code = summary_of(acts, pair_counts=pair_counts, quantiser=quantiser_of(acts))
 
     bound = support_bits(code.to_dict())
+    assert code.support_entropy == bound
     assert code.description_length == bound + known(code.magnitude_entropy)
 
 
