@@ -71,7 +71,7 @@ class Task:
     n_test: int
     layer: int | None = None
     heavy: bool = False
-    ce_batches: int = 2
+    ce_batches: int = 1
     n_validation: int = 16_384
     n_quantised: int = 16_384
 
@@ -120,7 +120,7 @@ def lm_task(layer: int, **overrides: Any) -> Task:
             name=f"lm-{layer}",
             title=f"SmolLM2-135M after block {layer}",
             d_in=D_IN,
-            d_sae=4 * D_IN,
+            d_sae=2 * D_IN,
             steps=800,
             l0s=(16, 48, 128),
             entropies=(150, 300, 576),

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Both are scored; the first is ours.
 _CONFIGS = {"BAE": "smollm2-bae", "SAELens TopK": "smollm2-topk"}
 _PROMPTS = 16
+# Resolution at which TopK's magnitudes are counted.
+_MAGNITUDE_BITS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +37,7 @@ class Score:
 
     code: CodeSummary
     explained_variance: float
+    quantised_explained_variance: float | None
     ce_score_zero_ablation: float
     ce_score_mean_ablation: float
     tokens_per_second: float
@@ -128,7 +131,8 @@ def run_demo(args: argparse.Namespace) -> int:
     )
     print(table(scores))
     print(
-        "\nThe entropy of a TopK code is that of which latents are on; its magnitudes come on top."
+        "\nEntropies are of which latents are on; the whole description has TopK's magnitudes too, "
+        f"at a resolution of {_MAGNITUDE_BITS} bits."
         f"\nSAEs, plots and scores.json are in {output}/. "
         f"The whole demo took {(time.time() - started) / 60:.1f} minutes."
     )
@@ -157,7 +161,12 @@ def _score(
 
     from bae_lens.evals import run_evals, summarise_code
 
-    code, explained_variance, _ = summarise_code(sae, held_out.activations.split(4096))
+    code, explained_variance, quantised = summarise_code(
+        sae,
+        held_out.activations.split(4096),
+        pair_counts=True,
+        magnitude_bits=_MAGNITUDE_BITS,
+    )
     metrics, _ = run_evals(
         sae,
         store(),
@@ -174,6 +183,7 @@ def _score(
     return Score(
         code=code,
         explained_variance=explained_variance,
+        quantised_explained_variance=quantised,
         ce_score_zero_ablation=ce["ce_loss_score"],
         ce_score_mean_ablation=ce["ce_loss_score_mean_ablation"],
         tokens_per_second=tokens_per_second,
@@ -206,12 +216,19 @@ def table(scores: Mapping[str, Score]) -> str:
         raw, folded = getattr(score.code, name), getattr(score.code, f"{name}_folded")
         return f"{raw:.1%} / {folded:.1%}"
 
+    def at_that(score: Score) -> str:
+        quantised = score.quantised_explained_variance
+        return f"{score.explained_variance if quantised is None else quantised:.3f}"
+
     rows: list[tuple[str, Callable[[Score], str]]] = [
         ("explained variance", lambda s: f"{s.explained_variance:.3f}"),
         ("CE loss recovered, against zero-ablation", lambda s: f"{s.ce_score_zero_ablation:.3f}"),
         ("CE loss recovered, against mean-ablation", lambda s: f"{s.ce_score_mean_ablation:.3f}"),
         ("latents on per token", lambda s: f"{s.code.l0:.0f}"),
         ("marginal entropy, bits per token", lambda s: f"{s.code.marginal_entropy:.0f}"),
+        ("Chow–Liu bound, bits per token", lambda s: f"{s.code.chow_liu_entropy:.0f}"),
+        ("whole description, bits per token", lambda s: f"{s.code.description_length:.0f}"),
+        ("explained variance at that", at_that),
         ("denser than 10 %, raw / folded", lambda s: both(s, "dense_share_10")),
         ("denser than 1 %, raw / folded", lambda s: both(s, "dense_share_1")),
         ("dead", lambda s: f"{s.code.dead_share:.2%}"),
