@@ -6,6 +6,7 @@ from sae_lens import registry
 
 from bae_lens.attach import attached
 from bae_lens.bae import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+from bae_lens.entropy import entropy_profile
 from bae_lens.evals import CodeStatistics, run_evals
 from bae_lens.training import ReplayedActivations, TrainingRunner, load_config
 
@@ -18,6 +19,7 @@ __all__ = [
     "TrainingBAEConfig",
     "TrainingRunner",
     "attached",
+    "entropy_profile",
     "load_config",
     "run_evals",
 ]

@@ -14,6 +14,8 @@ from bae_lens.evals.code_statistics import CodeSummary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from bae_lens.entropy.result import EntropyProfile
+
 # Two hues that stay apart for the colour-blind and in grey; line styles tell them apart as well.
 _COLOURS = ("#0b6e99", "#d1711f", "#5b8c2a", "#8a4f9e")
 _STYLES = ("-", "--", "-.", ":")
@@ -127,4 +129,58 @@ def plot_training(
             axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
+    return figure
+
+
+def plot_entropy_profile(profile: EntropyProfile, title: str = "") -> Figure:
+    """Chow–Liu entropy by position or number of demonstrations, a line a hook.
+
+    Bands are 95 % t-intervals over seeds; controls are broken lines in the hook's colour.
+
+    Args:
+        profile: of ``entropy_profile`` or ``in_context_entropy``.
+        title: of the figure.
+    """
+    plt = require_matplotlib()
+    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    at = {row.label: row.at for row in profile.rows}
+    labels = sorted(at, key=lambda label: at[label])
+    for i, hook in enumerate(profile.hooks):
+        for j, control in enumerate(profile.controls):
+            points = [profile.interval(hook, label, control) for label in labels]
+            means = [point.mean for point in points]
+            axes.plot(
+                [at[label] for label in labels],
+                means,
+                _STYLES[j % 4],
+                marker="osD^"[i % 4],
+                markersize=4,
+                color=_COLOURS[i % 4],
+                label=hook if control is None else f"{hook}, {control}",
+            )
+            # With one seed there is no interval, and no band.
+            low = [mean - point.half_width for mean, point in zip(means, points, strict=True)]
+            high = [mean + point.half_width for mean, point in zip(means, points, strict=True)]
+            axes.fill_between(
+                [at[label] for label in labels],
+                *(low, high),
+                color=_COLOURS[i % 4],
+                alpha=0.18 if control is None else 0.08,
+                linewidth=0,
+            )
+    if profile.axis == "token position":
+        axes.set_xscale("log", base=2)
+        axes.set_xlabel("token position (BOS is 0)")
+    else:
+        axes.set_xlabel("demonstrations before the query")
+    axes.set_xticks([at[label] for label in labels], labels)
+    axes.minorticks_off()
+    axes.set_ylabel(f"entropy, bits per vector, at {profile.max_unexplained:g} unexplained")
+    axes.set_title(title)
+    # More than four names leave no room beside the lines.
+    if len(axes.lines) > 4:
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    else:
+        axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure

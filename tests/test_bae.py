@@ -56,6 +56,13 @@ def fixed_seed():
         ("target_entropy", 0.0, "target_entropy must be greater than 0"),
         ("target_entropy", -3, "target_entropy must be greater than 0"),
         ("target_entropy", "d_sae", "target_entropy must be a number .* got the string 'd_sae'"),
+        ("target_unexplained_variance", 0.0, "target_unexplained_variance must be between 0 and 1"),
+        ("target_unexplained_variance", 1.0, "target_unexplained_variance must be between 0 and 1"),
+        (
+            "target_unexplained_variance",
+            0.3,
+            "can follow one target only: set target_entropy to None",
+        ),
         ("entropy_coefficient", -0.1, "entropy_coefficient must be 0 or greater"),
         ("entropy_warm_up_steps", -1, "entropy_warm_up_steps must be 0 or greater"),
         ("entropy_start_step", -1, "entropy_start_step must be 0 or greater"),
@@ -583,6 +590,71 @@ def test_the_budget_is_held():
     assert max(map(abs, multipliers)) < 12
     assert sum(entropies[-200:]) / 200 == pytest.approx(9.0, rel=0.03)
     assert marginal_entropy(sae.encode(activations)).item() == pytest.approx(9.0, rel=0.1)
+
+
+@pytest.mark.parametrize("target", [0.2, 0.4])
+def test_the_fidelity_is_held(target):
+    torch.manual_seed(0)
+    cfg = training_cfg(
+        target_entropy=None, target_unexplained_variance=target, max_density=None, d_sae=64
+    )
+    sae = TrainingBAE(cfg)
+    activations = make_sparse_activations(8192)
+
+    SAETrainer(
+        trainer_cfg(800, lr=5e-3, lr_decay_steps=160), sae, batches_of(activations[:4096])
+    ).fit()
+
+    held_out = activations[4096:]
+    with torch.no_grad():
+        error = (sae(held_out) - held_out).square().sum()
+        variance = (held_out - held_out.mean(0)).square().sum()
+    assert (error / variance).item() == pytest.approx(target, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("share_of_target", "step"), [(1.0, 0.0), (0.5, 0.02), (2.0, -0.02), (1 / 1.1, 0.006)]
+)
+def test_the_multiplier_follows_the_fidelity_as_documented(share_of_target, step):
+    x = make_activations(61)
+    sae = make_training_bae(target_entropy=None, target_unexplained_variance=0.5)
+    with torch.no_grad():
+        # A decoder of zeros answers b_dec, which is off the mean by as much as is wanted.
+        sae.W_dec.zero_()
+        variance = (x - x.mean(0)).square().sum()
+        sae.b_dec.copy_(x.mean(0))
+        sae.b_dec[0] += (variance / len(x)).sqrt()
+    # Left unexplained: the variance itself and as much again.
+    sae.cfg.target_unexplained_variance = 2.0 / share_of_target
+
+    train_step(sae, x)
+
+    assert sae.log_entropy_multiplier.item() == pytest.approx(step, abs=1e-5)
+
+
+def test_a_fidelity_target_leaves_a_constant_batch_finite():
+    sae = make_training_bae(target_entropy=None, target_unexplained_variance=0.3)
+    x = make_activations(1).expand(61, -1)
+
+    assert train_step(sae, x).loss.isfinite()
+    assert sae.log_entropy_multiplier.isfinite()
+    with torch.no_grad():
+        sae.W_dec.zero_()
+        sae.b_dec.copy_(x[0])
+    train_step(sae, x)
+    assert sae.log_entropy_multiplier.isfinite()
+
+
+def test_a_fidelity_target_sees_three_dimensional_batches_as_flat_ones():
+    x = make_activations(60)
+    flat, deep = (
+        make_training_bae(target_entropy=None, target_unexplained_variance=0.9) for _ in range(2)
+    )
+
+    train_step(flat, x)
+    train_step(deep, x.reshape(4, 15, D_IN))
+
+    torch.testing.assert_close(flat.log_entropy_multiplier, deep.log_entropy_multiplier)
 
 
 def test_the_entropy_term_is_off_before_its_start_step():

@@ -1,0 +1,107 @@
+"""Hidden states of a language model at chosen hooks and positions, from one pass over the text."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from bae_lens.training.runner import hook_width
+
+
+@torch.no_grad()
+def hidden_states(
+    model: Any,
+    hooks: Sequence[str],
+    sequences: Sequence[Int[Tensor, " length"]],
+    positions: Int[Tensor, "n k"],
+    batch_size: int = 32,
+    verbose: bool = False,
+) -> dict[str, Float[Tensor, "n k width"]]:
+    """What a model computes at some positions of each sequence.
+
+    Sequences of equal length are run together and nothing is padded, so the states are those of
+    single runs whatever the model makes of padding. The model stops after the last hook.
+
+    Args:
+        model: a HookedTransformer or TransformerBridge.
+        hooks: names of hook points; heads are flattened.
+        sequences: token ids, BOS included.
+        positions: which positions of each sequence to keep.
+        batch_size: sequences a forward pass.
+        verbose: show a progress bar.
+
+    Returns:
+        float32 on the CPU, by hook.
+
+    Raises:
+        ValueError: if a hook is not one of the model's, or has not one vector a token.
+    """
+    widths = {hook: hook_width(model, hook) for hook in hooks}
+    stops = [extract_stop_at_layer_from_tlens_hook_name(hook) for hook in hooks]
+    layers = [stop for stop in stops if stop is not None]
+    stop_at_layer = max(layers) if len(layers) == len(stops) else None
+    device = next(model.parameters()).device
+
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for i, sequence in enumerate(sequences):
+        by_length[len(sequence)].append(i)
+    states = {
+        hook: torch.empty(*positions.shape, width, dtype=torch.float32)
+        for hook, width in widths.items()
+    }
+    n_tokens = sum(length * len(rows) for length, rows in by_length.items())
+    with tqdm(total=n_tokens, desc="Reading", unit="tok", disable=not verbose) as bar:
+        for length, same_length in sorted(by_length.items()):
+            for start in range(0, len(same_length), batch_size):
+                rows = torch.tensor(same_length[start : start + batch_size])
+                tokens = torch.stack([sequences[i] for i in rows.tolist()])
+                _, cache = model.run_with_cache(
+                    tokens.to(device),
+                    names_filter=list(hooks),
+                    stop_at_layer=stop_at_layer,
+                    prepend_bos=False,
+                )
+                for hook in hooks:
+                    if cache[hook].shape[:2] != tokens.shape:
+                        raise ValueError(
+                            f"{hook!r} has no one vector a token: it gives {tuple(cache[hook].shape)} "
+                            f"for {tuple(tokens.shape)} tokens. Choose a hook of the residual stream, "
+                            "of an MLP or of a head's output."
+                        )
+                    acts = cache[hook].flatten(2)
+                    at = positions[rows].to(acts.device)
+                    picked = acts[torch.arange(len(rows), device=acts.device)[:, None], at]
+                    states[hook][rows] = picked.float().cpu()
+                bar.update(len(rows) * length)
+    return states
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ValueError: if it has none, or no BOS token, without which the first word would be where
+            attention is parked.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError("The model has no tokenizer; set model.tokenizer to the one it goes with.")
+    if tokenizer.bos_token_id is None:
+        raise ValueError(
+            "The model's tokenizer has no BOS token, and texts are to begin with one. Set "
+            "model.tokenizer.bos_token to the token that the model was trained to begin with."
+        )
+    return tokenizer
+
+
+def tokenise(tokenizer: Any, texts: Sequence[str]) -> list[Int[Tensor, " length"]]:
+    """Token ids of each text by itself, whole, BOS prepended."""
+    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return [torch.tensor([tokenizer.bos_token_id, *row]) for row in ids]

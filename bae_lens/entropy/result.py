@@ -1,0 +1,248 @@
+"""Entropies of many cells, with what they are to be compared with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+
+from bae_lens.strict_json import finite_or_none
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+GAUSSIAN = "gaussian"
+# 97.5 % quantiles of Student's t, by degrees of freedom from 1.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+# From here on a held-out unexplained variance counts as too high for the entropy to be trusted.
+_OVERFIT = 1.1
+
+_COLUMNS = (
+    ("Chow–Liu", "chow_liu_entropy", 1),
+    ("marginal", "marginal_entropy", 1),
+    ("minibatch", "minibatch_entropy", 1),
+    ("unexplained", "unexplained_variance", 3),
+    ("Gaussian rate", "gaussian_rate", 1),
+    ("plug-in ceiling", "plug_in_ceiling", 1),
+    ("variance", "variance", 1),
+    ("effective rank", "effective_rank", 1),
+)
+
+
+class Interval(NamedTuple):
+    """A mean over seeds and half the width of its 95 % t-interval, NaN with one seed."""
+
+    mean: float
+    half_width: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        """The interval of a few values."""
+        x, n = torch.tensor(values, dtype=torch.float64), len(values)
+        mean = x.mean().item()
+        if n < 2:
+            return cls(mean, math.nan)
+        return cls(mean, _t_quantile(n - 1) * x.std().item() / math.sqrt(n))
+
+    def format(self, digits: int) -> str:
+        """``12.3 ± 0.4``, or the mean alone with one seed."""
+        mean = f"{self.mean:,.{digits}f}"
+        return mean if math.isnan(self.half_width) else f"{mean} ± {self.half_width:,.{digits}f}"
+
+
+@dataclass(frozen=True)
+class ProfileRow:
+    """One estimate.
+
+    Attributes:
+        hook: name of the hook point.
+        label: of the cell: a position, a range of positions, or a number of demonstrations.
+        at: the same as a number, the middle of a range.
+        control: None for the hidden states themselves, or what they were replaced by.
+        seed: of the split into training and held-out texts, the weights and the shuffles.
+        variance: trace of the covariance of the training vectors.
+        effective_rank: participation ratio of its eigenvalues, (Σλ)²/Σλ². It and the variance are the
+            cheap explanations of a curve. A rank of one or two means that a few tokens with huge states
+            are most of the variance, and the entropy is that of whether a token is one of them.
+        gaussian_rate: bits a vector that suffice for any source with that covariance at the held-out
+            unexplained variance, in closed form. A code that takes as many or more shows nothing
+            beyond the covariance.
+        estimate: ``EntropyEstimate.to_dict()``.
+    """
+
+    hook: str
+    label: str
+    at: float
+    control: str | None
+    seed: int
+    variance: float
+    effective_rank: float
+    gaussian_rate: float
+    estimate: dict[str, Any]
+
+    def number(self, name: str) -> float | None:
+        """One of the numbers by name, of the row itself or of the estimate.
+
+        Raises:
+            KeyError: if there is none of that name.
+        """
+        own = ("variance", "effective_rank", "gaussian_rate")
+        return getattr(self, name) if name in own else self.estimate[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Flat, for JSON; None for what is not finite."""
+        own = {name: value for name, value in vars(self).items() if name != "estimate"}
+        values = own | self.estimate
+        return {k: finite_or_none(v) if isinstance(v, float) else v for k, v in values.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class EntropyProfile:
+    """Entropy of hidden states by hook and by position (or number of demonstrations).
+
+    Attributes:
+        rows: one a hook, cell, control and seed.
+        axis: what the cells are.
+        max_unexplained: the fidelity at which all entropies were taken.
+        n_texts: texts (or prompts) behind each cell, held-out ones included.
+        n_too_short: texts passed over because they were too short.
+    """
+
+    rows: tuple[ProfileRow, ...]
+    axis: Literal["token position", "demonstrations"]
+    max_unexplained: float
+    n_texts: int
+    n_too_short: int = 0
+
+    @property
+    def hooks(self) -> list[str]:
+        """Hooks, in the order given."""
+        return list(dict.fromkeys(row.hook for row in self.rows))
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the cells, in the order given."""
+        return list(dict.fromkeys(row.label for row in self.rows))
+
+    @property
+    def controls(self) -> list[str | None]:
+        """None for the states themselves, then the controls that were run."""
+        return list(dict.fromkeys(row.control for row in self.rows))
+
+    @property
+    def overfit(self) -> list[ProfileRow]:
+        """Rows that leave more than 1.1 × ``max_unexplained`` unexplained on held-out texts.
+
+        Their entropy is that of a coarser code than the one asked for: too few vectors for the bits.
+        """
+        limit = _OVERFIT * self.max_unexplained
+        return [row for row in self.rows if row.estimate["unexplained_variance"] > limit]
+
+    def values(
+        self,
+        hook: str,
+        label: str | int,
+        control: str | None = None,
+        number: str = "chow_liu_entropy",
+    ) -> dict[int, float]:
+        """One number of a cell by seed; NaN where it could not be computed.
+
+        Raises:
+            KeyError: if there is no such cell or number.
+        """
+        found = {
+            row.seed: row.number(number)
+            for row in self.rows
+            if (row.hook, row.label, row.control) == (hook, str(label), control)
+        }
+        if not found:
+            raise KeyError(
+                f"There is no cell ({hook!r}, {str(label)!r}, {control!r}); there are the hooks "
+                f"{self.hooks}, the labels {self.labels} and the controls {self.controls}."
+            )
+        return {seed: math.nan if value is None else value for seed, value in found.items()}
+
+    def interval(
+        self,
+        hook: str,
+        label: str | int,
+        control: str | None = None,
+        number: str = "chow_liu_entropy",
+    ) -> Interval:
+        """Mean and 95 % t-interval over seeds of one number of a cell, see ``values``."""
+        return Interval.of(list(self.values(hook, label, control, number).values()))
+
+    def difference(
+        self,
+        one: tuple[str, str | int, str | None],
+        other: tuple[str, str | int, str | None],
+        number: str = "chow_liu_entropy",
+    ) -> Interval:
+        """Mean and 95 % t-interval of one cell less another, seed by seed.
+
+        All cells are split alike at the same seed, so what the split does to both cancels.
+
+        Args:
+            one: hook, label and control (None for the states themselves).
+            other: the same of the cell that is taken off.
+            number: which number.
+        """
+        a, b = self.values(*one, number=number), self.values(*other, number=number)
+        return Interval.of([a[seed] - b[seed] for seed in a])
+
+    def table(self) -> str:
+        """Markdown: means and 95 % t-intervals over seeds.
+
+        Entropies are in bits a vector; ``minibatch`` is the number of arXiv 2509.20997, a dash where
+        there are fewer held-out vectors than a minibatch of 1,024; ``Gaussian rate`` what any source
+        with that covariance would take at the unexplained variance reached.
+        """
+        names = ["hook", self.axis, "control", *(name for name, _, _ in _COLUMNS)]
+        lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+        for hook in self.hooks:
+            for control in self.controls:
+                for label in self.labels:
+                    numbers = []
+                    for _, number, digits in _COLUMNS:
+                        interval = self.interval(hook, label, control, number)
+                        is_known = not math.isnan(interval.mean)
+                        numbers.append(interval.format(digits) if is_known else "–")
+                    cells = [hook, label, control or "", *numbers]
+                    lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines)
+
+    def plot(self, title: str = "") -> Figure:
+        """Entropy by cell: a line a hook, its interval over seeds a band, controls broken."""
+        from bae_lens.plots import plot_entropy_profile
+
+        return plot_entropy_profile(self, title)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        own = {name: value for name, value in vars(self).items() if name != "rows"}
+        return own | {"rows": [row.to_dict() for row in self.rows]}
+
+
+def overfit_warning(profile: EntropyProfile) -> str | None:
+    """What to log about rows that do not hold the fidelity on held-out texts, if there are any."""
+    rows = profile.overfit
+    if not rows:
+        return None
+    worst = max(rows, key=lambda row: row.estimate["unexplained_variance"])
+    kind = f" ({worst.control})" if worst.control else ""
+    return (
+        f"{len(rows)} of {len(profile.rows)} estimates leave over 10 % more unexplained on held-out "
+        f"texts than max_unexplained = {profile.max_unexplained:g}; the most, "
+        f"{worst.estimate['unexplained_variance']:.3f}, at {worst.hook} {worst.label}{kind}. Their "
+        "entropies are those of coarser codes. Give more texts or wider ranges, or lower cfg.d_sae."
+    )
+
+
+def _t_quantile(dof: int) -> float:
+    if dof <= len(_T):
+        return _T[dof - 1]
+    z = 1.959964
+    return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)

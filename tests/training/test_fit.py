@@ -1,0 +1,60 @@
+"""Training on activations in memory is SAELens' own, repeatable, and refuses what does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sae_lens import TopKTrainingSAEConfig
+
+from bae_lens import TrainingBAE
+from bae_lens.training.fit import fit_activations
+from tests.helpers import D_IN, D_SAE, make_sparse_activations, training_cfg
+
+
+def unexplained(sae, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        return ((sae(x) - x).square().sum() / (x - x.mean(0)).square().sum()).item()
+
+
+def test_it_trains_and_folds_the_scale_in():
+    # Far from the mean norm √d_in that the coefficients refer to.
+    x = 50 * make_sparse_activations(2048)
+
+    few, many = (fit_activations(training_cfg(), x, steps, 256, lr=5e-3) for steps in (2, 150))
+
+    assert isinstance(many, TrainingBAE)
+    assert many.n_updates == 150
+    assert unexplained(many, x) < 0.5
+    assert unexplained(many, x) < unexplained(few, x)
+    assert many.cfg.normalize_activations == "none"
+
+
+def test_it_repeats_itself_and_leaves_the_config_alone():
+    x, cfg = make_sparse_activations(512), training_cfg()
+
+    one, same, other = (fit_activations(cfg, x, 5, 64, seed=seed) for seed in (0, 0, 1))
+
+    assert torch.equal(one.W_enc, same.W_enc)
+    assert not torch.equal(one.W_enc, other.W_enc)
+    assert cfg.normalize_activations == "expected_average_only_in"
+
+
+def test_any_registered_architecture_is_trained():
+    x = make_sparse_activations(512)
+
+    sae = fit_activations(TopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4), x, 5, 64)
+
+    assert sae.cfg.architecture() == "topk"
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((512, D_IN + 1), rf"cfg.d_in is {D_IN}, but the activations have shape \(512, 17\)"),
+        ((8, 64, D_IN), r"must have shape \[n_tokens, d_in\]; got \(8, 64, 16\)"),
+        ((63, D_IN), "One batch needs 64 tokens, but only 63"),
+    ],
+)
+def test_activations_that_do_not_fit_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        fit_activations(training_cfg(), torch.randn(shape), 5, 64)
