@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bae_lens.entropy.result import EntropyProfile
 
 # Two hues that stay apart for the colour-blind and in grey; line styles tell them apart as well.
-_COLOURS = ("#0b6e99", "#d1711f", "#5b8c2a", "#8a4f9e")
+COLOURS = ("#0b6e99", "#d1711f", "#5b8c2a", "#8a4f9e")
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -51,7 +51,7 @@ def plot_densities(codes: Mapping[str, CodeSummary], title: str = "") -> Figure:
     centres = (edges[1:] * edges[:-1]).sqrt()
     figure, axes = plt.subplots(figsize=(7.2, 4.0), layout="constrained")
     for i, (name, code) in enumerate(codes.items()):
-        colour, style = _COLOURS[i % 4], _STYLES[i % 4]
+        colour, style = COLOURS[i % 4], _STYLES[i % 4]
         rates = code.firing_rates
         # Clamped, since the outermost edges are rounded.
         counts = torch.histogram(rates[rates > 0].clamp(edges[0], edges[-1]), edges).hist
@@ -111,7 +111,7 @@ def plot_training(
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
     for i, (name, log) in enumerate(logs.items()):
         tokens = [n / 1e6 for n in log["details/n_training_samples"]]
-        style: dict[str, Any] = {"color": _COLOURS[i % 4], "linestyle": _STYLES[i % 4]}
+        style: dict[str, Any] = {"color": COLOURS[i % 4], "linestyle": _STYLES[i % 4]}
         left.plot(tokens, log["losses/mse_loss"], label=name, **style)
         if "metrics/entropy" in log:
             right.plot(tokens, log["metrics/entropy"], label=name, **style)
@@ -155,7 +155,7 @@ def plot_entropy_profile(profile: EntropyProfile, title: str = "") -> Figure:
                 _STYLES[j % 4],
                 marker="osD^"[i % 4],
                 markersize=4,
-                color=_COLOURS[i % 4],
+                color=COLOURS[i % 4],
                 label=hook if control is None else f"{hook}, {control}",
             )
             # With one seed there is no interval, and no band.
@@ -164,7 +164,7 @@ def plot_entropy_profile(profile: EntropyProfile, title: str = "") -> Figure:
             axes.fill_between(
                 [at[label] for label in labels],
                 *(low, high),
-                color=_COLOURS[i % 4],
+                color=COLOURS[i % 4],
                 alpha=0.18 if control is None else 0.08,
                 linewidth=0,
             )

@@ -1,11 +1,11 @@
 """BAE against SAELens' own architectures at equal bits per token and at equal L0.
 
-    python benchmarks/feature_untangling.py                 # one layer of SmolLM2, two synthetic sets
+    python benchmarks/feature_untangling.py                 # one layer of SmolLM2, one synthetic set
     python benchmarks/feature_untangling.py --quick         # minutes: little data, one seed
     python benchmarks/feature_untangling.py --full --device cuda --jobs 1
 
 Every architecture is trained by SAELens' trainer on the same activations with the same width, batches
-and steps, and gets the same trials: three learning rates at the middle of its sparsity levels on the
+and steps, and gets the same trials: four learning rates at the middle of its sparsity levels on the
 first seed, chosen by explained variance on a validation split; then the other two levels, and the
 middle one with the other seeds. Scored is the SAE that ``save_inference_model`` writes, on a test split.
 
@@ -40,6 +40,7 @@ from untangling_trials import (
     LOW,
     MIDDLE,
     NAMES,
+    OURS,
     Row,
     Task,
     Trial,
@@ -49,7 +50,7 @@ from untangling_trials import (
     synthetic_task,
 )
 
-DEFAULT_ARCHS = ["bae", "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu"]
+DEFAULT_ARCHS = ["bae", "bae_no_cap", "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu"]
 # Of a training's points the one of fewest bits that loses at most this much explained variance.
 TOLERANCE = 0.01
 
@@ -177,6 +178,11 @@ def with_seed(rows: list[Row], seed: int) -> list[Row]:
     return [row for row in rows if row.trial.level != MIDDLE or row.trial.seed == seed]
 
 
+def seed_of(row: Row, seeds: list[int]) -> int:
+    """The seed of the peers' middle level that a row is compared with."""
+    return row.trial.seed if row.trial.level == MIDDLE else seeds[0]
+
+
 def best_point(row: Row) -> tuple[float | None, float, float]:
     """The point of fewest bits that is within the tolerance of the best EV at any resolution."""
     enough = max(ev for _, _, ev in row.points) - TOLERANCE
@@ -235,80 +241,87 @@ def print_levels(task: Task, by_arch: dict[str, list[Row]]) -> None:
     for arch, rows in by_arch.items():
         for level in LEVELS:
             same = [row for row in rows if row.trial.level == level]
-            asked = (
-                f"{task.entropies[level]:g} bits" if arch == "bae" else f"L0 {task.l0s[level]:g}"
-            )
+            asked = f"{task.entropies[level]:g} bits" if arch in OURS else f"L0 {task.l0s[level]:g}"
             values = [cell((get(row) for row in same), formats[n]) for n, get in columns.items()]
             lines.append([NAMES[arch], f"{same[0].trial.lr:g}", asked, *values])
     table(["", "lr", "asked for", *columns], lines)
 
 
-def print_equal_bits(by_arch: dict[str, list[Row]], seeds: list[int]) -> None:
-    """BAE's EV less the peers', at BAE's bits per token."""
-    peers = [arch for arch in by_arch if arch != "bae"]
+def print_equal_bits(
+    by_arch: dict[str, list[Row]], tried: dict[str, list[Row]], seeds: list[int]
+) -> None:
+    """A BAE's EV less the peers', at its bits per token. ``tried`` has the peers' tuning runs as well."""
+    peers = [arch for arch in by_arch if arch not in OURS]
     lines = []
-    for level in LEVELS:
+    for own, level in itertools.product([arch for arch in OURS if arch in by_arch], LEVELS):
         differences: dict[str, list[float]] = {arch: [] for arch in [*peers, "best"]}
-        bae = [row for row in by_arch["bae"] if row.trial.level == level]
-        for row in bae:
+        ours = [row for row in by_arch[own] if row.trial.level == level]
+        for row in ours:
             ((_, bits, ev),) = row.points
             for arch in peers:
-                seed = row.trial.seed if level == MIDDLE else seeds[0]
-                reached = interpolate(envelope(with_seed(by_arch[arch], seed)), bits)
+                reached = interpolate(envelope(with_seed(tried[arch], seed_of(row, seeds))), bits)
                 differences[arch].append(ev - reached)
-            differences["best"].append(
-                min(differences[a][-1] for a in peers if not math.isnan(differences[a][-1]))
-                if any(not math.isnan(differences[a][-1]) for a in peers)
-                else math.nan
-            )
+            known = [d for arch in peers if not math.isnan(d := differences[arch][-1])]
+            differences["best"].append(min(known, default=math.nan))
         lines.append(
             [
-                cell((row.points[0][1] for row in bae), ".0f"),
-                cell((row.points[0][2] for row in bae), ".3f"),
+                NAMES[own],
+                cell((row.points[0][1] for row in ours), ".0f"),
+                cell((row.points[0][2] for row in ours), ".3f"),
                 *(cell(values, "+.3f") for values in differences.values()),
             ]
         )
-    table(
-        ["bits/token", "BAE's EV", *(f"less {NAMES[a]}'s" for a in peers), "less the best"], lines
-    )
+    table(["", "bits/token", "EV", *(f"less {NAMES[a]}'s" for a in peers), "less the best"], lines)
 
 
-def print_equal_l0(by_arch: dict[str, list[Row]], seeds: list[int]) -> None:
-    """Share of dense latents at BAE's L0, and the worst share of dead ones."""
-    peers = [arch for arch in by_arch if arch != "bae"]
+def print_equal_l0(by_arch: dict[str, list[Row]], seeds: list[int], d_sae: int) -> None:
+    """Share of dense latents at a BAE's L0, and the worst share of dead ones."""
+    peers = [arch for arch in by_arch if arch not in OURS]
+    ours = [arch for arch in OURS if arch in by_arch]
     lines = []
-    for measure in ("dense_share_10", "dense_share_10_folded"):
-        for row in with_seed(by_arch["bae"], seeds[0]):
-            l0 = row.code["l0"]
-            shares = {
-                arch: interpolate(
-                    sorted((r.code["l0"], r.code[measure]) for r in with_seed(rows, seeds[0])), l0
-                )
-                for arch, rows in by_arch.items()
-                if arch != "bae"
-            }
-            known = [share for share in shares.values() if not math.isnan(share)]
-            least, own = min(known, default=math.nan), row.code[measure]
-            ratio = f"{own / least:.2f}" if least > 0 else "–"
-            lines.append(
-                [
-                    "folded" if measure.endswith("folded") else "raw",
-                    f"{l0:.1f}",
-                    f"{own:.1%}",
-                    *(cell([share], ".1%") for share in shares.values()),
-                    ratio,
-                ]
-            )
-    table(["> 10 %", "L0", *(NAMES[a] for a in ["bae", *peers]), "BAE / best peer"], lines)
+    for measure, own, level in itertools.product(
+        ("dense_share_10", "dense_share_10_folded"), ours, LEVELS
+    ):
+        shares: dict[str, list[float]] = {arch: [] for arch in [own, *peers]}
+        l0s, least = [], []
+        for row in (row for row in by_arch[own] if row.trial.level == level):
+            l0s.append(row.code["l0"])
+            shares[own].append(row.code[measure])
+            for arch in peers:
+                rows = with_seed(by_arch[arch], seed_of(row, seeds))
+                points = sorted((r.code["l0"], r.code[measure]) for r in rows)
+                shares[arch].append(interpolate(points, l0s[-1]))
+            known = [share for arch in peers if not math.isnan(share := shares[arch][-1])]
+            least.append(min(known, default=math.nan))
+        best = statistics.mean(least)
+        lines.append(
+            [
+                "folded" if measure.endswith("folded") else "raw",
+                NAMES[own],
+                cell(l0s, ".1f"),
+                f"{statistics.mean(l0s) / d_sae:.1%}",
+                *(cell(values, ".1%") for values in shares.values()),
+                f"{statistics.mean(shares[own]) / best:.2f}" if best > 0 else "–",
+            ]
+        )
+    header = ["> 10 %", "", "L0", "mean density", "its share", *(NAMES[a] for a in peers)]
+    table([*header, "share / best peer's"], lines)
     worst = {a: max(row.code["dead_share"] for row in rows) for a, rows in by_arch.items()}
     print("Worst dead share:", ", ".join(f"{NAMES[a]} {share:.2%}" for a, share in worst.items()))
 
 
+def of(row: Row) -> tuple[str, str]:
+    return row.trial.task, row.trial.arch
+
+
 def report(
-    tasks: dict[str, Task], rows: dict[tuple[str, str], list[Row]], seeds: list[int]
+    tasks: dict[str, Task],
+    rows: dict[tuple[str, str], list[Row]],
+    every: Iterable[Row],
+    seeds: list[int],
 ) -> None:
     for name, task in tasks.items():
-        by_arch = {arch: r for (of, arch), r in rows.items() if of == name}
+        by_arch = {arch: r for (task_name, arch), r in rows.items() if task_name == name}
         print(f"\n## {task.title}\n")
         print(
             f"{task.steps} steps of {BATCH} tokens out of {task.n_train:,}, {task.d_in} -> "
@@ -317,33 +330,36 @@ def report(
         if task.layer is None:
             print(f"True L0: {next(iter(by_arch.values()))[0].truth['true_l0']:.1f}\n")
         print_levels(task, by_arch)
-        if "bae" in by_arch and len(by_arch) > 1:
+        tried = {arch: [r for r in every if of(r) == (name, arch)] for arch in by_arch}
+        if any(arch in OURS for arch in by_arch) and any(arch not in OURS for arch in by_arch):
             print(
                 "At equal bits per token (Chow-Liu bound plus magnitudes), EV of BAE less the peers' "
                 "concave envelope over levels and resolutions\n"
             )
-            print_equal_bits(by_arch, seeds)
+            print_equal_bits(by_arch, tried, seeds)
             print("At equal L0, share of latents denser than 10 %\n")
-            print_equal_l0(by_arch, seeds)
+            print_equal_l0(by_arch, seeds, task.d_sae)
 
 
 def plot(
     tasks: dict[str, Task], rows: dict[tuple[str, str], list[Row]], seeds: list[int], path: Path
 ) -> None:
-    from bae_lens.plots import _COLOURS, require_matplotlib
+    from bae_lens.plots import COLOURS, require_matplotlib
 
     plt = require_matplotlib()
-    colours = dict(zip(NAMES, (*_COLOURS, "#111111", "#b8a000", "#888888"), strict=True))
+    blue, *others = COLOURS
+    hues = (blue, "#7fb6cc", *others, "#111111", "#b8a000", "#888888")
+    colours = dict(zip(NAMES, hues, strict=True))
     size = (4.6 * len(tasks) + 0.6, 4.2)
     figure, panels = plt.subplots(1, len(tasks), figsize=size, squeeze=False, layout="constrained")
     for axes, (name, task) in zip(panels[0], tasks.items(), strict=True):
-        for (of, arch), of_arch in rows.items():
-            if of != name:
+        for (task_name, arch), of_arch in rows.items():
+            if task_name != name:
                 continue
-            curve = pareto if arch == "bae" else envelope
+            curve = pareto if arch in OURS else envelope
             bits, ev = zip(*curve(with_seed(of_arch, seeds[0])), strict=True)
-            marker = dict(zip(NAMES, "os^vDPX", strict=True))[arch]
-            is_bae = arch == "bae"
+            marker = dict(zip(NAMES, "oos^vDPX", strict=True))[arch]
+            is_bae = arch in OURS
             axes.plot(
                 *(bits, ev),
                 marker=marker,
@@ -393,7 +409,7 @@ def make_tasks(args: argparse.Namespace) -> dict[str, Task]:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     sets = ["lm", "synth", "synth-heavy"]
-    parser.add_argument("--sets", nargs="+", choices=sets, default=sets)
+    parser.add_argument("--sets", nargs="+", choices=sets)
     parser.add_argument("--archs", nargs="+", choices=list(NAMES))
     parser.add_argument("--layers", type=int, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+")
@@ -411,9 +427,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     args.archs = args.archs or (list(NAMES) if args.full else DEFAULT_ARCHS)
+    args.sets = args.sets or (sets if args.full else ["lm", "synth-heavy"])
     args.layers = args.layers or ([8, 15, 20] if args.full else [15])
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
-    args.learning_rates = args.learning_rates or ([2e-3] if args.quick else [1e-3, 2e-3, 4e-3])
+    args.learning_rates = args.learning_rates or (
+        [2e-3] if args.quick else [1e-3, 2e-3, 4e-3, 8e-3]
+    )
     return args
 
 
@@ -430,7 +449,7 @@ def main() -> None:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    report(tasks, rows, args.seeds)
+    report(tasks, rows, results.rows.values(), args.seeds)
     if args.plot is not None:
         plot(tasks, rows, args.seeds, args.plot)
 
