@@ -29,12 +29,14 @@ def prune(sae: BAE | TrainingBAE, activations: Tensor, max_unexplained: float) -
 
     Raises:
         ValueError: if there are not at least twice as many activations as bits that vary,
-            ``max_unexplained`` is not between 0 and 1, or no bit varies.
+            ``max_unexplained`` is not between 0 and 1, a value is NaN or infinite, or no bit varies.
     """
     if not 0 <= max_unexplained < 1:
         raise ValueError(
             f"max_unexplained is a share of variance, from 0 to below 1; got {max_unexplained}."
         )
+    if not activations.isfinite().all():
+        raise ValueError("The activations have NaN or infinite values; no decoder can be fitted.")
     bits = torch.cat([sae.encode(batch) != 0 for batch in activations.split(4096)])
     varying = (bits.any(0) & ~bits.all(0)).sum().item()
     if varying == 0:

@@ -3,13 +3,15 @@
     python benchmarks/entropy_ground_truth.py            # about half an hour on two cores
     python benchmarks/entropy_ground_truth.py --quick    # two minutes: four sources, one seed
 
-Each source is a vector of bits, mixed into 64 dimensions by random directions. One rule for all of
-them: `bae_lens.entropy.estimate_entropy` at an unexplained variance of 0.5 %, nothing set by hand.
+Each source is a vector of bits, mixed into 64 dimensions by random directions without noise. One rule
+for all of them: `bae_lens.entropy.estimate_entropy` at an unexplained variance of 0.5 %, nothing set
+for any of them. The two columns "as trained" are of the code before that prunes it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import math
@@ -22,10 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bae_lens import CodeStatistics, TrainingBAEConfig
+from bae_lens import CodeStatistics, TrainingBAE, TrainingBAEConfig
 from bae_lens.entropy import estimate_entropy
 from bae_lens.evals import summarise_code
 from bae_lens.nn import binary_entropy, plug_in_entropy
+from bae_lens.pruning import prune
 from bae_lens.training.fit import fit_activations
 
 D_IN, D_SAE, MAX_UNEXPLAINED = 64, 256, 0.005
@@ -119,6 +122,22 @@ SOURCES: dict[str, Callable[[], Source]] = {
 QUICK = ("4 fair bits", "12 fair bits", "15 bits on a tree", "6 fair bits and 3 parities")
 
 
+def settings(args: argparse.Namespace) -> dict[str, int]:
+    return {key: vars(args)[key] for key in ("steps", "tokens", "held_out_tokens")}
+
+
+def measured(args: argparse.Namespace) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """Rows of this setting that the JSON file has already."""
+    if args.json is None or not args.json.exists():
+        return {}
+    rows = [json.loads(line) for line in args.json.read_text().splitlines()]
+    return {
+        (row["source"], row["variant"], row["seed"]): row
+        for row in rows
+        if settings(args).items() <= row.items()
+    }
+
+
 def measure(name: str, variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """One row: the source's own figures, and what a BAE says of it."""
     source = SOURCES[name]()
@@ -136,13 +155,19 @@ def measure(name: str, variant: str, seed: int, args: argparse.Namespace) -> dic
         "source": name,
         "variant": variant,
         "seed": seed,
+        **settings(args),
         "true_entropy": source.entropy,
         "chow_liu_of_source": own.compute().chow_liu_entropy,
     }
     if variant == RELEASE:
         cfg = TrainingBAEConfig.paper(D_IN)
         sae = fit_activations(cfg, x, args.steps, batch_size=512, lr=5e-4, seed=seed)
-        code, explained, _ = summarise_code(sae, x_held_out.split(4096), pair_counts=True)
+        assert isinstance(sae, TrainingBAE)
+        before, _, _ = summarise_code(sae, x_held_out.split(4096), pair_counts=True)
+        pruned = prune(sae, x, MAX_UNEXPLAINED)
+        code, explained, _ = summarise_code(pruned, x_held_out.split(4096), pair_counts=True)
+        row["trained_marginal_entropy"] = before.marginal_entropy
+        row["trained_chow_liu_entropy"] = before.chow_liu_entropy
         return row | code.to_dict() | {"unexplained_variance": 1 - explained}
     cfg = TrainingBAEConfig(d_in=D_IN, d_sae=D_SAE, max_density=None, surrogate=variant)  # type: ignore[arg-type]
     estimate = estimate_entropy(x, x_held_out, MAX_UNEXPLAINED, cfg, steps=args.steps, seed=seed)
@@ -152,30 +177,28 @@ def measure(name: str, variant: str, seed: int, args: argparse.Namespace) -> dic
 def table(rows: list[dict[str, Any]], variant: str) -> str:
     """Means over seeds, and the worst error of any seed."""
     lines = [
-        "| source | true | marginal | plug-in | Chow–Liu | off by, worst seed | unexplained "
-        "| of the source's own bits |",
-        "|---|---|---|---|---|---|---|---|",
+        "| source | true | as trained: marginal | Chow–Liu | pruned: marginal | plug-in | Chow–Liu "
+        "| off by, worst seed | unexplained | Chow–Liu of the source's own bits |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    columns = {
+        "trained_marginal_entropy": ".1f",
+        "trained_chow_liu_entropy": ".1f",
+        "marginal_entropy": ".2f",
+        "plug_in_entropy": ".2f",
+        "chow_liu_entropy": ".2f",
+    }
     for name in SOURCES:
         here = [row for row in rows if (row["source"], row["variant"]) == (name, variant)]
         if not here:
             continue
         true = here[0]["true_entropy"]
         off = max((row["chow_liu_entropy"] / true - 1 for row in here), key=abs)
-        marginal, plug_in, chow_liu, unexplained, own = (
-            mean(row[key] for row in here)
-            for key in (
-                "marginal_entropy",
-                "plug_in_entropy",
-                "chow_liu_entropy",
-                "unexplained_variance",
-                "chow_liu_of_source",
-            )
-        )
-        lines.append(
-            f"| {name} | {true:.2f} | {marginal:.2f} | {plug_in:.2f} | {chow_liu:.2f} | {off:+.1%} "
-            f"| {unexplained:.2%} | {own:.2f} |"
-        )
+        means = [format(mean(row[key] for row in here), fmt) for key, fmt in columns.items()]
+        unexplained = mean(row["unexplained_variance"] for row in here)
+        own = mean(row["chow_liu_of_source"] for row in here)
+        cells = [name, f"{true:.2f}", *means, f"{off:+.1%}", f"{unexplained:.2%}", f"{own:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -188,7 +211,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--held_out_tokens", type=int, default=65_536)
-    parser.add_argument("--json", type=Path, help="write all rows, as they come, one a line")
+    parser.add_argument(
+        "--json", type=Path, help="rows as they come, one a line; what it has is not repeated"
+    )
     parser.add_argument("--quick", action="store_true", help="four sources, one seed")
     args = parser.parse_args()
     if args.quick:
@@ -200,16 +225,17 @@ def main() -> None:
         f"{args.held_out_tokens:,} held out (plug-in ceiling {math.log2(args.held_out_tokens):.1f} "
         f"bits), seeds {args.seeds}"
     )
-    rows: list[dict[str, Any]] = []
+    rows = measured(args)
     for variant in args.variants:
-        for name in args.sources:
-            for seed in args.seeds:
-                rows.append(measure(name, variant, seed, args))
-                if args.json is not None:
-                    with args.json.open("a") as file:
-                        file.write(json.dumps(rows[-1]) + "\n")
-        title = f"surrogate {variant}" if variant != RELEASE else "recipe as released, unpruned"
-        print(f"\n{title}\n\n{table(rows, variant)}", flush=True)
+        for key in itertools.product(args.sources, [variant], args.seeds):
+            if key in rows:
+                continue
+            rows[key] = measure(*key, args)
+            if args.json is not None:
+                with args.json.open("a") as file:
+                    file.write(json.dumps(rows[key]) + "\n")
+        title = f"surrogate {variant}" if variant != RELEASE else "recipe as released"
+        print(f"\n{title}\n\n{table(list(rows.values()), variant)}", flush=True)
 
 
 if __name__ == "__main__":

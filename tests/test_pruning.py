@@ -90,3 +90,11 @@ def test_too_few_activations_are_refused():
 def test_a_code_in_which_no_bit_varies_is_refused():
     with pytest.raises(ValueError, match="No bit varies"):
         prune(make_bae(), torch.zeros(500, D_IN), 0.5)
+
+
+def test_activations_that_are_not_finite_are_refused():
+    x = make_activations(500)
+    x[3, 1] = float("nan")
+
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        prune(make_bae(), x, 0.5)

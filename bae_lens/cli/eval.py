@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--pair_counts",
         action=argparse.BooleanOptionalAction,
-        help="count pairs of latents, for the joint entropy; default: up to 16,384 latents",
+        help="count pairs of latents, for the joint entropy; default: where there are 20 tokens a latent, up to 16,384 latents",
     )
     parser.add_argument(
         "--magnitude_bits",

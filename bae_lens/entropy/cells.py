@@ -153,7 +153,9 @@ def gaussian_rate(x: Float[Tensor, "n d_in"], unexplained: float) -> float:
 
     It is the rate–distortion function of the Gaussian with the covariance of ``x`` (reverse
     water-filling: each principal direction keeps a variance of at most θ, and takes ½·log₂(λ/θ) bits
-    if it has more). No source with that covariance needs more, long blocks of vectors allowed.
+    if it has more). No source with that covariance needs more, long blocks of vectors allowed. The
+    covariance is that of a sample: with few vectors for the dimensions its small eigenvalues are too
+    small, and the rate with them.
 
     Args:
         x: vectors.

@@ -25,6 +25,9 @@ STARTS = (0.5, 0.04)
 class EntropyEstimate:
     """An upper bound of the entropy of a set of vectors at a stated fidelity.
 
+    As an estimate of that bound it is low by about ``code.chance_total_correlation``, which matters where
+    held-out vectors are few.
+
     Attributes:
         code: statistics of the code on held-out vectors. ``code.chow_liu_entropy`` is the estimate,
             in bits per vector; ``marginal_entropy`` beside it is what counts duplicated bits twice,
@@ -78,10 +81,10 @@ def estimate_entropy(
 
     A BAE is trained from each start and pruned until what is left unexplained reaches
     ``max_unexplained`` (``bae_lens.pruning.prune``); of those that hold it on the training vectors,
-    the one with the smallest Chow–Liu bound there is taken, and scored on the held-out vectors. Nothing is
-    set with the answer in view: each code is a valid description of the vectors, so the shortest is
-    the best bound at hand. It is an upper bound: of redundancy that no tree of pairs shows it knows
-    nothing, and a longer training may find a shorter code.
+    the one with the smallest Chow–Liu bound there is taken, and scored on the held-out vectors. Each
+    code is a valid description of the vectors, so the shortest is the best bound at hand. It is an upper
+    bound: of redundancy that no tree of pairs shows it knows nothing, and a longer training may find
+    a shorter code.
 
     Args:
         activations: ``[n, d_in]``, to train on.

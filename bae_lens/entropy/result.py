@@ -33,7 +33,11 @@ _COLUMNS = (
 
 
 class Interval(NamedTuple):
-    """A mean over seeds and half the width of its 95 % t-interval, NaN with one seed."""
+    """A mean over seeds and half the width of its 95 % t-interval, NaN with one seed.
+
+    Seeds split the same texts anew and train anew; that other texts would have given other numbers is
+    not in the interval.
+    """
 
     mean: float
     half_width: float

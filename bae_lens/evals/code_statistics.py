@@ -32,6 +32,8 @@ _ANTIPODAL = -0.9
 # Below so many tokens a latent, the noise in a Chow–Liu bound is worth a warning.
 TOKENS_PER_LATENT = 20
 _TILE = 2048
+# Counts are int32, and numpy draws from hypergeometric distributions up to here.
+_MAX_PAIRED_TOKENS = 999_999_999
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +49,7 @@ class CodeSummary:
     Attributes:
         n_tokens: tokens seen.
         l0: latents on per token, as the SAE is: mean over tokens.
+        l0_raw, l0_folded: the same, raw and folded.
         l0_std, l0_5th, l0_median, l0_95th: its standard deviation and percentiles over tokens.
         dense_share_10, dense_share_1: share of latents on for more than 10 % and 1 % of tokens, raw.
         dense_share_10_folded, dense_share_1_folded: the same, folded.
@@ -65,7 +68,8 @@ class CodeSummary:
         minibatch_entropy_miller_madow: with that much added.
         minibatch_size, n_minibatches: tokens a minibatch, and whole minibatches seen.
         chow_liu_entropy: the marginal entropy less what a tree of pairwise dependences explains: a
-            tighter upper bound, which duplicated latents cannot raise.
+            tighter upper bound, which duplicated latents cannot raise. As an estimate it is low by
+            about ``chance_total_correlation``.
         total_correlation: what the tree explains, in bits per token.
         chance_total_correlation: what a tree of the same kind finds in *independent* latents with
             these rates and so many tokens: the part of ``total_correlation`` that is noise.
@@ -75,11 +79,12 @@ class CodeSummary:
         n_distinct_codes: distinct codes seen.
         is_one_bit: whether every latent had one value only where it fired.
         magnitude_entropy: bits per token of the quantised magnitudes, given which latents fire; 0
-            for a one-bit code, None for others without a quantiser.
+            for a one-bit code, None for others without a quantiser. Of the frequencies on these very
+            tokens, and so a little low where cells are many.
         magnitude_bits: resolution of those, see ``MagnitudeQuantiser``.
         support_entropy: bits per token of which latents fire: the marginal entropy less the total
             correlation, of which what chance alone would show is not counted; without pair counts,
-            the marginal entropy.
+            the marginal entropy, which does not compare with it.
         description_length: bits per token that the code needs: ``support_entropy`` and
             ``magnitude_entropy`` together.
         firing_rates: ``[d_sae]``, as the SAE is.
@@ -88,6 +93,8 @@ class CodeSummary:
 
     n_tokens: int
     l0: float
+    l0_raw: float
+    l0_folded: float
     l0_std: float
     l0_5th: int
     l0_median: int
@@ -154,9 +161,10 @@ class CodeStatistics:
         quantiser: MagnitudeQuantiser | None = None,
     ) -> None:
         self.flipped = torch.zeros(d_sae, dtype=torch.bool) if flipped is None else flipped.cpu()
-        if self.flipped.shape != (d_sae,):
+        if self.flipped.shape != (d_sae,) or self.flipped.dtype != torch.bool:
             raise ValueError(
-                f"flipped must have shape ({d_sae},), one entry a latent; got {tuple(self.flipped.shape)}."
+                f"flipped must be bools of shape ({d_sae},), one a latent; got "
+                f"{self.flipped.dtype} of shape {tuple(self.flipped.shape)}."
             )
         if minibatch_size < 1:
             raise ValueError(f"minibatch_size must be at least 1; got {minibatch_size}.")
@@ -205,7 +213,7 @@ class CodeStatistics:
         if len(fired) > 0:
             self._note_extremes(acts, fired)
         if self.quantiser is not None and self.cell_counts is not None:
-            self.cell_counts += self.quantiser.count(acts)
+            self.cell_counts += self.quantiser.count(acts).cpu()
         if self.co_fired is not None:
             self._count_pairs(fired, self.co_fired)
             packed = np.packbits(fired.cpu().numpy(), axis=1)
@@ -224,8 +232,15 @@ class CodeStatistics:
         """
         if not torch.equal(self.flipped, other.flipped):
             raise ValueError("Only statistics of the same code (d_sae, flipped) can be merged.")
-        for name in ("pair_counts", "minibatch_size", "quantiser"):
-            if getattr(self, name) != getattr(other, name):
+        quantisers = (self.quantiser, other.quantiser)
+        same = {
+            "pair_counts": self.pair_counts == other.pair_counts,
+            "minibatch_size": self.minibatch_size == other.minibatch_size,
+            "quantiser": quantisers == (None, None)
+            or (None not in quantisers and self.quantiser.is_same(other.quantiser)),  # type: ignore[union-attr, arg-type]
+        }
+        for name, is_same in same.items():
+            if not is_same:
                 raise ValueError(
                     f"Only statistics with the same settings can be merged, and {name} differs."
                 )
@@ -279,6 +294,8 @@ class CodeStatistics:
         return CodeSummary(
             n_tokens=self.n_tokens,
             l0=rates.sum().item(),
+            l0_raw=raw.sum().item(),
+            l0_folded=folded.sum().item(),
             **_spread(self.l0_counts),
             dense_share_10=share(raw, _DENSE),
             dense_share_10_folded=share(folded, _DENSE),
@@ -305,7 +322,7 @@ class CodeStatistics:
         )
 
     def _checked(self, acts: Tensor) -> Tensor:
-        if acts.shape[-1] != self.d_sae:
+        if acts.ndim == 0 or acts.shape[-1] != self.d_sae:
             raise ValueError(
                 f"These statistics are of {self.d_sae} latents; got activations of shape "
                 f"{tuple(acts.shape)}."
@@ -316,6 +333,11 @@ class CodeStatistics:
         if not acts.isfinite().all():
             raise ValueError(
                 "Activations have NaN or infinite values; whether a latent fires is not defined for them."
+            )
+        if self.pair_counts and self.n_tokens + len(acts) > _MAX_PAIRED_TOKENS:
+            raise ValueError(
+                f"Pairs are counted over {_MAX_PAIRED_TOKENS:,} tokens at most; start another "
+                "CodeStatistics, or leave pair_counts out."
             )
         return acts
 

@@ -66,7 +66,7 @@ def run_evals(
       length) and the explained variance, over ``n_code_tokens`` further tokens, mixed as SAELens
       mixes them for training.
 
-    SAELens' own groups are what ``sae_lens.run_evals`` returns, untouched.
+    All else is what ``sae_lens.run_evals`` returns, untouched.
 
     Args:
         sae: the SAE.
@@ -129,11 +129,11 @@ def run_evals(
             ablated - group["ce_loss_without_sae"]
         )
     if n_code_tokens > 0:
-        if pair_counts is None:
-            pair_counts = sae.cfg.d_sae <= min(n_code_tokens // TOKENS_PER_LATENT, _MAX_PAIRED)
+        is_sound = sae.cfg.d_sae <= min(n_code_tokens // TOKENS_PER_LATENT, _MAX_PAIRED)
+        counts_pairs = is_sound if pair_counts is None else pair_counts
         batches = _mixed(_activations(sae, activation_store, n_code_tokens, verbose))
         code, explained_variance, quantised = summarise_code(
-            sae, batches, scaler, pair_counts=pair_counts, magnitude_bits=magnitude_bits
+            sae, batches, scaler, pair_counts=counts_pairs, magnitude_bits=magnitude_bits
         )
         metrics["code"] = {
             **code.to_dict(),

@@ -54,8 +54,8 @@ def summarise_code(
         minibatch_size: see ``CodeStatistics``. Shuffle the activations to have the minibatches of
             training.
         magnitude_bits: resolution at which the magnitudes of a real-valued code are quantised. The
-            quantiser is fitted on the first batch; where nothing fires in it, there is none. Ignored
-            for a one-bit code.
+            quantiser is fitted on the first batch, which is scored with the others; where nothing fires
+            in it, there is none. Ignored for a one-bit code.
 
     Raises:
         ValueError: if there are no activations, a latent's activation is NaN or infinite, or

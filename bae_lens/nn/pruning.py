@@ -19,6 +19,7 @@ from bae_lens.nn.entropy import binary_entropy
 _RIDGE = 1e-9
 # A bit of which less than this share is news, beside those selected, is one of them again.
 _NEWS = 1e-6
+_ROWS = 8192
 
 Kept = tuple[Int[Tensor, " n_kept"], Float[Tensor, "n_kept d_in"], Float[Tensor, " d_in"]]
 
@@ -125,19 +126,18 @@ class _Moments:
     def of(cls, codes: Tensor, x: Tensor) -> _Moments:
         mean_bits = codes.mean(0, dtype=torch.float64)
         varying = ((mean_bits > 0) & (mean_bits < 1)).nonzero().squeeze(1)
-        mean_bits = mean_bits[varying]
-        bits = codes[:, varying].double() - mean_bits
-        mean_x = x.mean(0, dtype=torch.float64)
-        centred = x.double() - mean_x
-        return cls(
-            varying,
-            mean_bits,
-            mean_x,
-            binary_entropy(mean_bits),
-            bits.T @ bits,
-            bits.T @ centred,
-            centred.square().sum(),
-        )
+        mean_bits, mean_x = mean_bits[varying], x.mean(0, dtype=torch.float64)
+        gram = mean_bits.new_zeros(len(varying), len(varying))
+        target = mean_bits.new_zeros(len(varying), x.shape[1])
+        variance = mean_bits.new_zeros(())
+        # In parts, since float64 copies of everything would be the largest thing in memory.
+        for some_codes, some_x in zip(codes.split(_ROWS), x.split(_ROWS), strict=True):
+            bits = some_codes[:, varying].double() - mean_bits
+            centred = some_x.double() - mean_x
+            gram += bits.T @ bits
+            target += bits.T @ centred
+            variance += centred.square().sum()
+        return cls(varying, mean_bits, mean_x, binary_entropy(mean_bits), gram, target, variance)
 
     def error(self, weights: Tensor) -> Tensor:
         """Squared error of a decoder, never below 0."""

@@ -847,3 +847,43 @@ def test_different_settings_are_not_merged(name):
 def test_flipped_of_another_width_is_refused():
     with pytest.raises(ValueError, match="flipped"):
         CodeStatistics(4, flipped=torch.zeros(3, dtype=torch.bool))
+
+
+def test_a_number_is_no_activation():
+    with pytest.raises(ValueError, match=r"of 4 latents; got activations of shape \(\)"):
+        CodeStatistics(4).update(torch.tensor(1.0))
+
+
+def test_flipped_of_another_dtype_is_refused():
+    with pytest.raises(ValueError, match="must be bools"):
+        CodeStatistics(2, flipped=torch.zeros(2))
+
+
+def test_more_tokens_than_pairs_can_be_counted_over_are_refused():
+    statistics = CodeStatistics(2, pair_counts=True)
+    statistics.n_tokens = 10**9 - 2
+
+    with pytest.raises(ValueError, match="999,999,999 tokens at most"):
+        statistics.update(torch.ones(2, 2))
+
+    assert statistics.n_fired.sum() == 0
+
+
+def test_parts_with_equal_quantisers_of_their_own_are_merged():
+    acts = random_acts(40, 3)
+    parts = [CodeStatistics(3, quantiser=quantiser_of(acts)) for _ in range(2)]
+    for part, rows in zip(parts, acts.split(20), strict=True):
+        part.update(rows)
+
+    parts[0].merge(parts[1])
+
+    whole = summary_of(acts, quantiser=quantiser_of(acts))
+    assert parts[0].compute().magnitude_entropy == whole.magnitude_entropy
+
+
+def test_l0_raw_and_folded():
+    code = summary_of(code_with_rates([0.05, 0.9, 0.02]), [False, False, True])
+
+    assert code.l0 == pytest.approx(0.97)
+    assert code.l0_raw == pytest.approx(0.05 + 0.9 + 0.98)
+    assert code.l0_folded == pytest.approx(0.05 + 0.1 + 0.02)

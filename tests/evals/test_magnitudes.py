@@ -287,8 +287,38 @@ def test_no_gradient_is_kept():
 # Errors
 
 
+@pytest.mark.parametrize("bits", [math.nan, 17, 60])
+def test_a_resolution_that_no_memory_holds_is_refused(bits):
+    with pytest.raises(ValueError, match="from 0 to 16 bits"):
+        MagnitudeQuantiser.fit(torch.ones(3, 2), torch.ones(2, 2), bits)
+
+
+def test_a_decoder_that_is_not_finite_or_all_zeros_is_refused():
+    with pytest.raises(ValueError, match="decoder have NaN"):
+        MagnitudeQuantiser.fit(torch.ones(3, 2), torch.full((2, 2), math.nan), 4)
+    with pytest.raises(ValueError, match="decoder is all zeros"):
+        MagnitudeQuantiser.fit(torch.ones(3, 2), torch.zeros(2, 2), 4)
+
+
+def test_an_outlier_does_not_ask_for_gigabytes():
+    acts = torch.ones(100_000, 1)
+    acts[0] = 1e6
+
+    quantiser = MagnitudeQuantiser.fit(acts, torch.ones(1, 1), 8)
+
+    assert quantiser.n_cells <= 64 / 4 * 2**8 + 1
+
+
+def test_cells_are_the_same_whatever_they_stand_for():
+    acts, decoder = torch.rand(50, 3), torch.randn(3, 4)
+    one, copy = (MagnitudeQuantiser.fit(acts, decoder, 4) for _ in range(2))
+
+    assert one.is_same(copy)
+    assert not one.is_same(MagnitudeQuantiser.fit(acts, decoder, 5))
+
+
 def test_a_negative_resolution_is_refused():
-    with pytest.raises(ValueError, match="0 bits or more; got -1"):
+    with pytest.raises(ValueError, match="from 0 to 16 bits; got -1"):
         MagnitudeQuantiser.fit(some_acts(), some_decoder(), -1)
 
 
