@@ -16,10 +16,20 @@ from bae_lens.nn.joint_entropy import (
 )
 from bae_lens.nn.polarity import flip_bits
 from bae_lens.nn.pruning import prune_bits, select_bits
+from bae_lens.nn.quantize import (
+    EMACodebook,
+    Quantized,
+    nearest_codes,
+    sample_codes,
+    squared_distances,
+    straight_through,
+)
 
 __all__ = [
     "SURROGATES",
     "ChowLiuTree",
+    "EMACodebook",
+    "Quantized",
     "Surrogate",
     "binarize",
     "binary_entropy",
@@ -33,8 +43,12 @@ __all__ = [
     "marginal_entropy",
     "miller_madow_correction",
     "mutual_information",
+    "nearest_codes",
     "off_diagonal_covariance",
     "plug_in_entropy",
     "prune_bits",
+    "sample_codes",
     "select_bits",
+    "squared_distances",
+    "straight_through",
 ]
