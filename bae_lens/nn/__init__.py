@@ -4,6 +4,8 @@ from bae_lens.nn.binarize import SURROGATES, Surrogate, binarize
 from bae_lens.nn.budget import check_budget, follow_budget
 from bae_lens.nn.calibration import calibrated_weights
 from bae_lens.nn.covariance import off_diagonal_covariance
+from bae_lens.nn.decoders import CausalTransformerDecoder, TokenDecoder
+from bae_lens.nn.encoder import AdaptiveResidualEncoder
 from bae_lens.nn.entropy import binary_entropy, marginal_entropy
 from bae_lens.nn.joint_entropy import (
     ChowLiuTree,
@@ -27,10 +29,13 @@ from bae_lens.nn.quantize import (
 
 __all__ = [
     "SURROGATES",
+    "AdaptiveResidualEncoder",
+    "CausalTransformerDecoder",
     "ChowLiuTree",
     "EMACodebook",
     "Quantized",
     "Surrogate",
+    "TokenDecoder",
     "binarize",
     "binary_entropy",
     "calibrated_weights",
