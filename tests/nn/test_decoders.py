@@ -172,6 +172,17 @@ def test_nothing_valid_gives_zeros():
     assert not out.any()
 
 
+def test_no_row_of_the_mask_is_empty():
+    # Which gives NaN or zeros, depending on the kernel.
+    valid = make_valid()
+    mask = decoders._causal_mask(valid)[:, 0]
+
+    assert mask.any(-1).all()
+    i = torch.arange(LENGTH)
+    may = (i <= i[:, None]) & (valid[:, None, :] | (i == i[:, None]))
+    assert torch.equal(mask, may)
+
+
 # Single tokens
 
 
