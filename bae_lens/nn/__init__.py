@@ -4,6 +4,8 @@ from bae_lens.nn.binarize import SURROGATES, Surrogate, binarize
 from bae_lens.nn.budget import check_budget, follow_budget
 from bae_lens.nn.calibration import calibrated_weights
 from bae_lens.nn.covariance import off_diagonal_covariance
+from bae_lens.nn.decoders import CausalTransformerDecoder, TokenDecoder
+from bae_lens.nn.encoder import AdaptiveResidualEncoder
 from bae_lens.nn.entropy import binary_entropy, marginal_entropy
 from bae_lens.nn.joint_entropy import (
     ChowLiuTree,
@@ -16,11 +18,24 @@ from bae_lens.nn.joint_entropy import (
 )
 from bae_lens.nn.polarity import flip_bits
 from bae_lens.nn.pruning import prune_bits, select_bits
+from bae_lens.nn.quantize import (
+    EMACodebook,
+    Quantized,
+    nearest_codes,
+    sample_codes,
+    squared_distances,
+    straight_through,
+)
 
 __all__ = [
     "SURROGATES",
+    "AdaptiveResidualEncoder",
+    "CausalTransformerDecoder",
     "ChowLiuTree",
+    "EMACodebook",
+    "Quantized",
     "Surrogate",
+    "TokenDecoder",
     "binarize",
     "binary_entropy",
     "calibrated_weights",
@@ -33,8 +48,12 @@ __all__ = [
     "marginal_entropy",
     "miller_madow_correction",
     "mutual_information",
+    "nearest_codes",
     "off_diagonal_covariance",
     "plug_in_entropy",
     "prune_bits",
+    "sample_codes",
     "select_bits",
+    "squared_distances",
+    "straight_through",
 ]

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from bae_lens.nn import AdaptiveResidualEncoder
+
+D = 6
+
+
+def make_encoder(seed: int = 0) -> AdaptiveResidualEncoder:
+    torch.manual_seed(seed)
+    encoder = AdaptiveResidualEncoder(D)
+    for parameter in encoder.parameters():
+        nn.init.normal_(parameter)
+    return encoder
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
+def test_equals_its_definition(shape):
+    encoder, x = make_encoder(), 3 + torch.randn(*shape, D)
+
+    z = encoder(x)
+
+    hidden = x @ encoder.linear.weight.T + encoder.linear.bias
+    centred = hidden - hidden.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    normed = normed * encoder.norm.weight + encoder.norm.bias
+    alpha = 0.5 / (1 + (-encoder.a).exp())
+    torch.testing.assert_close(z, (1 - alpha) * x + alpha * normed)
+
+
+def test_alpha_starts_where_the_paper_starts_it():
+    assert AdaptiveResidualEncoder(D).alpha.item() == pytest.approx(0.27492, abs=1e-5)
+
+
+@pytest.mark.parametrize("a", [-50.0, -1.0, 0.0, 50.0])
+def test_alpha_stays_between_0_and_a_half(a):
+    encoder = AdaptiveResidualEncoder(D)
+    nn.init.constant_(encoder.a, a)
+
+    assert 0 <= encoder.alpha <= 0.5
+
+
+def test_starts_as_the_identity_and_its_norm():
+    x = torch.randn(7, D)
+    encoder = AdaptiveResidualEncoder(D)
+    alpha = encoder.alpha
+
+    expected = (1 - alpha) * x + alpha * nn.functional.layer_norm(x, (D,))
+
+    torch.testing.assert_close(encoder(x), expected)
+
+
+def test_all_parameters_are_trained():
+    encoder = make_encoder()
+
+    encoder(torch.randn(7, D)).square().sum().backward()
+
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+
+
+def test_on_the_meta_device_and_in_bf16():
+    encoder = AdaptiveResidualEncoder(D, device="meta", dtype=torch.bfloat16)
+    assert {(p.device.type, p.dtype) for p in encoder.parameters()} == {("meta", torch.bfloat16)}
+
+    source = make_encoder().to(torch.bfloat16)
+    encoder.load_state_dict(source.state_dict(), assign=True)
+
+    x = torch.randn(3, D, dtype=torch.bfloat16)
+    assert torch.equal(encoder(x), source(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert make_encoder()(x.float()).isfinite().all()
