@@ -174,7 +174,7 @@ def measure(name: str, variant: str, seed: int, args: argparse.Namespace) -> dic
     return row | estimate.to_dict()
 
 
-def table(rows: list[dict[str, Any]], variant: str) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Means over seeds, and the worst error of any seed."""
     lines = [
         "| source | true | as trained: marginal | Chow–Liu | pruned: marginal | plug-in | Chow–Liu "
@@ -189,7 +189,7 @@ def table(rows: list[dict[str, Any]], variant: str) -> str:
         "chow_liu_entropy": ".2f",
     }
     for name in SOURCES:
-        here = [row for row in rows if (row["source"], row["variant"]) == (name, variant)]
+        here = [row for row in rows if row["source"] == name]
         if not here:
             continue
         true = here[0]["true_entropy"]
@@ -227,7 +227,8 @@ def main() -> None:
     )
     rows = measured(args)
     for variant in args.variants:
-        for key in itertools.product(args.sources, [variant], args.seeds):
+        keys = list(itertools.product(args.sources, [variant], args.seeds))
+        for key in keys:
             if key in rows:
                 continue
             rows[key] = measure(*key, args)
@@ -235,7 +236,7 @@ def main() -> None:
                 with args.json.open("a") as file:
                     file.write(json.dumps(rows[key]) + "\n")
         title = f"surrogate {variant}" if variant != RELEASE else "recipe as released"
-        print(f"\n{title}\n\n{table(list(rows.values()), variant)}", flush=True)
+        print(f"\n{title}\n\n{table([rows[key] for key in keys])}", flush=True)
 
 
 if __name__ == "__main__":

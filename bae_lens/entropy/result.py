@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
+from scipy.stats import t
 
 from bae_lens.strict_json import finite_or_none
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GAUSSIAN = "gaussian"
-# 97.5 % quantiles of Student's t, by degrees of freedom from 1.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 # From here on a held-out unexplained variance counts as too high for the entropy to be trusted.
 _OVERFIT = 1.1
 
@@ -49,7 +48,7 @@ class Interval(NamedTuple):
         mean = x.mean().item()
         if n < 2:
             return cls(mean, math.nan)
-        return cls(mean, _t_quantile(n - 1) * x.std().item() / math.sqrt(n))
+        return cls(mean, float(t.ppf(0.975, n - 1)) * x.std().item() / math.sqrt(n))
 
     def format(self, digits: int) -> str:
         """``12.3 ± 0.4``, or the mean alone with one seed."""
@@ -243,10 +242,3 @@ def overfit_warning(profile: EntropyProfile) -> str | None:
         f"{worst.estimate['unexplained_variance']:.3f}, at {worst.hook} {worst.label}{kind}. Their "
         "entropies are those of coarser codes. Give more texts or wider ranges, or lower cfg.d_sae."
     )
-
-
-def _t_quantile(dof: int) -> float:
-    if dof <= len(_T):
-        return _T[dof - 1]
-    z = 1.959964
-    return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)

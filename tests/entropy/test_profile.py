@@ -359,16 +359,16 @@ VALUES = {
 def test_intervals_are_students():
     profile = made_profile(VALUES)
 
-    assert profile.interval("a", 1) == pytest.approx((12, 4.303 * 2 / math.sqrt(3)))
+    assert profile.interval("a", 1) == pytest.approx((12, 4.302653 * 2 / math.sqrt(3)))
     assert profile.interval("a", 8, "gaussian") == (2.0, 0.0)
     # Pairs, not the spread of each: 10, 11, 12.
     difference = profile.difference(("a", 8, None), ("a", 1, None))
-    assert difference == pytest.approx((11, 4.303 / math.sqrt(3)))
+    assert difference == pytest.approx((11, 4.302653 / math.sqrt(3)))
     one = Interval.of([3.0])
     assert one.mean == 3
     assert math.isnan(one.half_width)
     assert one.format(1) == "3.0"
-    # Beyond the table, from a series: 20 degrees of freedom, 2.086.
+    # 20 degrees of freedom: 2.086.
     assert Interval.of([0.0, 1.0] * 10 + [0.5]).half_width == pytest.approx(
         2.086 * 0.5 / math.sqrt(21), rel=1e-3
     )
