@@ -198,7 +198,9 @@ def cell(values: Iterable[float | None], fmt: str) -> str:
     if not known:
         return "–"
     text = format(statistics.mean(known), fmt)
-    return text if len(known) == 1 else f"{text} ± {format(statistics.stdev(known), fmt)}"
+    if len(known) == 1:
+        return text
+    return f"{text} ± {format(statistics.stdev(known), fmt.lstrip('+'))}"
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
