@@ -161,12 +161,13 @@ def in_context_entropy(
             number of bits; see ``cfg``.
         template, prompt_seed: see ``k_shot_prompts``.
         shuffled_control: run the control with shuffled labels.
-        gaussian_control: run the control of ``entropy_profile``, on true and shuffled prompts alike.
+        gaussian_control: run the control of ``entropy_profile`` instead; one control at a time.
         held_out_share, seeds, cfg, starts, steps, batch_size, lr, model_batch_size, device, verbose: see
             ``entropy_profile``.
 
     Raises:
-        ValueError: before the model reads any text, if a prompt is longer than the model's context, a
+        ValueError: before the model reads any text, if both controls are asked for, a prompt is longer
+            than the model's context, a
             hook is not the model's, there are too few prompts for the batch or the bits, or
             ``k_shot_prompts`` refuses; later, if hidden states do not vary.
     """
