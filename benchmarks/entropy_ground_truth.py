@@ -207,17 +207,18 @@ def main() -> None:
     variants = (*SURROGATES, RELEASE)
     parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
     parser.add_argument("--variants", nargs="+", choices=variants, default=variants)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--held_out_tokens", type=int, default=65_536)
     parser.add_argument(
         "--json", type=Path, help="rows as they come, one a line; what it has is not repeated"
     )
-    parser.add_argument("--quick", action="store_true", help="four sources, one seed")
+    parser.add_argument("--quick", action="store_true", help="four sources; one seed unless given")
     args = parser.parse_args()
     if args.quick:
-        args.sources, args.seeds = list(QUICK), [0]
+        args.sources = list(QUICK)
+    args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
     logging.getLogger("bae_lens").setLevel(logging.ERROR)
 
     print(
