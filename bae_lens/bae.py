@@ -23,6 +23,7 @@ from typing_extensions import override
 from bae_lens.fields import number_or_none
 from bae_lens.nn import (
     SURROGATES,
+    Float32Buffers,
     Surrogate,
     binarize,
     calibrated_weights,
@@ -276,7 +277,7 @@ class BAE(_OneBitSAE):
         return self.reshape_fn_out(sae_out, self.d_head)
 
 
-class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
+class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     """Binary Autoencoder under training, on SAELens' own trainer.
 
     Losses beside SAELens' ``mse_loss``: ``entropy_loss``, ``covariance_loss``, ``density_loss``.
@@ -284,6 +285,8 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     ``firing_rate`` [d_sae] (running mean over about 100 steps), ``n_updates`` (steps behind it; 0
     before calibration) and ``log_entropy_multiplier`` (where the budget has moved the coefficient).
     """
+
+    float32_buffers = _STATISTICS
 
     cfg: TrainingBAEConfig
     firing_rate: Tensor
@@ -305,16 +308,6 @@ class TrainingBAE(_OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         for name in _STATISTICS:
             buffer = torch.zeros(shape.get(name, ()), dtype=torch.float32, device=self.device)
             self.register_buffer(name, buffer)
-
-    @override
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TrainingBAE:
-        # A cast moves the weights; statistics keep their precision and only follow the device.
-        kept = {name: getattr(self, name) for name in _STATISTICS}
-        super()._apply(fn, recurse)
-        for name, value in kept.items():
-            moved = getattr(self, name)
-            setattr(self, name, moved.float() if value.is_meta else value.to(moved.device))
-        return self
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:

@@ -1,7 +1,7 @@
 """Entropy as a BAE measures it, on sources whose entropy is known.
 
-    python benchmarks/entropy_ground_truth.py            # about half an hour on two cores
-    python benchmarks/entropy_ground_truth.py --quick    # two minutes: four sources, one seed
+    python benchmarks/entropy_ground_truth.py            # three quarters of an hour on one core
+    python benchmarks/entropy_ground_truth.py --quick    # six minutes: four sources, one seed
 
 Each source is a vector of bits, mixed into 64 dimensions by random directions without noise. One rule
 for all of them: `bae_lens.entropy.estimate_entropy` at an unexplained variance of 0.5 %, nothing set

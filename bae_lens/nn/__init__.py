@@ -17,6 +17,7 @@ from bae_lens.nn.joint_entropy import (
     plug_in_entropy,
 )
 from bae_lens.nn.polarity import flip_bits
+from bae_lens.nn.precision import Float32Buffers
 from bae_lens.nn.pruning import prune_bits, select_bits
 from bae_lens.nn.quantize import (
     EMACodebook,
@@ -33,6 +34,7 @@ __all__ = [
     "CausalTransformerDecoder",
     "ChowLiuTree",
     "EMACodebook",
+    "Float32Buffers",
     "Quantized",
     "Surrogate",
     "TokenDecoder",

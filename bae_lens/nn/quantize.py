@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-_STATISTICS = ("codebook", "ema_count", "ema_sum", "nearest_distance")
+from bae_lens.nn.precision import Float32Buffers
+
 # Below any distance between activations; keeps a scale of zero from dividing.
 _TINY = 1e-30
 
@@ -117,7 +118,7 @@ class Quantized(NamedTuple):
     distance: Float[Tensor, "*batch"]
 
 
-class EMACodebook(nn.Module):
+class EMACodebook(Float32Buffers):
     """A codebook whose codes are running means of the vectors assigned to them.
 
     A training step calls ``quantize`` and then ``update`` with what it returned. Nothing but
@@ -141,6 +142,8 @@ class EMACodebook(nn.Module):
     Raises:
         ValueError: if one of the numbers is outside its range.
     """
+
+    float32_buffers = ("codebook", "ema_count", "ema_sum", "nearest_distance")
 
     codebook: Tensor
     ema_count: Tensor
@@ -368,15 +371,6 @@ class EMACodebook(nn.Module):
                 f"The mask must be boolean with one entry a vector, {tuple(z.shape[:-1])}; got "
                 f"{mask.dtype} of shape {tuple(mask.shape)}."
             )
-
-    def _apply(self, fn: Any, recurse: bool = True) -> EMACodebook:
-        # A cast moves the weights; statistics keep their precision and only follow the device.
-        kept = {name: getattr(self, name) for name in _STATISTICS}
-        super()._apply(fn, recurse)
-        for name, value in kept.items():
-            moved = getattr(self, name)
-            setattr(self, name, moved.float() if value.is_meta else value.to(moved.device))
-        return self
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
