@@ -1,4 +1,4 @@
-"""Binary Autoencoders for SAELens and TransformerLens."""
+"""Binary Autoencoders and Cross-Layer VQ-VAEs for SAELens and TransformerLens."""
 
 from typing import Any
 
@@ -6,17 +6,27 @@ from sae_lens import registry
 
 from bae_lens.attach import attached
 from bae_lens.bae import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+from bae_lens.clvq_vae import (
+    CLVQVAE,
+    CLVQVAEConfig,
+    TrainingCLVQVAE,
+    TrainingCLVQVAEConfig,
+)
 from bae_lens.entropy import entropy_profile
 from bae_lens.evals import CodeStatistics, run_evals
 from bae_lens.training import ReplayedActivations, TrainingRunner, load_config
 
 __all__ = [
     "BAE",
+    "CLVQVAE",
     "BAEConfig",
+    "CLVQVAEConfig",
     "CodeStatistics",
     "ReplayedActivations",
     "TrainingBAE",
     "TrainingBAEConfig",
+    "TrainingCLVQVAE",
+    "TrainingCLVQVAEConfig",
     "TrainingRunner",
     "attached",
     "entropy_profile",
@@ -44,3 +54,5 @@ def _register(
 
 _register(registry.SAE_CLASS_REGISTRY, "bae", BAE, BAEConfig)
 _register(registry.SAE_TRAINING_CLASS_REGISTRY, "bae", TrainingBAE, TrainingBAEConfig)
+_register(registry.SAE_CLASS_REGISTRY, "clvq_vae", CLVQVAE, CLVQVAEConfig)
+_register(registry.SAE_TRAINING_CLASS_REGISTRY, "clvq_vae", TrainingCLVQVAE, TrainingCLVQVAEConfig)

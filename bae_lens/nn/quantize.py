@@ -110,12 +110,14 @@ class Quantized(NamedTuple):
         indices: which rows, ``[*batch]``.
         nearest: the nearest codes, ``[*batch]``; differs from ``indices`` where a draw did.
         distance: squared distance to the nearest code, ``[*batch]``, float32.
+        distances: squared distances to all codes, ``[*batch, K]``, float32.
     """
 
     codes: Float[Tensor, "*batch d"]
     indices: Int[Tensor, "*batch"]
     nearest: Int[Tensor, "*batch"]
     distance: Float[Tensor, "*batch"]
+    distances: Float[Tensor, "*batch K"]
 
 
 class EMACodebook(Float32Buffers):
@@ -127,9 +129,10 @@ class EMACodebook(Float32Buffers):
 
     Buffers, float32 whatever the module's dtype: ``codebook`` [K, d]; ``ema_count`` [K], running
     mean of the vectors a batch brings to each code; ``ema_sum`` [K, d], of their sum, always
-    ``ema_count · codebook``; ``nearest_distance``, of the squared distance to the nearest code.
-    Whole numbers: ``steps_unused`` [K], batches since a code was last used; ``n_updates``, batches
-    behind ``nearest_distance``; ``n_revived``, codes moved so far.
+    ``ema_count · codebook``; ``nearest_count`` [K], of the vectors of a batch that are nearest to
+    each code, drawn or not; ``nearest_distance``, of the squared distance to the nearest code.
+    Whole numbers: ``steps_unused`` [K], batches since a code was last nearest to anything;
+    ``n_updates``, batches behind the running means; ``n_revived``, codes moved so far.
 
     Args:
         n_codes: K.
@@ -143,11 +146,12 @@ class EMACodebook(Float32Buffers):
         ValueError: if one of the numbers is outside its range.
     """
 
-    float32_buffers = ("codebook", "ema_count", "ema_sum", "nearest_distance")
+    float32_buffers = ("codebook", "ema_count", "ema_sum", "nearest_count", "nearest_distance")
 
     codebook: Tensor
     ema_count: Tensor
     ema_sum: Tensor
+    nearest_count: Tensor
     nearest_distance: Tensor
     steps_unused: Tensor
     n_updates: Tensor
@@ -185,6 +189,7 @@ class EMACodebook(Float32Buffers):
         self.register_buffer("codebook", codebook)
         self.register_buffer("ema_count", torch.ones_like(codebook[:, 0]))
         self.register_buffer("ema_sum", codebook.clone())
+        self.register_buffer("nearest_count", torch.zeros_like(codebook[:, 0]))
         self.register_buffer("nearest_distance", torch.zeros_like(codebook[0, 0]))
         self.register_buffer("steps_unused", torch.zeros(n_codes, dtype=torch.int64, device=device))
         self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64, device=device))
@@ -237,7 +242,7 @@ class EMACodebook(Float32Buffers):
             indices = sample_codes(distances, top_k, temperature, scale, generator)
         # Not by subscript, which for a single index gives a view that update would move.
         codes = F.embedding(indices, self.codebook)
-        return Quantized(codes, indices, nearest, distance)
+        return Quantized(codes, indices, nearest, distance, distances)
 
     @torch.no_grad()
     def update(
@@ -246,6 +251,7 @@ class EMACodebook(Float32Buffers):
         indices: Int[Tensor, "*batch"],
         mask: Bool[Tensor, "*batch"] | None = None,
         distance: Float[Tensor, "*batch"] | None = None,
+        nearest: Int[Tensor, "*batch"] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         """Move the codes towards the vectors assigned to them; then revive some that wait for it.
@@ -255,8 +261,9 @@ class EMACodebook(Float32Buffers):
         N_k ← (N_k + ε)·r, m_k ← (m_k + ε·e_k)·r, r = ΣN/(ΣN + Kε); then e = m/N. The release
         smooths N alone, so that codes without vectors shrink towards zero; here they stay.
 
-        A code that ``revive_after`` batches in a row have not used is put onto a vector of this
-        batch, drawn at random, with the count it would have had it got its first vector now (1−γ).
+        A code that has been nearest to nothing for ``revive_after`` batches in a row, and so is dead
+        in evaluation even if it is drawn now and then, is put onto a vector of this batch, drawn at
+        random, with the count it would have had it got its first vector now (1−γ).
         A batch without a single valid vector changes nothing.
 
         Args:
@@ -264,13 +271,14 @@ class EMACodebook(Float32Buffers):
             indices: their codes.
             mask: which of them count; what the others hold is not read, whatever it is.
             distance: as ``quantize`` returned it; ``None``: computed again.
+            nearest: as ``quantize`` returned it; ``None``: ``indices``, nothing having been drawn.
             generator: of the draw of vectors for revival, on the device of ``z``.
 
         Raises:
             ValueError: if shapes do not fit together or the mask is not boolean.
         """
         self._check(z, mask)
-        for name, value in (("indices", indices), ("distance", distance)):
+        for name, value in (("indices", indices), ("distance", distance), ("nearest", nearest)):
             if value is not None and value.shape != z.shape[:-1]:
                 raise ValueError(
                     f"{name} must have one entry a vector, {tuple(z.shape[:-1])}; "
@@ -284,6 +292,9 @@ class EMACodebook(Float32Buffers):
         has_any = valid.any()
 
         n = torch.zeros_like(self.ema_count).index_add_(0, indices, valid.float())
+        n_nearest = n
+        if nearest is not None:
+            n_nearest = torch.zeros_like(n).index_add_(0, nearest.reshape(-1), valid.float())
         s = torch.zeros_like(self.ema_sum).index_add_(0, indices, rows)
         count = self.decay * self.ema_count + (1 - self.decay) * n + self.epsilon
         sums = self.decay * self.ema_sum + (1 - self.decay) * s + self.epsilon * self.codebook
@@ -299,15 +310,22 @@ class EMACodebook(Float32Buffers):
         mean = _masked_mean(distance, mask)
         moved = torch.lerp(self.nearest_distance, mean, weight)
         self._keep_unless(has_any, "nearest_distance", moved)
+        moved = torch.lerp(self.nearest_count, n_nearest, weight)
+        self._keep_unless(has_any, "nearest_count", moved)
         self.n_updates.add_(has_any)
 
-        waited = torch.where(n > 0, 0, self.steps_unused + 1)
+        waited = torch.where(n_nearest > 0, 0, self.steps_unused + 1)
         self._keep_unless(has_any, "steps_unused", waited)
         if self.revive_after is not None:
             self._revive(rows, valid, self.revive_after, generator)
 
     @torch.no_grad()
-    def set_codebook(self, codebook: Float[Tensor, "K d"], counts: Float[Tensor, " K"]) -> None:
+    def set_codebook(
+        self,
+        codebook: Float[Tensor, "K d"],
+        counts: Float[Tensor, " K"],
+        distance: Float[Tensor, ""] | None = None,
+    ) -> None:
         """Start from these codes, all statistics with them.
 
         Args:
@@ -315,6 +333,8 @@ class EMACodebook(Float32Buffers):
             counts: how many vectors *of a batch* each code gets, at least 0. Clusters found in more
                 vectors than a batch holds need their sizes scaled down; else the codes only start
                 to move when the larger counts have decayed.
+            distance: mean squared distance of vectors to their nearest code, if known; the running
+                means then start from it and from ``counts``, as after one batch.
 
         Raises:
             ValueError: if a shape differs from this codebook's, a value is NaN or infinite, a count
@@ -333,8 +353,18 @@ class EMACodebook(Float32Buffers):
         self.codebook.copy_(codebook)
         self.ema_count.copy_(counts)
         self.ema_sum.copy_(self.codebook * self.ema_count[:, None])
-        for name in ("nearest_distance", "steps_unused", "n_updates", "n_revived"):
+        for name in (
+            "nearest_count",
+            "nearest_distance",
+            "steps_unused",
+            "n_updates",
+            "n_revived",
+        ):
             getattr(self, name).zero_()
+        if distance is not None:
+            self.nearest_distance.copy_(distance)
+            self.nearest_count.copy_(counts)
+            self.n_updates.fill_(1)
 
     def _revive(
         self, z: Tensor, valid: Tensor, revive_after: int, generator: torch.Generator | None
