@@ -14,6 +14,12 @@ from bae_lens.clvq_vae import (
 )
 from bae_lens.entropy import entropy_profile
 from bae_lens.evals import CodeStatistics, run_evals
+from bae_lens.topk_transcoder import (
+    TopKTranscoder,
+    TopKTranscoderConfig,
+    TrainingTopKTranscoder,
+    TrainingTopKTranscoderConfig,
+)
 from bae_lens.training import ReplayedActivations, TrainingRunner, load_config
 
 __all__ = [
@@ -23,11 +29,15 @@ __all__ = [
     "CLVQVAEConfig",
     "CodeStatistics",
     "ReplayedActivations",
+    "TopKTranscoder",
+    "TopKTranscoderConfig",
     "TrainingBAE",
     "TrainingBAEConfig",
     "TrainingCLVQVAE",
     "TrainingCLVQVAEConfig",
     "TrainingRunner",
+    "TrainingTopKTranscoder",
+    "TrainingTopKTranscoderConfig",
     "attached",
     "entropy_profile",
     "load_config",
@@ -52,7 +62,16 @@ def _register(
     known[architecture] = (sae, config)
 
 
-_register(registry.SAE_CLASS_REGISTRY, "bae", BAE, BAEConfig)
-_register(registry.SAE_TRAINING_CLASS_REGISTRY, "bae", TrainingBAE, TrainingBAEConfig)
-_register(registry.SAE_CLASS_REGISTRY, "clvq_vae", CLVQVAE, CLVQVAEConfig)
-_register(registry.SAE_TRAINING_CLASS_REGISTRY, "clvq_vae", TrainingCLVQVAE, TrainingCLVQVAEConfig)
+for _name, _sae, _config, _training, _training_config in (
+    ("bae", BAE, BAEConfig, TrainingBAE, TrainingBAEConfig),
+    ("clvq_vae", CLVQVAE, CLVQVAEConfig, TrainingCLVQVAE, TrainingCLVQVAEConfig),
+    (
+        "topk_transcoder",
+        TopKTranscoder,
+        TopKTranscoderConfig,
+        TrainingTopKTranscoder,
+        TrainingTopKTranscoderConfig,
+    ),
+):
+    _register(registry.SAE_CLASS_REGISTRY, _name, _sae, _config)
+    _register(registry.SAE_TRAINING_CLASS_REGISTRY, _name, _training, _training_config)

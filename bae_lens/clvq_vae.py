@@ -23,11 +23,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from bae_lens.codebook_init import CODEBOOK_INITS, CodebookInit, initial_codebook
+from bae_lens.cross_layer import CrossLayerSAE, check_cross_layer, masked, target_and_output
 from bae_lens.nn import (
     AdaptiveResidualEncoder,
     CausalTransformerDecoder,
     EMACodebook,
-    Float32Buffers,
     TokenDecoder,
     nearest_codes,
     squared_distances,
@@ -175,7 +175,7 @@ def _check_shared(cfg: CLVQVAEConfig | TrainingCLVQVAEConfig) -> None:
             raise ValueError(
                 f"{name} must be one of {', '.join(choices)}; got {getattr(cfg, name)!r}."
             )
-    for name in ("d_out", "decoder_width", "decoder_heads", "decoder_mlp_width"):
+    for name in ("decoder_width", "decoder_heads", "decoder_mlp_width"):
         value = getattr(cfg, name)
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, or None; got {value}.")
@@ -183,34 +183,13 @@ def _check_shared(cfg: CLVQVAEConfig | TrainingCLVQVAEConfig) -> None:
         raise ValueError(f"decoder_layers must be 0 or greater; got {cfg.decoder_layers}.")
     if cfg.decoder_memory == "encoder" and cfg.decoder == "token":
         raise ValueError("decoder_memory='encoder' needs attention: set decoder to 'transformer'.")
-    if cfg.apply_b_dec_to_input:
-        raise ValueError(
-            "apply_b_dec_to_input must be False for a CLVQ-VAE: what its decoder adds belongs to "
-            "another hook point than its input."
-        )
-    if cfg.normalize_activations not in ("none", "expected_average_only_in"):
-        raise ValueError(
-            "A CLVQ-VAE centres and scales its activations itself: set normalize_activations to "
-            f"'none' (or 'expected_average_only_in'); got {cfg.normalize_activations!r}."
-        )
-    if cfg.reshape_activations != "none":
-        raise ValueError(
-            "A CLVQ-VAE takes [..., tokens, d_in] and cannot reshape heads: set reshape_activations "
-            f"to 'none' and hook a point without heads; got {cfg.reshape_activations!r}."
-        )
-    cfg.d_out = cfg.d_in if cfg.d_out is None else cfg.d_out
+    check_cross_layer(cfg)
 
 
-class _CrossLayerVQ(Float32Buffers, SAE[Any]):
+class _CLVQ(CrossLayerSAE):
     """What the training and the inference class share: encoder, decoder, scales, how to fold."""
 
-    float32_buffers = ("input_mean", "input_scale", "target_scale")
-
     codebook: Tensor
-    input_mean: Tensor
-    input_scale: Tensor
-    target_mean: Tensor
-    target_scale: Tensor
     scale: Tensor
     _valid: Tensor | None = None
 
@@ -238,11 +217,7 @@ class _CrossLayerVQ(Float32Buffers, SAE[Any]):
                 cross_attention=cfg.decoder_memory == "encoder",
                 **kwargs,
             )
-        statistics: dict[str, Any] = {"device": self.device, "dtype": torch.float32}
-        self.register_buffer("input_mean", torch.zeros(cfg.d_in, **statistics))
-        self.register_buffer("input_scale", torch.ones((), **statistics))
-        self.register_buffer("target_mean", torch.zeros(cfg.d_out, **kwargs))
-        self.register_buffer("target_scale", torch.ones((), **statistics))
+        self.register_units()
         # A one-hot has no magnitude: where the norm of W_dec is folded away, it goes here.
         self.register_buffer("scale", torch.ones(cfg.d_sae, **kwargs))
 
@@ -274,17 +249,6 @@ class _CrossLayerVQ(Float32Buffers, SAE[Any]):
         return (-self.codebook.square().sum(1) / 2).to(self.dtype)
 
     # Encoding and decoding
-
-    @override
-    def process_sae_in(self, sae_in: Tensor) -> Tensor:
-        """The input in the units of the codebook: centred, of mean norm √d_in."""
-        x = self.hook_sae_input(sae_in.to(self.dtype))
-        if x.shape[-1] != self.cfg.d_in:
-            raise ValueError(
-                f"This CLVQ-VAE reads activations [..., d_in = {self.cfg.d_in}]; got shape "
-                f"{tuple(x.shape)}."
-            )
-        return ((x - self.input_mean) * self.input_scale).to(self.dtype)
 
     def code_indices(self, x: Float[Tensor, "*batch d_in"]) -> Int[Tensor, "*batch"]:
         """Which code each token has: the nearest."""
@@ -360,8 +324,7 @@ class _CrossLayerVQ(Float32Buffers, SAE[Any]):
     def _decode_vectors(
         self, codes: Tensor, valid: Tensor | None = None, memory: Tensor | None = None
     ) -> Tensor:
-        decoded = self._run_decoder(codes.to(self.dtype), valid, memory)
-        decoded = self.target_mean + self.target_scale * decoded
+        decoded = self.to_target(self._run_decoder(codes.to(self.dtype), valid, memory))
         return decoded if valid is None else torch.where(valid[..., None], decoded, 0)
 
     def _run_decoder(
@@ -383,26 +346,6 @@ class _CrossLayerVQ(Float32Buffers, SAE[Any]):
 
     @override
     @torch.no_grad()
-    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        """Read and write unscaled activations, where both hook points were scaled in training."""
-        self.input_mean.div_(scaling_factor)
-        self.input_scale.mul_(scaling_factor)
-        self.target_mean.div_(scaling_factor)
-        self.target_scale.div_(scaling_factor)
-        self.cfg.normalize_activations = "none"
-
-    @override
-    def fold_activation_whitening(
-        self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor
-    ) -> None:
-        """Refused: a CLVQ-VAE scales its own input, by one number."""
-        raise NotImplementedError(
-            "A CLVQ-VAE cannot take a whitening of its activations in. Train it with "
-            "normalize_activations='none': it centres and scales them itself."
-        )
-
-    @override
-    @torch.no_grad()
     def fold_and_get_W_dec_norm(self) -> Tensor:
         """Fold decoder norms into ``scale`` (SAELens: into the encoder, which an argmin ignores)."""
         norms = self.get_W_dec_norm()
@@ -410,7 +353,7 @@ class _CrossLayerVQ(Float32Buffers, SAE[Any]):
         return norms
 
 
-class CLVQVAE(_CrossLayerVQ):
+class CLVQVAE(_CLVQ):
     """Cross-Layer VQ-VAE for inference: ``encode`` gives the one-hot of the nearest code.
 
     Buffers: ``codebook`` [K, d_in], in float32 whatever the dtype, in the units of the encoder's
@@ -421,7 +364,7 @@ class CLVQVAE(_CrossLayerVQ):
     generate with ``use_past_kv_cache=False``.
     """
 
-    float32_buffers = (*_CrossLayerVQ.float32_buffers, "codebook")
+    float32_buffers = (*CrossLayerSAE.float32_buffers, "codebook")
 
     cfg: CLVQVAEConfig
 
@@ -440,7 +383,7 @@ class CLVQVAE(_CrossLayerVQ):
         _drop_statistics(state_dict)
 
 
-class TrainingCLVQVAE(_CrossLayerVQ, TrainingSAE[TrainingCLVQVAEConfig]):
+class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
     """Cross-Layer VQ-VAE under training, on SAELens' own trainer.
 
     A training batch is rows of ``bae_lens.packing.pack_rows``, or ``[n, d_in]`` for one hook point,
@@ -501,7 +444,7 @@ class TrainingCLVQVAE(_CrossLayerVQ, TrainingSAE[TrainingCLVQVAEConfig]):
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
-        return _CrossLayerVQ.decode(self, feature_acts)
+        return _CLVQ.decode(self, feature_acts)
 
     @torch.compiler.disable()
     @torch.no_grad()
@@ -518,26 +461,13 @@ class TrainingCLVQVAE(_CrossLayerVQ, TrainingSAE[TrainingCLVQVAEConfig]):
         Raises:
             ValueError: if not all values are finite, or there are fewer distinct tokens than codes.
         """
-        lower, upper, valid = unpack_rows(rows.float(), self.cfg.d_in, self._d_out)
-        lower, upper = lower[valid], upper[valid]
-        if len(lower) < 2 or not (lower.isfinite().all() and upper.isfinite().all()):
-            raise ValueError(
-                f"Initialisation needs at least two tokens with finite activations; got {len(lower)} "
-                "tokens" + (" with values that are NaN or infinite." if len(lower) > 1 else ".")
-            )
-        for name, x in (("input", lower), ("target", upper)):
-            getattr(self, f"{name}_mean").copy_(x.mean(0))
-        norm = (lower - self.input_mean).norm(dim=-1).mean()
-        spread = (upper - upper.mean(0)).square().mean().sqrt()
-        # A constant is left at its scale.
-        self.input_scale.copy_(torch.where(norm > 0, self.cfg.d_in**0.5 / norm, 1))
-        self.target_scale.copy_(torch.where(spread > 0, spread, 1))
+        lower = self.fit_units(rows).lower
         z = self.encoder(self.process_sae_in(lower)).float()
         codebook, counts = initial_codebook(
             z, self.cfg.d_sae, self.cfg.codebook_init, self.cfg.codebook_init_seed
         )
         distance = squared_distances(z, codebook).amin(-1).mean()
-        share = len(z) * (batch_size or len(rows)) / len(rows) / len(z)
+        share = (batch_size or len(rows)) / len(rows)
         self.quantizer.set_codebook(codebook, counts * share, distance)
         self._is_calibrated = True
 
@@ -553,49 +483,43 @@ class TrainingCLVQVAE(_CrossLayerVQ, TrainingSAE[TrainingCLVQVAEConfig]):
         if not self._is_calibrated:
             with torch.autocast(self.device.type, enabled=False):
                 self.calibrate(rows)
-        lower, upper, valid = unpack_rows(rows, self.cfg.d_in, self._d_out)
-        # What a masked row holds, NaN included, must not reach anything.
-        lower = torch.where(valid[:, None], lower, self.input_mean.to(lower.dtype))
-        upper = torch.where(valid[:, None], upper, self.target_mean.to(upper.dtype))
+        lower, upper, valid = unpack_rows(rows, self.cfg.d_in, self.d_out)
         n_valid = valid.sum().clamp(min=1)
 
-        z = self.encoder(self.process_sae_in(lower))
+        z = self.encoder(self.process_sae_in(masked(lower, valid, self.input_mean)))
         quantized = self.quantizer.quantize(
             z, valid, self.cfg.top_k if self.training else 1, self.cfg.temperature
         )
-        codes = straight_through(z, quantized.codes)
-        decoded = self._decode_sequences(codes, valid, z)
+        decoded = self._decode_sequences(straight_through(z, quantized.codes), valid, z)
 
-        target = (upper.float() - self.target_mean.float()) / self.target_scale
-        error = torch.where(valid[:, None], decoded.float() - target, 0)
-        mse_loss = error.square().sum() / n_valid
-        away = torch.where(valid[:, None], z.float() - quantized.codes, 0)
-        commitment_loss = step_input.coefficients["commitment"] * away.square().sum() / n_valid
-
+        target = (masked(upper, valid, self.target_mean) - self.target_mean) / self.target_scale
+        error = masked(decoded.float() - target, valid)
+        away = masked(z.float() - quantized.codes, valid)
+        losses = {
+            "mse_loss": error.square().sum() / n_valid,
+            "commitment_loss": step_input.coefficients["commitment"]
+            * (away.square().sum() / n_valid),
+        }
         with torch.no_grad():
             if self.training:
                 self.quantizer.update(
-                    z.detach(), quantized.indices, valid, quantized.distance, quantized.nearest
+                    z, quantized.indices, valid, quantized.distance, quantized.nearest
                 )
-            error = error * self.target_scale
-            mean = torch.where(valid[:, None], upper, 0).sum(0) / n_valid
-            sae_in = torch.where(valid[:, None], upper, mean)
             feature_acts = torch.zeros_like(quantized.distances, dtype=z.dtype)
             feature_acts.scatter_(1, quantized.nearest[:, None], valid[:, None].to(z.dtype))
-            norm = upper.float().square().sum(-1).clamp(min=1e-30)
-            relative = (error.square().sum(-1) / norm).sum() / n_valid
             drawn = ((quantized.indices != quantized.nearest) & valid).sum() / n_valid
+            sae_in, sae_out, metrics = target_and_output(upper, self.target_scale * error, valid)
         return TrainStepOutput(
             sae_in=sae_in,
-            sae_out=sae_in + error.to(sae_in.dtype),
+            sae_out=sae_out,
             feature_acts=feature_acts * self.scale,
             hidden_pre=-quantized.distances,
-            loss=mse_loss + commitment_loss,
-            losses={"mse_loss": mse_loss, "commitment_loss": commitment_loss},
+            loss=losses["mse_loss"] + losses["commitment_loss"],
+            losses=losses,
+            # Callables are evaluated on logging steps only.
             metrics={
-                "relative_squared_error": relative,
+                **metrics,
                 "drawn_off_nearest": drawn,
-                # Callables are evaluated on logging steps only.
                 "perplexity": partial(_perplexity, self.quantizer),
                 "codes_in_use": partial(_codes_in_use, self.quantizer),
                 "revived_codes": partial(torch.clone, self.quantizer.n_revived),
@@ -631,10 +555,6 @@ class TrainingCLVQVAE(_CrossLayerVQ, TrainingSAE[TrainingCLVQVAEConfig]):
         """Not used: the commitment needs z, which ``training_forward_pass`` has."""
         raise NotImplementedError("TrainingCLVQVAE computes its losses in training_forward_pass.")
 
-    @property
-    def _d_out(self) -> int:
-        return self.cfg.d_out  # pyright: ignore[reportReturnType]  (__post_init__ sets it)
-
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
@@ -661,7 +581,7 @@ class TrainingCLVQVAE(_CrossLayerVQ, TrainingSAE[TrainingCLVQVAEConfig]):
 @contextmanager
 def only_tokens(sae: SAE[Any], valid: Bool[Tensor, "*batch"] | None) -> Iterator[None]:
     """``sae.only_tokens(valid)`` where an SAE has it: where tokens do not see each other, none."""
-    with sae.only_tokens(valid) if isinstance(sae, _CrossLayerVQ) else nullcontext():
+    with sae.only_tokens(valid) if isinstance(sae, _CLVQ) else nullcontext():
         yield
 
 
@@ -699,7 +619,7 @@ def _to_top_level(
 def _from_top_level(
     module: TrainingCLVQVAE, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
-    for name, _ in module.quantizer.named_buffers():
+    for name in dict(module.quantizer.named_buffers()):
         if prefix + name in state_dict:
             state_dict[prefix + _QUANTIZER + name] = state_dict.pop(prefix + name)
 

@@ -1,0 +1,155 @@
+"""What architectures share that read one hook point and write another, and can be trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from sae_lens import SAE
+from torch import Tensor
+from typing_extensions import override
+
+from bae_lens.nn import Float32Buffers
+from bae_lens.packing import Packed, unpack_rows
+
+
+class CrossLayerSAE(Float32Buffers, SAE[Any]):
+    """Inputs and targets in their own units: centred, inputs of mean norm √d_in, targets of unit variance.
+
+    The activations of two hook points differ in mean and length; SAELens' scaler knows of one. Here
+    the model keeps both, as buffers ``input_mean`` [d_in], ``input_scale``, ``target_mean`` [d_out]
+    and ``target_scale``, set once by ``calibrate``.
+    """
+
+    float32_buffers = ("input_mean", "input_scale", "target_mean", "target_scale")
+
+    input_mean: Tensor
+    input_scale: Tensor
+    target_mean: Tensor
+    target_scale: Tensor
+
+    @property
+    def d_out(self) -> int:
+        """Width of the higher hook point."""
+        return self.cfg.d_out
+
+    def register_units(self) -> None:
+        kwargs: dict[str, Any] = {"device": self.device, "dtype": torch.float32}
+        self.register_buffer("input_mean", torch.zeros(self.cfg.d_in, **kwargs))
+        self.register_buffer("input_scale", torch.ones((), **kwargs))
+        self.register_buffer("target_mean", torch.zeros(self.d_out, **kwargs))
+        self.register_buffer("target_scale", torch.ones((), **kwargs))
+
+    def fit_units(self, rows: Float[Tensor, "n width"]) -> Packed:
+        """Set the units from a batch; returns its valid tokens.
+
+        Raises:
+            ValueError: if there are fewer than two, or not all values are finite.
+        """
+        lower, upper, valid = unpack_rows(rows.float(), self.cfg.d_in, self.d_out)
+        lower, upper = lower[valid], upper[valid]
+        if len(lower) < 2:
+            raise ValueError(
+                f"Initialisation needs at least two valid tokens; the batch has {len(lower)}."
+            )
+        if not (lower.isfinite().all() and upper.isfinite().all()):
+            raise ValueError(
+                "Some activations are NaN or infinite. Check the model's dtype and the hook points."
+            )
+        self.input_mean.copy_(lower.mean(0))
+        self.target_mean.copy_(upper.mean(0))
+        norm = (lower - self.input_mean).norm(dim=-1).mean()
+        spread = (upper - self.target_mean).square().mean().sqrt()
+        # A constant is left at its scale.
+        self.input_scale.copy_(torch.where(norm > 0, self.cfg.d_in**0.5 / norm, 1))
+        self.target_scale.copy_(torch.where(spread > 0, spread, 1))
+        return Packed(lower, upper, valid[valid])
+
+    @override
+    def process_sae_in(self, sae_in: Tensor) -> Tensor:
+        """The input in the model's units."""
+        x = self.hook_sae_input(sae_in.to(self.dtype))
+        if x.shape[-1] != self.cfg.d_in:
+            raise ValueError(
+                f"This autoencoder reads activations [..., d_in = {self.cfg.d_in}]; got shape "
+                f"{tuple(x.shape)}."
+            )
+        return ((x - self.input_mean) * self.input_scale).to(self.dtype)
+
+    def to_target(self, decoded: Tensor) -> Tensor:
+        """What the decoder says, in units of the higher hook point."""
+        return (self.target_mean + self.target_scale * decoded).to(decoded.dtype)
+
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """Read and write unscaled activations, where both hook points were scaled in training."""
+        for name in ("input_mean", "target_mean", "target_scale"):
+            getattr(self, name).div_(scaling_factor)
+        self.input_scale.mul_(scaling_factor)
+        self.cfg.normalize_activations = "none"
+
+    def fold_activation_whitening(
+        self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor
+    ) -> None:
+        """Refused: the model scales its own input, by one number."""
+        raise NotImplementedError(
+            f"A {self.cfg.architecture()} centres and scales its activations itself and cannot take "
+            "a whitening in. Train it with normalize_activations='none'."
+        )
+
+
+def check_cross_layer(cfg: Any) -> None:
+    """Refuse SAELens' options that have no meaning between two hook points; fill in ``d_out``.
+
+    Raises:
+        ValueError: if one of them is set.
+    """
+    if cfg.apply_b_dec_to_input:
+        raise ValueError(
+            "apply_b_dec_to_input must be False: what the decoder adds belongs to another hook "
+            "point than the input."
+        )
+    if cfg.normalize_activations not in ("none", "expected_average_only_in"):
+        raise ValueError(
+            f"A {cfg.architecture()} centres and scales its activations itself: set "
+            "normalize_activations to 'none' (or 'expected_average_only_in'); got "
+            f"{cfg.normalize_activations!r}."
+        )
+    if cfg.reshape_activations != "none":
+        raise ValueError(
+            f"A {cfg.architecture()} takes [..., tokens, d_in] and cannot reshape heads: set "
+            "reshape_activations to 'none' and hook a point without heads; got "
+            f"{cfg.reshape_activations!r}."
+        )
+    if cfg.d_out is not None and cfg.d_out < 1:
+        raise ValueError(f"d_out must be at least 1, or None; got {cfg.d_out}.")
+    cfg.d_out = cfg.d_in if cfg.d_out is None else cfg.d_out
+
+
+def masked(x: Tensor, valid: Bool[Tensor, " n"], other: Tensor | float = 0.0) -> Tensor:
+    """``x`` with ``other`` in the rows that are not valid, whatever stood there, NaN included."""
+    return torch.where(valid[:, None], x, torch.as_tensor(other, dtype=x.dtype, device=x.device))
+
+
+@torch.no_grad()
+def target_and_output(
+    upper: Float[Tensor, "n d_out"], error: Float[Tensor, "n d_out"], valid: Bool[Tensor, " n"]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """What SAELens' trainer is to log as ``sae_in`` and ``sae_out``, and the relative squared error.
+
+    Tokens that the mask excludes are given the mean of the others in both: they add neither
+    variance nor error, which leaves the explained variance that of the valid ones.
+
+    Args:
+        upper: the target.
+        error: reconstruction minus target, in its units; zero where not valid.
+        valid: the mask.
+    """
+    n_valid = valid.sum().clamp(min=1)
+    upper, error = upper.float(), error.float()
+    mean = masked(upper, valid).sum(0) / n_valid
+    target = masked(upper, valid, mean)
+    norm = masked(upper, valid, 1.0).square().sum(-1).clamp(min=1e-30)
+    relative = (error.square().sum(-1) / norm).sum() / n_valid
+    return target, target + error, {"relative_squared_error": relative}

@@ -1,0 +1,196 @@
+"""TopK transcoder: SAELens' TopK from one hook point to another, trainable.
+
+SAELens has transcoders for inference only. This one trains on its trainer with batches of two hook
+points, and is the plain baseline that a cross-layer method has to be measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.saes.topk_sae import TopK
+from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
+from torch import Tensor, nn
+from typing_extensions import override
+
+from bae_lens.cross_layer import CrossLayerSAE, check_cross_layer, masked, target_and_output
+from bae_lens.packing import unpack_rows
+
+# pyright: reportIncompatibleVariableOverride=false
+
+_UNITS = CrossLayerSAE.float32_buffers
+
+
+@dataclass
+class TopKTranscoderConfig(TranscoderConfig):
+    """Configuration class for a TopK transcoder.
+
+    Args:
+        k (int): Latents that fire for each token.
+        d_out (int): Width of the higher hook point.
+        apply_b_dec_to_input (bool): Must be False.
+    """
+
+    apply_b_dec_to_input: bool = False
+    k: int = 100
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "topk_transcoder"
+
+
+@dataclass
+class TrainingTopKTranscoderConfig(TopKTrainingSAEConfig):
+    """Configuration class for training a TopK transcoder.
+
+    Args:
+        d_out (int | None): Width of the higher hook point; None: ``d_in``.
+        k (int): Latents that fire for each token. Inherited, as the other fields, from SAELens'
+            TopKTrainingSAEConfig.
+    """
+
+    apply_b_dec_to_input: bool = False
+    d_out: int | None = None
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "topk_transcoder"
+
+    @override
+    def __post_init__(self) -> None:
+        check_cross_layer(self)
+        if not 1 <= self.k <= self.d_sae:
+            raise ValueError(f"k must be between 1 and d_sae = {self.d_sae}; got {self.k}.")
+        super().__post_init__()
+
+
+class TopKTranscoder(Transcoder):
+    """TopK transcoder for inference; a SAELens ``Transcoder`` whose activation is TopK."""
+
+    cfg: TopKTranscoderConfig
+
+    @override
+    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
+        return TopK(self.cfg.k)
+
+    @override
+    def fold_W_dec_norm(self) -> None:
+        raise NotImplementedError(
+            "Folding the norms of W_dec would change which latents are among the k largest. They are "
+            "folded already if it was trained with rescale_acts_by_decoder_norm, as by default."
+        )
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        if set(_UNITS) <= state_dict.keys():
+            details = self.cfg.metadata.training_architecture_details or {}
+            _convert_to_inference(state_dict, details.get("rescale_acts_by_decoder_norm", True))
+
+
+class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
+    """TopK transcoder under training: batches are rows of ``bae_lens.packing.pack_rows``.
+
+    ``calibrate`` sets the units of input and target; ``CrossLayerTrainingRunner`` calls it, and
+    without it they are those of the activations. The step's ``sae_in`` is the target, as for
+    ``TrainingCLVQVAE``. Saved for inference, the units are folded into the weights.
+    """
+
+    cfg: TrainingTopKTranscoderConfig
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        kwargs: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out, **kwargs))
+        if self.d_out != self.cfg.d_in:
+            # SAELens ties the start of the encoder to the decoder; of another width each has its own.
+            W_dec = nn.init.kaiming_uniform_(torch.empty(self.cfg.d_sae, self.d_out, **kwargs))
+            if self.cfg.decoder_init_norm is not None:
+                W_dec *= self.cfg.decoder_init_norm / W_dec.norm(dim=1, keepdim=True)
+            self.W_dec = nn.Parameter(W_dec)
+        self.register_units()
+
+    @torch.no_grad()
+    def calibrate(self, rows: Tensor, batch_size: int | None = None) -> None:  # noqa: ARG002
+        """Set the units from activations, as in ``TrainingCLVQVAE.calibrate``."""
+        self.fit_units(rows)
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Reconstruction at the higher hook point: ``[..., d_sae]`` → ``[..., d_out]``."""
+        return self.to_target(TopKTrainingSAE.decode(self, feature_acts))
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """A step on packed rows.
+
+        Raises:
+            ValueError: if the batch is neither packed rows nor of width d_in.
+        """
+        lower, upper, valid = unpack_rows(step_input.sae_in, self.cfg.d_in, self.d_out)
+        n_valid = valid.sum().clamp(min=1)
+        feature_acts, hidden_pre = self.encode_with_hidden_pre(
+            masked(lower, valid, self.input_mean)
+        )
+        decoded = TopKTrainingSAE.decode(self, feature_acts)
+        target = (masked(upper, valid, self.target_mean) - self.target_mean) / self.target_scale
+        error = masked(decoded - target, valid)
+        losses = {"mse_loss": error.square().sum() / n_valid}
+        # Its residual is target minus output, and excluded tokens have none.
+        losses |= self.calculate_aux_loss(
+            replace(step_input, sae_in=masked(target, valid)),
+            feature_acts,
+            masked(hidden_pre, valid),
+            masked(decoded, valid),
+        )
+        acts = feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
+        sae_in, sae_out, metrics = target_and_output(upper, self.target_scale * error, valid)
+        return TrainStepOutput(
+            sae_in=sae_in,
+            sae_out=sae_out,
+            feature_acts=masked(acts, valid),
+            hidden_pre=hidden_pre,
+            loss=losses["mse_loss"] + losses["auxiliary_reconstruction_loss"],
+            losses=losses,
+            metrics=dict(metrics),
+        )
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        if not set(_UNITS) & state_dict.keys():
+            # Saved for inference: the units are in the weights.
+            state_dict |= {name: getattr(self, name).float() for name in _UNITS}
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        # Not SAELens' TopK: it folds in place.
+        _convert_to_inference(state_dict, self.cfg.rescale_acts_by_decoder_norm)
+
+
+@torch.no_grad()
+def _convert_to_inference(state_dict: dict[str, Tensor], rescale: bool) -> None:
+    """Fold norms and units into the weights, replacing entries."""
+    input_mean, input_scale, target_mean, target_scale = (state_dict.pop(name) for name in _UNITS)
+    W_enc, b_enc = state_dict["W_enc"].float(), state_dict["b_enc"].float()
+    W_dec, b_dec = state_dict["W_dec"].float(), state_dict["b_dec"].float()
+    if rescale:
+        norm = W_dec.norm(dim=1)
+        W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm[:, None]
+    W_enc = W_enc * input_scale
+    folded = {
+        "W_enc": W_enc,
+        "b_enc": b_enc - input_mean @ W_enc,
+        "W_dec": W_dec * target_scale,
+        "b_dec": b_dec * target_scale + target_mean,
+    }
+    for name, value in folded.items():
+        state_dict[name] = value.to(state_dict[name].dtype).contiguous()
