@@ -20,7 +20,13 @@ from bae_lens.topk_transcoder import (
     TrainingTopKTranscoder,
     TrainingTopKTranscoderConfig,
 )
-from bae_lens.training import ReplayedActivations, TrainingRunner, load_config
+from bae_lens.training import (
+    CrossLayerRunnerConfig,
+    CrossLayerTrainingRunner,
+    ReplayedActivations,
+    TrainingRunner,
+    load_config,
+)
 
 __all__ = [
     "BAE",
@@ -28,6 +34,8 @@ __all__ = [
     "BAEConfig",
     "CLVQVAEConfig",
     "CodeStatistics",
+    "CrossLayerRunnerConfig",
+    "CrossLayerTrainingRunner",
     "ReplayedActivations",
     "TopKTranscoder",
     "TopKTranscoderConfig",

@@ -404,8 +404,6 @@ class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
 
     def __init__(self, cfg: TrainingCLVQVAEConfig, use_error_term: bool = False):
         super().__init__(cfg, use_error_term)
-        # Mirrors n_updates > 0, so that no step has to ask the device.
-        self._is_calibrated = False
         self.register_state_dict_post_hook(_to_top_level)
         self.register_load_state_dict_pre_hook(_from_top_level)
         self.register_load_state_dict_post_hook(_note_loaded_calibration)
@@ -469,7 +467,6 @@ class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
         distance = squared_distances(z, codebook).amin(-1).mean()
         share = (batch_size or len(rows)) / len(rows)
         self.quantizer.set_codebook(codebook, counts * share, distance)
-        self._is_calibrated = True
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -480,7 +477,7 @@ class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
                 sequences.
         """
         rows = step_input.sae_in
-        if not self._is_calibrated:
+        if not self.is_calibrated:
             with torch.autocast(self.device.type, enabled=False):
                 self.calibrate(rows)
         lower, upper, valid = unpack_rows(rows, self.cfg.d_in, self.d_out)
@@ -627,4 +624,4 @@ def _from_top_level(
 def _note_loaded_calibration(module: TrainingCLVQVAE, incompatible_keys: Any) -> None:  # noqa: ARG001
     n_updates = module.quantizer.n_updates
     if not n_updates.is_meta:
-        module._is_calibrated = bool(n_updates > 0)
+        module.is_calibrated = bool(n_updates > 0)

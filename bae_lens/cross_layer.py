@@ -28,6 +28,8 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
     input_scale: Tensor
     target_mean: Tensor
     target_scale: Tensor
+    # Mirrors what the buffers hold, so that no step has to ask the device.
+    is_calibrated: bool = False
 
     @property
     def d_out(self) -> int:
@@ -64,6 +66,7 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
         # A constant is left at its scale.
         self.input_scale.copy_(torch.where(norm > 0, self.cfg.d_in**0.5 / norm, 1))
         self.target_scale.copy_(torch.where(spread > 0, spread, 1))
+        self.is_calibrated = True
         return Packed(lower, upper, valid[valid])
 
     @override

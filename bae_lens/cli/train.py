@@ -9,6 +9,11 @@ from sae_lens.llm_sae_training_runner import _parse_cfg_args
 from sae_lens.training._interruption import InterruptedException
 
 from bae_lens.training.config_file import RunConfig, list_configs, load_config
+from bae_lens.training.cross_layer_runner import (
+    CrossLayerRunnerConfig,
+    CrossLayerTrainingRunner,
+    is_cross_layer,
+)
 from bae_lens.training.runner import SyntheticTrainingRunner, TrainingRunner
 
 _HELP = {"-h", "--help"}
@@ -53,7 +58,8 @@ def _describe(parser: argparse.ArgumentParser) -> None:
         "--logger.log_to_wandb false. A name without a section is looked up in the runner's\n"
         "fields, then the autoencoder's, then the logger's. replay_tokens is ours: the language\n"
         "model reads so many tokens once, and training makes epochs over them.\n\n"
-        "Without CONFIG the flags are SAELens' own, and --replay_tokens;\n"
+        "Without CONFIG the flags are SAELens' own, --replay_tokens, and for architectures of\n"
+        "two hook points --hook_name_out, --text_unit and --initialization_tokens;\n"
         "bae-lens train --architecture bae --help lists them."
     )
 
@@ -61,8 +67,16 @@ def _describe(parser: argparse.ArgumentParser) -> None:
 def _from_flags(argv: list[str]) -> RunConfig:
     ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     ours.add_argument("--replay_tokens", type=int)
+    second_hook = {"hook_name_out": str, "text_unit": str, "initialization_tokens": int}
+    for name, kind in second_hook.items():
+        ours.add_argument(f"--{name}", type=kind)
     args, rest = ours.parse_known_args(argv)
-    return RunConfig(_parse_cfg_args(rest), args.replay_tokens)
+    runner = _parse_cfg_args(rest)
+    given = {name: value for name in second_hook if (value := getattr(args, name)) is not None}
+    if given or is_cross_layer(runner.sae.architecture()):
+        content = runner.to_dict() | given
+        runner = CrossLayerRunnerConfig.from_dict(content)
+    return RunConfig(runner, args.replay_tokens)
 
 
 def _overrides(argv: list[str]) -> dict[str, str]:
@@ -81,6 +95,8 @@ def _overrides(argv: list[str]) -> dict[str, str]:
 
 
 def _runner_for(config: RunConfig) -> TrainingRunner | SyntheticTrainingRunner:
+    if isinstance(config.runner, CrossLayerRunnerConfig):
+        return CrossLayerTrainingRunner(config.runner, replay_tokens=config.replay_tokens)
     if isinstance(config.runner, LanguageModelSAERunnerConfig):
         return TrainingRunner(config.runner, replay_tokens=config.replay_tokens)
     return SyntheticTrainingRunner(config.runner)

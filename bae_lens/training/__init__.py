@@ -1,14 +1,25 @@
 """What SAELens' trainer needs beyond W&B and a hub: runners, replayed activations, a metric log."""
 
 from bae_lens.training.config_file import RunConfig, list_configs, load_config
+from bae_lens.training.cross_layer_runner import (
+    CrossLayerRunnerConfig,
+    CrossLayerTrainingRunner,
+)
 from bae_lens.training.metric_log import MetricLog
+from bae_lens.training.paired_activations import ContextStore, PairedActivations
 from bae_lens.training.replay import ReplayedActivations
 from bae_lens.training.runner import SyntheticTrainingRunner, TrainingRunner
+from bae_lens.training.sentences import SentenceStore
 
 __all__ = [
+    "ContextStore",
+    "CrossLayerRunnerConfig",
+    "CrossLayerTrainingRunner",
     "MetricLog",
+    "PairedActivations",
     "ReplayedActivations",
     "RunConfig",
+    "SentenceStore",
     "SyntheticTrainingRunner",
     "TrainingRunner",
     "list_configs",

@@ -3,7 +3,8 @@
 A file holds the fields of SAELens' ``LanguageModelSAERunnerConfig``, those of the autoencoder in a
 section ``sae`` (with its ``architecture``) and those of W&B in a section ``logger``; what it leaves
 out keeps SAELens' default. With a section ``synthetic_model`` it is a ``SyntheticSAERunnerConfig``.
-One key is ours: ``replay_tokens``, see ``TrainingRunner``. The ``runner_cfg.json`` that SAELens
+For an architecture of two hook points it is a ``CrossLayerRunnerConfig``. One key is ours:
+``replay_tokens``, see ``TrainingRunner``. The ``runner_cfg.json`` that SAELens
 writes beside an autoencoder is such a file too.
 """
 
@@ -31,6 +32,7 @@ from sae_lens.synthetic import (
 )
 
 from bae_lens.suggest import did_you_mean
+from bae_lens.training.cross_layer_runner import CrossLayerRunnerConfig, is_cross_layer
 
 logger = logging.getLogger(__name__)
 
@@ -168,21 +170,26 @@ class _Section(NamedTuple):
 
 
 def _runner_class(content: Mapping[str, Any]) -> type[RunnerConfig]:
-    is_synthetic = "synthetic_model" in content
-    return SyntheticSAERunnerConfig if is_synthetic else LanguageModelSAERunnerConfig
+    if "synthetic_model" in content:
+        return SyntheticSAERunnerConfig
+    architecture = content["sae"].get("architecture")
+    is_known = architecture in SAE_TRAINING_CLASS_REGISTRY
+    if is_known and is_cross_layer(architecture):
+        return CrossLayerRunnerConfig
+    return LanguageModelSAERunnerConfig
 
 
 def _known_fields(content: dict[str, Any]) -> dict[str, _Section]:
     """The sections of this content; those that may be left out are added to it."""
-    runner_class = _runner_class(content)
     sae, _ = _section(content, "sae"), _section(content, "logger")
+    runner_class = _runner_class(content)
     known = {
         _TOP: _fields_of(runner_class),
         "sae": _fields_of(_sae_config_class(sae.get("architecture"))),
         "logger": _fields_of(LoggingConfig),
     }
     known["sae"].hints["architecture"] = str
-    if runner_class is LanguageModelSAERunnerConfig:
+    if runner_class is not SyntheticSAERunnerConfig:
         known[_TOP].hints["replay_tokens"] = int | None
     elif isinstance(content["synthetic_model"], dict):
         known["synthetic_model"] = _fields_of(SyntheticModelConfig)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import ActivationsStore
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -28,13 +27,16 @@ class ReplayedActivations:
     by SAELens' evals) is answered by the store that it was filled from.
 
     Args:
-        activations: ``[n_tokens, d_in]``, special tokens already left out.
+        activations: ``[n_tokens, d_in]``, special tokens already left out; or packed rows of two hook
+            points.
         batch_size: tokens a batch; a rest shorter than that is left for the next epoch's shuffle.
         seed: of the shuffles.
         store: the store that ``activations`` came from.
+        sequence_length: rows that stay together, in order; the shuffle moves whole sequences.
 
     Raises:
-        ValueError: if ``activations`` is not 2-D or holds less than one batch.
+        ValueError: if ``activations`` is not 2-D or holds less than one batch, or it or the batch
+            is not a number of whole sequences.
     """
 
     def __init__(
@@ -42,7 +44,8 @@ class ReplayedActivations:
         activations: Tensor,
         batch_size: int,
         seed: int = 42,
-        store: ActivationsStore | None = None,
+        store: Any = None,
+        sequence_length: int = 1,
     ) -> None:
         if activations.ndim != 2:
             raise ValueError(
@@ -54,25 +57,34 @@ class ReplayedActivations:
                 f"One batch needs {batch_size} tokens, but only {len(activations)} were collected. "
                 "Collect more tokens or lower train_batch_size_tokens."
             )
+        if len(activations) % sequence_length or batch_size % sequence_length:
+            raise ValueError(
+                f"Sequences of {sequence_length} tokens must be whole; got {len(activations)} rows "
+                f"and a batch size of {batch_size}."
+            )
         self.activations = activations
         self.batch_size = batch_size
+        self.sequence_length = sequence_length
         self.seed = seed
         self.store = store
         self.n_batches_served = 0
         self._order: tuple[int, Tensor] | None = None
 
     @classmethod
-    def collect(cls, store: ActivationsStore, n_tokens: int, seed: int = 42) -> ReplayedActivations:
+    def collect(cls, store: Any, n_tokens: int, seed: int = 42) -> ReplayedActivations:
         """Fill from a store: its text in order, its special tokens left out.
 
         Args:
-            store: where to read; its batch size and device are kept.
-            n_tokens: how many tokens to keep. Fewer are kept, with a logged warning, where the text
+            store: where to read, SAELens' ``ActivationsStore`` or ``PairedActivations``; its batch
+                size and device are kept.
+            n_tokens: how many tokens to keep, whole sequences at least. Fewer are kept, with a logged warning, where the text
                 ends before.
             seed: of the shuffles.
         """
         batches: list[Tensor] = []
         n_kept = 0
+        length = getattr(store, "sequence_length", None) or 1
+        n_tokens -= n_tokens % length
         with tqdm(total=n_tokens, desc="Collecting activations", unit="tok") as bar:
             while n_kept < n_tokens:
                 try:
@@ -85,8 +97,8 @@ class ReplayedActivations:
                 bar.update(len(batch))
         if n_kept < n_tokens:
             logger.warning("The text ended after %d of %d tokens.", n_kept, n_tokens)
-        activations = torch.cat(batches) if batches else torch.empty(0, store.d_in)
-        return cls(activations, store.train_batch_size_tokens, seed=seed, store=store)
+        activations = torch.cat(batches) if batches else torch.empty(0, 0)
+        return cls(activations, store.train_batch_size_tokens, seed, store, length)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -100,10 +112,13 @@ class ReplayedActivations:
         epoch, i = divmod(self.n_batches_served, self.batches_per_epoch)
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed + epoch)
-            self._order = (epoch, torch.randperm(len(self.activations), generator=generator))
-        rows = self._order[1][i * self.batch_size : (i + 1) * self.batch_size]
+            n_sequences = len(self.activations) // self.sequence_length
+            self._order = (epoch, torch.randperm(n_sequences, generator=generator))
+        n = self.batch_size // self.sequence_length
+        chosen = self._order[1][i * n : (i + 1) * n].to(self.activations.device)
         self.n_batches_served += 1
-        return self.activations[rows.to(self.activations.device)]
+        sequences = self.activations.unflatten(0, (-1, self.sequence_length))
+        return sequences[chosen].flatten(0, 1)
 
     def save_to_checkpoint(self, checkpoint_path: str | Path) -> None:
         """Write how many batches were served, under the name SAELens gives its store's state."""

@@ -88,23 +88,41 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         if cfg.resume_from_checkpoint is not None:
             _check_checkpoint(Path(cfg.resume_from_checkpoint))
         torch.manual_seed(cfg.seed)
+        self.cfg = cfg
+        self.replay_tokens = replay_tokens
         dataset = demo.load_dataset(cfg.dataset_path) if override_dataset is None else None
-        model = override_model if override_model is not None else _load_model(cfg)
+        model = override_model if override_model is not None else self._load_model()
         # Cached activations carry their shape, which SAELens checks, and need no model.
         if not cfg.use_cached_activations:
-            _check_hook(model, cfg)
+            self._check_hooks(model)
         by_name = {
             "model": override_model is None or demo.is_demo_model(cfg.model_name),
             "dataset": override_dataset is None or demo.is_demo_dataset(cfg.dataset_path),
         }
         with _no_override_warning([kind for kind, is_named in by_name.items() if is_named]):
-            super().__init__(
-                cfg,
-                override_dataset=override_dataset if dataset is None else dataset,
-                override_model=model,
-                override_sae=override_sae,
-            )
-        self.replay_tokens = replay_tokens
+            self._build(override_dataset if dataset is None else dataset, model, override_sae)
+
+    # What a runner of another kind of batch does in its own way
+
+    def _load_model(self) -> HookedRootModule:
+        return load_runner_model(self.cfg, [self.cfg.hook_name])
+
+    def _check_hooks(self, model: HookedRootModule) -> None:
+        cfg = self.cfg
+        width = hook_width(model, cfg.hook_name, cfg.hook_head_index, **cfg.model_kwargs)
+        check_width(cfg, "d_in", cfg.hook_name, width)
+
+    def _build(
+        self,
+        dataset: HfDataset | None,
+        model: HookedRootModule,
+        sae: TrainingSAE[Any] | None,
+    ) -> None:
+        """Set ``model``, ``activations_store``, ``sae`` and ``evaluator``."""
+        super().__init__(self.cfg, override_dataset=dataset, override_model=model, override_sae=sae)
+
+    def _before_training(self) -> None:
+        """Called when the activations can be read and training has not begun."""
 
     @property
     def metrics_path(self) -> Path | None:
@@ -122,6 +140,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             # The evaluator keeps the store itself, which goes on with text not collected.
             self.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
             self.sae.cfg.metadata.replay_tokens = len(replay.activations)
+        self._before_training()
         if self.cfg.resume_from_checkpoint is not None:
             _check_replayed(Path(self.cfg.resume_from_checkpoint), self.activations_store)
         return super().run()
@@ -174,22 +193,16 @@ class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
         super()._save_outputs(output_path, sae, sparsity, eval_stats)
 
 
-def hook_width(
-    model: HookedRootModule,
-    hook_name: str,
-    hook_head_index: int | None = None,
-    **model_kwargs: Any,
-) -> int:
-    """Width of the activations that SAELens' store takes from a hook point.
+def hook_shape(model: HookedRootModule, hook_name: str, **model_kwargs: Any) -> torch.Size:
+    """Shape of one token's activation at a hook point: ``[d]``, or ``[heads, d_head]``.
 
     Args:
         model: any model that SAELens' store takes; it is run on a single token.
         hook_name: of the hook point.
-        hook_head_index: one head of it; without it, heads are flattened.
         **model_kwargs: for ``model.run_with_cache``.
 
     Raises:
-        ValueError: if the model has no such hook, it does not fire, or it has no such head.
+        ValueError: if the model has no such hook, or it does not fire.
     """
     if hook_name not in model.hook_dict:
         raise ValueError(
@@ -210,7 +223,27 @@ def hook_width(
             "hooks are off unless the model's config switches them on (use_attn_result, "
             "use_split_qkv_input, use_hook_mlp_in)."
         )
-    shape = cache[hook_name].shape[2:]
+    return cache[hook_name].shape[2:]
+
+
+def hook_width(
+    model: HookedRootModule,
+    hook_name: str,
+    hook_head_index: int | None = None,
+    **model_kwargs: Any,
+) -> int:
+    """Width of the activations that SAELens' store takes from a hook point.
+
+    Args:
+        model: any model that SAELens' store takes; it is run on a single token.
+        hook_name: of the hook point.
+        hook_head_index: one head of it; without it, heads are flattened.
+        **model_kwargs: for ``model.run_with_cache``.
+
+    Raises:
+        ValueError: if the model has no such hook, it does not fire, or it has no such head.
+    """
+    shape = hook_shape(model, hook_name, **model_kwargs)
     if hook_head_index is None:
         return shape.numel()
     n_heads = shape[0] if len(shape) > 1 else 0
@@ -228,7 +261,10 @@ def _as_saved(sae: TrainingSAE[Any], log_sparsity: Tensor | None) -> Tensor | No
     return sae.fold_log_sparsity(log_sparsity)
 
 
-def _load_model(cfg: LanguageModelSAERunnerConfig[Any]) -> HookedRootModule:
+def load_runner_model(
+    cfg: LanguageModelSAERunnerConfig[Any], hook_names: list[str]
+) -> HookedRootModule:
+    """The language model that a config names, from PyPI or through SAELens."""
     kwargs = cfg.model_from_pretrained_kwargs or {}
     model = demo.load_model(cfg.model_name, cfg.model_class_name, cfg.llm_device, **kwargs)
     if model is not None:
@@ -238,7 +274,7 @@ def _load_model(cfg: LanguageModelSAERunnerConfig[Any]) -> HookedRootModule:
         cfg.model_name,
         device=cfg.llm_device,
         model_from_pretrained_kwargs=kwargs,
-        hook_names=[cfg.hook_name],
+        hook_names=hook_names,
     )
 
 
@@ -285,12 +321,14 @@ def _check_replayed(path: Path, store: Any) -> None:
         )
 
 
-def _check_hook(model: HookedRootModule, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    width = hook_width(model, cfg.hook_name, cfg.hook_head_index, **cfg.model_kwargs)
-    if width != cfg.sae.d_in:
+def check_width(
+    cfg: LanguageModelSAERunnerConfig[Any], field: str, hook_name: str, width: int
+) -> None:
+    """Raises ``ValueError`` if a width in the config of the autoencoder is not that of its hook."""
+    if width != getattr(cfg.sae, field):
         raise ValueError(
-            f"sae.d_in is {cfg.sae.d_in}, but the activations at {cfg.hook_name!r} have width "
-            f"{width}. Set sae.d_in to {width}."
+            f"sae.{field} is {getattr(cfg.sae, field)}, but the activations at {hook_name!r} have "
+            f"width {width}. Set sae.{field} to {width}."
         )
 
 
