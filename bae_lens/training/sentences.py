@@ -42,8 +42,8 @@ class SentenceStore:
 
     SAELens' store joins texts and cuts them into equal pieces, which an encoder reads as one text,
     and knows no attention mask. Here every text is one sequence, as the model's tokenizer makes it,
-    and a forward pass gets a mask for the padding.
-    Texts are served in the order of the dataset, and again from the first when they are used up.
+    and a forward pass gets a mask for the padding. Texts are served in the order of the dataset, and
+    again from the first when they are used up.
 
     Args:
         model: a TransformerBridge or a HookedTransformer, encoder or decoder, with its tokenizer.
