@@ -10,20 +10,48 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import HookedSAETransformer, LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens import (
+    HookedSAETransformer,
+    LanguageModelSAERunnerConfig,
+    LoggingConfig,
+    TrainingSAE,
+)
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from sae_lens.saes.transcoder import (
+    JumpReLUSkipTranscoder,
+    JumpReLUSkipTranscoderConfig,
+    JumpReLUTranscoder,
+    JumpReLUTranscoderConfig,
+    SkipTranscoder,
+    SkipTranscoderConfig,
+    Transcoder,
+    TranscoderConfig,
+)
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformer_lens import HookedTransformerConfig
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from bae_lens import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+from bae_lens import (
+    BAE,
+    CLVQVAE,
+    BAEConfig,
+    CLVQVAEConfig,
+    TrainingBAE,
+    TrainingBAEConfig,
+    TrainingCLVQVAE,
+    TrainingCLVQVAEConfig,
+)
+from bae_lens.demo.minilm import _HeadlessBertAdapter
+from bae_lens.packing import pack_rows
 
 D_IN, D_SAE = 16, 40
+D_OUT, N_CODES, LENGTH = 12, 10, 8
 CONTEXT_SIZE, BATCH = 16, 64
-HOOK = "blocks.0.hook_resid_post"
+HOOK, HOOK_OUT = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 _SPECIAL = ("<bos>", "<eos>", "<pad>", "<unk>")
 _WORDS = tuple(f"word{i}" for i in range(40))
 
@@ -182,7 +210,7 @@ def record_firing_rates(sae: TrainingBAE, x: Tensor) -> Tensor:
     return rate
 
 
-def step_input(sae: TrainingBAE, x: Tensor, **coefficients: float) -> TrainStepInput:
+def step_input(sae: TrainingSAE[Any], x: Tensor, **coefficients: float) -> TrainStepInput:
     """What the trainer hands to a training step; coefficients default to the config's, warmed up."""
     configured = {
         name: float(value[0]) if isinstance(value, tuple) else float(value)
@@ -197,7 +225,7 @@ def step_input(sae: TrainingBAE, x: Tensor, **coefficients: float) -> TrainStepI
     )
 
 
-def train_step(sae: TrainingBAE, x: Tensor, **coefficients: float) -> TrainStepOutput:
+def train_step(sae: TrainingSAE[Any], x: Tensor, **coefficients: float) -> TrainStepOutput:
     return sae.training_forward_pass(step_input(sae, x, **coefficients))
 
 
@@ -256,6 +284,68 @@ def runner_cfg(folder: Path, n_steps: int = 6, **overrides: Any) -> LanguageMode
     )
 
 
+# Two hook points
+
+
+def make_pairs(
+    n: int, d_in: int = D_IN, d_out: int = D_OUT, seed: int = 0, offset: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """The same tokens at two hook points: the higher one is no linear function of the lower."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+    lower = make_activations(n, d_in, seed, offset)
+    mix = torch.randn(d_in, d_out, generator=torch.Generator().manual_seed(7)) / d_in**0.5
+    noise = 0.1 * torch.randn(n, d_out, generator=generator)
+    return lower, 3 * torch.tanh(lower @ mix) + noise + offset
+
+
+def make_valid(n: int, length: int = LENGTH, seed: int = 0) -> Tensor:
+    """Which of n tokens count: padding at the start, at the end, and gaps between."""
+    generator = torch.Generator().manual_seed(seed)
+    valid = torch.rand(n // length, length, generator=generator) < 0.7
+    valid[0, :2], valid[1, -2:], valid[:, length // 2] = False, False, True
+    return valid.reshape(-1)
+
+
+def make_rows(n: int = BATCH, d_out: int = D_OUT, seed: int = 0, masked: bool = True) -> Tensor:
+    """A training batch of both hook points; some tokens are masked."""
+    valid = make_valid(n, seed=seed) if masked else None
+    return pack_rows(*make_pairs(n, d_out=d_out, seed=seed), valid)
+
+
+def clvq_cfg(**overrides: Any) -> TrainingCLVQVAEConfig:
+    small = {"decoder_layers": 2, "decoder_mlp_width": 24, "sequence_length": LENGTH}
+    return TrainingCLVQVAEConfig(
+        **{"d_in": D_IN, "d_sae": N_CODES, "d_out": D_OUT, **small, **overrides}
+    )
+
+
+def make_training_clvq(seed: int = 0, **overrides: Any) -> TrainingCLVQVAE:
+    """A calibrated TrainingCLVQVAE whose every weight is random, units and counts included."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sae = TrainingCLVQVAE(clvq_cfg(**overrides))
+        with torch.no_grad():
+            for parameter in sae.encoder.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        d_in, d_out = sae.cfg.d_in, sae.cfg.d_out
+        rows = pack_rows(*make_pairs(200, d_in, d_out or d_in, seed=99))
+        sae.calibrate(rows, batch_size=BATCH)
+    return sae
+
+
+def make_clvq(seed: int = 0, **overrides: Any) -> CLVQVAE:
+    """A CLVQ-VAE for inference with the same weights and a scale that is not one."""
+    source = make_training_clvq(seed, **overrides)
+    cfg = {name: getattr(source.cfg, name) for name in CLVQVAEConfig.__dataclass_fields__}
+    sae = CLVQVAE(CLVQVAEConfig(**cfg))
+    state = source.state_dict()
+    source.process_state_dict_for_saving_inference(state)
+    generator = torch.Generator().manual_seed(seed + 1)
+    state["scale"] = 0.5 + torch.rand(sae.cfg.d_sae, generator=generator).to(state["scale"])
+    sae.load_state_dict(state)
+    return sae
+
+
 # What is compared
 
 
@@ -300,3 +390,62 @@ def assert_same_code(
     relative = (actual[1] - out).norm(dim=-1) / out.norm(dim=-1)
     share = (relative <= 1e-5).float().mean().item()
     assert share >= 0.995, f"only {share:.2%} of tokens agree within 1e-5"
+
+
+# SAEs that write to another hook point than they read, and models that predict no next token
+
+
+TRANSCODERS: dict[type[Any], type[Any]] = {
+    Transcoder: TranscoderConfig,
+    SkipTranscoder: SkipTranscoderConfig,
+    JumpReLUTranscoder: JumpReLUTranscoderConfig,
+    JumpReLUSkipTranscoder: JumpReLUSkipTranscoderConfig,
+}
+
+
+def make_transcoder(kind: type[Any] = Transcoder, d_out: int = D_IN, seed: int = 0) -> Any:
+    """One of SAELens' transcoders with every weight random."""
+    sae = kind(TRANSCODERS[kind](d_in=D_IN, d_sae=D_SAE, d_out=d_out, apply_b_dec_to_input=False))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return sae
+
+
+def between(sae: Any, hook_in: str = HOOK, hook_out: str | None = HOOK_OUT) -> Any:
+    """The SAE, with the metadata that evals and stores need."""
+    metadata = sae.cfg.metadata
+    metadata.hook_name, metadata.hook_name_out = hook_in, hook_out
+    metadata.context_size, metadata.prepend_bos = CONTEXT_SIZE, True
+    return sae
+
+
+def fit_codes(sae: CLVQVAE, activations: Tensor) -> CLVQVAE:
+    """Codes that are among the activations, so that tokens differ in theirs."""
+    activations = activations.reshape(-1, sae.cfg.d_in)
+    with torch.no_grad():
+        sae.input_mean.copy_(activations.mean(0))
+        z = sae.encoder(sae.process_sae_in(activations))
+        sae.codebook.copy_(z[torch.linspace(0, len(z) - 1, sae.cfg.d_sae).long()])
+    return sae
+
+
+def make_headless_encoder() -> SAETransformerBridge:
+    """A BERT of two layers of width ``D_IN``, as the demo's: hidden states, and no logits."""
+    torch.manual_seed(0)
+    bert = BertModel(
+        BertConfig(
+            vocab_size=len(_SPECIAL + _WORDS),
+            hidden_size=D_IN,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=2 * D_IN,
+            max_position_embeddings=2 * CONTEXT_SIZE,
+            initializer_range=0.3,
+        )
+    )
+    bert.set_attn_implementation("eager")
+    cfg = build_bridge_config_from_hf(bert.config, "BertModel", "tiny-bert", torch.float32)
+    cfg.device = "cpu"
+    return SAETransformerBridge(bert.eval(), _HeadlessBertAdapter(cfg), make_tokenizer()).eval()

@@ -43,6 +43,7 @@ def run_eval(args: argparse.Namespace) -> int:
 
     from bae_lens.evals import run_evals
     from bae_lens.evals.held_out import held_out_store, load_model_of
+    from bae_lens.hook_points import hook_names
     from bae_lens.training.runner import hook_width
 
     path = Path(args.path)
@@ -63,12 +64,18 @@ def run_eval(args: argparse.Namespace) -> int:
         # A checkpoint from the middle of a run: the scale of its inputs is not folded in yet.
         scaler.load(path / ACTIVATION_SCALER_CFG_FILENAME)
     model = load_model_of(sae, device=args.device)
-    width = hook_width(model, metadata.hook_name, metadata.hook_head_index)  # pyright: ignore[reportArgumentType]
-    if width != sae.cfg.d_in:
-        raise ValueError(
-            f"The SAE's d_in is {sae.cfg.d_in}, but the activations at {metadata.hook_name!r} have "
-            f"width {width}."
-        )
+    hook_in, hook_out = hook_names(sae)
+    for field, hook_name, head_index in (
+        ("d_in", hook_in, metadata.hook_head_index),
+        ("d_out", hook_out, None if hook_out != hook_in else metadata.hook_head_index),
+    ):
+        expected = getattr(sae.cfg, field, sae.cfg.d_in)
+        width = hook_width(model, hook_name, head_index)
+        if width != expected:
+            raise ValueError(
+                f"The SAE's {field} is {expected}, but the activations at {hook_name!r} have width "
+                f"{width}."
+            )
     store = held_out_store(
         sae, model, args.dataset, store_batch_size_prompts=args.batch_size_prompts
     )

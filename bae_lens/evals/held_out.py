@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import load_dataset
 from sae_lens import SAE, ActivationsStore
 from sae_lens.load_model import load_model as sae_lens_load_model
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens import demo
+from bae_lens.hook_points import hook_names
 from bae_lens.special_tokens import special_token_ids
+
+if TYPE_CHECKING:
+    from bae_lens.training.sentences import SentenceStore
 
 
 def load_model_of(sae: SAE[Any], device: str = "cpu") -> HookedRootModule:
     """The language model that the SAE's metadata names, from PyPI or through SAELens.
 
     Raises:
-        ValueError: if the metadata does not name a model.
+        ValueError: if the metadata does not name a model, or no hook point.
     """
     metadata = sae.cfg.metadata
     if metadata.model_name is None:
@@ -34,7 +39,7 @@ def load_model_of(sae: SAE[Any], device: str = "cpu") -> HookedRootModule:
         metadata.model_name,
         device=device,
         model_from_pretrained_kwargs=kwargs,
-        hook_names=[metadata.hook_name],  # pyright: ignore[reportArgumentType]
+        hook_names=list(dict.fromkeys(hook_names(sae))),
     )
 
 
@@ -43,7 +48,7 @@ def held_out_store(
     model: HookedRootModule,
     dataset: Any = None,
     store_batch_size_prompts: int = 8,
-) -> ActivationsStore:
+) -> ActivationsStore | Any:
     """A store of text for a saved SAE, with its own context size, BOS and special-token settings.
 
     Unlike ``ActivationsStore.from_sae`` it takes ``exclude_special_tokens``,
@@ -58,8 +63,13 @@ def held_out_store(
             ``"train"`` (SAELens' choice), on which the SAE may have been trained.
         store_batch_size_prompts: prompts a forward pass.
 
+    Returns:
+        SAELens' store, or a ``SentenceStore``, which serves each text by itself with its attention
+        mask, where the metadata says ``text_unit: "sentence"``.
+
     Raises:
-        ValueError: if the metadata names no dataset and none is given.
+        ValueError: if the metadata names no dataset and none is given, or lacks another setting of
+            the text that the SAE was trained on.
     """
     metadata = sae.cfg.metadata
     dataset = metadata.dataset_path if dataset is None else dataset
@@ -70,6 +80,13 @@ def held_out_store(
     if isinstance(dataset, str):
         ours = demo.load_dataset(dataset, split="test")
         dataset = dataset if ours is None else ours
+    if metadata.text_unit == "sentence":
+        return _sentence_store(sae, model, dataset, store_batch_size_prompts)
+    if metadata.text_unit not in (None, "context"):
+        raise ValueError(
+            "metadata.text_unit, the unit of text that the SAE was trained on, must be 'context' or "
+            f"'sentence'; got {metadata.text_unit!r}."
+        )
     store = ActivationsStore.from_sae(
         model,
         sae,
@@ -84,3 +101,25 @@ def held_out_store(
     if excluded:
         store.exclude_special_tokens = torch.tensor(excluded, device=store.device)
     return store
+
+
+def _sentence_store(
+    sae: SAE[Any], model: HookedRootModule, dataset: Any, store_batch_size_prompts: int
+) -> SentenceStore:
+    # Imported here, since training itself imports the evals.
+    from bae_lens.training.sentences import SentenceStore
+
+    metadata = sae.cfg.metadata
+    if metadata.context_size is None:
+        raise ValueError("The SAE's metadata names no context_size (tokens of a sentence at most).")
+    if isinstance(dataset, str):
+        dataset = load_dataset(dataset, split="train", streaming=True)
+    return SentenceStore(
+        model,
+        dataset,
+        list(dict.fromkeys(hook_names(sae))),
+        context_size=metadata.context_size,
+        store_batch_size_prompts=store_batch_size_prompts,
+        exclude_special_tokens=special_token_ids(model, metadata.exclude_special_tokens or False),
+        device=sae.device,
+    )

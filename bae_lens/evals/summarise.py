@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from sae_lens import SAE
 from sae_lens.evals import ExplainedVarianceCalculator
 from sae_lens.training.activation_scaler import ActivationScaler
@@ -17,13 +18,27 @@ from bae_lens.evals.code_statistics import CodeStatistics, CodeSummary
 from bae_lens.evals.magnitudes import MagnitudeQuantiser
 
 
+class Reconstructed(NamedTuple):
+    """Activations of two hook points, and what an SAE made of the one to match the other.
+
+    Attributes:
+        inputs: at the hook point that is read.
+        targets: at the one that is to be rebuilt.
+        outputs: the reconstruction of it, unscaled.
+    """
+
+    inputs: Float[Tensor, "n d_in"]
+    targets: Float[Tensor, "n d_out"]
+    outputs: Float[Tensor, "n d_out"]
+
+
 class CodeEvaluation(NamedTuple):
     """What ``summarise_code`` returns.
 
     Attributes:
         code: statistics of the code.
         explained_variance: 1 − Σ‖x − x̂‖² / Σ‖x − mean‖² over all batches (SAELens'
-            ``explained_variance``).
+            ``explained_variance``); x is what is to be rebuilt.
         quantised_explained_variance: the same with the magnitudes quantised as they are for
             ``code.description_length``; None without a quantiser.
     """
@@ -36,7 +51,7 @@ class CodeEvaluation(NamedTuple):
 @torch.no_grad()
 def summarise_code(
     sae: SAE[Any],
-    activations: Iterable[Tensor],
+    activations: Iterable[Tensor | Reconstructed],
     activation_scaler: ActivationScaler | None = None,
     *,
     pair_counts: bool = False,
@@ -46,9 +61,10 @@ def summarise_code(
     """Encode and decode batches of activations, counting the code and the variance explained.
 
     Args:
-        sae: any SAELens SAE that reconstructs its own input.
+        sae: any SAELens SAE.
         activations: batches ``[n, d_in]`` from its hook point, special tokens left out, unscaled,
-            heads flattened.
+            heads flattened, that it is to reconstruct. Of an SAE that writes to another hook point,
+            or needs whole sequences to decode, batches of both with what it made of them.
         activation_scaler: as SAELens trains with, while it is not folded in yet.
         pair_counts: see ``CodeStatistics``.
         minibatch_size: see ``CodeStatistics``. Shuffle the activations to have the minibatches of
@@ -65,9 +81,11 @@ def summarise_code(
     plain, quantised = ExplainedVarianceCalculator(), ExplainedVarianceCalculator()
     quantiser: MagnitudeQuantiser | None = None
     scaler = activation_scaler or ActivationScaler()
-    with _flat_heads(sae):
+    with flat_heads(sae):
         for batch in activations:
-            acts = sae.encode(scaler.scale(batch))
+            given = isinstance(batch, Reconstructed)
+            acts = sae.encode(scaler.scale(batch.inputs if given else batch))
+            targets = batch.targets if given else batch
             if acts.layout != torch.strided:
                 acts = acts.to_dense()
             if code is None:
@@ -81,10 +99,14 @@ def summarise_code(
                     quantiser,
                 )
             code.update(acts)
-            plain.add_batch(sae_output=scaler.unscale(sae.decode(acts)), hidden_acts=batch)
+            outputs = batch.outputs if given else scaler.unscale(sae.decode(acts))
+            plain.add_batch(sae_output=outputs, hidden_acts=targets)
             if quantiser is not None:
-                restored = sae.decode(quantiser.quantise(acts))
-                quantised.add_batch(sae_output=scaler.unscale(restored), hidden_acts=batch)
+                restored = scaler.unscale(sae.decode(quantiser.quantise(acts)))
+                if given:
+                    # What the output has beside the decoded code: a skip connection, or nothing.
+                    restored = restored + (outputs - scaler.unscale(sae.decode(acts)))
+                quantised.add_batch(sae_output=restored, hidden_acts=targets)
     if code is None:
         raise ValueError("There are no activations to summarise a code over.")
     return CodeEvaluation(
@@ -96,7 +118,12 @@ def summarise_code(
 
 def is_one_bit(sae: SAE[Any]) -> bool:
     """Whether each latent of an SAE has one value only where it fires, by its architecture."""
-    return sae.cfg.architecture() == "bae"
+    return sae.cfg.architecture() == "bae" or is_one_hot(sae)
+
+
+def is_one_hot(sae: SAE[Any]) -> bool:
+    """Whether one latent of an SAE fires for each token, by its architecture."""
+    return sae.cfg.architecture() == "clvq_vae"
 
 
 def _decoder(sae: SAE[Any]) -> Tensor:
@@ -108,7 +135,7 @@ def _decoder(sae: SAE[Any]) -> Tensor:
 
 
 @contextmanager
-def _flat_heads(sae: SAE[Any]) -> Iterator[None]:
+def flat_heads(sae: SAE[Any]) -> Iterator[None]:
     """Let an SAE of ``hook_z`` take its heads flattened, as a store gives them."""
     was_on = sae.hook_z_reshaping_mode
     sae.turn_off_forward_pass_hook_z_reshaping()

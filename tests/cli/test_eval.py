@@ -21,7 +21,10 @@ from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,
     HOOK,
+    HOOK_OUT,
     make_bae,
+    make_clvq,
+    make_headless_encoder,
     make_model,
     make_text,
     make_training_bae,
@@ -263,6 +266,86 @@ def test_a_width_that_is_not_the_hooks(tmp_path):
     folder = save(tmp_path / "sae", hook_name="blocks.0.mlp.hook_post")
 
     with pytest.raises(ValueError, match=f"{D_IN}.*{2 * D_IN}"):
+        run(folder)
+
+
+# Two hook points
+
+
+def save_clvq(folder: Path, d_out: int = D_IN, **metadata: Any) -> Path:
+    sae = make_clvq(d_out=d_out)
+    for name, value in {**KNOWN, "hook_name_out": HOOK_OUT, **metadata}.items():
+        sae.cfg.metadata[name] = value
+    sae.save_model(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("hook_out", "d_out"), [(HOOK_OUT, D_IN), ("blocks.1.mlp.hook_post", 2 * D_IN)]
+)
+def test_a_clvq_vae_is_scored_where_it_writes(tmp_path, hook_out, d_out):
+    folder = save_clvq(tmp_path / "sae", d_out, hook_name_out=hook_out)
+
+    assert run(folder) == 0
+
+    metrics = strict_json(folder / "eval_metrics.json")
+    assert set(metrics) == GROUPS
+    assert metrics["code"]["n_tokens"] == 100
+    assert metrics["code"]["perplexity"] >= 1
+    assert metrics["sparsity"]["l0"] == 1
+    assert metrics["model_behavior_preservation"]["kl_div_with_mean_ablation"] > 0
+
+
+def test_sentences_where_it_was_trained_on_sentences(tmp_path, monkeypatch):
+    texts = Dataset.from_dict({"text": [f"word{i} word7 word{i + 1}" for i in range(30)]})
+    monkeypatch.setattr(demo, "load_dataset", lambda name, split="train": texts)
+    folder = save_clvq(tmp_path / "sae", text_unit="sentence")
+
+    assert run(folder) == 0
+
+    metrics = strict_json(folder / "eval_metrics.json")
+    assert set(metrics) == GROUPS
+    # Four texts of three words and BOS.
+    assert set(metrics["token_stats"].values()) == {4 * 4}
+    assert metrics["code"]["n_tokens"] == 3 * 30
+
+
+def test_an_encoder_has_no_language_model_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "load_model", lambda *args, **kwargs: make_headless_encoder())
+    folder = save_clvq(
+        tmp_path / "sae",
+        text_unit="sentence",
+        hook_name="blocks.0.hook_out",
+        hook_name_out="blocks.1.hook_out",
+        model_class_name="TransformerBridge",
+    )
+
+    assert run(folder) == 0
+
+    metrics = strict_json(folder / "eval_metrics.json")
+    assert set(metrics) == GROUPS - {
+        "model_behavior_preservation",
+        "model_performance_preservation",
+    }
+    assert None not in metrics["reconstruction_quality"].values()
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("d_in", "hook_name"), ("d_out", "hook_name_out")],
+)
+def test_either_width_has_to_be_its_hooks(tmp_path, field, name):
+    folder = save_clvq(tmp_path / "sae", D_IN, **{name: "blocks.0.mlp.hook_post"})
+
+    with pytest.raises(ValueError, match=rf"{field} is {D_IN}.*width {2 * D_IN}"):
+        run(folder)
+
+
+@pytest.mark.parametrize("name", ["hook_name", "hook_name_out"])
+def test_either_hook_has_to_be_there(tmp_path, name):
+    folder = save_clvq(tmp_path / "sae", D_IN, **{name: "blocks.0.hook_resid_pst"})
+
+    with pytest.raises(ValueError, match=r"no hook 'blocks\.0\.hook_resid_pst'"):
         run(folder)
 
 

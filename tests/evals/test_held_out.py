@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import SAE, HookedSAETransformer
+from sae_lens import SAE, ActivationsStore, HookedSAETransformer
 
 from bae_lens import demo
 from bae_lens.evals import held_out
 from bae_lens.evals.held_out import held_out_store, load_model_of
-from tests.helpers import CONTEXT_SIZE, HOOK, make_bae, make_model, make_text
+from bae_lens.training.sentences import SentenceStore
+from tests.helpers import CONTEXT_SIZE, HOOK, HOOK_OUT, make_bae, make_model, make_text
 
 BOS, EOS, PAD = 0, 1, 2
 METADATA: dict[str, Any] = {
@@ -173,6 +174,63 @@ def test_any_other_name_is_saelens_to_load(saved, model, monkeypatch):
     assert asked == [("someone/text", "train", True)]
 
 
+# Two hook points
+
+
+def test_the_store_of_a_cross_layer_sae_reads_where_the_sae_reads(saved, model):
+    store = held_out_store(saved(hook_name_out=HOOK_OUT), model, make_text())
+
+    assert isinstance(store, ActivationsStore)
+    assert store.hook_name == HOOK
+    assert store.get_batch_tokens(3).shape == (3, CONTEXT_SIZE)
+
+
+@pytest.mark.parametrize(("hook_name_out", "hooks"), [(HOOK_OUT, [HOOK, HOOK_OUT]), (..., [HOOK])])
+def test_sentences_where_training_read_sentences(saved, model, hook_name_out, hooks):
+    sae = saved(text_unit="sentence", hook_name_out=hook_name_out, context_size=9)
+    texts = [" ".join(["word5"] * n) for n in (3, 12)]
+
+    store = held_out_store(sae, model, Dataset.from_dict({"text": texts}), 2)
+
+    assert isinstance(store, SentenceStore)
+    assert store.hook_names == hooks
+    assert store.store_batch_size_prompts == 2
+    assert set(store.exclude_special_tokens) == {BOS, EOS, PAD}
+    tokens, mask = store.get_batch()
+    assert tokens.shape == (2, 9)
+    assert mask.sum(1).tolist() == [4, 9]
+
+
+def test_sentences_of_the_held_out_split(saved, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        demo, "load_dataset", lambda name, split: asked.append((name, split)) or make_text()
+    )
+
+    held_out_store(saved(text_unit="sentence", dataset_path=demo.DATASET_NAME), model)
+
+    assert asked == [(demo.DATASET_NAME, "test")]
+
+
+def test_sentences_of_any_other_name_are_loaded(saved, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        held_out,
+        "load_dataset",
+        lambda name, **kwargs: asked.append((name, kwargs["split"])) or make_text(),
+    )
+
+    store = held_out_store(saved(text_unit="sentence", dataset_path="someone/text"), model)
+
+    assert asked == [("someone/text", "train")]
+    assert store.get_batch_tokens(2).shape == (2, CONTEXT_SIZE)
+
+
+def test_a_unit_of_text_that_is_neither(saved, model):
+    with pytest.raises(ValueError, match=r"metadata\.text_unit.*'context' or 'sentence'.*'word'"):
+        held_out_store(saved(text_unit="word"), model, make_text())
+
+
 # The model
 
 
@@ -189,19 +247,24 @@ def test_our_model_is_loaded_as_the_class_it_was_trained_with(saved, monkeypatch
     assert asked == [(demo.MODEL_NAME, "TransformerBridge", "meta")]
 
 
-def test_any_other_model_is_saelens_to_load(saved, monkeypatch):
+@pytest.mark.parametrize(
+    ("hook_name_out", "hooks"), [(HOOK_OUT, [HOOK, HOOK_OUT]), (HOOK, [HOOK]), (..., [HOOK])]
+)
+def test_any_other_model_is_saelens_to_load(saved, monkeypatch, hook_name_out, hooks):
     asked = []
     monkeypatch.setattr(
         held_out, "sae_lens_load_model", lambda *args, **kwargs: asked.append((args, kwargs))
     )
     kwargs = {"center_writing_weights": False}
 
-    load_model_of(saved(model_name="gpt2", model_from_pretrained_kwargs=kwargs))
+    load_model_of(
+        saved(model_name="gpt2", model_from_pretrained_kwargs=kwargs, hook_name_out=hook_name_out)
+    )
 
     assert asked == [
         (
             ("HookedTransformer", "gpt2"),
-            {"device": "cpu", "model_from_pretrained_kwargs": kwargs, "hook_names": [HOOK]},
+            {"device": "cpu", "model_from_pretrained_kwargs": kwargs, "hook_names": hooks},
         )
     ]
 
@@ -225,6 +288,12 @@ def test_no_dataset_in_the_metadata(saved, model, path):
 def test_no_setting_is_guessed(saved, model, name):
     with pytest.raises(ValueError, match=name):
         held_out_store(saved(**{name: ...}), model, make_text())
+
+
+@pytest.mark.parametrize("name", ["context_size", "hook_name"])
+def test_nor_one_of_sentences(saved, model, name):
+    with pytest.raises(ValueError, match=name):
+        held_out_store(saved(**{name: ...}, text_unit="sentence"), model, make_text())
 
 
 def test_a_misspelt_name_of_ours_is_not_handed_on(saved, model):

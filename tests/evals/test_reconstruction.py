@@ -1,4 +1,4 @@
-"""Mean-ablation cross-entropy, against the model's second half run by hand."""
+"""Mean-ablation cross-entropy, against the model's second half run by hand; whether there is any."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import HookedSAETransformer
+from sae_lens import HookedSAETransformer, SAETransformerBridge
 from torch import Tensor
+from transformer_lens import HookedTransformerConfig
+from transformers import BertConfig, BertForMaskedLM
 
-from bae_lens.evals.reconstruction import mean_ablation_ce, special_token_mask
-from tests.helpers import HOOK, make_bridge, make_model, make_tokens
+from bae_lens.evals.reconstruction import mean_ablation_ce, predicts_next_token
+from bae_lens.special_tokens import special_token_mask
+from tests.helpers import (
+    HOOK,
+    make_bridge,
+    make_headless_encoder,
+    make_model,
+    make_tokenizer,
+    make_tokens,
+)
 
 BOS, EOS = 0, 1
 SPECIAL = [BOS, EOS]
@@ -191,3 +201,44 @@ def test_model_kwargs_reach_both_runs(model, batches, monkeypatch):
 )
 def test_special_token_mask(special, expected):
     assert special_token_mask(torch.tensor([[7, 3, 7]]), special).tolist() == expected
+
+
+# Whether a model predicts the next token
+
+
+def test_decoders_do(model, tmp_path):
+    assert predicts_next_token(model)
+    assert predicts_next_token(make_bridge(tmp_path))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_model_that_looks_ahead_does_not():
+    cfg = {**make_model().cfg.to_dict(), "attention_dir": "bidirectional"}
+
+    assert not predicts_next_token(HookedSAETransformer(HookedTransformerConfig.from_dict(cfg)))
+
+
+def test_a_masked_language_model_does_not():
+    # Its Bridge says "causal", and has logits over the vocabulary.
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 44, "hidden_size": 16, "intermediate_size": 32}
+    bert = BertForMaskedLM(
+        BertConfig(**sizes, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3)
+    )
+    bert.set_attn_implementation("eager")
+    bridge = SAETransformerBridge.boot_transformers(
+        "tiny-bert", hf_model=bert.eval(), tokenizer=make_tokenizer(), device="cpu"
+    )
+
+    assert bridge(make_tokens(1, 4)).shape[-1] == 44
+    assert not predicts_next_token(bridge)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_model_that_returns_its_hidden_states_does_not(model):
+    class Headless(type(model)):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **{**kwargs, "stop_at_layer": 2})
+
+    assert not predicts_next_token(make_headless_encoder())  # pyright: ignore[reportArgumentType]
+    causal = Headless(model.cfg)
+    assert causal(make_tokens(1, 4)).shape == (1, 4, 16)
+    assert not predicts_next_token(causal)

@@ -37,12 +37,15 @@ from tests.helpers import (
     D_IN,
     D_SAE,
     HOOK,
+    HOOK_OUT,
     about,
+    between,
     make_activations,
     make_bae,
     make_model,
     make_text,
     make_training_bae,
+    make_transcoder,
     support_bits,
 )
 
@@ -496,13 +499,23 @@ def test_one_head(model):
     )
 
 
-def test_an_sae_that_writes_elsewhere_than_it_reads_is_refused(model):
-    sae = make_bae()
-    sae.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
-    sae.cfg.metadata.hook_name_out = "blocks.1.hook_resid_post"
+def test_an_sae_that_writes_elsewhere_than_it_reads_has_the_same_metrics(model):
+    # Its numbers: test_cross_layer.py.
+    sae = between(make_transcoder(), HOOK, HOOK_OUT)
+    own = describe(make_topk())
 
-    with pytest.raises(ValueError, match=r"reads 'blocks.0.* writes 'blocks.1"):
-        run_evals(sae, None, model)  # pyright: ignore[reportArgumentType]
+    metrics, per_latent = run_evals(
+        sae, store_of(sae, model), model, eval_config=everything(), n_code_tokens=64
+    )
+
+    expected, expected_per_latent = run_evals(
+        own, store_of(own, model), model, eval_config=everything(), n_code_tokens=64
+    )
+    assert list(metrics) == list(expected)
+    for group, values in expected.items():
+        added = {"kl_div_with_mean_ablation", "kl_div_score_mean_ablation"}
+        assert set(metrics[group]) - added == set(values)
+    assert set(per_latent) == set(expected_per_latent)
 
 
 def test_text_that_ends_before_is_counted_once_and_said(model, caplog):

@@ -1,0 +1,319 @@
+"""Evals of SAEs that read one hook point and write another, at the one that they write."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from sae_lens import SAE, ActivationsStore
+from sae_lens.evals import EvalConfig, ExplainedVarianceCalculator
+from sae_lens.training.activation_scaler import ActivationScaler
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+from tqdm.auto import tqdm
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from bae_lens.clvq_vae import only_tokens
+from bae_lens.cross_layer import CrossLayerSAE
+from bae_lens.evals.codebook_use import CodebookUse
+from bae_lens.evals.reconstruction import (
+    Continuation,
+    kl_from,
+    next_token_loss,
+    predicts_next_token,
+)
+from bae_lens.evals.summarise import Reconstructed, flat_heads
+from bae_lens.evals.text_batch import (
+    MaskedTextStore,
+    TextBatch,
+    read_hooks,
+    take_heads,
+)
+from bae_lens.hook_points import hook_names, output_is_decoded_code
+
+
+def evaluates_here(sae: SAE[Any]) -> bool:
+    """Whether SAELens' ``run_evals`` is no use for an SAE.
+
+    It compares the output with the input and puts it back where the input came from, and lets a
+    decoder over whole sequences see special tokens.
+    """
+    hook_in, hook_out = hook_names(sae)
+    return hook_in != hook_out or isinstance(sae, CrossLayerSAE)
+
+
+class _Seen(NamedTuple):
+    """A batch of text as an SAE sees it: latents fire for tokens that count, and for others too
+    unless they are hidden from it."""
+
+    inputs: Tensor
+    targets: Tensor
+    acts: Tensor
+    outputs: Tensor
+
+
+class CrossLayerEvaluation:
+    """SAELens' groups of metrics, by the same names, for an SAE that writes to ``hook_name_out``.
+
+    The target is the activation at that hook point, and that is where the model goes on from the
+    reconstruction. Both hook points are read in one forward pass. Special tokens and padding are
+    hidden from an SAE that decodes whole sequences, as in training, and keep their own activations.
+
+    Args:
+        sae: the SAE; where both its hooks are the same, the metrics are SAELens'.
+        store: gives the text, see ``TextBatch.read``.
+        model: the language model.
+        activation_scaler: scales inputs and unscales outputs.
+        model_kwargs: passed to the model.
+        special_tokens: ids of tokens that do not count.
+        verbose: show progress bars.
+
+    Raises:
+        ValueError: if the metadata names no hook, or activations of two hook points are whitened.
+    """
+
+    def __init__(
+        self,
+        sae: SAE[Any],
+        store: ActivationsStore | MaskedTextStore,
+        model: HookedRootModule,
+        activation_scaler: ActivationScaler,
+        model_kwargs: Mapping[str, Any],
+        special_tokens: Sequence[int],
+        verbose: bool = False,
+    ) -> None:
+        self.sae, self.store, self.model = sae, store, model
+        self.scaler, self.model_kwargs = activation_scaler, model_kwargs
+        self.special_tokens, self.verbose = special_tokens, verbose
+        self.hook_names = hook_names(sae)
+        same = self.hook_names[0] == self.hook_names[1]
+        if activation_scaler.whitening is not None and not same:
+            raise ValueError(
+                "The activations of one hook point cannot be unwhitened with the covariance of "
+                "another. Evaluate with normalize_activations='none'."
+            )
+        head_index = sae.cfg.metadata.hook_head_index
+        self.head_indices = (head_index, head_index if same else None)
+
+    @torch.no_grad()
+    def run(self, config: EvalConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What ``sae_lens.run_evals`` returns; CE and KL, also against mean-ablation, only for a
+        model that predicts the next token. ``token_stats`` are of the tokens read."""
+        if config.compute_kl or config.compute_ce_loss:
+            _check_positive(config.n_eval_reconstruction_batches, "n_eval_reconstruction_batches")
+            if not predicts_next_token(self.model):
+                config = replace(config, compute_kl=False, compute_ce_loss=False)
+        metrics: dict[str, dict[str, Any]] = defaultdict(dict)
+        per_latent: dict[str, Any] = {}
+        n_read = [0, 0]
+        if config.compute_kl or config.compute_ce_loss:
+            groups, n_read[0] = self._downstream(config)
+            metrics.update(groups)
+            self.store.reset_input_dataset()
+        asked = {
+            "reconstruction_quality": config.compute_variance_metrics,
+            "shrinkage": config.compute_l2_norms,
+            "sparsity": config.compute_sparsity_metrics,
+        }
+        if any(asked.values()) or config.compute_featurewise_density_statistics:
+            n = config.n_eval_sparsity_variance_batches
+            _check_positive(n, "n_eval_sparsity_variance_batches")
+            quality = _Quality(self.sae.cfg.d_sae)
+            for _ in self._bar(range(n), "Sparsity and variance"):
+                batch = self._read(config.batch_size_prompts)
+                quality.update(self._see(batch)[1], batch.valid)
+                n_read[1] += batch.n_tokens
+            computed = quality.compute()
+            metrics.update(
+                {group: computed[group] for group, is_asked in asked.items() if is_asked}
+            )
+            if config.compute_featurewise_density_statistics:
+                per_latent |= quality.per_latent()
+        if config.compute_featurewise_weight_based_metrics:
+            per_latent |= _weight_metrics(self.sae)
+        names = ("total_tokens_eval_reconstruction", "total_tokens_eval_sparsity_variance")
+        metrics["token_stats"] = dict(zip(names, n_read, strict=True))
+        return dict(metrics), per_latent
+
+    def rows(self, n_tokens: int, use: CodebookUse | None = None) -> Iterator[Tensor]:
+        """The next tokens that count, as rows ``[inputs | targets | outputs]`` (see ``split``).
+
+        Args:
+            n_tokens: how many, unless the text ends before.
+            use: counts their codes, for an SAE of one latent a token.
+        """
+        # A store of sentences begins again; SAELens' goes on where the other groups have ended.
+        self.store.reset_input_dataset()
+        while n_tokens > 0:
+            try:
+                batch = self._read(raise_at_epoch_end=True)
+            except StopIteration:
+                return
+            _, seen = self._see(batch)
+            inputs, targets, acts, outputs = (
+                x[batch.valid.to(x.device)][:n_tokens].to(self.sae.device) for x in seen
+            )
+            if use is not None:
+                use.update(acts.argmax(-1), batch.tokens[batch.valid][:n_tokens])
+            n_tokens -= len(acts)
+            yield torch.cat([inputs, targets, outputs], -1)
+
+    def split(self, rows: Tensor) -> Reconstructed:
+        """The parts of ``rows``."""
+        d_out = (rows.shape[1] - self.sae.cfg.d_in) // 2
+        return Reconstructed(*rows.split([self.sae.cfg.d_in, d_out, d_out], dim=1))
+
+    # Parts
+
+    def _read(self, n_prompts: int | None = None, raise_at_epoch_end: bool = False) -> TextBatch:
+        return TextBatch.read(self.store, self.special_tokens, n_prompts, raise_at_epoch_end)
+
+    def _bar(self, batches: Iterable[Any], what: str) -> Iterable[Any]:
+        return tqdm(batches, desc=what, leave=False, disable=not self.verbose)
+
+    @torch.no_grad()
+    def _see(self, batch: TextBatch, stop_after: bool = True) -> tuple[Tensor, _Seen]:
+        """The model's output, and what the SAE makes of its activations."""
+        sae = self.sae
+        output, both = read_hooks(self.model, batch, self.hook_names, self.model_kwargs, stop_after)
+        inputs, targets = (take_heads(*x) for x in zip(both, self.head_indices, strict=True))
+        x = self.scaler.scale(inputs).to(sae.device)
+        with only_tokens(sae, batch.valid), flat_heads(sae):
+            acts = sae.encode(x)
+            outputs = sae.decode(acts) if output_is_decoded_code(sae) else sae(x)
+        if acts.layout != torch.strided:
+            acts = acts.to_dense()
+        if outputs.shape != targets.shape:
+            raise ValueError(
+                f"The SAE writes activations of width {outputs.shape[-1]}; those at "
+                f"{self.hook_names[1]!r} have width {targets.shape[-1]}."
+            )
+        outputs = self.scaler.unscale(outputs.to(targets.device))
+        return output, _Seen(inputs, targets, acts, outputs)
+
+    def _downstream(self, config: EvalConfig) -> tuple[dict[str, dict[str, float]], int]:
+        """CE and KL of the model that goes on from the reconstruction, zeros, or the mean."""
+        batches = [
+            self._read(config.batch_size_prompts)
+            for _ in range(config.n_eval_reconstruction_batches)
+        ]
+        point = Continuation(
+            self.model, self.hook_names[1], self.head_indices[1], self.model_kwargs
+        )
+        mean = point.mean(self._bar(batches, "Mean activation"))
+        zero = torch.zeros_like(mean)
+        ce, kl = defaultdict(list), defaultdict(list)
+        for batch in self._bar(batches, "Reconstruction"):
+            logits, seen = self._see(batch, stop_after=False)
+            ce["without_sae"].append(next_token_loss(logits, batch))
+            for name, new, where in (
+                ("with_sae", seen.outputs, batch.valid),
+                # SAELens' baseline, which takes special tokens away too.
+                ("with_ablation", zero, None),
+                ("with_mean_ablation", mean, batch.valid),
+            ):
+                other = point.logits(batch, new, where)
+                ce[name].append(next_token_loss(other, batch))
+                if config.compute_kl:
+                    kl[name].append(kl_from(logits, other, batch))
+        groups = {}
+        if config.compute_kl:
+            groups["model_behavior_preservation"] = _scored("kl_div", kl)
+        if config.compute_ce_loss:
+            groups["model_performance_preservation"] = _scored("ce_loss", ce)
+        return groups, sum(batch.n_tokens for batch in batches)
+
+
+class _Quality:
+    """Streaming metrics of codes and reconstructions, each as SAELens defines it."""
+
+    def __init__(self, d_sae: int) -> None:
+        self.values: dict[str, list[Tensor]] = defaultdict(list)
+        self.explained_variance = ExplainedVarianceCalculator()
+        self.n_fired, self.n_prompts_fired = torch.zeros(2, d_sae, dtype=torch.int64)
+        self.n_tokens = 0
+
+    def update(self, seen: _Seen, valid: Tensor) -> None:
+        """Count the tokens of a batch that count."""
+        fired = (seen.acts != 0) & valid.to(seen.acts.device)[..., None]
+        self.n_fired += fired.sum((0, 1)).cpu()
+        self.n_prompts_fired += fired.any(1).sum(0).cpu()
+        self.n_tokens += int(valid.sum())
+        target, output, acts = (
+            x[valid.to(x.device)] for x in (seen.targets, seen.outputs, seen.acts)
+        )
+        norm, output_norm = target.norm(dim=-1), output.norm(dim=-1)
+        residual = (target - output).square().sum(-1)
+        self.explained_variance.add_batch(sae_output=output, hidden_acts=target)
+        for name, value in {
+            "explained_variance_legacy": 1 - residual / (target - target.mean(0)).square().sum(-1),
+            "mse": residual,
+            "cossim": (target * output).sum(-1) / (norm * output_norm),
+            "l2_norm_in": norm,
+            "l2_norm_out": output_norm,
+            "l2_ratio": output_norm / torch.where(norm < 1e-4, 1, norm),
+            "relative_reconstruction_bias": (
+                output_norm.square().mean() / (target * output).sum(-1).mean()
+            )[None],
+            "l0": (acts != 0).sum(-1).float(),
+            "l1": acts.abs().sum(-1),
+        }.items():
+            self.values[name].append(value)
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """The metrics, in SAELens' groups."""
+        mean = {name: torch.cat(values).mean().item() for name, values in self.values.items()}
+        mean["explained_variance"] = self.explained_variance.compute()
+        groups = {
+            "reconstruction_quality": (
+                *("explained_variance", "explained_variance_legacy", "mse", "cossim"),
+            ),
+            "shrinkage": ("l2_norm_in", "l2_norm_out", "l2_ratio", "relative_reconstruction_bias"),
+            "sparsity": ("l0", "l1"),
+        }
+        return {group: {name: mean[name] for name in names} for group, names in groups.items()}
+
+    def per_latent(self) -> dict[str, list[float]]:
+        """How often each latent fires, over tokens and within the texts in which it does."""
+        return {
+            "feature_density": (self.n_fired / self.n_tokens).tolist(),
+            "consistent_activation_heuristic": (self.n_fired / self.n_prompts_fired).tolist(),
+        }
+
+
+def _check_positive(n: int, name: str) -> None:
+    if n <= 0:
+        raise ValueError(f"eval_config.{name} must be at least 1; got {n}.")
+
+
+def _scored(kind: str, values: Mapping[str, list[Tensor]]) -> dict[str, float]:
+    """Means by their names, with the share of what each ablation loses that the SAE keeps."""
+    mean = {name: torch.cat(parts).mean().item() for name, parts in values.items()}
+    floor = mean.get("without_sae", 0.0)
+
+    def score(ablated: float) -> float:
+        lost = ablated - floor
+        return (ablated - mean["with_sae"]) / lost if lost else math.nan
+
+    return {
+        f"{kind}_score": score(mean["with_ablation"]),
+        **{f"{kind}_{name}": value for name, value in mean.items()},
+        f"{kind}_score_mean_ablation": score(mean["with_mean_ablation"]),
+    }
+
+
+def _weight_metrics(sae: SAE[Any]) -> dict[str, list[float]]:
+    """SAELens' per-latent metrics of weights, as far as an SAE's shapes allow them."""
+    if not (hasattr(sae, "W_enc") and hasattr(sae, "W_dec")):
+        return {}
+    W_enc, W_dec = sae.W_enc.detach(), sae.W_dec.detach()
+    metrics = {"encoder_norm": W_enc.norm(dim=0).tolist()}
+    if W_enc.shape[0] == W_dec.shape[1]:
+        metrics["encoder_decoder_cosine_sim"] = cosine_similarity(W_enc.T, W_dec).tolist()
+    if getattr(sae, "b_enc", None) is not None:
+        metrics["encoder_bias"] = sae.b_enc.tolist()  # pyright: ignore[reportCallIssue]
+    return metrics
