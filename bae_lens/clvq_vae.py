@@ -8,10 +8,12 @@ with the ``transformer`` decoder also those of the tokens before it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,6 +26,7 @@ from typing_extensions import override
 
 from bae_lens.codebook_init import CODEBOOK_INITS, CodebookInit, initial_codebook
 from bae_lens.cross_layer import CrossLayerSAE, check_cross_layer, masked, target_and_output
+from bae_lens.fields import number_or_none
 from bae_lens.nn import (
     AdaptiveResidualEncoder,
     CausalTransformerDecoder,
@@ -43,7 +46,9 @@ DecoderMemory = Literal["codes", "encoder"]
 # Buffers of the quantiser; in a state dict they stand at the top level, as the codebook does in the
 # inference class.
 _QUANTIZER = "quantizer."
-# Batches without a nearest token after which a code counts as not in use, where no revival says so.
+# What it keeps beside the codebook.
+_STATISTICS = EMACodebook(1, 1).state_dict().keys() - {"codebook"}
+# Batches without a nearest token after which a code counts as not in use.
 _UNUSED_AFTER = 100
 
 
@@ -94,6 +99,7 @@ class CLVQVAEConfig(_CrossLayerFields, SAEConfig):
     def __post_init__(self) -> None:
         _check_shared(self)
         super().__post_init__()
+        self.d_out = self.d_in if self.d_out is None else self.d_out
 
 
 @dataclass
@@ -128,12 +134,12 @@ class TrainingCLVQVAEConfig(_CrossLayerFields, TrainingSAEConfig):
     """
 
     top_k: int = 5
-    temperature: float = 0.25
-    ema_decay: float = 0.99
+    temperature: float = 0.1
+    ema_decay: float = 0.98
     laplace_epsilon: float = 1e-5
-    revive_after: int | None = 100
+    revive_after: int | None = number_or_none(100, kind=int)
     max_revived: int = 5
-    commitment_coefficient: float = 0.1
+    commitment_coefficient: float = 0.5
     codebook_init: CodebookInit = "scaled_spherical_kmeans++"
     codebook_init_seed: int = 0
     sequence_length: int | None = None
@@ -201,7 +207,7 @@ class _CLVQ(CrossLayerSAE):
         if cfg.decoder == "token":
             self.decoder = TokenDecoder(
                 cfg.d_in,
-                cfg.d_out,
+                self.d_out,
                 n_layers=cfg.decoder_layers,
                 d_mlp=cfg.decoder_mlp_width,
                 **kwargs,
@@ -209,7 +215,7 @@ class _CLVQ(CrossLayerSAE):
         else:
             self.decoder = CausalTransformerDecoder(
                 cfg.d_in,
-                cfg.d_out,
+                self.d_out,
                 d_model=cfg.decoder_width,
                 n_layers=cfg.decoder_layers,
                 n_heads=cfg.decoder_heads,
@@ -467,6 +473,7 @@ class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
         distance = squared_distances(z, codebook).amin(-1).mean()
         share = (batch_size or len(rows)) / len(rows)
         self.quantizer.set_codebook(codebook, counts * share, distance)
+        self.is_calibrated = True
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -552,22 +559,31 @@ class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
         """Not used: the commitment needs z, which ``training_forward_pass`` has."""
         raise NotImplementedError("TrainingCLVQVAE computes its losses in training_forward_pass.")
 
+    def fold_log_sparsity(self, log_sparsity: Tensor) -> Tensor:
+        """SAELens' log10 firing rates ``[K]``, per valid token: it divides by masked ones too."""
+        rate = 10**log_sparsity
+        return torch.log10(rate / rate.sum() + 1e-10).to(log_sparsity.dtype)
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Save as a ``CLVQVAE``, with the L0 of valid tokens, each of which has one code."""
+        weights_path, cfg_path = super().save_inference_model(path)
+        cfg = json.loads(cfg_path.read_text())
+        if cfg["metadata"].get("l0") is not None:
+            cfg["metadata"]["l0"] = 1.0
+            cfg_path.write_text(json.dumps(cfg))
+        return weights_path, cfg_path
+
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        if "ema_count" not in state_dict:
+        if not _STATISTICS & state_dict.keys():
             # Saved for inference, and now to be trained further from where it is.
             codebook = state_dict["codebook"].float()
-            count, none = torch.ones_like(codebook[:, 0]), torch.zeros_like(codebook[0, 0])
-            state_dict |= {
-                "ema_count": count,
-                "ema_sum": codebook.clone(),
-                "nearest_count": count.clone(),
-                "nearest_distance": none,
-                "steps_unused": torch.zeros_like(count, dtype=torch.int64),
-                "n_updates": torch.ones_like(none, dtype=torch.int64),
-                "n_revived": torch.zeros_like(none, dtype=torch.int64),
-            }
+            fresh = EMACodebook(*codebook.shape, device=codebook.device)
+            ones = torch.ones_like(codebook[:, 0])
+            fresh.set_codebook(codebook, ones, distance=torch.zeros_like(ones[0]))
+            state_dict |= fresh.state_dict()
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
@@ -593,13 +609,16 @@ def _perplexity(quantizer: EMACodebook) -> Tensor:
 
 
 def _codes_in_use(quantizer: EMACodebook) -> Tensor:
-    return (quantizer.steps_unused < (quantizer.revive_after or _UNUSED_AFTER)).sum()
+    """Codes that were nearest to something within ``_UNUSED_AFTER`` batches, by the running mean.
+
+    ``steps_unused`` would not do: it begins anew when a code is revived, used or not.
+    """
+    once = (1 - quantizer.decay) * quantizer.decay**_UNUSED_AFTER
+    return (quantizer.nearest_count > 0.99 * once).sum()
 
 
 def _drop_statistics(state_dict: dict[str, Any]) -> None:
-    with torch.device("meta"):
-        names = EMACodebook(1, 1).state_dict().keys()
-    for name in names - {"codebook"}:
+    for name in _STATISTICS:
         state_dict.pop(name, None)
 
 

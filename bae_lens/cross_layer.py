@@ -34,7 +34,7 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
     @property
     def d_out(self) -> int:
         """Width of the higher hook point."""
-        return self.cfg.d_out
+        return self.cfg.d_in if self.cfg.d_out is None else self.cfg.d_out
 
     def register_units(self) -> None:
         kwargs: dict[str, Any] = {"device": self.device, "dtype": torch.float32}
@@ -66,7 +66,6 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
         # A constant is left at its scale.
         self.input_scale.copy_(torch.where(norm > 0, self.cfg.d_in**0.5 / norm, 1))
         self.target_scale.copy_(torch.where(spread > 0, spread, 1))
-        self.is_calibrated = True
         return Packed(lower, upper, valid[valid])
 
     @override
@@ -79,6 +78,13 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
                 f"{tuple(x.shape)}."
             )
         return ((x - self.input_mean) * self.input_scale).to(self.dtype)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        # SAELens' loader casts whatever is in the file to the model's dtype.
+        for name in set(self.float32_buffers) & state_dict.keys():
+            state_dict[name] = state_dict[name].float()
 
     def to_target(self, decoded: Tensor) -> Tensor:
         """What the decoder says, in units of the higher hook point."""
@@ -103,7 +109,7 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
 
 
 def check_cross_layer(cfg: Any) -> None:
-    """Refuse SAELens' options that have no meaning between two hook points; fill in ``d_out``.
+    """Refuse SAELens' options that have no meaning between two hook points.
 
     Raises:
         ValueError: if one of them is set.
@@ -127,7 +133,6 @@ def check_cross_layer(cfg: Any) -> None:
         )
     if cfg.d_out is not None and cfg.d_out < 1:
         raise ValueError(f"d_out must be at least 1, or None; got {cfg.d_out}.")
-    cfg.d_out = cfg.d_in if cfg.d_out is None else cfg.d_out
 
 
 def masked(x: Tensor, valid: Bool[Tensor, " n"], other: Tensor | float = 0.0) -> Tensor:

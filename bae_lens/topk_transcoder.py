@@ -122,6 +122,7 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
     def calibrate(self, rows: Tensor, batch_size: int | None = None) -> None:  # noqa: ARG002
         """Set the units from activations, as in ``TrainingCLVQVAE.calibrate``."""
         self.fit_units(rows)
+        self.is_calibrated = True
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -168,7 +169,11 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
         super().process_state_dict_for_loading(state_dict)
         if not set(_UNITS) & state_dict.keys():
             # Saved for inference: the units are in the weights.
-            state_dict |= {name: getattr(self, name).float() for name in _UNITS}
+            widths = (self.cfg.d_in,), (), (self.d_out,), ()
+            fresh = (torch.zeros, torch.ones, torch.zeros, torch.ones)
+            device = state_dict["W_enc"].device
+            for name, make, width in zip(_UNITS, fresh, widths, strict=True):
+                state_dict[name] = make(width, device=device)
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: activations of SmolLM2-135M."""
+"""What the benchmarks share: activations of language models."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any, Literal
 import torch
 from sae_lens import ActivationsStore
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
 from bae_lens import demo
+from bae_lens.packing import pack_rows
+from bae_lens.training.paired_activations import PairedStore
 
 D_IN, CONTEXT_SIZE = 576, 128
 
@@ -45,3 +48,31 @@ def collect(
             n += len(parts[layers[0]][-1])
             bar.update(len(parts[layers[0]][-1]))
     return {layer: torch.cat(part)[:n_tokens] for layer, part in parts.items()}
+
+
+def collect_pairs(
+    store: PairedStore, n_tokens: int, length: int, what: str = ""
+) -> dict[str, Tensor]:
+    """Whole sequences of two hook points, as many as have ``n_tokens`` valid tokens together.
+
+    Returns:
+        ``tokens`` [n, length] and packed ``rows`` [n · length, d_in + d_out + 1] in order; shorter
+        sequences are padded at their end.
+    """
+    all_tokens: list[Tensor] = []
+    all_rows: list[Tensor] = []
+    n = 0
+    with tqdm(total=n_tokens, desc=f"Collecting {what}".rstrip(), unit="tok") as bar:
+        while n < n_tokens:
+            batch = store.paired_batch()
+            missing = (0, length - batch.tokens.shape[1])
+            tokens, valid = (pad(x, missing) for x in (batch.tokens, batch.valid))
+            lower, upper = (pad(x, (0, 0, *missing)) for x in (batch.lower, batch.upper))
+            # The last batch has more sequences than are wanted.
+            n_valid = n + valid.sum(1).cumsum(0)
+            keep = slice(int((n_valid < n_tokens).sum()) + 1)
+            all_tokens.append(tokens[keep])
+            all_rows.append(pack_rows(lower[keep], upper[keep], valid[keep]))
+            bar.update(int(n_valid[keep][-1]) - n)
+            n = int(n_valid[keep][-1])
+    return {"tokens": torch.cat(all_tokens), "rows": torch.cat(all_rows)}

@@ -238,7 +238,7 @@ class EMACodebook(Float32Buffers):
         indices = nearest
         if top_k > 1:
             first = _masked_mean(distance, mask)
-            scale = torch.where(self.n_updates > 0, self.nearest_distance, first)
+            scale = torch.where(self.nearest_distance > 0, self.nearest_distance, first)
             indices = sample_codes(distances, top_k, temperature, scale, generator)
         # Not by subscript, which for a single index gives a view that update would move.
         codes = F.embedding(indices, self.codebook)
@@ -308,7 +308,9 @@ class EMACodebook(Float32Buffers):
         # A plain mean at first, so that the start needs no correction.
         weight = (1 / (self.n_updates + 1)).clamp(min=1 - self.decay)
         mean = _masked_mean(distance, mask)
-        moved = torch.lerp(self.nearest_distance, mean, weight)
+        # Zero is no distance seen yet, as after a codebook was set without one.
+        weight_of_distance = torch.where(self.nearest_distance > 0, weight, 1.0)
+        moved = torch.lerp(self.nearest_distance, mean, weight_of_distance)
         self._keep_unless(has_any, "nearest_distance", moved)
         moved = torch.lerp(self.nearest_count, n_nearest, weight)
         self._keep_unless(has_any, "nearest_count", moved)

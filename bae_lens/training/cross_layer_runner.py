@@ -63,10 +63,11 @@ class CrossLayerRunnerConfig(LanguageModelSAERunnerConfig[Any]):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.hook_name_out = self.hook_name_out or self.hook_name
-        if not is_cross_layer(self.sae.architecture()):
+        sae = self.sae
+        if not is_cross_layer(sae.architecture()):
             known = [name for name in SAE_TRAINING_CLASS_REGISTRY if is_cross_layer(name)]
             raise ValueError(
-                f"A {self.sae.architecture()!r} reconstructs its own input and has no hook_name_out; "
+                f"A {sae.architecture()!r} reconstructs its own input and has no hook_name_out; "
                 f"architectures of two hook points are {', '.join(known)}."
             )
         if self.text_unit not in get_args(TextUnit):
@@ -84,12 +85,18 @@ class CrossLayerRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 "seqpos_slice is not supported with text_unit='sentence': exclude special tokens by "
                 f"exclude_special_tokens; got {self.seqpos_slice!r}."
             )
+        if sae.normalize_activations != "none":
+            raise ValueError(
+                f"A {sae.architecture()} centres and scales the activations of each hook point "
+                f"itself: set normalize_activations to 'none'; got {sae.normalize_activations!r}."
+            )
         if self.initialization_tokens < 2:
             raise ValueError(
                 f"initialization_tokens must be at least 2; got {self.initialization_tokens}."
             )
-        if getattr(self.sae, "decoder", None) == "transformer" and self.sae.sequence_length is None:
-            self.sae.sequence_length = len(range(self.context_size)[slice(*self.seqpos_slice)])
+        sae.d_out = sae.d_in if sae.d_out is None else sae.d_out
+        if getattr(sae, "decoder", None) == "transformer" and sae.sequence_length is None:
+            sae.sequence_length = len(range(self.context_size)[slice(*self.seqpos_slice)])
 
     @property
     def sequence_length(self) -> int | None:

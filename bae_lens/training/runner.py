@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from bae_lens import demo
 from bae_lens.bae import TrainingBAE
+from bae_lens.clvq_vae import TrainingCLVQVAE
 from bae_lens.suggest import did_you_mean
 from bae_lens.training.interruption import stop_between_steps
 from bae_lens.training.metric_log import MetricLog
@@ -59,7 +60,8 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     * A run resumed from a checkpoint goes on where it was: SAELens writes the checkpoints that are
       already behind it once more, repeats one step number, and draws other random numbers. With
       ``replay_tokens`` it ends with the very weights of a run that was never interrupted.
-    * The sparsity file of a BAE matches its bits as saved, of which some were inverted.
+    * The sparsity file of a BAE matches its bits as saved, of which some were inverted, and that of
+      a CLVQ-VAE is per valid token.
 
     Args:
         cfg: as for SAELens.
@@ -264,7 +266,7 @@ def hook_width(
 
 def _as_saved(sae: TrainingSAE[Any], log_sparsity: Tensor | None) -> Tensor | None:
     """SAELens' sparsity ``[d_sae]`` of the autoencoder that it saves for inference."""
-    if log_sparsity is None or not isinstance(sae, TrainingBAE):
+    if log_sparsity is None or not isinstance(sae, (TrainingBAE, TrainingCLVQVAE)):
         return log_sparsity
     return sae.fold_log_sparsity(log_sparsity)
 

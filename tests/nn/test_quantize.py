@@ -21,7 +21,7 @@ from bae_lens.nn import (
 from tests.helpers import grad_of
 
 N, D, K = 64, 6, 9
-FLOATS = ("codebook", "ema_count", "ema_sum", "nearest_distance")
+FLOATS = ("codebook", "ema_count", "ema_sum", "nearest_count", "nearest_distance")
 WHOLE = ("steps_unused", "n_updates", "n_revived")
 
 
@@ -56,7 +56,7 @@ def assert_consistent(book: EMACodebook) -> None:
 
 def step(book: EMACodebook, z: Tensor, mask: Tensor | None = None, **sampling) -> Tensor:
     quantized = book.quantize(z, mask, **sampling)
-    book.update(z, quantized.indices, mask, quantized.distance)
+    book.update(z, quantized.indices, mask, quantized.distance, quantized.nearest)
     return quantized.indices
 
 
@@ -350,6 +350,42 @@ def test_update_computes_the_nearest_distance_that_it_is_not_given():
     assert_same_state(state(first), state(second))
 
 
+def test_what_is_nearest_is_counted_apart_from_what_was_drawn():
+    book, z = make_codebook(decay=0.9), vectors(20)
+    mask = torch.rand(20, generator=generator()) < 0.7
+    counts, drawn = [], []
+    for seed in range(3):
+        quantized = book.quantize(z, mask, 5, 1e6, generator(seed))
+        book.update(z, quantized.indices, mask, quantized.distance, quantized.nearest)
+        counts.append(torch.bincount(quantized.nearest[mask], minlength=K).float())
+        drawn.append(torch.bincount(quantized.indices[mask], minlength=K).float())
+        # A plain mean over batches at first.
+        torch.testing.assert_close(book.nearest_count, torch.stack(counts).mean(0))
+
+    assert not torch.equal(torch.stack(counts), torch.stack(drawn))
+
+
+def test_the_count_of_the_nearest_later_forgets_as_the_codes_do():
+    book, z = make_codebook(decay=0.9), vectors()
+    book.n_updates.fill_(1000)
+    book.nearest_count.fill_(7.0)
+
+    nearest = torch.bincount(step(book, z), minlength=K)
+
+    torch.testing.assert_close(book.nearest_count, 0.9 * 7.0 + 0.1 * nearest)
+
+
+def test_where_nothing_was_drawn_the_indices_are_the_nearest():
+    first, second = make_codebook(revive_after=1), make_codebook(revive_after=1)
+    z = vectors(8)
+    quantized = first.quantize(z)
+
+    first.update(z, quantized.indices, nearest=quantized.nearest, generator=generator())
+    second.update(z, quantized.indices, generator=generator())
+
+    assert_same_state(state(first), state(second))
+
+
 # Running means
 
 
@@ -508,6 +544,8 @@ def test_masks_and_indices_of_another_shape_are_refused():
         book.update(z, indices.reshape(-1))
     with pytest.raises(ValueError, match=r"distance must have one entry"):
         book.update(z, indices, distance=torch.zeros(4))
+    with pytest.raises(ValueError, match=r"nearest must have one entry"):
+        book.update(z, indices, nearest=indices[0])
 
 
 # Revival
@@ -576,6 +614,18 @@ def test_codes_in_use_are_not_revived():
 
     assert int(book.n_revived) == 0
     assert not book.steps_unused.any()
+
+
+def test_a_code_that_is_only_drawn_is_dead_and_revived():
+    book, z = dead_codebook(revive_after=2, max_revived=1), vectors()
+    drawn = torch.ones(N, dtype=torch.int64)
+
+    for _ in range(2):
+        book.update(z, drawn, nearest=torch.zeros_like(drawn))
+
+    assert int(book.n_revived) == 1
+    assert book.steps_unused[0] == 0
+    assert sorted(book.steps_unused.tolist()) == [0, 0] + [2] * (K - 2)
 
 
 @pytest.mark.parametrize("settings", [{"revive_after": None}, {"max_revived": 0}])
@@ -656,9 +706,27 @@ def test_set_codebook_sets_all_statistics():
     assert torch.equal(book.codebook, codes)
     assert torch.equal(book.ema_count, counts)
     assert torch.equal(book.ema_sum, codes * counts[:, None])
-    assert not any(getattr(book, name).any() for name in (*WHOLE, "nearest_distance"))
+    statistics = (*WHOLE, "nearest_distance", "nearest_count")
+    assert not any(getattr(book, name).any() for name in statistics)
     step(book, vectors())
     assert book.codebook.isfinite().all()
+
+
+def test_a_known_distance_counts_as_one_batch():
+    book, z = dead_codebook(revive_after=1), vectors()
+    step(book, z)
+    codes, counts = vectors(K, seed=5), torch.arange(K).float()
+
+    book.set_codebook(codes, counts, torch.tensor(3.5))
+
+    assert book.nearest_distance == 3.5
+    assert torch.equal(book.nearest_count, counts)
+    assert int(book.n_updates) == 1
+    expected = sample_codes(squared_distances(z, codes), 4, 1.0, 3.5, generator())
+    assert torch.equal(book.quantize(z, top_k=4, generator=generator()).indices, expected)
+    distance = book.quantize(z).distance.mean()
+    step(book, z)
+    torch.testing.assert_close(book.nearest_distance, (3.5 + distance) / 2)
 
 
 @pytest.mark.parametrize(
