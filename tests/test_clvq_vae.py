@@ -18,7 +18,7 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from bae_lens import CLVQVAEConfig, TrainingCLVQVAE
+from bae_lens import CLVQVAE, CLVQVAEConfig, TrainingCLVQVAE
 from bae_lens.clvq_vae import only_tokens
 from bae_lens.codebook_init import CODEBOOK_INITS, initial_codebook
 from bae_lens.packing import pack_rows, unpack_rows

@@ -31,9 +31,14 @@ target, output = map(Path, sys.argv[1:])
 assert Path(bae_lens.__file__).is_relative_to(target), bae_lens.__file__
 assert Path(metadata.distribution("bae-lens").locate_file("")) == target
 known = (registry.SAE_CLASS_REGISTRY, registry.SAE_TRAINING_CLASS_REGISTRY)
-assert [r["bae"][0].__name__ for r in known] == ["BAE", "TrainingBAE"]
+for name, sae, training_sae in (
+    ("bae", bae_lens.BAE, bae_lens.TrainingBAE),
+    ("clvq_vae", bae_lens.CLVQVAE, bae_lens.TrainingCLVQVAE),
+    ("topk_transcoder", bae_lens.TopKTranscoder, bae_lens.TrainingTopKTranscoder),
+):
+    assert [r[name][0] for r in known] == [sae, training_sae]
 assert (resources.files("bae_lens") / "py.typed").is_file()
-assert "synthetic-bae" in list_configs()
+assert {"synthetic-bae", "smollm2-clvq-vae", "minilm-clvq-vae"} <= set(list_configs())
 
 sae = SAE.load_from_disk(output)
 assert isinstance(sae, bae_lens.BAE)
@@ -102,7 +107,8 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert "bae_lens/py.typed" in files
-    assert "bae_lens/configs/synthetic-bae.yaml" in files
+    for name in ("synthetic-bae", "smollm2-clvq-vae", "minilm-clvq-vae"):
+        assert f"bae_lens/configs/{name}.yaml" in files
 
     assert {name for name in names_in(wheel) if ".dist-info/" not in name} == files
 

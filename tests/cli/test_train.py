@@ -12,10 +12,30 @@ import yaml
 from sae_lens import SAE, LanguageModelSAERunnerConfig
 from sae_lens.training._interruption import InterruptedException
 
-from bae_lens import BAE, TrainingBAEConfig, demo
+from bae_lens import (
+    BAE,
+    CLVQVAE,
+    CrossLayerRunnerConfig,
+    TopKTranscoder,
+    TrainingBAEConfig,
+    TrainingCLVQVAEConfig,
+    demo,
+)
 from bae_lens.cli import main, train
 from bae_lens.demo import movie_reviews, smollm2
-from tests.helpers import BATCH, D_IN, make_model, make_text, runner_cfg
+from bae_lens.training import list_configs
+from tests.helpers import (
+    BATCH,
+    CONTEXT_SIZE,
+    D_IN,
+    HOOK,
+    HOOK_OUT,
+    N_CODES,
+    clvq_cfg,
+    make_model,
+    make_text,
+    runner_cfg,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -26,18 +46,33 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config file of a tiny run, its model and text behind our names."""
+    return write_config(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def cross_layer_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same for a CLVQ-VAE with its transformer decoder."""
+    sae = clvq_cfg(d_out=D_IN, sequence_length=None)
+    second = {"hook_name_out": HOOK_OUT, "initialization_tokens": 100}
+    return write_config(tmp_path, monkeypatch, second, sae=sae)
+
+
+def write_config(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any] | None = None, **fields: Any
+) -> Path:
     monkeypatch.setattr(smollm2, "load_hooked", lambda device: make_model())
     monkeypatch.setattr(movie_reviews, "load_movie_reviews", lambda split: make_text())
     content: dict[str, Any] = runner_cfg(
-        tmp_path, model_name=demo.MODEL_NAME, dataset_path=demo.DATASET_NAME
+        folder, model_name=demo.MODEL_NAME, dataset_path=demo.DATASET_NAME, **fields
     ).to_dict()
     content |= {
         "output_path": "out",
         "checkpoint_path": None,
         "seqpos_slice": [None],
         "replay_tokens": 4 * BATCH,
+        **(more or {}),
     }
-    path = tmp_path / "run.yaml"
+    path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 
@@ -75,7 +110,8 @@ def test_a_shipped_config_is_trained(capsys: pytest.CaptureFixture[str]):
     assert sae(torch.randn(3, 64)).shape == (3, 64)
 
 
-def test_saelens_own_flags(monkeypatch: pytest.MonkeyPatch):
+def record_runs(monkeypatch: pytest.MonkeyPatch, runner: str) -> list[tuple[Any, int | None]]:
+    """Configs and ``replay_tokens`` that a class of runner is given instead of running."""
     runs: list[tuple[Any, int | None]] = []
 
     class Runner:
@@ -84,7 +120,12 @@ def test_saelens_own_flags(monkeypatch: pytest.MonkeyPatch):
 
         def run(self) -> None: ...
 
-    monkeypatch.setattr(train, "TrainingRunner", Runner)
+    monkeypatch.setattr(train, runner, Runner)
+    return runs
+
+
+def test_saelens_own_flags(monkeypatch: pytest.MonkeyPatch):
+    runs = record_runs(monkeypatch, "TrainingRunner")
     flags = ["--architecture", "bae", "--d_in", "16", "--d_sae", "32", "--target_entropy", "9"]
     assert main(["train", *flags, "--lr", "1e-2", "--log_to_wandb", "False"]) == 0
     assert main(["train", *flags, "--replay_tokens", "4096"]) == 0
@@ -95,10 +136,84 @@ def test_saelens_own_flags(monkeypatch: pytest.MonkeyPatch):
     assert (replay_tokens, given) == (None, 4096)
 
 
+def test_saelens_own_flags_and_those_of_the_second_hook_point(monkeypatch: pytest.MonkeyPatch):
+    runs = record_runs(monkeypatch, "CrossLayerTrainingRunner")
+    flags = ["--architecture", "clvq_vae", "--d_in", "16", "--d_sae", "32", "--hook_name", "a"]
+    ours = ["--hook_name_out", "b", "--text_unit", "sentence", "--initialization_tokens", "99"]
+    more = ["--top_k", "2", "--context_size", "24", "--log_to_wandb", "False"]
+    assert main(["train", *flags, *ours, *more, "--replay_tokens", "4096"]) == 0
+    assert main(["train", *flags, "--decoder", "token", "--d_out", "24"]) == 0
+    (cfg, replay_tokens), (alone, none) = runs
+    assert type(cfg) is type(alone) is CrossLayerRunnerConfig
+    assert (cfg.hook_name, cfg.hook_name_out) == ("a", "b")
+    assert (cfg.text_unit, cfg.initialization_tokens) == ("sentence", 99)
+    expected = TrainingCLVQVAEConfig(d_in=16, d_sae=32, top_k=2, sequence_length=24)
+    assert cfg.sae.to_dict() == expected.to_dict()
+    assert not cfg.logger.log_to_wandb
+    assert (replay_tokens, none) == (4096, None)
+    # One hook point and SAELens' defaults, where nothing else is said.
+    assert (alone.hook_name, alone.hook_name_out, alone.text_unit) == ("a", "a", "context")
+    assert (alone.sae.decoder, alone.sae.d_out, alone.sequence_length) == ("token", 24, None)
+
+
+def test_flags_of_a_second_hook_point_want_an_architecture_that_has_one(
+    capsys: pytest.CaptureFixture[str],
+):
+    err = error_of(capsys, "--architecture", "topk", "--hook_name_out", "x")
+    assert "A 'topk' reconstructs its own input and has no hook_name_out" in err
+
+
+@pytest.mark.parametrize("decoder", ["transformer", "token"])
+def test_a_config_of_two_hook_points_is_trained_and_saved(
+    cross_layer_config: Path, decoder: str, capsys: pytest.CaptureFixture[str]
+):
+    options = ["--decoder", decoder, "--logger.wandb_log_frequency=3"]
+    assert main(["train", str(cross_layer_config), *options]) == 0
+    assert 'SAE.load_from_disk("out")' in capsys.readouterr().out
+    sae = SAE.load_from_disk("out")
+    assert isinstance(sae, CLVQVAE)
+    assert (sae.cfg.decoder, sae.cfg.d_sae) == (decoder, N_CODES)
+    metadata = sae.cfg.metadata
+    assert (metadata.hook_name, metadata.hook_name_out) == (HOOK, HOOK_OUT)
+    assert metadata.replay_tokens == 4 * BATCH
+    lines = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert lines[-1]["metrics/perplexity"] > 1
+    written = json.loads(Path("out/runner_cfg.json").read_text())
+    assert written["sae"]["sequence_length"] == (CONTEXT_SIZE if decoder == "transformer" else None)
+
+
+def test_its_hook_points_and_architecture_can_be_changed(cross_layer_config: Path):
+    options = ["--architecture", "topk_transcoder", "--k", "3", "--hook_name_out", HOOK]
+    assert main(["train", str(cross_layer_config), *options]) == 0
+    sae = SAE.load_from_disk("out")
+    assert isinstance(sae, TopKTranscoder)
+    assert sae.cfg.k == 3
+    assert sae.cfg.metadata.hook_name_out == HOOK
+
+
+def test_what_the_runner_of_two_hook_points_refuses_is_an_error(
+    cross_layer_config: Path, capsys: pytest.CaptureFixture[str]
+):
+    err = error_of(capsys, str(cross_layer_config), "--d_out", "8")
+    assert f"sae.d_out is 8, but the activations at '{HOOK_OUT}' have width 16" in err
+    err = error_of(capsys, str(cross_layer_config), "--hook_name_out", "blocks.0.hook_resid_pots")
+    assert "Did you mean blocks.0.hook_resid_post" in err
+    err = error_of(capsys, str(cross_layer_config), "--context_size", "24")
+    assert "whole sequences of 24 tokens; got a batch size of 64" in err
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize("argv", [[], ["--help"], ["smollm2-bae", "--help"]])
-def test_help_names_the_shipped_configs(argv: list[str], capsys: pytest.CaptureFixture[str]):
+def test_help_names_the_shipped_configs_and_our_flags(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert {"smollm2-clvq-vae", "minilm-clvq-vae", "smollm2-topk"} <= set(list_configs())
     assert main(["train", *argv]) == 0
-    assert "smollm2-bae, smollm2-topk, synthetic-bae" in " ".join(capsys.readouterr().out.split())
+    # argparse breaks lines within names, at their hyphens.
+    out = "".join(capsys.readouterr().out.split())
+    assert ",".join(list_configs()) in out
+    assert all(flag in out for flag in ("--hook_name_out", "--text_unit", "--replay_tokens"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,12 @@ from sae_lens.synthetic import (
     SyntheticSAERunnerConfig,
 )
 
-from bae_lens import TrainingBAEConfig
+from bae_lens import (
+    CrossLayerRunnerConfig,
+    TrainingBAEConfig,
+    TrainingCLVQVAEConfig,
+    TrainingTopKTranscoderConfig,
+)
 from bae_lens.training.config_file import RunConfig, build_config, list_configs, load_config
 from tests.helpers import runner_cfg
 
@@ -38,6 +43,9 @@ SYNTHETIC: dict[str, Any] = {
     "sae": {"architecture": "topk", "d_in": 4, "d_sae": 8, "k": 2},
     "logger": {"log_to_wandb": False},
 }
+
+
+CROSS_LAYER = ["smollm2-clvq-vae", "minilm-clvq-vae"]
 
 
 def build(
@@ -209,7 +217,7 @@ def test_what_an_autoencoder_needs(sae: dict[str, Any], message: str):
 
 @pytest.mark.parametrize("architecture", sorted(SAE_TRAINING_CLASS_REGISTRY))
 def test_every_architecture_of_saelens_can_be_configured(architecture: str):
-    runner = build(sae={"architecture": architecture, "d_in": 16, "d_sae": 40})
+    runner = build(sae={"architecture": architecture, "d_in": 16, "d_sae": 128})
     assert runner.sae.architecture() == architecture
 
 
@@ -345,3 +353,95 @@ def test_what_only_a_language_model_has_is_refused():
     assert "synthetic_model.hidden_dim is missing" in refusal(
         content=SYNTHETIC, synthetic_model={"num_features": 8}
     )
+
+
+# Two hook points
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "hooks", "text_unit", "width"),
+    [
+        (
+            *("smollm2-clvq-vae", "bae-lens/smollm2-135m"),
+            *(("blocks.10.hook_resid_post", "blocks.20.hook_resid_post"), "context", 576),
+        ),
+        (
+            *("minilm-clvq-vae", "bae-lens/minilm-l6"),
+            *(("blocks.1.hook_out", "blocks.4.hook_out"), "sentence", 384),
+        ),
+    ],
+)
+def test_a_shipped_config_of_two_hook_points(
+    name: str, model: str, hooks: tuple[str, str], text_unit: str, width: int
+):
+    assert name in list_configs()
+    runner: Any = load_config(name).runner
+    assert type(runner) is CrossLayerRunnerConfig
+    assert isinstance(runner.sae, TrainingCLVQVAEConfig)
+    assert (runner.hook_name, runner.hook_name_out) == hooks
+    assert (runner.model_name, runner.text_unit) == (model, text_unit)
+    assert (runner.sae.d_in, runner.sae.d_out) == (width, width)
+    assert runner.sae.sequence_length == runner.context_size == 128
+    assert runner.train_batch_size_tokens % runner.context_size == 0
+
+
+def test_a_decoder_without_sequences_has_none():
+    runner: Any = load_config("smollm2-clvq-vae", {"decoder": "token"}).runner
+    assert (runner.sae.decoder, runner.sequence_length) == ("token", None)
+    again: Any = load_config("smollm2-clvq-vae", {"context_size": "64"}).runner
+    assert again.sae.sequence_length == 64
+
+
+@pytest.mark.parametrize("name", CROSS_LAYER)
+def test_fields_of_the_second_hook_point_can_be_changed(name: str):
+    overrides = {
+        "hook_name_out": "blocks.3.hook_out",
+        "initialization-tokens": "1e3",
+        "text_unit": "sentence",
+        "sae.d_out": "9",
+        "top_k": "1",
+    }
+    runner: Any = load_config(name, overrides).runner
+    assert (runner.hook_name_out, runner.initialization_tokens) == ("blocks.3.hook_out", 1000)
+    assert (runner.text_unit, runner.sae.d_out, runner.sae.top_k) == ("sentence", 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"hook_name_uot": "x"}, "Unknown field 'hook_name_uot'. Did you mean hook_name_out"),
+        ({"sae.decodre": "token"}, "Unknown field 'sae.decodre'. Did you mean sae.decoder"),
+        ({"decoder": "mlp"}, "decoder must be of type Literal["),
+        ({"text_unit": "page"}, "text_unit must be of type Literal["),
+        ({"hook_head_index": "3"}, "hook_head_index is not supported with two hook points; got 3"),
+        ({"d_out": "0"}, "d_out must be at least 1"),
+        ({"hook_name_out": "x", "architecture": "topk"}, "Unknown field 'hook_name_out'"),
+    ],
+)
+def test_what_is_wrong_with_two_hook_points(overrides: dict[str, str], message: str):
+    with pytest.raises(ValueError, match=r".") as caught:
+        load_config("smollm2-clvq-vae", overrides)
+    assert message in str(caught.value)
+
+
+def test_the_second_hook_point_is_unknown_to_other_architectures():
+    assert "Unknown field 'hook_name_out'" in refusal({"hook_name_out": "x"})
+    assert "Unknown field 'text_unit'" in refusal(text_unit="context")
+
+
+def test_a_transcoder_can_be_trained_where_a_vqvae_is(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        run = load_config(
+            "smollm2-clvq-vae", {"architecture": "topk_transcoder", "k": "32", "d_sae": "4096"}
+        )
+    runner: Any = run.runner
+    assert type(runner) is CrossLayerRunnerConfig
+    assert isinstance(runner.sae, TrainingTopKTranscoderConfig)
+    assert (runner.sae.d_in, runner.sae.d_out, runner.sae.d_sae, runner.sae.k) == (
+        *(576, 576),
+        *(4096, 32),
+    )
+    assert runner.hook_name_out == "blocks.20.hook_resid_post"
+    assert runner.sequence_length is None
+    assert "has no decoder, decoder_layers, decoder_width: dropped" in caplog.text
+    assert run.replay_tokens == load_config("smollm2-clvq-vae").replay_tokens

@@ -9,6 +9,8 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
 
 from bae_lens import TrainingBAE
+from bae_lens.packing import unpack_rows
+from bae_lens.training.paired_activations import PairedActivations
 from bae_lens.training.replay import ReplayedActivations
 from tests.helpers import (
     BATCH,
@@ -22,6 +24,7 @@ from tests.helpers import (
     trainer_cfg,
     training_cfg,
 )
+from tests.training.test_paired_activations import context_store
 
 
 def numbered(n: int) -> torch.Tensor:
@@ -220,3 +223,89 @@ def test_feeds_saelens_trainer():
 
     assert sae.n_updates.item() == 10
     assert store.n_batches_served == 10 + 2  # two for the norm estimate
+
+
+# Whole sequences of two hook points
+
+
+def sequences_of(batches: list[torch.Tensor], length: int) -> list[list[int]]:
+    return [rows_of([sequence]) for batch in batches for sequence in batch.split(length)]
+
+
+@pytest.mark.parametrize(("n_sequences", "per_batch"), [(12, 3), (11, 3), (5, 5), (7, 1)])
+def test_sequences_are_shuffled_and_stay_whole(n_sequences, per_batch):
+    length = 4
+    store = ReplayedActivations(
+        numbered(n_sequences * length), per_batch * length, sequence_length=length
+    )
+    whole = numbered(n_sequences * length)[:, 0].int().unflatten(0, (-1, length)).tolist()
+
+    epochs = [
+        sequences_of([next(store) for _ in range(store.batches_per_epoch)], length)
+        for _ in range(3)
+    ]
+
+    for epoch in epochs:
+        assert all(sequence in whole for sequence in epoch)
+        assert len({sequence[0] for sequence in epoch}) == len(epoch)
+        assert len(epoch) == n_sequences - n_sequences % per_batch
+        assert epoch != whole[: len(epoch)]
+    assert epochs[0] != epochs[1]
+
+
+def test_a_checkpoint_goes_on_with_the_very_next_sequences(tmp_path):
+    store = ReplayedActivations(numbered(44), 8, sequence_length=4)
+    for _ in range(7):
+        next(store)
+    store.save_to_checkpoint(tmp_path)
+    resumed = ReplayedActivations(numbered(44), 8, sequence_length=4)
+    resumed.load_from_checkpoint(tmp_path)
+
+    assert rows_of([next(resumed) for _ in range(6)]) == rows_of([next(store) for _ in range(6)])
+
+
+@pytest.mark.parametrize(("n_rows", "batch_size"), [(24, 6), (26, 8)])
+def test_sequences_have_to_be_whole(n_rows, batch_size):
+    message = f"of 4 tokens must be whole; got {n_rows} rows and a batch size of {batch_size}"
+    with pytest.raises(ValueError, match=message):
+        ReplayedActivations(numbered(n_rows), batch_size, sequence_length=4)
+
+
+def test_collects_whole_contexts_of_two_hook_points_in_order():
+    paired = PairedActivations(context_store(), 2 * CONTEXT_SIZE, CONTEXT_SIZE)
+    same = context_store()
+
+    replayed = ReplayedActivations.collect(paired, 20 * CONTEXT_SIZE + 5)
+
+    assert replayed.sequence_length == CONTEXT_SIZE
+    assert replayed.batch_size == 2 * CONTEXT_SIZE
+    assert len(replayed.activations) == 20 * CONTEXT_SIZE
+    lower, upper, valid = unpack_rows(replayed.activations, D_IN, D_IN)
+    expected = [same.paired_batch() for _ in range(3)]
+    for actual, name in ((lower, "lower"), (upper, "upper"), (valid, "valid")):
+        text = torch.cat([getattr(batch, name) for batch in expected]).flatten(0, 1)
+        torch.testing.assert_close(actual, text[: len(actual)])
+    assert not valid.all()
+
+
+def test_collects_single_tokens_of_two_hook_points_without_special_ones():
+    replayed = ReplayedActivations.collect(PairedActivations(context_store(), BATCH), 300)
+    same = context_store()
+
+    batches = [same.paired_batch() for _ in range(3)]
+    assert replayed.sequence_length == 1
+    assert len(replayed.activations) == 300
+    lower, upper, valid = unpack_rows(replayed.activations, D_IN, D_IN)
+    assert valid.all()
+    for actual, name in ((lower, "lower"), (upper, "upper")):
+        expected = torch.cat([getattr(batch, name)[batch.valid] for batch in batches])
+        torch.testing.assert_close(actual, expected[:300])
+
+
+def test_collects_whole_contexts_where_the_text_ends_before(caplog):
+    paired = PairedActivations(context_store(dataset=make_text(16)), CONTEXT_SIZE, CONTEXT_SIZE)
+
+    replayed = ReplayedActivations.collect(paired, 10**6)
+
+    assert len(replayed.activations) == 24 * CONTEXT_SIZE
+    assert f"ended after {24 * CONTEXT_SIZE} of" in caplog.text

@@ -20,7 +20,11 @@ from typing_extensions import override
 from bae_lens import BAE, TrainingRunner, demo
 from bae_lens.demo import movie_reviews, smollm2
 from bae_lens.training import load_config
-from bae_lens.training.runner import SyntheticTrainingRunner, hook_width
+from bae_lens.training.runner import (
+    RANDOM_STATE_FILENAME,
+    SyntheticTrainingRunner,
+    hook_width,
+)
 from tests.helpers import (
     BATCH,
     D_IN,
@@ -332,6 +336,49 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(tmp_path: Path):
         load_file(p / "output" / "sparsity.safetensors")["sparsity"] for p in (whole, resumed)
     ]
     assert torch.equal(*sparsity)
+
+
+class Drawing(TrainingRunner):
+    """Notes what a training step would draw, and draws it."""
+
+    drawn: list[float]
+
+    @override
+    def run_trainer_with_interruption_handling(self, trainer: Any) -> Any:
+        self.drawn = []
+        forward = self.sae.training_forward_pass
+
+        def draw_and_forward(step_input: Any) -> Any:
+            self.drawn.append(torch.rand(()).item())
+            return forward(step_input=step_input)
+
+        self.sae.training_forward_pass = draw_and_forward
+        return super().run_trainer_with_interruption_handling(trainer)
+
+
+def test_a_resumed_run_draws_what_the_other_would_have_drawn(tmp_path: Path):
+    cfg = make_cfg(tmp_path, n_checkpoints=2)
+    runner = Drawing(cfg, make_text(), make_model(), replay_tokens=REPLAY)
+    runner.run()
+    checkpoint = checkpoints(runner)[0]
+    assert set(load_file(checkpoint / RANDOM_STATE_FILENAME)) >= {"cpu"}
+    n_done = int(checkpoint.name) // BATCH
+    again = make_cfg(tmp_path / "again", resume_from_checkpoint=str(checkpoint))
+    torch.rand(99)
+    resumed = Drawing(again, make_text(), make_model(), replay_tokens=REPLAY)
+    resumed.run()
+    assert resumed.drawn == runner.drawn[n_done:]
+    assert len(set(runner.drawn)) == N_STEPS
+
+
+def test_a_checkpoint_without_random_state_will_do(tmp_path: Path):
+    # As SAELens' own runner writes them.
+    runner = make_runner(tmp_path, n_checkpoints=1)
+    runner.run()
+    (checkpoint,) = checkpoints(runner)
+    (checkpoint / RANDOM_STATE_FILENAME).unlink()
+    make_runner(tmp_path, resume_from_checkpoint=str(checkpoint)).run()
+    assert [line["step"] for line in read_log(tmp_path / "output")] == [1, 3, 5, 7, 9, 11]
 
 
 def test_without_replay_it_goes_on_with_the_step_and_the_text(tmp_path: Path):
