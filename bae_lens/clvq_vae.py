@@ -48,8 +48,6 @@ DecoderMemory = Literal["codes", "encoder"]
 _QUANTIZER = "quantizer."
 # What it keeps beside the codebook.
 _STATISTICS = EMACodebook(1, 1).state_dict().keys() - {"codebook"}
-# Batches without a nearest token after which a code counts as not in use.
-_UNUSED_AFTER = 100
 
 
 @dataclass
@@ -524,8 +522,8 @@ class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
             metrics={
                 **metrics,
                 "drawn_off_nearest": drawn,
-                "perplexity": partial(_perplexity, self.quantizer),
-                "codes_in_use": partial(_codes_in_use, self.quantizer),
+                "perplexity": self.quantizer.perplexity,
+                "codes_in_use": self.quantizer.codes_in_use,
                 "revived_codes": partial(torch.clone, self.quantizer.n_revived),
                 "alpha": partial(torch.clone, self.encoder.alpha.detach()),
             },
@@ -600,21 +598,6 @@ def only_tokens(sae: SAE[Any], valid: Bool[Tensor, "*batch"] | None) -> Iterator
 
 def _one_hot_of_largest(scores: Tensor) -> Tensor:
     return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
-
-
-def _perplexity(quantizer: EMACodebook) -> Tensor:
-    """exp of the entropy of the nearest codes, pooled over the batches of the running mean."""
-    share = quantizer.nearest_count / quantizer.nearest_count.sum().clamp(min=1e-30)
-    return (-torch.xlogy(share, share).sum()).exp()
-
-
-def _codes_in_use(quantizer: EMACodebook) -> Tensor:
-    """Codes that were nearest to something within ``_UNUSED_AFTER`` batches, by the running mean.
-
-    ``steps_unused`` would not do: it begins anew when a code is revived, used or not.
-    """
-    once = (1 - quantizer.decay) * quantizer.decay**_UNUSED_AFTER
-    return (quantizer.nearest_count > 0.99 * once).sum()
 
 
 def _drop_statistics(state_dict: dict[str, Any]) -> None:

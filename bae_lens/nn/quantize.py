@@ -12,6 +12,8 @@ from torch import Tensor
 
 from bae_lens.nn.precision import Float32Buffers
 
+# Batches without a vector near it after which a code counts as not in use.
+_UNUSED_AFTER = 100
 # Below any distance between activations; keeps a scale of zero from dividing.
 _TINY = 1e-30
 
@@ -205,6 +207,19 @@ class EMACodebook(Float32Buffers):
 
     def extra_repr(self) -> str:
         return f"n_codes={self.n_codes}, d={self.d}, decay={self.decay}"
+
+    def perplexity(self) -> Float[Tensor, ""]:
+        """exp of the entropy of the nearest codes, pooled over the batches of the running mean."""
+        share = self.nearest_count / self.nearest_count.sum().clamp(min=_TINY)
+        return (-torch.xlogy(share, share).sum()).exp()
+
+    def codes_in_use(self) -> Int[Tensor, ""]:
+        """Codes that were nearest to something within 100 batches, by the running mean.
+
+        ``steps_unused`` would not do: it begins anew when a code is revived, used or not.
+        """
+        once = (1 - self.decay) * self.decay**_UNUSED_AFTER
+        return (self.nearest_count > 0.99 * once).sum()
 
     @torch.no_grad()
     def quantize(
