@@ -47,7 +47,7 @@ DecoderMemory = Literal["codes", "encoder"]
 # inference class.
 _QUANTIZER = "quantizer."
 # What it keeps beside the codebook.
-_STATISTICS = EMACodebook(1, 1).state_dict().keys() - {"codebook"}
+_STATISTICS = EMACodebook(1, 1, device="meta").state_dict().keys() - {"codebook"}
 
 
 @dataclass
@@ -398,8 +398,8 @@ class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
 
     The step's ``sae_in`` is the *target*, so that SAELens' explained variance is that of the higher
     hook point; where the mask excludes a token, both it and the reconstruction are the mean of the
-    others, which leaves the explained variance as it is (``explained_variance_legacy`` is then not
-    a number). Its ``feature_acts`` are the nearest codes, also where another one was drawn, so that
+    others, which leaves the explained variance as it is (``explained_variance_legacy``, a mean over
+    tokens, then means nothing). Its ``feature_acts`` are the nearest codes, also where another one was drawn, so that
     SAELens' sparsity is that of evaluation.
     """
 
