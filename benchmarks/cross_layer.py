@@ -150,6 +150,7 @@ def run_groups(tasks: Iterable[Task], results: Results, args: argparse.Namespace
                 for i, group in enumerate(groups(task)):
                     # In the first there is nothing to be drawn.
                     wanted = i > 0 or seed == args.seeds[0]
+                    wanted = wanted and (args.methods is None or group in args.methods)
                     key = key_of(task, group, seed)
                     if wanted and key not in results.groups:
                         jobs[pool.submit(run_group, task, group, seed, args.cache)] = key
@@ -355,6 +356,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", choices=list(TASKS), help="one of them; default: both")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--steps", type=int)
+    names = list(groups(next(iter(TASKS.values()))))
+    parser.add_argument("--methods", nargs="+", choices=names, help="fit no others")
     for name in ("lr_token", "lr_transformer", "lr_topk"):
         parser.add_argument(f"--{name}", type=float)
     parser.add_argument("--quick", action="store_true", help="little data, few steps, one seed")

@@ -147,7 +147,7 @@ def test_saelens_own_flags_and_those_of_the_second_hook_point(monkeypatch: pytes
     assert type(cfg) is type(alone) is CrossLayerRunnerConfig
     assert (cfg.hook_name, cfg.hook_name_out) == ("a", "b")
     assert (cfg.text_unit, cfg.initialization_tokens) == ("sentence", 99)
-    expected = TrainingCLVQVAEConfig(d_in=16, d_sae=32, top_k=2, sequence_length=24)
+    expected = TrainingCLVQVAEConfig(d_in=16, d_out=16, d_sae=32, top_k=2, sequence_length=24)
     assert cfg.sae.to_dict() == expected.to_dict()
     assert not cfg.logger.log_to_wandb
     assert (replay_tokens, none) == (4096, None)
