@@ -310,11 +310,7 @@ class _CLVQ(CrossLayerSAE):
     @override
     def forward(self, x: Tensor) -> Tensor:
         """Reconstruction at the higher hook point: ``[..., d_in]`` → ``[..., d_out]``."""
-        if self.use_error_term:
-            raise ValueError(
-                "A CLVQ-VAE alone does not know the activation that its error refers to: use "
-                "bae_lens.attached(model, sae, use_error_term=True)."
-            )
+        self.refuse_error_term()
         z, _, acts = self._encode(x)
         memory = z if self.cfg.decoder_memory == "encoder" else None
         return self.hook_sae_output(self._decode_acts(acts, memory))

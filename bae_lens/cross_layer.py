@@ -90,6 +90,14 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
         """What the decoder says, in units of the higher hook point."""
         return (self.target_mean + self.target_scale * decoded).to(decoded.dtype)
 
+    def refuse_error_term(self) -> None:
+        """Raises ``ValueError`` if SAELens' error term is on: it is of the input's hook point."""
+        if self.use_error_term:
+            raise ValueError(
+                f"A {self.cfg.architecture()} alone does not know the activation that its error "
+                "refers to: use bae_lens.attached(model, sae, use_error_term=True)."
+            )
+
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """Read and write unscaled activations, where both hook points were scaled in training."""

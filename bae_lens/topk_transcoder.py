@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
-from sae_lens.saes.topk_sae import TopK
+from sae_lens.saes.topk_sae import TopK, act_times_W_dec
 from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 from torch import Tensor, nn
 from typing_extensions import override
@@ -24,6 +24,7 @@ from bae_lens.packing import unpack_rows
 # pyright: reportIncompatibleVariableOverride=false
 
 _UNITS = CrossLayerSAE.float32_buffers
+_RESCALE = "rescale_acts_by_decoder_norm"
 
 
 @dataclass
@@ -64,6 +65,14 @@ class TrainingTopKTranscoderConfig(TopKTrainingSAEConfig):
         return "topk_transcoder"
 
     @override
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> TrainingTopKTranscoderConfig:
+        # A file saved for inference says only there how its norms were taken.
+        details = config_dict.get("metadata", {}).get("training_architecture_details") or {}
+        known = {name: details[name] for name in (_RESCALE,) if name in details}
+        return super().from_dict(known | config_dict)
+
+    @override
     def __post_init__(self) -> None:
         check_cross_layer(self)
         if not 1 <= self.k <= self.d_sae:
@@ -77,6 +86,11 @@ class TopKTranscoder(Transcoder):
     cfg: TopKTranscoderConfig
 
     @override
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> TopKTranscoder:
+        return cls(TopKTranscoderConfig.from_dict(config_dict))  # pyright: ignore[reportArgumentType]
+
+    @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
         return TopK(self.cfg.k)
 
@@ -88,11 +102,19 @@ class TopKTranscoder(Transcoder):
         )
 
     @override
+    def fold_activation_whitening(
+        self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor
+    ) -> None:
+        raise NotImplementedError(
+            "The whitening of one hook point cannot be folded into a transcoder to another."
+        )
+
+    @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
         if set(_UNITS) <= state_dict.keys():
             details = self.cfg.metadata.training_architecture_details or {}
-            _convert_to_inference(state_dict, details.get("rescale_acts_by_decoder_norm", True))
+            _convert_to_inference(state_dict, details.get(_RESCALE, True))
 
 
 class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
@@ -127,7 +149,17 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstruction at the higher hook point: ``[..., d_sae]`` → ``[..., d_out]``."""
-        return self.to_target(TopKTrainingSAE.decode(self, feature_acts))
+        return self.hook_sae_recons(self.to_target(self._decode(feature_acts)))
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        self.refuse_error_term()
+        return super().forward(x)
+
+    def _decode(self, feature_acts: Tensor) -> Tensor:
+        """In units of the target's standard deviation, about its mean."""
+        rescale = self.cfg.rescale_acts_by_decoder_norm
+        return act_times_W_dec(feature_acts, self.W_dec, rescale) + self.b_dec
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -141,17 +173,19 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
         feature_acts, hidden_pre = self.encode_with_hidden_pre(
             masked(lower, valid, self.input_mean)
         )
-        decoded = TopKTrainingSAE.decode(self, feature_acts)
+        decoded = self._decode(feature_acts)
         target = (masked(upper, valid, self.target_mean) - self.target_mean) / self.target_scale
         error = masked(decoded - target, valid)
         losses = {"mse_loss": error.square().sum() / n_valid}
-        # Its residual is target minus output, and excluded tokens have none.
-        losses |= self.calculate_aux_loss(
+        # Its residual is target minus output, of which excluded tokens have none, but it is a mean
+        # over all rows.
+        aux = self.calculate_aux_loss(
             replace(step_input, sae_in=masked(target, valid)),
             feature_acts,
             masked(hidden_pre, valid),
             masked(decoded, valid),
         )
+        losses |= {name: loss * (len(valid) / n_valid) for name, loss in aux.items()}
         acts = feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
         sae_in, sae_out, metrics = target_and_output(upper, self.target_scale * error, valid)
         return TrainStepOutput(
@@ -167,6 +201,7 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
+        self.is_calibrated = True
         if not set(_UNITS) & state_dict.keys():
             # Saved for inference: the units are in the weights.
             widths = (self.cfg.d_in,), (), (self.d_out,), ()
@@ -184,7 +219,9 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
 @torch.no_grad()
 def _convert_to_inference(state_dict: dict[str, Tensor], rescale: bool) -> None:
     """Fold norms and units into the weights, replacing entries."""
-    input_mean, input_scale, target_mean, target_scale = (state_dict.pop(name) for name in _UNITS)
+    input_mean, input_scale, target_mean, target_scale = (
+        state_dict.pop(name).float() for name in _UNITS
+    )
     W_enc, b_enc = state_dict["W_enc"].float(), state_dict["b_enc"].float()
     W_dec, b_dec = state_dict["W_dec"].float(), state_dict["b_dec"].float()
     if rescale:

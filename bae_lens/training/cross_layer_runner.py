@@ -95,8 +95,11 @@ class CrossLayerRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 f"initialization_tokens must be at least 2; got {self.initialization_tokens}."
             )
         sae.d_out = sae.d_in if sae.d_out is None else sae.d_out
-        if getattr(sae, "decoder", None) == "transformer" and sae.sequence_length is None:
-            sae.sequence_length = len(range(self.context_size)[slice(*self.seqpos_slice)])
+        if hasattr(sae, "sequence_length"):
+            # Nothing to be chosen: it is that of the text, whatever a config that is used again says.
+            is_whole = sae.decoder == "transformer"
+            positions = range(self.context_size)[slice(*self.seqpos_slice)]
+            sae.sequence_length = len(positions) if is_whole else None
 
     @property
     def sequence_length(self) -> int | None:
@@ -162,6 +165,9 @@ class CrossLayerTrainingRunner(TrainingRunner):
         if sae is None:
             sae = TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict())
         self.sae = sae.to(cfg.device)
+        if hasattr(self.sae.cfg, "sequence_length"):
+            # One that was trained before may have seen other texts.
+            self.sae.cfg.sequence_length = cfg.sequence_length
         self.evaluator = CrossLayerEvaluator(self.model, paired, cfg)  # pyright: ignore[reportAttributeAccessIssue]
 
     @property

@@ -128,6 +128,11 @@ class PairedActivations:
         if self.sequence_length is None:
             return pack_rows(lower[valid], upper[valid])
         missing = self.sequence_length - valid.shape[1]
+        if missing < 0:
+            raise ValueError(
+                f"The text comes in sequences of {valid.shape[1]} tokens, longer than the "
+                f"sequence_length of {self.sequence_length}."
+            )
         if missing > 0:
             lower, upper = (torch.nn.functional.pad(x, (0, 0, 0, missing)) for x in (lower, upper))
             valid = torch.nn.functional.pad(valid, (0, missing))
