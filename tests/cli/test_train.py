@@ -327,3 +327,22 @@ def test_the_real_model_trains_from_its_shipped_config():
     assert sae.cfg.metadata.hook_name == "blocks.15.hook_resid_post"
     assert (sae.cfg.d_in, sae.cfg.d_sae) == (576, 2304)
     assert len(Path("output/smollm2-bae/metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize(
+    ("config", "predicts"), [("smollm2-clvq-vae", True), ("minilm-clvq-vae", False)]
+)
+def test_the_real_models_train_across_layers_and_are_evaluated_there(config: str, predicts: bool):
+    tokens = ["--training_tokens", "8192", "--replay_tokens", "2048"]
+    assert main(["train", config, *tokens, "--d_sae", "32", "--decoder_layers", "0"]) == 0
+    sae = SAE.load_from_disk(f"output/{config}")
+    assert sae.cfg.metadata.hook_name_out not in (None, sae.cfg.metadata.hook_name)
+
+    few = ["--n_eval_batches", "1", "--batch_size_prompts", "4", "--n_code_tokens", "512"]
+    assert main(["eval", f"output/{config}", *few]) == 0
+    metrics = json.loads(Path(f"output/{config}/eval_metrics.json").read_text())
+    assert -0.5 < metrics["reconstruction_quality"]["explained_variance"] < 0.7
+    assert metrics["code"]["codes_in_use"] > 16
+    assert metrics["sparsity"]["l0"] == 1
+    assert ("model_performance_preservation" in metrics) is predicts
