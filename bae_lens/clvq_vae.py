@@ -122,8 +122,8 @@ class TrainingCLVQVAEConfig(_CrossLayerFields, TrainingSAEConfig):
         codebook_init (str): ``"scaled_spherical_kmeans++"``, ``"kmeans++"`` or ``"random"``.
         codebook_init_seed (int): Of its draws.
         sequence_length (int | None): Tokens that belong together in a training batch, in order, for
-            the transformer decoder; None: every token is on its own. ``CrossLayerTrainingRunner``
-            sets it.
+            the transformer decoder; None: every token is on its own. With
+            ``CrossLayerRunnerConfig`` it is always that of the text.
         d_out (int | None): see ``CLVQVAEConfig``, as for all fields of the decoder.
         decoder_init_norm (float | None): Not used. Inherited from TrainingSAEConfig.
 
@@ -185,6 +185,9 @@ def _check_shared(cfg: CLVQVAEConfig | TrainingCLVQVAEConfig) -> None:
             raise ValueError(f"{name} must be at least 1, or None; got {value}.")
     if cfg.decoder_layers < 0:
         raise ValueError(f"decoder_layers must be 0 or greater; got {cfg.decoder_layers}.")
+    width, heads = cfg.decoder_width or cfg.d_in, cfg.decoder_heads
+    if cfg.decoder == "transformer" and heads is not None and width % heads:
+        raise ValueError(f"decoder_heads = {heads} must divide the decoder's width, {width}.")
     if cfg.decoder_memory == "encoder" and cfg.decoder == "token":
         raise ValueError("decoder_memory='encoder' needs attention: set decoder to 'transformer'.")
     check_cross_layer(cfg)
@@ -390,7 +393,8 @@ class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
     reconstructed from itself (the single-layer VQ-VAE). Loss beside SAELens' ``mse_loss``:
     ``commitment_loss``. The codebook has no gradient: it follows the encoder's output by running
     means, whose state (``ema_count``, ``ema_sum`` …, see ``EMACodebook``) is float32 whatever the
-    model's dtype and saved with every checkpoint.
+    model's dtype and saved with every checkpoint. (SAELens' loader rounds what it reads to a
+    bfloat16 model's dtype first; a resumed run does not.)
 
     The step's ``sae_in`` is the *target*, so that SAELens' explained variance is that of the higher
     hook point; where the mask excludes a token, both it and the reconstruction are the mean of the

@@ -71,7 +71,8 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
     @override
     def process_sae_in(self, sae_in: Tensor) -> Tensor:
         """The input in the model's units."""
-        x = self.hook_sae_input(sae_in.to(self.dtype))
+        # Not cast before it is centred: in bfloat16 what is left would be rounded as the mean is.
+        x = self.hook_sae_input(sae_in)
         if x.shape[-1] != self.cfg.d_in:
             raise ValueError(
                 f"This autoencoder reads activations [..., d_in = {self.cfg.d_in}]; got shape "
@@ -145,7 +146,9 @@ def check_cross_layer(cfg: Any) -> None:
 
 def masked(x: Tensor, valid: Bool[Tensor, " n"], other: Tensor | float = 0.0) -> Tensor:
     """``x`` with ``other`` in the rows that are not valid, whatever stood there, NaN included."""
-    return torch.where(valid[:, None], x, torch.as_tensor(other, dtype=x.dtype, device=x.device))
+    # A number is not made a tensor: the device would have to be waited for.
+    other = other.to(x.dtype) if isinstance(other, Tensor) else other
+    return torch.where(valid[:, None], x, other)
 
 
 @torch.no_grad()

@@ -45,6 +45,11 @@ class TopKTranscoderConfig(TranscoderConfig):
     def architecture(cls) -> str:
         return "topk_transcoder"
 
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_k(self.k, self.d_sae)
+
 
 @dataclass
 class TrainingTopKTranscoderConfig(TopKTrainingSAEConfig):
@@ -75,8 +80,7 @@ class TrainingTopKTranscoderConfig(TopKTrainingSAEConfig):
     @override
     def __post_init__(self) -> None:
         check_cross_layer(self)
-        if not 1 <= self.k <= self.d_sae:
-            raise ValueError(f"k must be between 1 and d_sae = {self.d_sae}; got {self.k}.")
+        _check_k(self.k, self.d_sae)
         super().__post_init__()
 
 
@@ -201,7 +205,9 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        self.is_calibrated = True
+        units = [state_dict[name] for name in _UNITS if name in state_dict]
+        fresh = bool(units) and all(bool((u == (u.ndim == 0)).all()) for u in units)
+        self.is_calibrated = not fresh
         if not set(_UNITS) & state_dict.keys():
             # Saved for inference: the units are in the weights.
             widths = (self.cfg.d_in,), (), (self.d_out,), ()
@@ -214,6 +220,11 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         # Not SAELens' TopK: it folds in place.
         _convert_to_inference(state_dict, self.cfg.rescale_acts_by_decoder_norm)
+
+
+def _check_k(k: int, d_sae: int) -> None:
+    if not 1 <= k <= d_sae:
+        raise ValueError(f"k must be between 1 and d_sae = {d_sae}; got {k}.")
 
 
 @torch.no_grad()

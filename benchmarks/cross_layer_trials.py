@@ -367,7 +367,9 @@ def groups(task: Task) -> dict[str, Callable[[Trial], list[Row]]]:
         "token, off": clvq(TOKEN_OFF, decoder="token", top_k=1),
         "transformer": clvq(TRANSFORMER, decoder="transformer"),
         "transformer, off": clvq(TRANSFORMER_OFF, decoder="transformer", top_k=1),
-        "released": clvq("released design", decoder="transformer", decoder_memory="encoder"),
+        "released": clvq(
+            "decoder sees z (release's leak)", decoder="transformer", decoder_memory="encoder"
+        ),
         **{f"topk {k}": topk(k) for k in task.ks},
     }
 

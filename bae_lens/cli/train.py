@@ -58,9 +58,9 @@ def _describe(parser: argparse.ArgumentParser) -> None:
         "--logger.log_to_wandb false. A name without a section is looked up in the runner's\n"
         "fields, then the autoencoder's, then the logger's. replay_tokens is ours: the language\n"
         "model reads so many tokens once, and training makes epochs over them.\n\n"
-        "Without CONFIG the flags are SAELens' own, --replay_tokens, and for architectures of\n"
-        "two hook points --hook_name_out, --text_unit and --initialization_tokens;\n"
-        "bae-lens train --architecture bae --help lists them."
+        "Without CONFIG the flags are --replay_tokens, for architectures of two hook points\n"
+        "--hook_name_out, --text_unit and --initialization_tokens, and SAELens' own:\n"
+        "bae-lens train --architecture bae --help lists these."
     )
 
 

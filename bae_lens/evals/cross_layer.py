@@ -113,7 +113,6 @@ class CrossLayerEvaluation:
         if config.compute_kl or config.compute_ce_loss:
             groups, n_read[0] = self._downstream(config)
             metrics.update(groups)
-            self.store.reset_input_dataset()
         asked = {
             "reconstruction_quality": config.compute_variance_metrics,
             "shrinkage": config.compute_l2_norms,

@@ -133,7 +133,8 @@ class EMACodebook(Float32Buffers):
     mean of the vectors a batch brings to each code; ``ema_sum`` [K, d], of their sum, always
     ``ema_count · codebook``; ``nearest_count`` [K], of the vectors of a batch that are nearest to
     each code, drawn or not; ``nearest_distance``, of the squared distance to the nearest code.
-    Whole numbers: ``steps_unused`` [K], batches since a code was last nearest to anything;
+    Whole numbers: ``steps_unused`` [K], batches that a code has waited for revival; ``last_used``
+    [K], the batch in which it was last nearest to anything;
     ``n_updates``, batches behind the running means; ``n_revived``, codes moved so far.
 
     Args:
@@ -156,6 +157,7 @@ class EMACodebook(Float32Buffers):
     nearest_count: Tensor
     nearest_distance: Tensor
     steps_unused: Tensor
+    last_used: Tensor
     n_updates: Tensor
     n_revived: Tensor
 
@@ -194,6 +196,8 @@ class EMACodebook(Float32Buffers):
         self.register_buffer("nearest_count", torch.zeros_like(codebook[:, 0]))
         self.register_buffer("nearest_distance", torch.zeros_like(codebook[0, 0]))
         self.register_buffer("steps_unused", torch.zeros(n_codes, dtype=torch.int64, device=device))
+        never = torch.full((n_codes,), -_UNUSED_AFTER, dtype=torch.int64, device=device)
+        self.register_buffer("last_used", never)
         self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("n_revived", torch.zeros((), dtype=torch.int64, device=device))
 
@@ -214,12 +218,11 @@ class EMACodebook(Float32Buffers):
         return (-torch.xlogy(share, share).sum()).exp()
 
     def codes_in_use(self) -> Int[Tensor, ""]:
-        """Codes that were nearest to something within 100 batches, by the running mean.
+        """Codes that were nearest to something in the last 100 batches.
 
         ``steps_unused`` would not do: it begins anew when a code is revived, used or not.
         """
-        once = (1 - self.decay) * self.decay**_UNUSED_AFTER
-        return (self.nearest_count > 0.99 * once).sum()
+        return (self.n_updates - self.last_used < _UNUSED_AFTER).sum()
 
     @torch.no_grad()
     def quantize(
@@ -330,6 +333,7 @@ class EMACodebook(Float32Buffers):
         moved = torch.lerp(self.nearest_count, n_nearest, weight)
         self._keep_unless(has_any, "nearest_count", moved)
         self.n_updates.add_(has_any)
+        self.last_used.copy_(torch.where(n_nearest > 0, self.n_updates, self.last_used))
 
         waited = torch.where(n_nearest > 0, 0, self.steps_unused + 1)
         self._keep_unless(has_any, "steps_unused", waited)
@@ -378,10 +382,12 @@ class EMACodebook(Float32Buffers):
             "n_revived",
         ):
             getattr(self, name).zero_()
+        self.last_used.fill_(-_UNUSED_AFTER)
         if distance is not None:
             self.nearest_distance.copy_(distance)
             self.nearest_count.copy_(counts)
             self.n_updates.fill_(1)
+            self.last_used.masked_fill_(counts > 0, 1)
 
     def _revive(
         self, z: Tensor, valid: Tensor, revive_after: int, generator: torch.Generator | None

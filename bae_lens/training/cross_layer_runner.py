@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,7 +28,7 @@ from bae_lens.training.runner import (
     hook_shape,
     load_runner_model,
 )
-from bae_lens.training.sentences import SentenceStore
+from bae_lens.training.sentences import SentenceStore, is_encoder_model
 
 TextUnit = Literal["context", "sentence"]
 
@@ -85,6 +85,11 @@ class CrossLayerRunnerConfig(LanguageModelSAERunnerConfig[Any]):
                 "seqpos_slice is not supported with text_unit='sentence': exclude special tokens by "
                 f"exclude_special_tokens; got {self.seqpos_slice!r}."
             )
+        if self.text_unit == "sentence" and (self.autocast_lm or not self.prepend_bos):
+            raise ValueError(
+                "With text_unit='sentence' texts begin as the tokenizer has them begin and the model "
+                "runs in its own precision: set prepend_bos to true and autocast_lm to false."
+            )
         if sae.normalize_activations != "none":
             raise ValueError(
                 f"A {sae.architecture()} centres and scales the activations of each hook point "
@@ -94,12 +99,20 @@ class CrossLayerRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             raise ValueError(
                 f"initialization_tokens must be at least 2; got {self.initialization_tokens}."
             )
-        sae.d_out = sae.d_in if sae.d_out is None else sae.d_out
+        fixed: dict[str, Any] = {"d_out": sae.d_in if sae.d_out is None else sae.d_out}
         if hasattr(sae, "sequence_length"):
             # Nothing to be chosen: it is that of the text, whatever a config that is used again says.
             is_whole = sae.decoder == "transformer"
             positions = range(self.context_size)[slice(*self.seqpos_slice)]
-            sae.sequence_length = len(positions) if is_whole else None
+            fixed["sequence_length"] = len(positions) if is_whole else None
+            if self.initialization_tokens < sae.d_sae:
+                raise ValueError(
+                    f"initialization_tokens is {self.initialization_tokens}, but a codebook of "
+                    f"d_sae = {sae.d_sae} codes needs at least as many tokens, and better 50 times "
+                    "as many. Raise the one or lower the other."
+                )
+        # A copy: the caller's may be shared with another run.
+        self.sae = replace(sae, **fixed)
 
     @property
     def sequence_length(self) -> int | None:
@@ -120,8 +133,8 @@ class CrossLayerTrainingRunner(TrainingRunner):
         override_dataset: as for SAELens; with ``text_unit="sentence"`` also a list of texts.
         override_model: as for SAELens.
         override_sae: as for SAELens; initialised if it is not yet.
-        replay_tokens: as for ``TrainingRunner``; positions of special tokens count where whole
-            sequences are kept.
+        replay_tokens: as for ``TrainingRunner``; where whole sequences are kept, masked positions
+            (special tokens, padding) count, here and in ``training_tokens``.
 
     Raises:
         ValueError: if the model lacks one of the hooks, ``cfg.sae.d_in`` or ``d_out`` is not its
@@ -137,6 +150,12 @@ class CrossLayerTrainingRunner(TrainingRunner):
     @override
     def _check_hooks(self, model: HookedRootModule) -> None:
         cfg = self.cfg
+        if cfg.text_unit == "context" and is_encoder_model(model):
+            raise ValueError(
+                f"{cfg.model_name!r} is an encoder, whose tokens see the whole text: a stream of "
+                "joined texts without an attention mask is not what it reads. Set text_unit to "
+                "'sentence'."
+            )
         for name, field in ((cfg.hook_name, "d_in"), (cfg.hook_name_out, "d_out")):
             shape = hook_shape(model, name, **cfg.model_kwargs)
             if len(shape) > 1:
