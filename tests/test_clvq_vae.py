@@ -147,7 +147,7 @@ def test_the_target_is_as_wide_as_the_input_unless_said(make, d_out, expected):
     cfg = make(d_out=d_out)
     kind = CLVQVAE if isinstance(cfg, CLVQVAEConfig) else TrainingCLVQVAE
 
-    assert kind(cfg).d_out == expected
+    assert kind(cfg).d_out == expected  # pyright: ignore[reportArgumentType]
 
 
 def test_a_decoder_of_another_shape():
