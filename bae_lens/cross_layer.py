@@ -28,6 +28,8 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
     input_scale: Tensor
     target_mean: Tensor
     target_scale: Tensor
+    # Told by this and not by the class, which a reload of this package makes anew.
+    is_cross_layer = True
     # Mirrors what the buffers hold, so that no step has to ask the device.
     is_calibrated: bool = False
 

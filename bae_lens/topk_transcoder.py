@@ -48,6 +48,8 @@ class TopKTranscoderConfig(TranscoderConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
+        # From a training config that does not say; SAELens' class wants a number.
+        self.d_out = self.d_in if self.d_out is None else self.d_out
         _check_k(self.k, self.d_sae)
 
 

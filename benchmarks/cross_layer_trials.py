@@ -221,6 +221,7 @@ def freeze_codes(sae: TrainingCLVQVAE, encoder: dict[str, Tensor], codebook: Ten
     sae.encoder.requires_grad_(False)
     sae.quantizer.set_codebook(codebook, torch.ones(len(codebook)), torch.ones(()))
     sae.quantizer.update = lambda *_, **__: None
+    sae.is_calibrated = True
 
 
 def fit_frozen(

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
-from bae_lens.cross_layer import CrossLayerSAE
 from bae_lens.evals import run_evals
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.training.paired_activations import ContextStore, PairedActivations, PairedStore
@@ -35,7 +34,7 @@ TextUnit = Literal["context", "sentence"]
 
 def is_cross_layer(architecture: str) -> bool:
     """Whether a registered architecture trains on batches of two hook points."""
-    return issubclass(SAE_TRAINING_CLASS_REGISTRY[architecture][0], CrossLayerSAE)
+    return getattr(SAE_TRAINING_CLASS_REGISTRY[architecture][0], "is_cross_layer", False)
 
 
 @dataclass
