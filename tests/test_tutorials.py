@@ -24,6 +24,12 @@ REDUCED = {
         "SEEDS": [0],
         "STEPS": 6,
     },
+    "03_cross_layer_concepts.ipynb": {
+        "TOKENS": 8192,
+        "STEPS": 4,
+        "HELD_OUT_TOKENS": 4096,
+        "OUTPUT": "output",
+    },
 }
 
 
