@@ -25,9 +25,9 @@ REDUCED = {
         "STEPS": 6,
     },
     "03_cross_layer_concepts.ipynb": {
-        "TOKENS": 8192,
-        "STEPS": 4,
-        "HELD_OUT_TOKENS": 4096,
+        "TOKENS": 4096,
+        "STEPS": 12,
+        "HELD_OUT_TOKENS": 2048,
         "OUTPUT": "output",
     },
 }
