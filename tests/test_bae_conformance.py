@@ -119,7 +119,8 @@ def test_row01_both_architectures_are_registered():
 def fresh_import(monkeypatch):
     """Import bae_lens again from nothing, as a notebook's autoreload does; undone afterwards."""
     for known in (registry.SAE_CLASS_REGISTRY, registry.SAE_TRAINING_CLASS_REGISTRY):
-        monkeypatch.setitem(known, "bae", known["bae"])
+        for name in ("bae", "clvq_vae", "topk_transcoder"):
+            monkeypatch.setitem(known, name, known[name])
     modules = {name: m for name, m in sys.modules.items() if name.split(".")[0] == "bae_lens"}
 
     def forget_and_import():
