@@ -207,16 +207,24 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        units = [state_dict[name] for name in _UNITS if name in state_dict]
-        fresh = bool(units) and all(bool((u == (u.ndim == 0)).all()) for u in units)
-        self.is_calibrated = not fresh
-        if not set(_UNITS) & state_dict.keys():
-            # Saved for inference: the units are in the weights.
-            widths = (self.cfg.d_in,), (), (self.d_out,), ()
-            fresh = (torch.zeros, torch.ones, torch.zeros, torch.ones)
-            device = state_dict["W_enc"].device
-            for name, make, width in zip(_UNITS, fresh, widths, strict=True):
-                state_dict[name] = make(width, device=device)
+        # Not self.device: SAELens loads into a model that is on "meta".
+        device = next(iter(state_dict.values())).device
+        plain = {
+            "input_mean": torch.zeros(self.cfg.d_in, device=device),
+            "input_scale": torch.ones((), device=device),
+            "target_mean": torch.zeros(self.d_out, device=device),
+            "target_scale": torch.ones((), device=device),
+        }
+        is_saved_for_inference = not plain.keys() & state_dict.keys()
+        if is_saved_for_inference:
+            # The units are in the weights.
+            state_dict |= plain
+        # Otherwise it may have been saved before anything was trained.
+        self.is_calibrated = is_saved_for_inference or any(
+            not torch.equal(state_dict[name], value)
+            for name, value in plain.items()
+            if name in state_dict
+        )
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

@@ -77,8 +77,8 @@ class ReplayedActivations:
         Args:
             store: where to read, SAELens' ``ActivationsStore`` or ``PairedActivations``; its batch
                 size and device are kept.
-            n_tokens: how many tokens to keep, whole sequences at least. Fewer are kept, with a logged warning, where the text
-                ends before.
+            n_tokens: how many tokens to keep, in whole sequences. Fewer are kept, with a logged
+                warning, where the text ends before.
             seed: of the shuffles.
         """
         batches: list[Tensor] = []

@@ -12,11 +12,11 @@ import torch
 from datasets import Dataset, IterableDataset
 from jaxtyping import Bool, Int
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from bae_lens.evals.text_batch import TextBatch, read_hooks
 from bae_lens.special_tokens import special_token_mask
 from bae_lens.training.paired_batch import PairedBatch
 
@@ -151,23 +151,13 @@ class SentenceStore:
             raise_on_epoch_end: as in ``get_batch``.
         """
         tokens, mask = self.get_batch(raise_at_epoch_end=raise_on_epoch_end)
-        _, cache = self.model.run_with_cache(
-            tokens,
-            attention_mask=mask.long(),
-            names_filter=self.hook_names,
-            stop_at_layer=_stop_at_layer(self.hook_names),
-            **self.model_kwargs,
-        )
+        valid = mask & ~special_token_mask(tokens, self.exclude_special_tokens)
+        text = TextBatch(tokens, valid, mask)
+        names = list(dict.fromkeys(self.hook_names))
+        _, read = read_hooks(self.model, text, names, self.model_kwargs)
         # Heads, where a hook point has them, side by side, as SAELens' store has them.
-        activations = {
-            name: cache[name].flatten(2).to(self.device, self.dtype) for name in self.hook_names
-        }
-        return PairedBatch(
-            tokens=tokens.to(self.device),
-            lower=activations[self.hook_names[0]],
-            upper=activations[self.hook_names[-1]],
-            valid=(mask & ~special_token_mask(tokens, self.exclude_special_tokens)).to(self.device),
-        )
+        read = [x.flatten(2).to(self.device, self.dtype) for x in read]
+        return PairedBatch(tokens.to(self.device), read[0], read[-1], valid.to(self.device))
 
     def save_to_checkpoint(self, checkpoint_path: str | Path) -> None:
         """Write how many texts were read, under the name SAELens gives its store's state."""
@@ -276,9 +266,3 @@ def _missing_bos(model: Any) -> list[int]:
     first = model.to_tokens("a")[0, :1].tolist()
     first_of_tokenizer = model.tokenizer("a")["input_ids"][:1]
     return first if first == [model.tokenizer.bos_token_id] != first_of_tokenizer else []
-
-
-def _stop_at_layer(hook_names: Iterable[str]) -> int | None:
-    """The first layer that none of the hook points needs; None where all may be needed."""
-    stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
-    return None if None in stops else max(filter(None, stops))
