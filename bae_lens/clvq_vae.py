@@ -9,39 +9,34 @@ with the ``transformer`` decoder also those of the tokens before it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
-from sae_lens import SAE, SAEConfig, TrainingSAE, TrainingSAEConfig
+from jaxtyping import Float
+from sae_lens import TrainingSAE
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
-from bae_lens.codebook_init import CODEBOOK_INITS, CodebookInit, initial_codebook
-from bae_lens.cross_layer import CrossLayerSAE, check_cross_layer, masked, target_and_output
-from bae_lens.fields import number_or_none
-from bae_lens.nn import (
-    AdaptiveResidualEncoder,
-    CausalTransformerDecoder,
-    EMACodebook,
-    TokenDecoder,
-    nearest_codes,
-    squared_distances,
-    straight_through,
-)
+from bae_lens.clvq_vae_base import CLVQVAEBase, only_tokens
+from bae_lens.clvq_vae_config import CLVQVAEConfig, TrainingCLVQVAEConfig
+from bae_lens.codebook_init import initial_codebook
+from bae_lens.cross_layer import CrossLayerSAE, masked, target_and_output
+from bae_lens.nn import EMACodebook, squared_distances, straight_through
 from bae_lens.packing import unpack_rows
 
 # pyright: reportIncompatibleVariableOverride=false
 
-Decoder = Literal["transformer", "token"]
-DecoderMemory = Literal["codes", "encoder"]
+__all__ = [
+    "CLVQVAE",
+    "CLVQVAEConfig",
+    "TrainingCLVQVAE",
+    "TrainingCLVQVAEConfig",
+    "only_tokens",
+]
 
 # Buffers of the quantiser; in a state dict they stand at the top level, as the codebook does in the
 # inference class.
@@ -50,313 +45,7 @@ _QUANTIZER = "quantizer."
 _STATISTICS = EMACodebook(1, 1, device="meta").state_dict().keys() - {"codebook"}
 
 
-@dataclass
-class _CrossLayerFields:
-    """Fields of both configs, after those of ``SAEConfig``, which come first."""
-
-    apply_b_dec_to_input: bool = False
-    d_out: int | None = None
-    decoder: Decoder = "transformer"
-    decoder_memory: DecoderMemory = "codes"
-    decoder_layers: int = 3
-    decoder_width: int | None = None
-    decoder_heads: int | None = None
-    decoder_mlp_width: int | None = None
-
-
-@dataclass
-class CLVQVAEConfig(_CrossLayerFields, SAEConfig):
-    """Configuration class for a CLVQ-VAE.
-
-    Args:
-        d_out (int | None): Width of the higher hook point; None: that of the lower one, ``d_in``.
-        decoder (str): ``"transformer"`` (causal, over the codes of a sequence, with positions) or
-            ``"token"`` (residual MLP on each code by itself).
-        decoder_memory (str): ``"codes"``: the decoder sees codes only. ``"encoder"``: a transformer
-            decoder also attends to the continuous z, as in the release, which takes the
-            reconstruction past the bottleneck; it is here to be compared with.
-        decoder_layers (int): Blocks of the decoder.
-        decoder_width (int | None): Inside a transformer decoder; None: ``d_in``.
-        decoder_heads (int | None): Of a transformer decoder; None: 8, or the largest number below
-            that divides the width.
-        decoder_mlp_width (int | None): Hidden width of a block's MLP; None: 4 times the width.
-        d_in (int): Width of the lower hook point. Inherited from SAEConfig.
-        d_sae (int): Number of codes, K. Inherited from SAEConfig.
-        apply_b_dec_to_input (bool): Must be False: the decoder's bias is of another hook point.
-
-    Raises:
-        ValueError: if a value is outside its range.
-    """
-
-    @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "clvq_vae"
-
-    @override
-    def __post_init__(self) -> None:
-        _check_shared(self)
-        super().__post_init__()
-        self.d_out = self.d_in if self.d_out is None else self.d_out
-
-
-@dataclass
-class TrainingCLVQVAEConfig(_CrossLayerFields, TrainingSAEConfig):
-    """Configuration class for training a CLVQ-VAE.
-
-    Inputs and targets are centred and scaled by the model itself, from the activations that it is
-    initialised with: ``normalize_activations`` need not be set. Losses are in those units: squared
-    error summed over d_out with the target's variance at d_out, commitment summed over d_in with
-    inputs of mean norm √d_in.
-
-    Args:
-        top_k (int): Training draws each token's code among so many nearest ones; 1: the nearest.
-        temperature (float): Of the draw, in units of the running mean of the squared distance to
-            the nearest code.
-        ema_decay (float): γ, the share of the codebook's running means that a batch leaves.
-        laplace_epsilon (float): Vectors that Laplace smoothing adds to each code's count.
-        revive_after (int | None): Batches after which a code that is nearest to no token is moved
-            onto one; None: never.
-        max_revived (int): How many codes a step moves at most.
-        commitment_coefficient (float): β, weight of ‖z − sg(code)‖².
-        codebook_init (str): ``"scaled_spherical_kmeans++"``, ``"kmeans++"`` or ``"random"``.
-        codebook_init_seed (int): Of its draws.
-        sequence_length (int | None): Tokens that belong together in a training batch, in order, for
-            the transformer decoder; None: every token is on its own. With
-            ``CrossLayerRunnerConfig`` it is always that of the text.
-        d_out (int | None): see ``CLVQVAEConfig``, as for all fields of the decoder.
-        decoder_init_norm (float | None): Not used. Inherited from TrainingSAEConfig.
-
-    Raises:
-        ValueError: if a value is outside its range.
-    """
-
-    top_k: int = 5
-    temperature: float = 0.1
-    ema_decay: float = 0.98
-    laplace_epsilon: float = 1e-5
-    revive_after: int | None = number_or_none(100, kind=int)
-    max_revived: int = 5
-    commitment_coefficient: float = 0.5
-    codebook_init: CodebookInit = "scaled_spherical_kmeans++"
-    codebook_init_seed: int = 0
-    sequence_length: int | None = None
-
-    @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "clvq_vae"
-
-    @override
-    def __post_init__(self) -> None:
-        _check_shared(self)
-        super().__post_init__()
-        if self.codebook_init not in CODEBOOK_INITS:
-            raise ValueError(
-                f"codebook_init must be one of {', '.join(CODEBOOK_INITS)}; "
-                f"got {self.codebook_init!r}."
-            )
-        for name, is_valid, expected in (
-            ("top_k", lambda v: v >= 1, "at least 1 (the nearest code)"),
-            ("temperature", lambda v: v > 0, "greater than 0; for the nearest code set top_k to 1"),
-            ("ema_decay", lambda v: 0 <= v < 1, "at least 0 and below 1"),
-            ("laplace_epsilon", lambda v: v > 0, "greater than 0"),
-            ("revive_after", lambda v: v is None or v >= 1, "at least 1, or None"),
-            ("max_revived", lambda v: v >= 0, "0 or greater"),
-            ("commitment_coefficient", lambda v: v >= 0, "0 or greater"),
-            ("sequence_length", lambda v: v is None or v >= 1, "at least 1, or None"),
-        ):
-            if not is_valid(getattr(self, name)):
-                raise ValueError(f"{name} must be {expected}; got {getattr(self, name)}.")
-
-
-def _check_shared(cfg: CLVQVAEConfig | TrainingCLVQVAEConfig) -> None:
-    for name, choices in (
-        ("decoder", get_args(Decoder)),
-        ("decoder_memory", get_args(DecoderMemory)),
-    ):
-        if getattr(cfg, name) not in choices:
-            raise ValueError(
-                f"{name} must be one of {', '.join(choices)}; got {getattr(cfg, name)!r}."
-            )
-    for name in ("decoder_width", "decoder_heads", "decoder_mlp_width"):
-        value = getattr(cfg, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, or None; got {value}.")
-    if cfg.decoder_layers < 0:
-        raise ValueError(f"decoder_layers must be 0 or greater; got {cfg.decoder_layers}.")
-    width, heads = cfg.decoder_width or cfg.d_in, cfg.decoder_heads
-    if cfg.decoder == "transformer" and heads is not None and width % heads:
-        raise ValueError(f"decoder_heads = {heads} must divide the decoder's width, {width}.")
-    if cfg.decoder_memory == "encoder" and cfg.decoder == "token":
-        raise ValueError("decoder_memory='encoder' needs attention: set decoder to 'transformer'.")
-    check_cross_layer(cfg)
-
-
-class _CLVQ(CrossLayerSAE):
-    """What the training and the inference class share: encoder, decoder, scales, how to fold."""
-
-    codebook: Tensor
-    scale: Tensor
-    _valid: Tensor | None = None
-
-    @override
-    def initialize_weights(self) -> None:
-        cfg = self.cfg
-        kwargs: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        self.encoder = AdaptiveResidualEncoder(cfg.d_in, **kwargs)
-        if cfg.decoder == "token":
-            self.decoder = TokenDecoder(
-                cfg.d_in,
-                self.d_out,
-                n_layers=cfg.decoder_layers,
-                d_mlp=cfg.decoder_mlp_width,
-                **kwargs,
-            )
-        else:
-            self.decoder = CausalTransformerDecoder(
-                cfg.d_in,
-                self.d_out,
-                d_model=cfg.decoder_width,
-                n_layers=cfg.decoder_layers,
-                n_heads=cfg.decoder_heads,
-                d_mlp=cfg.decoder_mlp_width,
-                cross_attention=cfg.decoder_memory == "encoder",
-                **kwargs,
-            )
-        self.register_units()
-        # A one-hot has no magnitude: where the norm of W_dec is folded away, it goes here.
-        self.register_buffer("scale", torch.ones(cfg.d_sae, **kwargs))
-
-    @override
-    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        return _one_hot_of_largest
-
-    # SAELens' names for the weights
-
-    @property
-    def W_dec(self) -> Float[Tensor, "K d_out"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What each code decodes to alone, ``decode`` of its one-hot as a sequence of length 1."""
-        memory = self.codebook if self.cfg.decoder_memory == "encoder" else None
-        return self._decode_vectors(self.codebook, memory=memory) / self.scale[:, None]
-
-    @property
-    def b_dec(self) -> Float[Tensor, " d_out"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Zero: the target's mean is in every row of ``W_dec``."""
-        return torch.zeros_like(self.target_mean)
-
-    @property
-    def W_enc(self) -> Float[Tensor, "d_in K"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The codebook: z·W_enc + b_enc is largest for the nearest code."""
-        return self.codebook.T.to(self.dtype)
-
-    @property
-    def b_enc(self) -> Float[Tensor, " K"]:
-        """−½‖code‖², see ``W_enc``."""
-        return (-self.codebook.square().sum(1) / 2).to(self.dtype)
-
-    # Encoding and decoding
-
-    def code_indices(self, x: Float[Tensor, "*batch d_in"]) -> Int[Tensor, "*batch"]:
-        """Which code each token has: the nearest."""
-        return nearest_codes(self.encoder(self.process_sae_in(x)), self.codebook)
-
-    @contextmanager
-    def only_tokens(self, valid: Bool[Tensor, "*batch"] | None) -> Iterator[None]:
-        """While inside, the other tokens have no code: they encode to zeros.
-
-        A transformer decoder then does not see them, as it did not in training. Pass where padding
-        and special tokens are; ``bae_lens.attached`` and ``bae_lens.run_evals`` do.
-        """
-        previous, self._valid = self._valid, valid
-        try:
-            yield
-        finally:
-            self._valid = previous
-
-    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """z, what its distance says for each code, and the one-hot of the nearest."""
-        z = self.encoder(self.process_sae_in(x))
-        hidden_pre = self.hook_sae_acts_pre(-squared_distances(z, self.codebook))
-        acts = self.activation_fn(hidden_pre).to(self.dtype) * self.scale
-        if self._valid is not None:
-            if self._valid.shape != acts.shape[:-1]:
-                raise ValueError(
-                    "The mask of only_tokens must have one entry a token, "
-                    f"{tuple(acts.shape[:-1])}; got {tuple(self._valid.shape)}."
-                )
-            acts = torch.where(self._valid.to(acts.device)[..., None], acts, 0)
-        return z, hidden_pre, self.hook_sae_acts_post(acts)
-
-    @override
-    def encode(self, x: Tensor) -> Tensor:
-        """One-hot of the nearest code (times ``scale``): ``[..., d_in]`` → ``[..., K]``."""
-        return self._encode(x)[2]
-
-    @override
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        """Reconstruction at the higher hook point: ``[..., K]`` → ``[..., d_out]``.
-
-        A token whose activations are all zero has no code: a transformer decoder leaves it out, and
-        it decodes to zero. ``[n, K]`` is n sequences of length 1 to a transformer decoder.
-
-        Raises:
-            ValueError: with ``decoder_memory="encoder"``, whose output is no function of the codes.
-        """
-        if self.cfg.decoder_memory == "encoder":
-            raise ValueError(
-                "With decoder_memory='encoder' the reconstruction is not a function of the codes: "
-                "there is only forward(x). Train with decoder_memory='codes' to decode."
-            )
-        return self._decode_acts(feature_acts)
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction at the higher hook point: ``[..., d_in]`` → ``[..., d_out]``."""
-        self.refuse_error_term()
-        z, _, acts = self._encode(x)
-        memory = z if self.cfg.decoder_memory == "encoder" else None
-        return self.hook_sae_output(self._decode_acts(acts, memory))
-
-    def _decode_acts(self, acts: Tensor, memory: Tensor | None = None) -> Tensor:
-        if acts.layout != torch.strided:
-            acts = acts.to_dense()
-        codes = (acts / self.scale) @ self.codebook.to(acts.dtype)
-        return self.hook_sae_recons(self._decode_vectors(codes, (acts != 0).any(-1), memory))
-
-    def _decode_vectors(
-        self, codes: Tensor, valid: Tensor | None = None, memory: Tensor | None = None
-    ) -> Tensor:
-        decoded = self.to_target(self._run_decoder(codes.to(self.dtype), valid, memory))
-        return decoded if valid is None else torch.where(valid[..., None], decoded, 0)
-
-    def _run_decoder(
-        self, codes: Tensor, valid: Tensor | None, memory: Tensor | None = None
-    ) -> Tensor:
-        """In units of the target's standard deviation, about its mean."""
-        if isinstance(self.decoder, TokenDecoder):
-            return self.decoder(codes, valid)
-        positions = None
-        if valid is not None:
-            # Counted over the tokens that are there, so that it is the same text with or without
-            # BOS and padding on either side.
-            positions = (valid.cumsum(-1) - 1).clamp(min=0)
-            if valid.ndim == 1:
-                positions = torch.zeros_like(positions)
-        return self.decoder(codes, valid, memory, positions)
-
-    # Folding
-
-    @override
-    @torch.no_grad()
-    def fold_and_get_W_dec_norm(self) -> Tensor:
-        """Fold decoder norms into ``scale`` (SAELens: into the encoder, which an argmin ignores)."""
-        norms = self.get_W_dec_norm()
-        self.scale.mul_(norms)
-        return norms
-
-
-class CLVQVAE(_CLVQ):
+class CLVQVAE(CLVQVAEBase):
     """Cross-Layer VQ-VAE for inference: ``encode`` gives the one-hot of the nearest code.
 
     Buffers: ``codebook`` [K, d_in], in float32 whatever the dtype, in the units of the encoder's
@@ -386,7 +75,7 @@ class CLVQVAE(_CLVQ):
         _drop_statistics(state_dict)
 
 
-class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
+class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
     """Cross-Layer VQ-VAE under training, on SAELens' own trainer.
 
     A training batch is rows of ``bae_lens.packing.pack_rows``, or ``[n, d_in]`` for one hook point,
@@ -446,7 +135,7 @@ class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
-        return _CLVQ.decode(self, feature_acts)
+        return CLVQVAEBase.decode(self, feature_acts)
 
     @torch.compiler.disable()
     @torch.no_grad()
@@ -587,17 +276,6 @@ class TrainingCLVQVAE(_CLVQ, TrainingSAE[TrainingCLVQVAEConfig]):
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
         _drop_statistics(state_dict)
-
-
-@contextmanager
-def only_tokens(sae: SAE[Any], valid: Bool[Tensor, "*batch"] | None) -> Iterator[None]:
-    """``sae.only_tokens(valid)`` where an SAE has it: where tokens do not see each other, none."""
-    with sae.only_tokens(valid) if isinstance(sae, _CLVQ) else nullcontext():
-        yield
-
-
-def _one_hot_of_largest(scores: Tensor) -> Tensor:
-    return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
 
 
 def _drop_statistics(state_dict: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """The CLVQ-VAE's maths: quantiser, losses, mask, bottleneck, calibration, metrics.
 
-What SAELens asks of an architecture is in test_clvq_vae_conformance.py; the parts alone are in
-nn/test_quantize.py, nn/test_decoders.py and test_codebook_init.py.
+What both classes inherit from clvq_vae_base.py is tested here, on the two of them. What SAELens asks
+of an architecture is in test_clvq_vae_conformance.py; the parts alone are in nn/test_quantize.py,
+nn/test_decoders.py and test_codebook_init.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from bae_lens import CLVQVAE, CLVQVAEConfig, TrainingCLVQVAE
+from bae_lens import TrainingCLVQVAE
 from bae_lens.clvq_vae import only_tokens
 from bae_lens.codebook_init import CODEBOOK_INITS, initial_codebook
 from bae_lens.packing import pack_rows, unpack_rows
@@ -102,52 +103,7 @@ def one_hot(indices: Tensor, n: int = N_CODES) -> Tensor:
     return torch.eye(n)[indices]
 
 
-# Configuration
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("decoder", "mlp", "decoder must be one of transformer, token; got 'mlp'"),
-        ("decoder_memory", "both", "decoder_memory must be one of codes, encoder; got 'both'"),
-        ("decoder_layers", -1, "decoder_layers must be 0 or greater"),
-        ("decoder_width", 0, "decoder_width must be at least 1, or None"),
-        ("decoder_heads", 0, "decoder_heads must be at least 1, or None"),
-        ("decoder_mlp_width", 0, "decoder_mlp_width must be at least 1, or None"),
-        ("d_out", 0, "d_out must be at least 1, or None"),
-        ("top_k", 0, r"top_k must be at least 1 \(the nearest code\)"),
-        ("temperature", 0.0, "temperature must be greater than 0; for the nearest code set top_k"),
-        ("ema_decay", 1.0, "ema_decay must be at least 0 and below 1"),
-        ("ema_decay", -0.1, "ema_decay must be at least 0 and below 1"),
-        ("laplace_epsilon", 0.0, "laplace_epsilon must be greater than 0"),
-        ("revive_after", 0, "revive_after must be at least 1, or None"),
-        ("max_revived", -1, "max_revived must be 0 or greater"),
-        ("commitment_coefficient", -0.1, "commitment_coefficient must be 0 or greater"),
-        ("codebook_init", "kmeans", r"codebook_init must be one of random, .*; got 'kmeans'"),
-        ("sequence_length", 0, "sequence_length must be at least 1, or None"),
-        ("apply_b_dec_to_input", True, "apply_b_dec_to_input must be False"),
-        ("normalize_activations", "layer_norm", "set normalize_activations to 'none'"),
-        ("normalize_activations", "covariance_whitening", "set normalize_activations to 'none'"),
-        ("reshape_activations", "hook_z", "set reshape_activations to 'none'"),
-    ],
-)
-def test_a_value_out_of_range_is_refused_by_name(field, value, message):
-    with pytest.raises(ValueError, match=message):
-        clvq_cfg(**{field: value})
-
-
-def test_a_leak_needs_attention():
-    with pytest.raises(ValueError, match="set decoder to 'transformer'"):
-        clvq_cfg(decoder="token", decoder_memory="encoder")
-
-
-@pytest.mark.parametrize("make", [clvq_cfg, lambda **k: CLVQVAEConfig(d_in=D_IN, d_sae=5, **k)])
-@pytest.mark.parametrize(("d_out", "expected"), [(None, D_IN), (7, 7)])
-def test_the_target_is_as_wide_as_the_input_unless_said(make, d_out, expected):
-    cfg = make(d_out=d_out)
-    kind = CLVQVAE if isinstance(cfg, CLVQVAEConfig) else TrainingCLVQVAE
-
-    assert kind(cfg).d_out == expected  # pyright: ignore[reportArgumentType]
+# The decoder
 
 
 def test_a_decoder_of_another_shape():

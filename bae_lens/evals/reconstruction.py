@@ -95,6 +95,9 @@ def predicts_next_token(model: HookedRootModule) -> bool:
     Found out by running it on two pairs of tokens, since configs do not tell: a TransformerBridge of
     a BERT says that it is causal, and a model without a language-model head returns its hidden
     states as logits.
+
+    Whether tokens see what comes after them is all that ``training.sentences.is_encoder_model``
+    asks: a causal model without a head is no encoder, and yet predicts nothing.
     """
     device = next(model.parameters()).device
     first = model(torch.tensor([[1, 2], [1, 3]], device=device))[:, 0].float()

@@ -300,8 +300,8 @@ def test_the_identity_step_asks_for_no_distance_and_moves_no_code(trial, monkeyp
     def refuse(*args: Any) -> None:
         raise AssertionError("A distance was computed.")
 
-    monkeypatch.setattr("bae_lens.nn.quantize.squared_distances", refuse)
-    monkeypatch.setattr("bae_lens.clvq_vae.squared_distances", refuse)
+    for module in ("nn.quantize", "clvq_vae_base", "clvq_vae"):
+        monkeypatch.setattr(f"bae_lens.{module}.squared_distances", refuse)
     rows = trial.train.packed[:24]
     step = trials.SAETrainer(trials.trainer_config(4, 24, 1e-3), identity, iter([]))
     z = identity.encoder(identity.process_sae_in(rows[:, :D]))
