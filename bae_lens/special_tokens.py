@@ -34,3 +34,14 @@ def special_token_ids(model: Any, exclude: bool | Iterable[int]) -> list[int]:
 def special_token_mask(tokens: Int[Tensor, "*shape"], ids: Iterable[int]) -> Bool[Tensor, "*shape"]:
     """True where a token is one of ``ids``."""
     return torch.isin(tokens, torch.tensor(list(ids), dtype=tokens.dtype, device=tokens.device))
+
+
+def missing_bos(model: Any) -> list[int]:
+    """BOS, where the model has a text begin with it and its tokenizer alone does not; else nothing.
+
+    Args:
+        model: a language model of TransformerLens with its tokenizer.
+    """
+    first = model.to_tokens("a")[0, :1].tolist()
+    first_of_tokenizer = model.tokenizer("a")["input_ids"][:1]
+    return first if first == [model.tokenizer.bos_token_id] != first_of_tokenizer else []

@@ -90,7 +90,7 @@ def summarise_code(
                 acts = acts.to_dense()
             if code is None:
                 if magnitude_bits is not None and not is_one_bit(sae) and (acts != 0).any():
-                    quantiser = MagnitudeQuantiser.fit(acts, _decoder(sae), magnitude_bits)
+                    quantiser = MagnitudeQuantiser.fit(acts, decoder_vectors(sae), magnitude_bits)
                 code = CodeStatistics(
                     sae.cfg.d_sae,
                     pair_counts,
@@ -126,7 +126,7 @@ def is_one_hot(sae: SAE[Any]) -> bool:
     return sae.cfg.architecture() == "clvq_vae"
 
 
-def _decoder(sae: SAE[Any]) -> Tensor:
+def decoder_vectors(sae: SAE[Any]) -> Tensor:
     """What the activations of an SAE are multiplied by, ``[d_sae, d_in]``."""
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         # They include the norms of the decoder already; SAELens divides by them when decoding.

@@ -18,6 +18,7 @@ from bae_lens.nn.joint_entropy import (
 )
 from bae_lens.nn.polarity import flip_bits
 from bae_lens.nn.precision import Float32Buffers
+from bae_lens.nn.projection import component, orthonormal_basis, subspace_rank
 from bae_lens.nn.pruning import prune_bits, select_bits
 from bae_lens.nn.quantize import (
     EMACodebook,
@@ -45,6 +46,7 @@ __all__ = [
     "check_budget",
     "chow_liu_entropy",
     "chow_liu_tree",
+    "component",
     "flip_bits",
     "follow_budget",
     "marginal_entropy",
@@ -52,10 +54,12 @@ __all__ = [
     "mutual_information",
     "nearest_codes",
     "off_diagonal_covariance",
+    "orthonormal_basis",
     "plug_in_entropy",
     "prune_bits",
     "sample_codes",
     "select_bits",
     "squared_distances",
     "straight_through",
+    "subspace_rank",
 ]

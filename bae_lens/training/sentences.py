@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bae_lens.evals.text_batch import TextBatch, read_hooks
-from bae_lens.special_tokens import special_token_mask
+from bae_lens.special_tokens import missing_bos, special_token_mask
 from bae_lens.training.paired_batch import PairedBatch
 
 # The first of these that a dataset has is read: SAELens' two, and what sentence datasets call theirs.
@@ -94,7 +94,7 @@ class SentenceStore:
         self.model_kwargs = model_kwargs or {}
         self.device = torch.device(device)
         self.dtype = dtype
-        self._bos = _missing_bos(model)
+        self._bos = missing_bos(model)
         self.reset_input_dataset()
 
     def reset_input_dataset(self) -> None:
@@ -259,10 +259,3 @@ def _column_of(dataset: Any, column: str | None) -> str | None:
         f"The dataset has no column {' or '.join(map(repr, wanted))} with texts; "
         f"it has {', '.join(map(repr, first))}."
     )
-
-
-def _missing_bos(model: Any) -> list[int]:
-    """BOS, where the model has a text begin with it and its tokenizer alone does not."""
-    first = model.to_tokens("a")[0, :1].tolist()
-    first_of_tokenizer = model.tokenizer("a")["input_ids"][:1]
-    return first if first == [model.tokenizer.bos_token_id] != first_of_tokenizer else []

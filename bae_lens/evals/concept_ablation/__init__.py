@@ -1,0 +1,34 @@
+"""Cross-layer concept ablation: remove a concept, measure what is lost, beside its controls.
+
+After arXiv 2506.20040 (§ faithfulness), whose released protocol takes a text's accuracy far below
+chance: it projects a vector that all tokens share out along with the concept, which inverts what a
+probe says and removes nothing. Here means are removed first, a drop below chance counts as chance,
+and random directions, other concepts and LEACE are ablated in the same places.
+
+The data's way: ``texts`` → ``passes`` → ``probes`` and ``attribution`` (``task``: all that does not
+depend on the dictionary) → ``concepts`` → ``removals`` → ``measure`` → ``result``.
+"""
+
+from bae_lens.evals.concept_ablation.concepts import Clusters
+from bae_lens.evals.concept_ablation.measure import ablate
+from bae_lens.evals.concept_ablation.result import (
+    AblationRow,
+    ConceptAblationResult,
+    SalientTokens,
+)
+from bae_lens.evals.concept_ablation.run import concept_ablation
+from bae_lens.evals.concept_ablation.settings import AblationSettings
+from bae_lens.evals.concept_ablation.task import AblationTask
+from bae_lens.evals.concept_ablation.texts import LabelledTexts
+
+__all__ = [
+    "AblationRow",
+    "AblationSettings",
+    "AblationTask",
+    "Clusters",
+    "ConceptAblationResult",
+    "LabelledTexts",
+    "SalientTokens",
+    "ablate",
+    "concept_ablation",
+]

@@ -1,0 +1,416 @@
+"""Remove a dictionary's concepts, and everything that they are to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
+from torch import Tensor
+from torch.nn.functional import normalize, one_hot
+
+from bae_lens.evals.concept_ablation import result as names
+from bae_lens.evals.concept_ablation.concepts import Clusters, Concepts, describe
+from bae_lens.evals.concept_ablation.passes import Batch, pool
+from bae_lens.evals.concept_ablation.probes import Probe
+from bae_lens.evals.concept_ablation.removals import (
+    EqualNorm,
+    Leace,
+    Removal,
+    Subspace,
+    leace_fitters,
+)
+from bae_lens.evals.concept_ablation.result import (
+    AblationRow,
+    ConceptAblationResult,
+    SalientTokens,
+)
+from bae_lens.evals.concept_ablation.task import (
+    AblationTask,
+    read_label_words,
+    share_in_evidence,
+)
+from bae_lens.evals.reconstruction import next_token_loss
+
+
+def ablate(
+    task: AblationTask, dictionary: SAE[Any] | Clusters, name: str | None = None
+) -> ConceptAblationResult:
+    """Ablate a dictionary's concepts of the salient tokens, and the controls.
+
+    Args:
+        task: the texts, read.
+        dictionary: of the task's lower hook point: a CLVQ-VAE, a single-layer VQ-VAE, any other
+            SAELens SAE or transcoder, a BAE, or clusters.
+        name: for tables; the architecture if omitted.
+
+    Raises:
+        ValueError: if the dictionary reads another width, or nothing in it is active on the texts.
+        ImportError: if ``concept-erasure`` (extra ``interp``) is missing.
+    """
+    concepts = describe(dictionary, task.sample, task.settings.vectors, name)
+    if not len(concepts.in_use):
+        raise ValueError(f"No latent of {concepts.name} is active on any token of the texts.")
+    measure = _Measure(task)
+    rows = measure.originals()
+    sources = {"word": task.salient.lower, "readout": task.vectors[0]}
+    if task.settings.salient == "readout":
+        del sources["word"]
+    for i, place in enumerate(names.STORED if _has_two(task) else names.STORED[:1]):
+        rows += measure.shared_stored(i, place)
+        for source, x in sources.items():
+            removals = _removals(task, concepts, x, i == 1)
+            rows += measure.stored(i, place, source, removals)
+    if task.settings.causal:
+        source, x = next(iter(sources.items()))
+        removals = _removals(task, concepts, x, at_upper=False)
+        for place in names.CAUSAL:
+            rows += measure.causal(place, source, removals)
+    ids = concepts.active(next(iter(sources.values())), task.settings.rank)
+    return ConceptAblationResult(
+        dictionary=concepts.name,
+        hook_names=task.reader.hook_names,
+        label_names=tuple(task.data.label_names),
+        labels=tuple(task.data.labels.tolist()),
+        settings=task.settings.to_dict(),
+        rows=tuple(rows),
+        salient=_salient_tokens(task),
+        concept_ids=tuple(map(tuple, ids.tolist())),
+        n_truncated=task.reader.texts.n_truncated,
+        ordinary_ce=measure.ordinary_ce,
+        concept_in_evidence=_concepts_in_evidence(task, concepts, ids),
+    )
+
+
+def _has_two(task: AblationTask) -> bool:
+    return task.reader.hook_names[0] != task.reader.hook_names[1]
+
+
+def _removals(
+    task: AblationTask, concepts: Concepts, x: Tensor, at_upper: bool
+) -> dict[str, Removal]:
+    """The concept of each example and the controls that are made from the dictionary."""
+    settings = task.settings
+    assert settings.centre is not None
+    generator = torch.Generator().manual_seed(settings.seed)
+    ids = concepts.active(x, settings.rank)
+    directions = concepts.directions(ids, at_upper, settings.centre)
+    drawn = concepts.directions(
+        _other_ids(ids, concepts.in_use, generator), at_upper, settings.centre
+    )
+    if directions is None or drawn is None:
+        return {}
+    own = Subspace.spanned_by(directions)
+    random = Subspace.random(own, generator)
+    others = _of_another_class(task.data.labels, generator)
+    return {
+        names.CONCEPT: own,
+        names.RANDOM: random,
+        names.RANDOM_EQUAL: EqualNorm(random, own),
+        names.RANDOM_CONCEPT: Subspace.spanned_by(drawn),
+        names.OTHER_CLASS: Subspace(own.basis[others]),
+    }
+
+
+def _other_ids(ids: Tensor, in_use: Tensor, generator: torch.Generator) -> Tensor:
+    """As many latents or codes that are in use, drawn anew where they would be the same."""
+    drawn = in_use[torch.randint(len(in_use), ids.shape, generator=generator)]
+    for _ in range(8):
+        again = drawn == ids
+        fresh = in_use[torch.randint(len(in_use), ids.shape, generator=generator)]
+        drawn = torch.where(again, fresh, drawn)
+    return torch.where(ids < 0, ids, drawn)
+
+
+def _of_another_class(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """For each example another one, drawn among those with another label."""
+    may_be = (labels[:, None] != labels).float()
+    return may_be.multinomial(1, generator=generator)[:, 0]
+
+
+@dataclass
+class _Outcome:
+    """What predictions are read from after an ablation, and how much it took away."""
+
+    vectors: Tensor
+    label_logits: Tensor | None
+    removed_norm: float
+
+
+class _Measure:
+    """Rows of one result; what no dictionary changes is measured once a task."""
+
+    def __init__(self, task: AblationTask) -> None:
+        self.task = task
+        self.everything = torch.arange(len(task.data))
+        # A second dictionary finds it there.
+        self.kept = task.measured
+
+    # Rows
+
+    def originals(self) -> list[AblationRow]:
+        """The untouched model, for each place."""
+        rows = []
+        places = list(names.STORED if _has_two(self.task) else names.STORED[:1])
+        places += names.CAUSAL if self.task.settings.causal else ()
+        for place in places:
+            i = 0 if place == names.LOWER else 1
+            outcome = _Outcome(self.task.vectors[i], None, 0.0)
+            if place in names.CAUSAL:
+                outcome.label_logits = self.task.label_logits
+            rows += self._rows(outcome, self.task.probes[i], (place, "", "none"), 0.0)
+        return rows
+
+    def stored(
+        self, i: int, place: str, source: str, removals: Mapping[str, Removal]
+    ) -> list[AblationRow]:
+        """Ablations of the vectors that were read at hook point ``i``."""
+        rows = []
+        for method, removal in removals.items():
+            outcome = self._ablated_vectors(i, removal)
+            key = (place, source, method)
+            rows += self._rows(outcome, self.task.probes[i], key, removal.rank)
+            if method == names.CONCEPT:
+                rows += self._retrained(outcome, key, removal.rank)
+        return rows
+
+    def shared_stored(self, i: int, place: str) -> list[AblationRow]:
+        """The controls that no dictionary has a part in."""
+        if place not in self.kept:
+            mean = self._mean_direction(self.task.vectors[i].mean(0))
+            rows = self.stored(i, place, "", {names.MEAN: mean})
+            leace = self._leace([(self.task.vectors[i], self.everything)])
+            outcome = self._ablated_vectors(i, leace)
+            key = (place, "", names.LEACE)
+            rows += self._rows(outcome, self.task.probes[i], key, leace.rank)
+            rows += self._retrained(outcome, key, leace.rank)
+            self.kept[place] = rows
+        return self.kept[place]
+
+    def causal(self, place: str, source: str, removals: Mapping[str, Removal]) -> list[AblationRow]:
+        """Ablations at the lower hook point inside the forward pass, read further up."""
+        rows = []
+        if place not in self.kept:
+            mean = self._mean_direction(self.task.sample.lower_mean)
+            self.kept[place] = self._causal_rows(
+                place, "", {names.MEAN: mean, names.LEACE: self._token_leace(place)}
+            )
+        rows += self._causal_rows(place, source, removals)
+        return rows + self.kept[place]
+
+    def _causal_rows(
+        self, place: str, source: str, removals: Mapping[str, Removal]
+    ) -> list[AblationRow]:
+        rows = []
+        for method, removal in removals.items():
+            outcome = self._ablated_passes(place, removal, f"Ablating: {place}, {method}")
+            ce = self._ce_changes(removal) if place == names.EVERYWHERE else ()
+            key = (place, source, method)
+            rows += self._rows(outcome, self.task.probes[1], key, removal.rank, ce)
+            if method in (names.CONCEPT, names.LEACE):
+                rows += self._retrained(outcome, key, removal.rank)
+        return rows
+
+    def _rows(
+        self,
+        outcome: _Outcome,
+        probes: list[Probe],
+        key: tuple[str, str, str],
+        rank: float,
+        ce_change: tuple[float, ...] = (),
+    ) -> list[AblationRow]:
+        """Of what the probe says, and of what the model itself says if it was asked."""
+        correct = {names.PROBE: self.task.correct(outcome.vectors, probes)}
+        if outcome.label_logits is not None:
+            said = outcome.label_logits.argmax(-1)
+            correct[names.LABEL_WORDS] = said == self.task.data.labels
+        place, source, method = key
+        return [
+            AblationRow(
+                place=place,
+                concept_of=source,
+                method=method,
+                read_by=reader,
+                rank=rank,
+                removed_norm=outcome.removed_norm,
+                correct=tuple(right.tolist()),
+                fold_accuracies=self.task.fold_accuracies(right),
+                ce_change=ce_change,
+            )
+            for reader, right in correct.items()
+        ]
+
+    def _retrained(
+        self, outcome: _Outcome, key: tuple[str, str, str], rank: float
+    ) -> list[AblationRow]:
+        """The same with probes that were fitted on ablated vectors: is the label gone, or moved?"""
+        place, source, method = key
+        probes = self.task.fit_probes(outcome.vectors)
+        plain = _Outcome(outcome.vectors, None, outcome.removed_norm)
+        return self._rows(plain, probes, (place, source, method + names.RETRAINED), rank)
+
+    # Removals that no dictionary has a part in
+
+    def _mean_direction(self, mean: Tensor) -> Subspace:
+        return Subspace(normalize(mean, dim=0).expand(len(self.everything), 1, -1))
+
+    def _leace(self, parts: Any) -> Leace:
+        """Fitted on the other folds' vectors, given in parts with the texts that they are of."""
+        task = self.task
+        fitters: list[Any] = []
+        for vectors, index in parts:
+            fitters = fitters or leace_fitters(
+                len(task.probes[0]), vectors.shape[1], task.n_classes
+            )
+            classes = one_hot(task.data.labels[index], task.n_classes).double()
+            for f, fitter in enumerate(fitters):
+                is_other = task.fold[index] != f
+                if is_other.any():
+                    fitter.update(vectors[is_other].double(), classes[is_other])
+        return Leace([fitter.eraser for fitter in fitters], task.fold, float(task.n_classes - 1))
+
+    def _token_leace(self, place: str) -> Leace:
+        """Fitted on the activations that are ablated, each with the label of its text."""
+        task = self.task
+        if place == names.SALIENT:
+            return self._leace([(task.salient.lower, self.everything)])
+
+        def parts() -> Any:
+            for batch in task.reader.batches("Fitting LEACE"):
+                with torch.no_grad():
+                    lower = task.reader.run(batch).lower.float().cpu()
+                yield lower[batch.at], batch.examples.repeat_interleave(batch.at.sum(1))
+
+        return self._leace(parts())
+
+    # Ablations
+
+    def _ablated_vectors(self, i: int, removal: Removal) -> _Outcome:
+        vectors = self.task.vectors[i]
+        centre = vectors.mean(0) if self.task.settings.centre else None
+        removed = removal(vectors, self.everything, centre)
+        return _Outcome(vectors - removed, None, _relative_norm(removed, vectors).mean().item())
+
+    @torch.no_grad()
+    def _ablated_passes(self, place: str, removal: Removal, desc: str) -> _Outcome:
+        task = self.task
+        vectors = torch.empty_like(task.vectors[1])
+        logits = None if task.label_logits is None else torch.empty_like(task.label_logits)
+        total, n = 0.0, 0
+        for batch in task.reader.batches(desc):
+            edit = _Edit(removal, batch.examples, self._where(place, batch), self._centres(batch))
+            seen = task.reader.run(batch, edit, to_logits=logits is not None)
+            vectors[batch.examples] = (
+                pool(seen.upper, batch.read.to(seen.upper.device)).float().cpu()
+            )
+            if logits is not None and task.label_tokens is not None and seen.logits is not None:
+                logits[batch.examples] = read_label_words(seen.logits, batch, task.label_tokens)
+            total, n = total + edit.norms.sum().item(), n + len(edit.norms)
+        return _Outcome(vectors, logits, total / max(n, 1))
+
+    def _where(self, place: str, batch: Batch) -> Bool[Tensor, "batch pos"]:
+        if place == names.EVERYWHERE:
+            return batch.at
+        columns = torch.arange(batch.at.shape[1])
+        return columns == self.task.salient.position[batch.examples][:, None]
+
+    def _centres(self, batch: Batch) -> Tensor | None:
+        return self.task.centres(batch) if self.task.settings.centre else None
+
+    @property
+    def ordinary_ce(self) -> float | None:
+        """Cross-entropy of the untouched model on the ordinary text."""
+        losses = self._ordinary_losses(None)
+        return losses.nanmean().item() if len(losses) else None
+
+    def _ce_changes(self, removal: Removal) -> tuple[float, ...]:
+        """By ordinary text, each with what is removed from one of the examples."""
+        changes = self._ordinary_losses(removal) - self._ordinary_losses(None)
+        return tuple(changes[changes.isfinite()].tolist())
+
+    @torch.no_grad()
+    def _ordinary_losses(self, removal: Removal | None) -> Float[Tensor, " n_texts"]:
+        """Mean loss of each ordinary text; none where the model predicts no next token."""
+        task, reader = self.task, self.task.ordinary
+        if reader is None:
+            return torch.empty(0)
+        if removal is None and "ordinary" in self.kept:
+            return self.kept["ordinary"]
+        # Half the examples away, since the ordinary texts may be the examples.
+        n = len(self.everything)
+        example = (torch.arange(len(reader)) + n // 2) % n
+        losses = torch.full((len(reader),), torch.nan)
+        for batch in reader.batches("Ordinary text"):
+            edit = None
+            if removal is not None:
+                mean = self.task.sample.lower_mean if task.settings.centre else None
+                edit = _Edit(removal, example[batch.examples], batch.text.valid, mean)
+            seen = reader.run(batch, edit, to_logits=True)
+            assert seen.logits is not None
+            for row, i in enumerate(batch.examples.tolist()):
+                one = type(batch.text)(*(x[row : row + 1] for x in batch.text if x is not None))
+                losses[i] = next_token_loss(seen.logits[row : row + 1], one).mean().item()
+        if removal is None:
+            self.kept["ordinary"] = losses
+        return losses
+
+
+class _Edit:
+    """Takes a removal out of the lower activations, where it is told to."""
+
+    def __init__(
+        self,
+        removal: Removal,
+        index: Int[Tensor, " batch"],
+        where: Bool[Tensor, "batch pos"],
+        centre: Tensor | None,
+    ) -> None:
+        self.removal, self.index, self.where, self.centre = removal, index, where, centre
+        self.norms = torch.empty(0)
+
+    def __call__(self, acts: Tensor) -> Tensor:
+        centre = None if self.centre is None else self.centre.to(acts)
+        removed = self.removal(acts, self.index, centre)
+        where = self.where.to(acts.device)
+        self.norms = _relative_norm(removed, acts)[where].float().cpu()
+        return torch.where(where[..., None], acts - removed, acts)
+
+
+def _relative_norm(removed: Tensor, whole: Tensor) -> Tensor:
+    return removed.norm(dim=-1) / whole.norm(dim=-1).clamp(min=1e-12)
+
+
+def _salient_tokens(task: AblationTask) -> SalientTokens:
+    salient, texts = task.salient, task.reader.texts
+    picked = salient.word.tolist()
+    words = (own[w] if w >= 0 else "" for own, w in zip(texts.words, picked, strict=True))
+    in_evidence, chance = share_in_evidence(task, [{w} - {-1} for w in picked])
+    return SalientTokens(
+        words=tuple(words),
+        readout_share=None
+        if salient.readout_wins is None
+        else salient.readout_wins.float().mean().item(),
+        in_evidence=in_evidence,
+        evidence_words=chance,
+        missing=None if salient.missing is None else salient.missing.median().item(),
+    )
+
+
+def _concepts_in_evidence(task: AblationTask, concepts: Concepts, ids: Tensor) -> float | None:
+    """How often the words that have an example's concept, in its own text, lie in its evidence."""
+    if all(e is None for e in task.data.evidence):
+        return None
+    words: list[set[int]] = [set() for _ in task.data.texts]
+    for batch in task.reader.batches("Concepts in evidence"):
+        with torch.no_grad():
+            lower = task.reader.run(batch).lower.float().cpu()
+        for row, i in enumerate(batch.examples.tolist()):
+            word_of = task.reader.texts.word_of[i, : lower.shape[1]]
+            there = (word_of >= 0) & batch.at[row]
+            if there.any():
+                first = concepts.active(lower[row][there], 1)[:, 0]
+                words[i] = set(word_of[there][first == ids[i, 0]].tolist())
+    return share_in_evidence(task, words)[0]

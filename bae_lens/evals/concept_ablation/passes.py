@@ -1,0 +1,184 @@
+"""Forward passes over texts, with what stands at a hook point edited on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from bae_lens.evals.concept_ablation.texts import EncodedTexts
+from bae_lens.evals.text_batch import TextBatch
+from bae_lens.special_tokens import special_token_ids, special_token_mask
+from bae_lens.suggest import did_you_mean
+
+Readout = Literal["last", "first", "mean"]
+
+# Takes activations [batch, pos, d], gives those that the model goes on from.
+Edit = Callable[[Tensor], Tensor]
+
+
+class Seen(NamedTuple):
+    """What a pass showed.
+
+    Attributes:
+        lower: activations at the lower hook point, as edited.
+        upper: at the upper one.
+        logits: of the model; None where it was stopped before.
+    """
+
+    lower: Float[Tensor, "batch pos d_in"]
+    upper: Float[Tensor, "batch pos d_out"]
+    logits: Float[Tensor, "batch pos vocabulary"] | None
+
+
+def check_hooks(model: HookedRootModule, hook_names: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: if the model lacks one of the hook points.
+    """
+    for name in hook_names:
+        # A Bridge knows names that its hook_dict does not list.
+        if name not in model.hook_dict and name not in getattr(model, "_hook_registry", {}):
+            raise ValueError(
+                f"{type(model).__name__} has no hook point {name!r}, which the concepts are of. "
+                f"{did_you_mean(name, model.hook_dict)}"
+            )
+
+
+def run_edited(
+    model: HookedRootModule,
+    batch: TextBatch,
+    hook_names: tuple[str, str],
+    edit: Edit | None = None,
+    to_logits: bool = False,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> Seen:
+    """One pass, from which gradients flow back to what ``edit`` returned.
+
+    Args:
+        model: a hooked language model.
+        batch: what it reads.
+        hook_names: the lower hook point, which is edited, and the upper one.
+        edit: of the lower activations.
+        to_logits: go on to the logits; otherwise layers that no hook point needs are left out.
+        model_kwargs: passed to the model.
+
+    Raises:
+        ValueError: if one of the hook points does not fire.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def at_lower(acts: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+        seen["lower"] = acts if edit is None else edit(acts)
+        return seen["lower"]
+
+    def at_upper(acts: Tensor, hook: Any) -> None:  # noqa: ARG001
+        seen["upper"] = acts
+
+    stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
+    known = [stop for stop in stops if stop is not None]
+    stop = max(known) if len(known) == len(stops) and not to_logits else None
+    logits = model.run_with_hooks(
+        batch.tokens,
+        return_type="logits",
+        fwd_hooks=[(hook_names[0], at_lower), (hook_names[1], at_upper)],
+        stop_at_layer=stop,
+        **{**batch.model_kwargs, **(model_kwargs or {})},
+    )
+    for which, name in zip(("lower", "upper"), hook_names, strict=True):
+        if which not in seen:
+            raise ValueError(f"The hook point {name!r} does not fire in a pass of the model.")
+    return Seen(seen["lower"], seen["upper"], logits if to_logits else None)
+
+
+@contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients for the parameters, so that only those that are asked for are computed."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+class Batch(NamedTuple):
+    """Some of the texts, without the columns that are padding in all of them.
+
+    Attributes:
+        examples: which of the texts.
+        text: what the model reads; ``valid`` are tokens that are neither special nor padding.
+        read: positions that the sentence vector is the mean of.
+        at: ``valid`` or ``read``: where an activation can be ablated.
+    """
+
+    examples: Int[Tensor, " batch"]
+    text: TextBatch
+    read: Bool[Tensor, "batch pos"]
+    at: Bool[Tensor, "batch pos"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Texts, a model that reads them, and two hook points.
+
+    Args:
+        model: HookedSAETransformer, SAETransformerBridge, or another model with their interface.
+        texts: what is read.
+        hook_names: the lower and the upper hook point.
+        readout: what a sentence vector is: the activation of the last token, of the first ([CLS]),
+            or the mean over those that are not special.
+        batch_size: texts a forward pass.
+        model_kwargs: passed to the model.
+        verbose: show progress bars.
+    """
+
+    model: HookedRootModule
+    texts: EncodedTexts
+    hook_names: tuple[str, str]
+    readout: Readout
+    batch_size: int = 16
+    model_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    verbose: bool = False
+
+    def __len__(self) -> int:
+        return len(self.texts.tokens)
+
+    def batches(self, desc: str) -> Iterator[Batch]:
+        """All texts, those of like lengths together."""
+        lengths = self.texts.attention_mask.sum(1)
+        order = lengths.argsort(stable=True)
+        special = special_token_ids(self.model, True)
+        parts = order.split(self.batch_size)
+        for part in tqdm(parts, desc=desc, leave=False, disable=not self.verbose):
+            width = int(lengths[part].max())
+            tokens = self.texts.tokens[part, :width]
+            mask = self.texts.attention_mask[part, :width]
+            valid = mask & ~special_token_mask(tokens, special)
+            if self.readout == "mean":
+                read = valid
+            else:
+                read = torch.arange(width) == self.texts.readout[part][:, None]
+            yield Batch(part, TextBatch(tokens, valid, mask), read, valid | read)
+
+    def run(self, batch: Batch, edit: Edit | None = None, to_logits: bool = False) -> Seen:
+        """One pass, see ``run_edited``."""
+        device = next(self.model.parameters()).device
+        text = TextBatch(*(x.to(device) for x in batch.text if x is not None))
+        return run_edited(self.model, text, self.hook_names, edit, to_logits, self.model_kwargs)
+
+
+def pool(acts: Float[Tensor, "batch pos d"], read: Bool[Tensor, "batch pos"]) -> Tensor:
+    """Sentence vectors ``[batch, d]``: the mean over the positions that are read."""
+    weights = read.to(acts)
+    return torch.einsum("bpd,bp->bd", acts, weights) / weights.sum(1, keepdim=True).clamp(min=1)

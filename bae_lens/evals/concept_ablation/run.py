@@ -1,0 +1,75 @@
+"""Concept ablation in one call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sae_lens import SAE
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from bae_lens.evals.concept_ablation.concepts import Clusters, dictionary_hooks
+from bae_lens.evals.concept_ablation.measure import ablate
+from bae_lens.evals.concept_ablation.result import ConceptAblationResult
+from bae_lens.evals.concept_ablation.settings import AblationSettings
+from bae_lens.evals.concept_ablation.task import AblationTask
+
+
+def concept_ablation(
+    model: HookedRootModule,
+    dictionary: SAE[Any] | Clusters,
+    dataset: Any,
+    settings: AblationSettings | None = None,
+    *,
+    hook_name_out: str | None = None,
+    reference_texts: Sequence[str] | None = None,
+    verbose: bool = True,
+) -> ConceptAblationResult:
+    """Remove the concept of each text's salient token and see what a probe, and the model, lose.
+
+    A probe is fitted to the texts' vectors at the upper hook point, its logit is attributed to
+    tokens at the lower one, and the concept that the dictionary sees in the salient token is taken
+    out: of the stored vectors at either hook point, and, causally, of the lower activations inside a
+    forward pass, at the salient token or at all. In the same places the controls: random
+    directions, as they are and as long as the concept; a random concept, one of another class; the
+    mean direction; LEACE, which has seen the labels; and probes fitted again after the ablation.
+
+    Args:
+        model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
+        dictionary: CLVQ-VAE, VQ-VAE, BAE, any SAELens SAE or transcoder, or ``Clusters``. Its
+            metadata names the hook points.
+        dataset: labelled texts: a JSONL or CSV file with the columns ``text`` and ``label``, a
+            dataset or its name, rows, or ``LabelledTexts``.
+        settings: the defaults if omitted.
+        hook_name_out: the upper hook point; if omitted where the dictionary writes, or, if it
+            writes where it reads, the same point of the last block.
+        reference_texts: unlabelled texts to describe the concepts by (codes by the mean of their
+            tokens), the first of which are the ordinary text whose cross-entropy is measured. Codes
+            that few tokens have are badly described by a few labelled texts alone.
+        verbose: show progress bars.
+
+    Raises:
+        ValueError: if the model lacks a hook point, the dictionary reads another width, labels are
+            missing or constant, a class has fewer examples than there are folds, or label words do
+            not tell the classes apart.
+        FileNotFoundError: if there is no such file.
+        ImportError: if ``concept-erasure`` is missing: ``pip install 'bae-lens[interp]'``.
+    """
+    hook_in, own_out = dictionary_hooks(dictionary)
+    hook_out = hook_name_out or (own_out if own_out != hook_in else _in_last_block(model, hook_in))
+    task = AblationTask.prepare(
+        model,
+        (hook_in, hook_out),
+        dataset,
+        settings,
+        reference_texts=reference_texts,
+        verbose=verbose,
+    )
+    return ablate(task, dictionary)
+
+
+def _in_last_block(model: Any, hook_name: str) -> str:
+    """The same hook point of the last block; the point itself if it is in no block."""
+    last = f"blocks.{model.cfg.n_layers - 1}."
+    return re.sub(r"^blocks\.\d+\.", last, hook_name)

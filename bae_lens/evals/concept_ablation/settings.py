@@ -1,0 +1,115 @@
+"""What can be chosen in a concept ablation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from bae_lens.evals.concept_ablation.attribution import Attribution
+from bae_lens.evals.concept_ablation.concepts import Vectors
+from bae_lens.evals.concept_ablation.passes import Readout
+from bae_lens.evals.concept_ablation.probes import ProbeKind
+
+Protocol = Literal["controlled", "released"]
+
+# What None stands for.
+_BY_PROTOCOL: dict[str, dict[str, Any]] = {
+    "controlled": {"centre": True, "probe": "logistic", "n_folds": 5, "causal": True},
+    "released": {"centre": False, "probe": "mlp", "n_folds": 20, "causal": False},
+}
+
+
+@dataclass(frozen=True)
+class AblationSettings:
+    """Settings of ``concept_ablation``.
+
+    Args:
+        protocol (str): ``"controlled"``, or ``"released"`` for the arithmetic of the CLVQ-VAE
+            release: nothing is centred, its MLP probe, 20 folds, stored representations only. (Not
+            its choice of the probe's weights on the test fold.) The controls are computed all the
+            same. It sets ``centre``, ``probe``, ``n_folds`` and ``causal`` where they are None.
+        readout (str | None): What a text's vector is: the activation at its ``"last"`` token, at its
+            ``"first"`` ([CLS]), or the ``"mean"`` over its tokens. None: last for decoders, first for
+            encoders.
+        template (str | None): What the model reads, with ``{text}`` in it; None: the text alone.
+            With label words it ends where the label would come.
+        label_words (Sequence[str] | None): What the model would say for each class, in the order of
+            the labels, leading space included; each is told by its first token. Its own logits for
+            them are then read beside the probe.
+        context_size (int): Tokens of a text at most; the rest is cut off.
+        max_examples (int | None): Labelled texts that are used, a stratified sample.
+        salient (str): How the salient token is found: ``"integrated_gradients"``,
+            ``"gradient_x_activation"``, or ``"readout"`` for the position of the text's vector.
+        n_steps (int): Gradients a text, of integrated gradients.
+        rank (int): Latents, or nearest codes, of the salient token that are removed together.
+        vectors (str): Directions of an SAE's latents: rows of its ``"decoder"`` or columns of its
+            ``"encoder"``. Of a transcoder it is always the encoder at the hook point that it reads.
+        centre (bool | None): Remove means before projecting.
+        probe (str | None): ``"logistic"`` regression, or the paper's small ``"mlp"``.
+        n_folds (int | None): Each text is scored by a probe fitted on the other folds.
+        causal (bool | None): Also ablate inside the forward pass.
+        n_ordinary (int): Texts whose cross-entropy is measured under ablation.
+        n_sample_tokens (int): Tokens that codes get their means from.
+        batch_size (int): Texts a forward pass.
+        seed (int): Of sample, folds, probes and random controls.
+
+    Raises:
+        ValueError: if a value is outside its range.
+    """
+
+    protocol: Protocol = "controlled"
+    readout: Readout | None = None
+    template: str | None = None
+    label_words: Sequence[str] | None = None
+    context_size: int = 128
+    max_examples: int | None = None
+    salient: Attribution | Literal["readout"] = "integrated_gradients"
+    n_steps: int = 16
+    rank: int = 1
+    vectors: Vectors = "decoder"
+    centre: bool | None = None
+    probe: ProbeKind | None = None
+    n_folds: int | None = None
+    causal: bool | None = None
+    n_ordinary: int = 32
+    n_sample_tokens: int = 20_000
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices: dict[str, Sequence[Any]] = {
+            "protocol": get_args(Protocol),
+            "readout": (None, *get_args(Readout)),
+            "salient": (*get_args(Attribution), "readout"),
+            "vectors": get_args(Vectors),
+            "probe": (None, *get_args(ProbeKind)),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(str, allowed))}; "
+                    f"got {getattr(self, name)!r}."
+                )
+        for name, default in _BY_PROTOCOL[self.protocol].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
+        least = {"n_folds": 2, "n_ordinary": 0, "context_size": 3, "seed": 0}
+        for name in (*least, "n_steps", "rank", "n_sample_tokens", "batch_size", "max_examples"):
+            value = getattr(self, name)
+            if value is not None and value < least.get(name, 1):
+                raise ValueError(f"{name} must be at least {least.get(name, 1)}; got {value}.")
+        if isinstance(self.label_words, str):
+            raise ValueError(
+                f"label_words are one word a class; got the single string {self.label_words!r}."
+            )
+        if self.label_words is not None and self.readout not in (None, "last"):
+            raise ValueError(
+                "label_words are predicted at the last token: set readout to 'last', not "
+                f"{self.readout!r}."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {"label_words": self.label_words and list(self.label_words)}

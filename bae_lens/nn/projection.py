@@ -1,0 +1,48 @@
+"""Subspaces, one an example, and how to project them out of vectors."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Singular values below this share of the largest count as nought.
+_RANK_TOLERANCE = 1e-4
+
+
+def orthonormal_basis(vectors: Float[Tensor, "*batch k d"]) -> Float[Tensor, "*batch r d"]:
+    """Orthonormal rows with the span of the given ones.
+
+    Where the rows of an entry are dependent or nought, rows of zeros stand for what is missing, so
+    that the rank is the number of rows that are not. r is the smaller of k and d.
+
+    Args:
+        vectors: a few vectors for each entry of the batch.
+    """
+    _, s, rows = torch.linalg.svd(vectors.float(), full_matrices=False)
+    is_there = (s > _RANK_TOLERANCE * s[..., :1]) & (s > torch.finfo(s.dtype).tiny)
+    return rows * is_there[..., None]
+
+
+def subspace_rank(basis: Float[Tensor, "*batch r d"]) -> Float[Tensor, "*batch"]:
+    """Rank of what ``orthonormal_basis`` returned."""
+    return basis.square().sum((-1, -2)).round()
+
+
+def component(
+    vectors: Float[Tensor, "*batch d"],
+    basis: Float[Tensor, "*batch r d"],
+    centre: Float[Tensor, " d"] | None = None,
+) -> Float[Tensor, "*batch d"]:
+    """The part of v − centre that lies in the subspace; v less it is v with the subspace projected out.
+
+    With a centre what is left has the centre's coordinates in the subspace, without one none.
+
+    Args:
+        vectors: v.
+        basis: orthonormal rows, or rows of zeros.
+        centre: nought if omitted.
+    """
+    basis = basis.to(vectors)
+    x = vectors if centre is None else vectors - centre.to(vectors)
+    return torch.einsum("...d,...rd,...re->...e", x, basis, basis)
