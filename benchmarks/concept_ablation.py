@@ -1,0 +1,368 @@
+"""What a probe, and the model, lose when a dictionary's concept of the salient word is taken away.
+
+    python benchmarks/concept_ablation.py                 # movie reviews, SmolLM2 and MiniLM
+    python benchmarks/concept_ablation.py --data DIR      # and ERASER-Movie, Jigsaw, AG News from DIR
+    python benchmarks/concept_ablation.py --quick         # minutes: little data, few steps, one seed
+    python benchmarks/concept_ablation.py --data DIR --cache bench_output --output ablation.json
+
+DIR holds JSONL files with ``text`` and ``label`` by the names in ``concept_ablation_trials.DATASETS``.
+
+Each model gets one dictionary of a kind and seed, trained on equal shares of the datasets' unlabelled
+texts, none of which is scored, with the same number of steps and tokens a step; k-means gets the same
+tokens. CLVQ-VAE, VQ-VAE and k-means have 512 codes; TopK SAE and transcoder 2,048 latents, k = 32; BAE
+2,048 bits and a budget of 50 bits a token. Nothing is tuned here.
+
+Every dictionary is given the same 200 texts a dataset, the same probes (logistic regression, 5 folds)
+and the same salient words (integrated gradients of the probe at the upper hook point). All remove rank
+1: the code of the salient word, or its strongest latent; LEACE, which is fitted on labels, one less
+than there are classes. Stored vectors: three seeds of the dictionary. Inside the forward pass: the
+first. The drop is accuracy − max(ablated accuracy, chance), so that inversion earns nothing.
+
+"Equal norm": of CLVQ-VAE and another dictionary, each vector is moved by both only as far as the one
+that moves it less (stored vectors, and all tokens inside the forward pass). Intervals are 95 %, paired bootstrap over texts, pooled over seeds where
+there are several (so the same text counts once a seed, drawn together).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from concept_ablation_trials import CLVQ, DATASETS, METHODS, Plan, collect, fit, run_cell
+from cross_layer import table
+from cross_layer_data import TASKS
+
+from bae_lens.evals.concept_ablation import AblationRow, ConceptAblationResult
+from bae_lens.evals.concept_ablation import result as names
+from bae_lens.evals.concept_ablation.probes import Interval
+
+QUICK: dict[str, Any] = {
+    "n_examples": 40,
+    "n_train": 12_000,
+    "n_steps": 4,
+    "n_ordinary": 8,
+    "n_reference": 60,
+    "steps": 30,
+    "n_codes": 64,
+    "d_sae": 256,
+}
+PLACES = (*names.STORED, *names.CAUSAL)
+UNSUPERVISED = tuple(method for method in METHODS if method != CLVQ)
+
+
+class Cells:
+    """What each cell gave, in a JSON file if there is one."""
+
+    def __init__(self, path: Path | None, plan: Plan) -> None:
+        self.path, self.plan = path, json.loads(json.dumps(asdict(plan)))
+        self.cells: dict[str, Any] = {}
+        if path is not None and path.exists():
+            saved = json.loads(path.read_text())
+            if saved["plan"] != self.plan:
+                raise SystemExit(f"{path} holds results with other settings; give another file.")
+            self.cells = saved["cells"]
+
+    def add(self, key: str, cell: dict[str, Any]) -> None:
+        self.cells[key] = cell
+        if self.path is not None:
+            partial = self.path.with_name(self.path.name + ".part")
+            partial.write_text(json.dumps({"plan": self.plan, "cells": self.cells}))
+            partial.replace(self.path)
+
+
+def run_jobs(jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]], workers: int) -> Any:
+    """In processes of one thread each; yields names and what they gave, as they end."""
+    os.environ["TQDM_DISABLE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    start = time.time()
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(f, *args): name for name, (f, args) in jobs.items()}
+        try:
+            for i, future in enumerate(as_completed(futures)):
+                result, name = future.result(), futures[future]
+                minutes = (time.time() - start) / 60
+                print(f"[{i + 1}/{len(futures)}, {minutes:.0f} min] {name}", flush=True)
+                yield name, result
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+# Tables
+
+
+def results_of(cell: dict[str, Any], method: str) -> list[ConceptAblationResult]:
+    """By seed, the one with the causal part first."""
+    found = [(k, v) for k, v in cell["results"].items() if k.rpartition("/")[0] == method]
+    return [ConceptAblationResult.from_dict(v) for _, v in sorted(found)]
+
+
+def find(result: ConceptAblationResult, place: str, method: str, read_by: str) -> Any:
+    try:
+        return result.row(place, method, "word", read_by)
+    except KeyError:
+        return None
+
+
+def cells_of(
+    results: Sequence[ConceptAblationResult], place: str, method: str, read_by: str = names.PROBE
+) -> list[str]:
+    """Removed norm, accuracy, drop: means over seeds."""
+    known = [(r, find(r, place, method, read_by)) for r in results]
+    known = [(r, row) for r, row in known if row is not None]
+    if not known:
+        return ["–", "–", "–"]
+    drops = [r.drop(row) for r, row in known]
+    spread = f"±{statistics.stdev(drops):.3f}".replace("0.", ".") if len(drops) > 1 else ""
+    return [
+        f"{statistics.mean(row.removed_norm for _, row in known):.3f}",
+        f"{statistics.mean(row.accuracy for _, row in known):.3f}",
+        f"{statistics.mean(drops):+.3f}{spread}",
+    ]
+
+
+def lines_of(cell: dict[str, Any], place: str) -> Iterable[list[str]]:
+    """A line a dictionary, then the controls, which come from CLVQ-VAE's ablation."""
+    is_causal = place in names.CAUSAL
+
+    def line(title: str, results: Sequence[ConceptAblationResult], method: str) -> list[str]:
+        cells = [title, *cells_of(results, place, method)]
+        if is_causal:
+            cells += cells_of(results, place, method, names.LABEL_WORDS)[1:]
+            row: AblationRow | None = find(results[0], place, method, names.PROBE)
+            change = None if row is None else results[0].ce_change(row)
+            cells.append("–" if change is None else f"{change.mean:+.3f}")
+        else:
+            cells.append(cells_of(results, place, method + names.RETRAINED)[1])
+        return cells
+
+    methods = list(dict.fromkeys(key.rpartition("/")[0] for key in cell["results"]))
+    for method in methods:
+        results = results_of(cell, method)
+        yield line(method, results[:1] if is_causal else results, names.CONCEPT)
+    results = results_of(cell, methods[0])
+    results = results[:1] if is_causal else results
+    for control in (*names.CONTROLS, names.LEACE):
+        yield line(control, results, control)
+
+
+def report(key: str, cell: dict[str, Any]) -> None:
+    model, dataset = key.split("/")
+    first = results_of(cell, next(iter(cell["results"])).rpartition("/")[0])[0]
+    print(f"\n## {DATASETS[dataset].title}, {TASKS[model].title}\n")
+    untouched = [row for row in first.rows if row.method == "none"]
+    said = {f"{row.place}, {row.read_by}": f"{row.accuracy:.3f}" for row in untouched}
+    print(f"Untouched: {said}; chance {first.chance:.3f}; {len(first.labels)} texts.")
+    salient = first.salient
+    if salient.readout_share is not None:
+        print(f"Most attributed position is the one that is read: {salient.readout_share:.2f}.")
+    if salient.in_evidence is not None:
+        print(
+            f"Salient word in a person's evidence {salient.in_evidence:.2f}, any word "
+            f"{salient.evidence_words:.2f}; words of the concept in it: "
+            + ", ".join(
+                f"{m} {r[0].concept_in_evidence:.2f}"
+                for m in METHODS
+                if (r := results_of(cell, m)) and r[0].concept_in_evidence is not None
+            )
+            + "."
+        )
+    for place in PLACES:
+        print(f"\nAblated: {place}\n")
+        header = [place, "‖v−v'‖/‖v‖", "accuracy", "drop"]
+        header += (
+            ["words' accuracy", "words' drop", "CE"] if place in names.CAUSAL else ["refitted"]
+        )
+        table(header, lines_of(cell, place))
+
+
+def pooled_difference(pairs: Sequence[dict[str, Any]], chance: float) -> Interval:
+    """CLVQ-VAE's drop less the other's; texts are resampled, with all of their seeds."""
+    own = torch.tensor([p["correct"] for p in pairs], dtype=torch.float32)
+    other = torch.tensor([p["other_correct"] for p in pairs], dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    n = own.shape[1]
+    drawn = torch.cat([torch.arange(n)[None], torch.randint(n, (2000, n), generator=generator)])
+    left = [x[:, drawn].mean(-1).clamp(min=chance) for x in (own, other)]
+    found = (left[1] - left[0]).mean(0)
+    low, high = found[1:].quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Interval(found[0].item(), low, high)
+
+
+def compare(cells: dict[str, Any]) -> None:
+    """Where CLVQ-VAE's drop is the larger one, at equal rank, and at equal norm too."""
+    wins: dict[tuple[str, str], int] = {}
+    lines = []
+    for key, cell in cells.items():
+        results = {m: results_of(cell, m) for m in METHODS if results_of(cell, m)}
+        if CLVQ not in results:
+            continue
+        chance = results[CLVQ][0].chance
+        for place in PLACES:
+            found = {"rank": rank_differences(results, place, chance)}
+            found["norm"] = norm_differences(cell["pairs"], place, chance)
+            for equal, by_method in found.items():
+                if by_method:
+                    beats = all(interval.low > 0 for interval in by_method.values())
+                    wins[place, equal] = wins.get((place, equal), 0) + beats
+                    shown = [by_method.get(m) for m in UNSUPERVISED]
+                    lines.append(
+                        [key, place, equal, *(_shown(i) for i in shown), "yes" if beats else "no"]
+                    )
+    print("\n## CLVQ-VAE's drop less that of each other dictionary, 95 % interval\n")
+    table(["cell", "ablated", "equal", *UNSUPERVISED, "beats all"], lines)
+    for (place, equal), n in wins.items():
+        print(f"{place}, equal {equal}: beats every other in {n} of {len(cells)} cells.")
+
+
+def rank_differences(
+    results: dict[str, list[ConceptAblationResult]], place: str, chance: float
+) -> dict[str, Interval]:
+    found = {}
+    for method in UNSUPERVISED:
+        pairs = []
+        for own, other in zip(results[CLVQ], results.get(method, []), strict=False):
+            rows = [find(r, place, names.CONCEPT, names.PROBE) for r in (own, other)]
+            if None not in rows:
+                pairs.append({"correct": rows[0].correct, "other_correct": rows[1].correct})
+        if pairs:
+            found[method] = pooled_difference(pairs, chance)
+    return found
+
+
+def norm_differences(pairs: Sequence[dict[str, Any]], place: str, chance: float) -> dict[str, Any]:
+    at_place = [p for p in pairs if p["place"] == place]
+    return {
+        method: pooled_difference([p for p in at_place if p["other"] == method], chance)
+        for method in dict.fromkeys(p["other"] for p in at_place)
+    }
+
+
+def _shown(interval: Interval | None) -> str:
+    if interval is None:
+        return "–"
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def plot(cells: dict[str, Any], path: Path) -> None:
+    """Accuracy against removed norm, a panel a cell: every dictionary and control, all places."""
+    from bae_lens.plots import COLOURS, require_matplotlib
+
+    plt = require_matplotlib()
+    models = list(dict.fromkeys(key.split("/")[0] for key in cells))
+    datasets = list(dict.fromkeys(key.split("/")[1] for key in cells))
+    shape = (len(models), len(datasets))
+    figure, axes = plt.subplots(
+        *shape, figsize=(4.2 * shape[1], 3.6 * shape[0]), squeeze=False, layout="constrained"
+    )
+    kinds = [*METHODS, names.RANDOM_EQUAL, names.MEAN, names.LEACE]
+    for key, cell in cells.items():
+        model, dataset = key.split("/")
+        ax = axes[models.index(model)][datasets.index(dataset)]
+        results = {m: results_of(cell, m) for m in METHODS if results_of(cell, m)}
+        first = next(iter(results.values()))[0]
+        for i, kind in enumerate(kinds):
+            result = results[kind][0] if kind in results else first
+            method = names.CONCEPT if kind in results else kind
+            rows = [find(result, place, method, names.PROBE) for place in PLACES]
+            points = [(r.removed_norm, r.accuracy) for r in rows if r is not None]
+            ax.scatter(
+                *zip(*points, strict=True),
+                marker="osD^vPX*h"[i],
+                color=COLOURS[i % 4] if kind in METHODS else "0.35",
+                facecolors=None if i < 4 else "none",
+                label=kind,
+                s=34,
+            )
+        ax.axhline(first.chance, color="0.4", linewidth=0.8, linestyle=":")
+        ax.axhline(first.row(names.UPPER, "none").accuracy, color="0.4", linewidth=0.8)
+        ax.set_xscale("log")
+        ax.set_title(f"{DATASETS[dataset].title}, {model}", fontsize=9)
+        ax.set_xlabel("removed ‖v−v'‖/‖v‖")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("accuracy of the probe")
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
+    )
+    figure.savefig(path, dpi=120)
+
+
+# Command line
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--data", help="folder with labelled texts; default: movie reviews")
+    parser.add_argument("--models", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--datasets", nargs="+", choices=list(DATASETS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--n_examples", type=int)
+    parser.add_argument("--rank", type=int)
+    parser.add_argument("--quick", action="store_true", help="little data, few steps, one seed")
+    parser.add_argument("--full", action="store_true", help="800 texts a cell, 50 gradients a text")
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--output", type=Path, help="JSON file; what it has is not repeated")
+    parser.add_argument("--cache", type=Path, help="folder that keeps activations and dictionaries")
+    args = parser.parse_args(argv)
+    args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
+    args.datasets = args.datasets or (["eraser", "jigsaw", "ag_news"] if args.data else ["movies"])
+    return args
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    options = dict(QUICK) if args.quick else {}
+    if args.full:
+        options |= {"n_examples": 800, "n_steps": 50, "n_ordinary": 128}
+    for name in ("n_examples", "rank"):
+        if getattr(args, name) is not None:
+            options[name] = getattr(args, name)
+    return Plan(args.data, tuple(args.datasets), **options)
+
+
+def main() -> None:
+    args = parse()
+    plan = make_plan(args)
+    cells = Cells(args.output, plan)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.cache or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for model in args.models:
+            collect(plan, model, folder)
+        trainings = {
+            f"{model}, {method}, seed {seed}": (fit, (plan, model, method, seed, folder))
+            for seed in args.seeds
+            for model in args.models
+            for method in args.methods
+        }
+        for _ in run_jobs(trainings, args.workers):
+            pass
+        wanted = [f"{model}/{dataset}" for model in args.models for dataset in args.datasets]
+        ablations = {
+            key: (run_cell, (plan, *key.split("/"), args.methods, args.seeds, folder))
+            for key in wanted
+            if key not in cells.cells
+        }
+        for key, cell in run_jobs(ablations, args.workers):
+            cells.add(key, cell)
+    found = {key: cells.cells[key] for key in wanted}
+    for key, cell in found.items():
+        report(key, cell)
+    compare(found)
+    if args.output is not None:
+        plot(found, args.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

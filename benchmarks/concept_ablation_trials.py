@@ -1,0 +1,341 @@
+"""The cells of ``concept_ablation.py``: dictionaries, how each is trained, and what is done to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import collect_pairs
+from cross_layer_data import TASKS, Split, Trial
+from cross_layer_data import Task as Hooks
+from cross_layer_trials import clvq_config, initialisation_rows, train
+from sae_lens import SAE, TopKTrainingSAEConfig
+from torch import Tensor
+
+from bae_lens import (
+    TrainingBAEConfig,
+    TrainingCLVQVAE,
+    TrainingTopKTranscoder,
+    TrainingTopKTranscoderConfig,
+    demo,
+)
+from bae_lens.evals.concept_ablation import (
+    AblationSettings,
+    AblationTask,
+    Clusters,
+    LabelledTexts,
+    ablate,
+)
+from bae_lens.evals.concept_ablation import result as names
+from bae_lens.evals.concept_ablation.concepts import describe
+from bae_lens.evals.concept_ablation.measure import ablate_passes, ablate_vectors, concept_subspace
+from bae_lens.evals.concept_ablation.removals import Shrunk
+from bae_lens.special_tokens import special_token_ids
+from bae_lens.training.fit import fit_activations
+from bae_lens.training.sentences import SentenceStore
+
+CLVQ = "CLVQ-VAE"
+METHODS = (CLVQ, "VQ-VAE", "k-means", "TopK SAE", "TopK transcoder", "BAE")
+TOPK, BITS = 32, 50.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """A labelled dataset, and how a decoder is asked about it."""
+
+    name: str
+    title: str
+    template: str
+    label_words: tuple[str, ...]
+    # Files in --data: what is scored, and what dictionaries are trained on.
+    labelled: str = ""
+    unlabelled: str = ""
+
+
+DATASETS = {
+    data.name: data
+    for data in (
+        Data(
+            "eraser",
+            "ERASER-Movie",
+            "Review: {text}\nSentiment:",
+            (" negative", " positive"),
+            "eraser_movie_dev.jsonl",
+            "eraser_movie_train_unlabelled.jsonl",
+        ),
+        Data(
+            "jigsaw",
+            "Jigsaw",
+            "Comment: {text}\nIs the comment toxic? Answer:",
+            (" No", " Yes"),
+            "jigsaw_dev.jsonl",
+            "jigsaw_train.jsonl",
+        ),
+        Data(
+            "ag_news",
+            "AG News",
+            "Article: {text}\nTopic:",
+            (" World", " Sports", " Business", " Technology"),
+            "ag_news_test.jsonl",
+            "ag_news_test.jsonl",
+        ),
+        Data(
+            "movies",
+            "IMDb and Rotten Tomatoes",
+            "Review: {text}\nSentiment:",
+            (" negative", " positive"),
+        ),
+    )
+}
+# The one file that is both is cut in two: scored texts come from the first so many.
+N_SCORED_FILE = 2600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all cells have in common."""
+
+    data: str | None
+    datasets: tuple[str, ...]
+    n_examples: int = 200
+    n_train: int = 150_000
+    length: int = 64
+    n_steps: int = 16
+    n_ordinary: int = 32
+    n_reference: int = 600
+    context_size: int = 96
+    steps: int = 400
+    n_codes: int = 512
+    d_sae: int = 2048
+    rank: int = 1
+    seed: int = 0
+
+    def hooks(self, model: str) -> Hooks:
+        """The model with its hook points, and how autoencoders of two layers are trained."""
+        return replace(
+            TASKS[model],
+            n_codes=self.n_codes,
+            d_sae=self.d_sae,
+            steps=self.steps,
+            length=self.length,
+            n_initialisation=min(32_768, self.n_train // 2),
+        )
+
+    def settings(self, model: str, data: Data) -> AblationSettings:
+        """A decoder is asked; an encoder reads the text alone."""
+        is_encoder = TASKS[model].is_encoder
+        return AblationSettings(
+            template=None if is_encoder else data.template,
+            label_words=None if is_encoder else data.label_words,
+            context_size=self.context_size,
+            max_examples=self.n_examples,
+            n_steps=self.n_steps,
+            n_ordinary=self.n_ordinary,
+            rank=self.rank,
+            batch_size=20,
+            seed=self.seed,
+        )
+
+
+def labelled_texts(plan: Plan, data: Data) -> LabelledTexts:
+    """Texts that are scored."""
+    if plan.data is None or not data.labelled:
+        return LabelledTexts.read(demo.DATASET_NAME)
+    rows = _json_lines(Path(plan.data) / data.labelled)
+    return LabelledTexts.read(rows[:N_SCORED_FILE])
+
+
+def unlabelled_texts(plan: Plan, data: Data) -> list[str]:
+    """Texts of the same kind that dictionaries are trained on, none of which is scored."""
+    if plan.data is None or not data.unlabelled:
+        return demo.load_dataset(demo.DATASET_NAME)["text"]  # pyright: ignore[reportOptionalSubscript, reportReturnType]
+    rows = _json_lines(Path(plan.data) / data.unlabelled)
+    rows = rows[N_SCORED_FILE:] if data.unlabelled == data.labelled else rows
+    scored = set(labelled_texts(plan, data).texts)
+    return [row["text"] for row in rows if row["text"] not in scored]
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+# Dictionaries
+
+
+def load_model(model: str) -> Any:
+    hooks = TASKS[model]
+    return demo.load_model(
+        hooks.model_name, "TransformerBridge" if hooks.is_encoder else "HookedTransformer"
+    )
+
+
+def collect(plan: Plan, model: str, folder: Path) -> None:
+    """Activations of every dataset's unlabelled texts, equal shares, in a file."""
+    path = folder / f"{model}.pt"
+    if path.exists():
+        return
+    hooks, lm = plan.hooks(model), load_model(model)
+    special = special_token_ids(lm, True)
+    if hooks.is_encoder:
+        # [CLS] is a token of its own, as in the other benchmark.
+        special = [lm.tokenizer.sep_token_id, lm.tokenizer.pad_token_id]
+    parts = []
+    for name in plan.datasets:
+        store = SentenceStore(
+            lm,
+            unlabelled_texts(plan, DATASETS[name]),
+            [hooks.hook_name, hooks.hook_name_out],
+            context_size=plan.length,
+            exclude_special_tokens=special,
+        )
+        n = plan.n_train // len(plan.datasets)
+        parts.append(collect_pairs(store, n, plan.length, f"{model} {name}"))
+    joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    partial = path.with_suffix(".part")
+    torch.save(joined, partial)
+    partial.replace(path)
+
+
+@lru_cache(maxsize=1)
+def _split(path: Path, d_in: int) -> Split:
+    splits = torch.load(path, mmap=True)
+    return Split(splits["tokens"], splits["rows"], d_in)
+
+
+def dictionary_path(folder: Path, model: str, method: str, seed: int) -> Path:
+    return folder / f"{model}-{method.replace(' ', '-').lower()}-{seed}"
+
+
+def fit(plan: Plan, model: str, method: str, seed: int, folder: Path) -> None:
+    """Train a dictionary and save it; what a worker process does."""
+    torch.set_num_threads(1)
+    path = dictionary_path(folder, model, method, seed)
+    if path.exists():
+        return
+    torch.manual_seed(seed)
+    hooks = plan.hooks(model)
+    split = _split(folder / f"{model}.pt", hooks.d_in)
+    path_new = path.with_name(path.name + ".part")
+    path_new.mkdir(exist_ok=True)
+    if method == "k-means":
+        lower = split.lower.contiguous()
+        clusters = Clusters.fit(lower, plan.n_codes, hooks.hook_name, seed)
+        torch.save(clusters.centroids, path_new / "centroids.pt")
+    else:
+        sae = _train(plan, hooks, method, Trial(hooks, seed, split, split, None))
+        sae.cfg.metadata.hook_name = hooks.hook_name
+        if method in (CLVQ, "TopK transcoder"):
+            sae.cfg.metadata.hook_name_out = hooks.hook_name_out
+        sae.save_inference_model(path_new)
+    path_new.rename(path)
+
+
+def _train(plan: Plan, hooks: Hooks, method: str, trial: Trial) -> Any:
+    d_in, lower = hooks.d_in, trial.train.lower
+    if method == CLVQ:
+        sae = TrainingCLVQVAE(clvq_config(hooks, trial.seed, decoder="transformer"))
+        sae.calibrate(initialisation_rows(trial), hooks.batch_size)
+        train(trial, sae, hooks.lr_transformer)
+        return sae
+    if method == "VQ-VAE":
+        sae = TrainingCLVQVAE(clvq_config(hooks, trial.seed, decoder="token"))
+        sae.calibrate(initialisation_rows(trial)[:, :d_in], hooks.batch_size)
+        train(trial, sae, hooks.lr_token, lower.contiguous())
+        return sae
+    if method == "TopK transcoder":
+        sae = TrainingTopKTranscoder(
+            TrainingTopKTranscoderConfig(d_in=d_in, d_sae=plan.d_sae, k=TOPK)
+        )
+        sae.calibrate(initialisation_rows(trial))
+        train(trial, sae, hooks.lr_topk)
+        return sae
+    cfg = (
+        TopKTrainingSAEConfig(
+            d_in=d_in, d_sae=plan.d_sae, k=TOPK, normalize_activations="expected_average_only_in"
+        )
+        if method == "TopK SAE"
+        else TrainingBAEConfig(d_in=d_in, d_sae=plan.d_sae, target_entropy=BITS)
+    )
+    return fit_activations(cfg, lower, plan.steps, hooks.batch_size, seed=trial.seed)
+
+
+def load_dictionary(folder: Path, model: str, method: str, seed: int) -> SAE[Any] | Clusters:
+    path = dictionary_path(folder, model, method, seed)
+    if method == "k-means":
+        return Clusters(torch.load(path / "centroids.pt"), TASKS[model].hook_name)
+    return SAE.load_from_disk(path).eval()
+
+
+# Ablations
+
+
+def run_cell(
+    plan: Plan,
+    model: str,
+    dataset: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+) -> dict[str, Any]:
+    """Every dictionary on one dataset and model, the causal part with the first seed only."""
+    torch.set_num_threads(1)
+    hooks, data = TASKS[model], DATASETS[dataset]
+    task = AblationTask.prepare(
+        load_model(model),
+        (hooks.hook_name, hooks.hook_name_out),
+        labelled_texts(plan, data),
+        plan.settings(model, data),
+        reference_texts=unlabelled_texts(plan, data)[: plan.n_reference],
+        verbose=False,
+    )
+    results: dict[str, dict[str, Any]] = {}
+    pairs: list[dict[str, Any]] = []
+    for seed in seeds:
+        dictionaries = {m: load_dictionary(folder, model, m, seed) for m in methods}
+        for method, dictionary in dictionaries.items():
+            found = ablate(task, dictionary, method, causal=seed == seeds[0])
+            results[f"{method}/{seed}"] = found.to_dict()
+        places = names.STORED if seed != seeds[0] else (*names.STORED, names.EVERYWHERE)
+        pairs += equal_norm_pairs(task, dictionaries, seed, places)
+    return {"plan": asdict(plan), "results": results, "pairs": pairs}
+
+
+def equal_norm_pairs(
+    task: AblationTask,
+    dictionaries: dict[str, SAE[Any] | Clusters],
+    seed: int,
+    places: Sequence[str],
+) -> list[dict[str, Any]]:
+    """CLVQ-VAE against each other dictionary, each vector moved as far as the shorter would move it."""
+    if CLVQ not in dictionaries:
+        return []
+    concepts = {m: describe(d, task.sample, name=m) for m, d in dictionaries.items()}
+    found = []
+    for place in places:
+        at_upper = place == names.UPPER
+        bases = {m: concept_subspace(task, c, at_upper) for m, c in concepts.items()}
+        own = bases.pop(CLVQ)
+        for method, other in bases.items():
+            if own is None or other is None:
+                continue
+            pair: dict[str, Any] = {"place": place, "other": method, "seed": seed}
+            for prefix, removal in (("", Shrunk(own, other)), ("other_", Shrunk(other, own))):
+                if place in names.STORED:
+                    outcome = ablate_vectors(task, int(at_upper), removal)
+                else:
+                    outcome = ablate_passes(task, place, removal, "At equal norm")
+                probes = task.probes[0 if place == names.LOWER else 1]
+                pair[prefix + "correct"] = _as_list(task.correct(outcome.vectors, probes))
+                pair[prefix + "removed_norm"] = outcome.removed_norm
+            found.append(pair)
+    return found
+
+
+def _as_list(correct: Tensor) -> list[bool]:
+    return [bool(c) for c in correct]
