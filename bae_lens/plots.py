@@ -1,4 +1,4 @@
-"""Figures of a trained code (matplotlib, extra ``demo``)."""
+"""Figures of a trained code and of what was measured with it (matplotlib, extra ``demo``)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bae_lens.evals.code_statistics import CodeSummary
+from bae_lens.evals.concept_ablation import result as ablation
+from bae_lens.evals.concept_ablation.result import AblationRow, ConceptAblationResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,6 +21,16 @@ if TYPE_CHECKING:
 # Two hues that stay apart for the colour-blind and in grey; line styles tell them apart as well.
 COLOURS = ("#0b6e99", "#d1711f", "#5b8c2a", "#8a4f9e")
 _STYLES = ("-", "--", "-.", ":")
+# A shape each; controls of a kind share a colour.
+_METHODS = {
+    ablation.CONCEPT: ("o", COLOURS[0]),
+    ablation.RANDOM: ("v", COLOURS[1]),
+    ablation.RANDOM_EQUAL: ("^", COLOURS[1]),
+    ablation.RANDOM_CONCEPT: ("s", COLOURS[2]),
+    ablation.OTHER_CLASS: ("D", COLOURS[2]),
+    ablation.MEAN: ("P", COLOURS[3]),
+    ablation.LEACE: ("X", COLOURS[3]),
+}
 
 
 def require_matplotlib() -> Any:
@@ -184,3 +196,108 @@ def plot_entropy_profile(profile: EntropyProfile, title: str = "") -> Figure:
         axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def plot_concept_ablation(result: ConceptAblationResult, title: str = "") -> Figure:
+    """Accuracy against what was removed, a panel a place, with the untouched model's and chance.
+
+    Bars are 95 % paired bootstrap intervals of the change. Concepts are those of the salient words;
+    of the readout where no others were ablated. Marks stand up to an eighth beside their removed
+    norm, each method at its own side, since several remove equally much.
+
+    Args:
+        result: of ``concept_ablation``.
+        title: of the figure.
+    """
+    plt = require_matplotlib()
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    source = "readout" if result.settings["salient"] == "readout" else "word"
+    rows = [row for row in result.rows if row.concept_of in ("", source)]
+    places = list(dict.fromkeys(row.place for row in rows))
+    n_columns = min(len(places), 2)
+    n_lines = -(-len(places) // n_columns)
+    figure, panels = plt.subplots(
+        *(n_lines, n_columns),
+        figsize=(4.8 * n_columns, 3.1 * n_lines + 1.2),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    shown: dict[str, Any] = {}
+    for axes, place in zip(panels.flat, places, strict=False):
+        axes.set_xscale("symlog", linthresh=1e-3, linscale=0.3)
+        shown["chance"] = axes.axhline(result.chance, color="0.3", linestyle=":", linewidth=0.9)
+        for row in rows:
+            if row.place == place and row.method == "none":
+                style = _STYLES[0 if row.read_by == ablation.PROBE else 1]
+                line = axes.axhline(row.accuracy, color="0.3", linestyle=style, linewidth=0.9)
+                shown[f"untouched, {row.read_by}"] = line
+        for row in rows:
+            if row.place == place and row.method != "none":
+                _mark(axes, result, row)
+        axes.set_title(place, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy")
+    # Those with no panel below them.
+    for axes in panels.flat[len(places) - n_columns : len(places)]:
+        axes.set_xlabel("share of the norm that was removed, ‖v−v'‖ / ‖v‖")
+        axes.tick_params(labelbottom=True)
+    for axes in panels.flat[len(places) :]:
+        axes.remove()
+    # All panels share it.
+    axis = panels[0, 0].xaxis
+    axis.set_major_locator(FixedLocator([0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1]))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+    figure.suptitle(title)
+    there = {row.method.removesuffix(ablation.RETRAINED) for row in rows}
+    for method in _METHODS:
+        if method in there:
+            shown[method] = _key(*_METHODS[method])
+    if any(row.read_by == ablation.LABEL_WORDS for row in rows):
+        shown["hollow: read by label words"] = _key("o", "0.3", is_hollow=True)
+    shown["small: probe retrained"] = _key("o", "0.3", is_small=True)
+    figure.legend(
+        shown.values(),
+        shown.keys(),
+        loc="outside lower center",
+        ncols=2 * n_columns,
+        frameon=False,
+        fontsize=8,
+    )
+    return figure
+
+
+def _mark(axes: Any, result: ConceptAblationResult, row: AblationRow) -> None:
+    """One row: a point with its interval."""
+    method = row.method.removesuffix(ablation.RETRAINED)
+    is_hollow = row.read_by == ablation.LABEL_WORDS
+    lost = result.change(row)
+    beside = 1.04 ** (list(_METHODS).index(method) - 3)
+    axes.errorbar(
+        *(row.removed_norm * beside, row.accuracy),
+        yerr=[[lost.high - lost.mean], [lost.mean - lost.low]],
+        elinewidth=0.8,
+        **_look(*_METHODS[method], is_hollow, method != row.method),
+    )
+
+
+def _key(*look: Any, **kwargs: bool) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **_look(*look, **kwargs))
+
+
+def _look(
+    marker: str, colour: str, is_hollow: bool = False, is_small: bool = False
+) -> dict[str, Any]:
+    return {
+        "marker": marker,
+        "color": colour,
+        "markersize": 3.5 if is_small else 6,
+        "markerfacecolor": "white" if is_hollow else colour,
+        "linestyle": "",
+    }

@@ -103,13 +103,13 @@ class Plan:
     data: str | None
     datasets: tuple[str, ...]
     n_examples: int = 200
-    n_train: int = 150_000
+    n_train: int = 90_000
     length: int = 64
     n_steps: int = 16
     n_ordinary: int = 32
-    n_reference: int = 600
-    context_size: int = 96
-    steps: int = 400
+    n_reference: int = 400
+    context_size: int = 64
+    steps: int = 250
     n_codes: int = 512
     d_sae: int = 2048
     rank: int = 1
@@ -187,9 +187,12 @@ def collect(plan: Plan, model: str, folder: Path) -> None:
         special = [lm.tokenizer.sep_token_id, lm.tokenizer.pad_token_id]
     parts = []
     for name in plan.datasets:
+        texts = unlabelled_texts(plan, DATASETS[name])
+        # Texts of like length together, a few hundred at a time: less padding.
+        windows = (sorted(texts[i : i + 512], key=len) for i in range(0, len(texts), 512))
         store = SentenceStore(
             lm,
-            unlabelled_texts(plan, DATASETS[name]),
+            [text for window in windows for text in window],
             [hooks.hook_name, hooks.hook_name_out],
             context_size=plan.length,
             exclude_special_tokens=special,

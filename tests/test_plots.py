@@ -6,12 +6,15 @@ import itertools
 import json
 import math
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from bae_lens.evals import CodeStatistics, CodeSummary
+from bae_lens.evals.concept_ablation import AblationRow, ConceptAblationResult, SalientTokens
+from bae_lens.evals.concept_ablation.result import CAUSAL, CONTROLS, STORED
 from bae_lens.plots import plot_densities, plot_training, read_metric_log
 
 if TYPE_CHECKING:
@@ -211,11 +214,149 @@ def test_a_written_log_is_drawn(tmp_path):
     assert list(right.lines[0].get_ydata()) == BAE_LOG["metrics/entropy"]
 
 
+# Concept ablation
+
+METHODS = ("concept", *CONTROLS, "LEACE", "concept, probe retrained", "LEACE, probe retrained")
+
+
+def make_row(
+    place: str,
+    method: str,
+    right: int,
+    norm: float,
+    concept_of: str = "",
+    read_by: str = "probe",
+) -> AblationRow:
+    """A row of twenty examples, of which the first so many are right."""
+    return AblationRow(
+        place=place,
+        concept_of=concept_of,
+        method=method,
+        read_by=read_by,
+        rank=1.0,
+        removed_norm=norm,
+        correct=tuple(i < right for i in range(20)),
+        fold_accuracies=(right / 20,),
+    )
+
+
+def make_ablation(
+    *places: str, salient: str = "integrated_gradients", concept_of: str = "word"
+) -> ConceptAblationResult:
+    """Every method in every place, the label words beside the probe in the forward pass."""
+    rows = []
+    for place in places:
+        for reader in ("probe", "label words")[: 1 + (place in CAUSAL)]:
+            own = {"read_by": reader}
+            rows.append(make_row(place, "none", 18, 0.0, **own))
+            for i, method in enumerate(METHODS[: -2 if reader == "label words" else None]):
+                own["concept_of"] = "" if method.startswith(("mean", "LEACE")) else concept_of
+                rows.append(make_row(place, method, 17 - i, 0.004 * 2**i, **own))
+    # A concept that is not drawn beside that of the words.
+    rows.append(make_row(places[0], "concept", 3, 0.9, concept_of="readout"))
+    return ConceptAblationResult(
+        dictionary="CLVQ-VAE",
+        hook_names=("lower", "upper"),
+        label_names=("a", "b"),
+        labels=(0,) * 12 + (1,) * 8,
+        settings={"seed": 0, "salient": salient},
+        rows=tuple(rows),
+        salient=SalientTokens(("good",) * 20),
+    )
+
+
+def marks_of(axes: Any) -> list[Any]:
+    return [bar.lines[0] for bar in axes.containers]
+
+
+def test_ablations_are_drawn_by_place_with_the_untouched_model_and_chance():
+    figure = make_ablation(*STORED, *CAUSAL).plot("A title")
+
+    axes = panels(figure)
+    assert [a.get_title() for a in axes] == [*STORED, *CAUSAL]
+    assert figure.get_suptitle() == "A title"
+    assert {a.get_xscale() for a in axes} == {"symlog"}
+    assert [a.get_ylabel() for a in axes] == ["accuracy", "", "accuracy", ""]
+    assert ["norm" in a.get_xlabel() for a in axes] == [False, False, True, True]
+    assert [len(marks_of(a)) for a in axes] == [9, 9, 16, 16]
+    for a in axes:
+        levels = [line.get_ydata()[0] for line in a.lines if line.get_linestyle() != "None"]
+        assert levels == [0.6] + [0.9] * (2 if a.get_title() in CAUSAL else 1)
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "chance",
+        "untouched, probe",
+        "untouched, label words",
+        *METHODS[:-2],
+        "hollow: read by label words",
+        "small: probe retrained",
+    ]
+
+
+def test_an_ablation_stands_at_its_norm_and_accuracy_with_the_interval_of_its_change():
+    result = make_ablation("lower vector")
+
+    [axes] = panels(result.plot())
+
+    rows = [row for row in result.rows if row.method != "none" and row.concept_of != "readout"]
+    for row, bar in zip(rows, axes.containers, strict=True):
+        [mark], [stem] = bar.lines[0].get_xydata(), bar.lines[2][0].get_segments()
+        assert mark[0] == pytest.approx(row.removed_norm, rel=0.13)
+        assert mark[1] == row.accuracy
+        lost = result.change(row)
+        assert stem[:, 1].tolist() == pytest.approx([0.9 - lost.high, 0.9 - lost.low])
+        low, high = axes.get_ylim()
+        assert low < stem[0, 1] <= stem[1, 1] < high
+        assert axes.get_xlim()[0] < mark[0] < axes.get_xlim()[1]
+
+
+def test_methods_readers_and_retrained_probes_are_told_apart():
+    axes = panels(make_ablation("all tokens").plot())[0]
+
+    marks = marks_of(axes)
+    probe, retrained, words = marks[:7], marks[7:9], marks[9:]
+    assert len({mark.get_marker() for mark in probe}) == 7
+    assert len({mark.get_color() for mark in probe}) == 4
+    for other, same in ((retrained, (probe[0], probe[6])), (words, probe)):
+        assert [m.get_marker() for m in other] == [m.get_marker() for m in same]
+        assert [m.get_color() for m in other] == [m.get_color() for m in same]
+    assert {m.get_markerfacecolor() for m in words} == {"white"}
+    assert "white" not in {m.get_markerfacecolor() for m in marks[:9]}
+    assert max(m.get_markersize() for m in retrained) < min(m.get_markersize() for m in probe)
+
+
+def test_places_that_are_not_there_have_no_panel_and_nothing_removed_is_drawn(tmp_path):
+    result = make_ablation("lower vector", *CAUSAL)
+    nothing = replace(result.rows[1], removed_norm=0.0)
+
+    figure = replace(result, rows=(result.rows[0], nothing, *result.rows[2:])).plot()
+    figure.savefig(tmp_path / "ablation.png")
+
+    axes = panels(figure)
+    assert [a.get_title() for a in axes] == ["lower vector", *CAUSAL]
+    assert [bool(a.get_xlabel()) for a in axes] == [False, True, True]
+    assert marks_of(axes[0])[0].get_xdata()[0] == 0
+    assert axes[0].get_xlim()[0] < 0
+
+
+def test_where_only_the_readout_was_ablated_it_is_drawn():
+    result = make_ablation("lower vector", salient="readout", concept_of="readout")
+
+    [axes] = panels(result.plot())
+
+    assert len(marks_of(axes)) == 10
+
+
 # Without matplotlib
 
 
 @pytest.mark.parametrize(
-    "plot", [lambda: plot_densities({"BAE": code_of(COUNTS, 2_000)}), lambda: plot_training({})]
+    "plot",
+    [
+        lambda: plot_densities({"BAE": code_of(COUNTS, 2_000)}),
+        lambda: plot_training({}),
+        lambda: make_ablation("lower vector").plot(),
+    ],
 )
 def test_without_matplotlib_the_error_is_the_command(monkeypatch, plot):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)

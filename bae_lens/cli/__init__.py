@@ -15,6 +15,7 @@ _COMMANDS = {
     "demo": "train, save, load, attach and evaluate a BAE on a real language model",
     "train": "train an autoencoder from a config file, a shipped config or SAELens' flags",
     "eval": "evaluate a saved autoencoder",
+    "ablate": "remove a saved autoencoder's concepts and measure what a probe loses, beside controls",
 }
 _USER_ERROR, _INTERRUPTED = 2, 130
 

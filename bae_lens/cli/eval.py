@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bae_lens.cli.saved import load_saved, saved_folder
 from bae_lens.strict_json import finite_or_none
 
 
@@ -36,46 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    from sae_lens import SAE
-    from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
     from sae_lens.evals import get_eval_everything_config
-    from sae_lens.training.activation_scaler import ActivationScaler
 
     from bae_lens.evals import run_evals
-    from bae_lens.evals.held_out import held_out_store, load_model_of
-    from bae_lens.hook_points import hook_names
-    from bae_lens.training.runner import hook_width
+    from bae_lens.evals.held_out import held_out_store
 
-    path = Path(args.path)
-    if not (path / "cfg.json").is_file():
-        raise FileNotFoundError(
-            f"{path} is not the folder of a saved SAE: there is no cfg.json in it. Give the folder "
-            "that training wrote (output_path)."
-        )
+    path = saved_folder(args.path)
     for name in ("n_eval_batches", "batch_size_prompts"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
-    sae = SAE.load_from_disk(path, device=args.device)
-    metadata = sae.cfg.metadata
-    if metadata.hook_name is None:
-        raise ValueError(f"The metadata in {path / 'cfg.json'} names no hook point (hook_name).")
-    scaler = ActivationScaler()
-    if (path / ACTIVATION_SCALER_CFG_FILENAME).is_file():
-        # A checkpoint from the middle of a run: the scale of its inputs is not folded in yet.
-        scaler.load(path / ACTIVATION_SCALER_CFG_FILENAME)
-    model = load_model_of(sae, device=args.device)
-    hook_in, hook_out = hook_names(sae)
-    for field, hook_name, head_index in (
-        ("d_in", hook_in, metadata.hook_head_index),
-        ("d_out", hook_out, None if hook_out != hook_in else metadata.hook_head_index),
-    ):
-        expected = getattr(sae.cfg, field, sae.cfg.d_in)
-        width = hook_width(model, hook_name, head_index)
-        if width != expected:
-            raise ValueError(
-                f"The SAE's {field} is {expected}, but the activations at {hook_name!r} have width "
-                f"{width}."
-            )
+    sae, model, scaler = load_saved(path, args.device)
     store = held_out_store(
         sae, model, args.dataset, store_batch_size_prompts=args.batch_size_prompts
     )
@@ -87,7 +58,7 @@ def run_eval(args: argparse.Namespace) -> int:
         eval_config=get_eval_everything_config(
             args.batch_size_prompts, args.n_eval_batches, args.n_eval_batches
         ),
-        exclude_special_tokens=metadata.exclude_special_tokens or False,
+        exclude_special_tokens=sae.cfg.metadata.exclude_special_tokens or False,
         verbose=True,
         n_code_tokens=args.n_code_tokens,
         pair_counts=args.pair_counts,

@@ -5,11 +5,13 @@ chance: it projects a vector that all tokens share out along with the concept, w
 probe says and removes nothing. Here means are removed first, a drop below chance counts as chance,
 and random directions, other concepts and LEACE are ablated in the same places.
 
-The data's way: ``texts`` → ``passes`` → ``probes`` and ``attribution`` (``task``: all that does not
-depend on the dictionary) → ``concepts`` → ``removals`` → ``measure`` → ``result``.
+The data's way: ``labelled_texts`` → ``texts`` → ``passes`` → ``probes`` and ``attribution``
+(``task``: all that does not depend on the dictionary) → ``concepts`` → ``removals`` → ``measure`` →
+``result``.
 """
 
 from bae_lens.evals.concept_ablation.concepts import Clusters
+from bae_lens.evals.concept_ablation.labelled_texts import LabelledTexts
 from bae_lens.evals.concept_ablation.measure import ablate
 from bae_lens.evals.concept_ablation.result import (
     AblationRow,
@@ -19,7 +21,6 @@ from bae_lens.evals.concept_ablation.result import (
 from bae_lens.evals.concept_ablation.run import concept_ablation
 from bae_lens.evals.concept_ablation.settings import AblationSettings
 from bae_lens.evals.concept_ablation.task import AblationTask
-from bae_lens.evals.concept_ablation.texts import LabelledTexts
 
 __all__ = [
     "AblationRow",

@@ -59,8 +59,7 @@ def attribute(
     Raises:
         ValueError: if the score does not depend on the lower activations.
     """
-    with torch.no_grad():
-        lower = reader.run(batch).lower
+    lower = reader.lower(batch)
     at = batch.at.to(lower.device)[..., None]
     start = torch.where(at, baseline.to(lower), lower)
     change = lower - start
@@ -78,13 +77,14 @@ def attribute(
     with frozen(reader.model), torch.enable_grad():
         for at_step, weight in steps:
             x = (start + float(at_step) * change).requires_grad_()
-            (step_gradient,) = torch.autograd.grad(scored(x).sum(), x, allow_unused=True)
-            if step_gradient is None:
+            total = scored(x).sum()
+            # The parameters are frozen, so x alone can have asked for gradients.
+            if not total.requires_grad:
                 raise ValueError(
                     f"What is read at {reader.hook_names[1]!r} does not depend on "
                     f"{reader.hook_names[0]!r}: is the lower hook point the lower one?"
                 )
-            gradient += float(weight) * step_gradient
+            gradient += float(weight) * torch.autograd.grad(total, x)[0]
     scores = (gradient * change).sum(-1)
     with torch.no_grad():
         whole = scored(lower) - scored(start)

@@ -187,6 +187,7 @@ class _Latents:
         self, sae: SAE[Any], sample: TokenSample, vectors: Vectors, name: str | None
     ) -> None:
         self._sae = sae
+        self._is_one_bit = is_one_bit(sae)
         self.name = name or sae.cfg.architecture()
         hook_in, hook_out = hook_names(sae)
         encoder: Tensor | None = getattr(sae, "W_enc", None)
@@ -202,8 +203,8 @@ class _Latents:
             for part in sample.lower.split(_CHUNK):
                 fired += (self._encode(part) != 0).sum(0)
         self.in_use = fired.nonzero()[:, 0]
-        if is_one_bit(sae):
-            # Every bit that is on has the value one: what a bit says is how rare it is.
+        if self._is_one_bit:
+            # Every bit that is on has the value of its scale: what a bit says is how rare it is.
             rates = fired.clamp(min=0.5) / len(sample.lower)
             self._strength = -rates.log2()
         else:
@@ -212,7 +213,8 @@ class _Latents:
     def _encode(self, x: Tensor) -> Tensor:
         with flat_heads(self._sae):
             acts = self._sae.encode(x.to(self._sae.device, self._sae.dtype))
-        return (acts if acts.layout == torch.strided else acts.to_dense()).float().cpu()
+        acts = acts if acts.layout == torch.strided else acts.to_dense()
+        return (acts != 0 if self._is_one_bit else acts).float().cpu()
 
     @torch.no_grad()
     def active(self, x: Tensor, k: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch.nn.functional import normalize, one_hot
 
 from bae_lens.evals.concept_ablation import result as names
 from bae_lens.evals.concept_ablation.concepts import Clusters, Concepts, describe
-from bae_lens.evals.concept_ablation.passes import Batch, pool
+from bae_lens.evals.concept_ablation.passes import pool
 from bae_lens.evals.concept_ablation.probes import Probe
 from bae_lens.evals.concept_ablation.removals import (
     EqualNorm,
@@ -37,7 +37,10 @@ from bae_lens.evals.reconstruction import next_token_loss
 
 
 def ablate(
-    task: AblationTask, dictionary: SAE[Any] | Clusters, name: str | None = None
+    task: AblationTask,
+    dictionary: SAE[Any] | Clusters,
+    name: str | None = None,
+    causal: bool | None = None,
 ) -> ConceptAblationResult:
     """Ablate a dictionary's concepts of the salient tokens, and the controls.
 
@@ -46,6 +49,7 @@ def ablate(
         dictionary: of the task's lower hook point: a CLVQ-VAE, a single-layer VQ-VAE, any other
             SAELens SAE or transcoder, a BAE, or clusters.
         name: for tables; the architecture if omitted.
+        causal: also ablate inside the forward pass; as the task's settings say if omitted.
 
     Raises:
         ValueError: if the dictionary reads another width, or nothing in it is active on the texts.
@@ -55,7 +59,8 @@ def ablate(
     if not len(concepts.in_use):
         raise ValueError(f"No latent of {concepts.name} is active on any token of the texts.")
     measure = _Measure(task)
-    rows = measure.originals()
+    causal = bool(task.settings.causal if causal is None else causal)
+    rows = measure.originals(causal)
     sources = {"word": task.salient.lower, "readout": task.vectors[0]}
     if task.settings.salient == "readout":
         del sources["word"]
@@ -64,7 +69,7 @@ def ablate(
         for source, x in sources.items():
             removals = _removals(task, concepts, x, i == 1)
             rows += measure.stored(i, place, source, removals)
-    if task.settings.causal:
+    if causal:
         source, x = next(iter(sources.items()))
         removals = _removals(task, concepts, x, at_upper=False)
         for place in names.CAUSAL:
@@ -132,12 +137,66 @@ def _of_another_class(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @dataclass
-class _Outcome:
-    """What predictions are read from after an ablation, and how much it took away."""
+class Outcome:
+    """What predictions are read from after an ablation, and how much it took away.
 
-    vectors: Tensor
-    label_logits: Tensor | None
+    Attributes:
+        vectors: of each text.
+        label_logits: of the model itself; None where it was not asked.
+        removed_norm: ‖v − v'‖ / ‖v‖, the mean over all vectors that were ablated.
+    """
+
+    vectors: Float[Tensor, "n d"]
+    label_logits: Float[Tensor, "n n_classes"] | None
     removed_norm: float
+
+
+def ablate_vectors(task: AblationTask, i: int, removal: Removal) -> Outcome:
+    """The stored vectors of the lower (0) or upper (1) hook point less a removal."""
+    vectors = task.vectors[i]
+    centre = vectors.mean(0) if task.settings.centre else None
+    removed = removal(vectors, torch.arange(len(vectors)), centre)
+    return Outcome(vectors - removed, None, _relative_norm(removed, vectors).mean().item())
+
+
+@torch.no_grad()
+def ablate_passes(task: AblationTask, place: str, removal: Removal, desc: str) -> Outcome:
+    """Upper vectors of passes whose lower activations are less a removal.
+
+    Args:
+        task: the texts.
+        place: ``"salient token"`` or ``"all tokens"``.
+        removal: what is taken out.
+        desc: of the progress bar.
+    """
+    vectors = torch.empty_like(task.vectors[1])
+    logits = None if task.label_logits is None else torch.empty_like(task.label_logits)
+    total, n = 0.0, 0
+    for batch in task.reader.batches(desc):
+        where = batch.at
+        if place == names.SALIENT:
+            where = torch.arange(where.shape[1]) == task.salient.position[batch.examples][:, None]
+        centre = task.centres(batch) if task.settings.centre else None
+        edit = _Edit(removal, batch.examples, where, centre)
+        seen = task.reader.run(batch, edit, to_logits=logits is not None)
+        vectors[batch.examples] = pool(seen.upper, batch.read.to(seen.upper.device)).float().cpu()
+        if logits is not None and task.label_tokens is not None and seen.logits is not None:
+            logits[batch.examples] = read_label_words(seen.logits, batch, task.label_tokens)
+        total, n = total + edit.norms.sum().item(), n + len(edit.norms)
+    return Outcome(vectors, logits, total / max(n, 1))
+
+
+def concept_subspace(
+    task: AblationTask, concepts: Concepts, at_upper: bool = False, concept_of: str = "word"
+) -> Subspace | None:
+    """The concept of each example's salient word (or readout), as a subspace.
+
+    None where the dictionary has no directions at the upper hook point.
+    """
+    x = task.vectors[0] if concept_of == "readout" else task.salient.lower
+    ids = concepts.active(x, task.settings.rank)
+    directions = concepts.directions(ids, at_upper, bool(task.settings.centre))
+    return None if directions is None else Subspace.spanned_by(directions)
 
 
 class _Measure:
@@ -151,14 +210,14 @@ class _Measure:
 
     # Rows
 
-    def originals(self) -> list[AblationRow]:
+    def originals(self, causal: bool) -> list[AblationRow]:
         """The untouched model, for each place."""
         rows = []
         places = list(names.STORED if _has_two(self.task) else names.STORED[:1])
-        places += names.CAUSAL if self.task.settings.causal else ()
+        places += names.CAUSAL if causal else ()
         for place in places:
             i = 0 if place == names.LOWER else 1
-            outcome = _Outcome(self.task.vectors[i], None, 0.0)
+            outcome = Outcome(self.task.vectors[i], None, 0.0)
             if place in names.CAUSAL:
                 outcome.label_logits = self.task.label_logits
             rows += self._rows(outcome, self.task.probes[i], (place, "", "none"), 0.0)
@@ -170,7 +229,7 @@ class _Measure:
         """Ablations of the vectors that were read at hook point ``i``."""
         rows = []
         for method, removal in removals.items():
-            outcome = self._ablated_vectors(i, removal)
+            outcome = ablate_vectors(self.task, i, removal)
             key = (place, source, method)
             rows += self._rows(outcome, self.task.probes[i], key, removal.rank)
             if method == names.CONCEPT:
@@ -183,10 +242,11 @@ class _Measure:
             mean = self._mean_direction(self.task.vectors[i].mean(0))
             rows = self.stored(i, place, "", {names.MEAN: mean})
             leace = self._leace([(self.task.vectors[i], self.everything)])
-            outcome = self._ablated_vectors(i, leace)
+            outcome = ablate_vectors(self.task, i, leace)
             key = (place, "", names.LEACE)
             rows += self._rows(outcome, self.task.probes[i], key, leace.rank)
-            rows += self._retrained(outcome, key, leace.rank)
+            by_fold = [ablate_vectors(self.task, i, own).vectors for own in leace.by_fold()]
+            rows += self._retrained(outcome, key, leace.rank, by_fold)
             self.kept[place] = rows
         return self.kept[place]
 
@@ -206,17 +266,23 @@ class _Measure:
     ) -> list[AblationRow]:
         rows = []
         for method, removal in removals.items():
-            outcome = self._ablated_passes(place, removal, f"Ablating: {place}, {method}")
+            outcome = ablate_passes(self.task, place, removal, f"Ablating: {place}, {method}")
             ce = self._ce_changes(removal) if place == names.EVERYWHERE else ()
             key = (place, source, method)
             rows += self._rows(outcome, self.task.probes[1], key, removal.rank, ce)
-            if method in (names.CONCEPT, names.LEACE):
+            if method == names.CONCEPT:
                 rows += self._retrained(outcome, key, removal.rank)
+            if isinstance(removal, Leace):
+                by_fold = [
+                    ablate_passes(self.task, place, own, f"Ablating: {place}, {method}").vectors
+                    for own in removal.by_fold()
+                ]
+                rows += self._retrained(outcome, key, removal.rank, by_fold)
         return rows
 
     def _rows(
         self,
-        outcome: _Outcome,
+        outcome: Outcome,
         probes: list[Probe],
         key: tuple[str, str, str],
         rank: float,
@@ -244,12 +310,21 @@ class _Measure:
         ]
 
     def _retrained(
-        self, outcome: _Outcome, key: tuple[str, str, str], rank: float
+        self,
+        outcome: Outcome,
+        key: tuple[str, str, str],
+        rank: float,
+        by_fold: Sequence[Tensor] | None = None,
     ) -> list[AblationRow]:
-        """The same with probes that were fitted on ablated vectors: is the label gone, or moved?"""
+        """The same with probes that were fitted on ablated vectors: is the label gone, or moved?
+
+        What was fitted by folds has to be ablated alike in all that one probe sees: what an eraser
+        leaves of its own fold is opposite to what it left in the others, and a probe that was fitted
+        on what each eraser left of its own would be wrong more often than by chance.
+        """
         place, source, method = key
-        probes = self.task.fit_probes(outcome.vectors)
-        plain = _Outcome(outcome.vectors, None, outcome.removed_norm)
+        probes = self.task.fit_probes(outcome.vectors if by_fold is None else by_fold)
+        plain = Outcome(outcome.vectors, None, outcome.removed_norm)
         return self._rows(plain, probes, (place, source, method + names.RETRAINED), rank)
 
     # Removals that no dictionary has a part in
@@ -280,45 +355,12 @@ class _Measure:
 
         def parts() -> Any:
             for batch in task.reader.batches("Fitting LEACE"):
-                with torch.no_grad():
-                    lower = task.reader.run(batch).lower.float().cpu()
+                lower = task.reader.lower(batch).float().cpu()
                 yield lower[batch.at], batch.examples.repeat_interleave(batch.at.sum(1))
 
         return self._leace(parts())
 
-    # Ablations
-
-    def _ablated_vectors(self, i: int, removal: Removal) -> _Outcome:
-        vectors = self.task.vectors[i]
-        centre = vectors.mean(0) if self.task.settings.centre else None
-        removed = removal(vectors, self.everything, centre)
-        return _Outcome(vectors - removed, None, _relative_norm(removed, vectors).mean().item())
-
-    @torch.no_grad()
-    def _ablated_passes(self, place: str, removal: Removal, desc: str) -> _Outcome:
-        task = self.task
-        vectors = torch.empty_like(task.vectors[1])
-        logits = None if task.label_logits is None else torch.empty_like(task.label_logits)
-        total, n = 0.0, 0
-        for batch in task.reader.batches(desc):
-            edit = _Edit(removal, batch.examples, self._where(place, batch), self._centres(batch))
-            seen = task.reader.run(batch, edit, to_logits=logits is not None)
-            vectors[batch.examples] = (
-                pool(seen.upper, batch.read.to(seen.upper.device)).float().cpu()
-            )
-            if logits is not None and task.label_tokens is not None and seen.logits is not None:
-                logits[batch.examples] = read_label_words(seen.logits, batch, task.label_tokens)
-            total, n = total + edit.norms.sum().item(), n + len(edit.norms)
-        return _Outcome(vectors, logits, total / max(n, 1))
-
-    def _where(self, place: str, batch: Batch) -> Bool[Tensor, "batch pos"]:
-        if place == names.EVERYWHERE:
-            return batch.at
-        columns = torch.arange(batch.at.shape[1])
-        return columns == self.task.salient.position[batch.examples][:, None]
-
-    def _centres(self, batch: Batch) -> Tensor | None:
-        return self.task.centres(batch) if self.task.settings.centre else None
+    # Ordinary text
 
     @property
     def ordinary_ce(self) -> float | None:
@@ -405,8 +447,7 @@ def _concepts_in_evidence(task: AblationTask, concepts: Concepts, ids: Tensor) -
         return None
     words: list[set[int]] = [set() for _ in task.data.texts]
     for batch in task.reader.batches("Concepts in evidence"):
-        with torch.no_grad():
-            lower = task.reader.run(batch).lower.float().cpu()
+        lower = task.reader.lower(batch).float().cpu()
         for row, i in enumerate(batch.examples.tolist()):
             word_of = task.reader.texts.word_of[i, : lower.shape[1]]
             there = (word_of >= 0) & batch.at[row]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformer_lens import HookedTransformer
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.concept_ablation.texts import EncodedTexts
@@ -20,6 +22,9 @@ from bae_lens.special_tokens import special_token_ids, special_token_mask
 from bae_lens.suggest import did_you_mean
 
 Readout = Literal["last", "first", "mean"]
+
+# Bytes of lower activations that a reader keeps at most.
+_MAX_KEPT = 2**30
 
 # Takes activations [batch, pos, d], gives those that the model goes on from.
 Edit = Callable[[Tensor], Tensor]
@@ -60,6 +65,7 @@ def run_edited(
     edit: Edit | None = None,
     to_logits: bool = False,
     model_kwargs: Mapping[str, Any] | None = None,
+    start: Tensor | None = None,
 ) -> Seen:
     """One pass, from which gradients flow back to what ``edit`` returned.
 
@@ -70,6 +76,8 @@ def run_edited(
         edit: of the lower activations.
         to_logits: go on to the logits; otherwise layers that no hook point needs are left out.
         model_kwargs: passed to the model.
+        start: the residual stream to go on from, in place of the tokens, where ``model_kwargs`` has
+            a ``start_at_layer``.
 
     Raises:
         ValueError: if one of the hook points does not fire.
@@ -87,7 +95,7 @@ def run_edited(
     known = [stop for stop in stops if stop is not None]
     stop = max(known) if len(known) == len(stops) and not to_logits else None
     logits = model.run_with_hooks(
-        batch.tokens,
+        batch.tokens if start is None else start,
         return_type="logits",
         fwd_hooks=[(hook_names[0], at_lower), (hook_names[1], at_upper)],
         stop_at_layer=stop,
@@ -96,6 +104,11 @@ def run_edited(
     for which, name in zip(("lower", "upper"), hook_names, strict=True):
         if which not in seen:
             raise ValueError(f"The hook point {name!r} does not fire in a pass of the model.")
+        if seen[which].ndim != 3:
+            raise ValueError(
+                f"Activations at {name!r} have the shape {tuple(seen[which].shape)}; concepts are "
+                "ablated where they are [batch, pos, d], so not where they are split into heads."
+            )
     return Seen(seen["lower"], seen["upper"], logits if to_logits else None)
 
 
@@ -150,6 +163,7 @@ class Reader:
     batch_size: int = 16
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     verbose: bool = False
+    _kept: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self.texts.tokens)
@@ -171,11 +185,50 @@ class Reader:
                 read = torch.arange(width) == self.texts.readout[part][:, None]
             yield Batch(part, TextBatch(tokens, valid, mask), read, valid | read)
 
+    def lower(self, batch: Batch) -> Float[Tensor, "batch pos d_in"]:
+        """Activations at the lower hook point, without gradients."""
+        key = int(batch.examples[0])
+        if key in self._kept:
+            return self._kept[key]
+        name = self.hook_names[0]
+        with torch.no_grad():
+            acts = run_edited(
+                self.model, self._text(batch), (name, name), model_kwargs=self.model_kwargs
+            ).lower
+        if acts[0, 0].nbytes * self.texts.tokens.numel() <= _MAX_KEPT:
+            self._kept[key] = acts
+        return acts
+
     def run(self, batch: Batch, edit: Edit | None = None, to_logits: bool = False) -> Seen:
-        """One pass, see ``run_edited``."""
+        """One pass, see ``run_edited``. Layers up to the lower hook point run once a batch, if the
+        model can start above them."""
+        text, layer = self._text(batch), self._first_layer
+        if layer is None:
+            return run_edited(self.model, text, self.hook_names, edit, to_logits, self.model_kwargs)
+        lower = self.lower(batch)
+        lower = lower if edit is None else edit(lower)
+        seen = run_edited(
+            self.model,
+            text,
+            (self.hook_names[1], self.hook_names[1]),
+            None,
+            to_logits,
+            {"start_at_layer": layer, **self.model_kwargs},
+            start=lower,
+        )
+        return Seen(lower, seen.upper, seen.logits)
+
+    def _text(self, batch: Batch) -> TextBatch:
         device = next(self.model.parameters()).device
-        text = TextBatch(*(x.to(device) for x in batch.text if x is not None))
-        return run_edited(self.model, text, self.hook_names, edit, to_logits, self.model_kwargs)
+        return TextBatch(*(x.to(device) for x in batch.text if x is not None))
+
+    @property
+    def _first_layer(self) -> int | None:
+        """The first layer that sees what stands at the lower hook point, where that is all it sees."""
+        below, above = map(extract_stop_at_layer_from_tlens_hook_name, self.hook_names)
+        is_residual = re.fullmatch(r"blocks\.\d+\.hook_resid_post", self.hook_names[0])
+        can_start = is_residual is not None and isinstance(self.model, HookedTransformer)
+        return below if can_start and below and above and below < above else None
 
 
 def pool(acts: Float[Tensor, "batch pos d"], read: Bool[Tensor, "batch pos"]) -> Tensor:

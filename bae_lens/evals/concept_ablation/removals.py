@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -142,6 +142,13 @@ class Leace:
     erasers: Sequence[Any]
     fold: Int[Tensor, " n"]
     rank: float
+
+    def by_fold(self) -> list[Leace]:
+        """One for each fold, all examples erased as those of that fold are."""
+        return [
+            replace(self, fold=torch.full_like(self.fold, fold))
+            for fold in range(len(self.erasers))
+        ]
 
     def __call__(self, x: Tensor, index: Tensor, centre: Tensor | None) -> Tensor:  # noqa: ARG002
         removed = torch.empty_like(x)

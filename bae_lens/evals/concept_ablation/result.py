@@ -88,6 +88,28 @@ class AblationRow:
         return cls(**own)
 
 
+def drop_difference(
+    one: Sequence[bool], other: Sequence[bool], chance: float, seed: int = 0
+) -> Interval:
+    """How much larger the drop of one ablation is than that of another, of the same examples.
+
+    Neither gains by going below chance. 95 % paired percentile bootstrap.
+
+    Args:
+        one: whether each example is predicted rightly after the one ablation.
+        other: the same after the other.
+        chance: accuracy that counts as nothing left.
+        seed: of the resamples.
+    """
+    correct = torch.tensor([list(one), list(other)], dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(correct.shape[1], (2000, correct.shape[1]), generator=generator)
+    left = correct[:, drawn].mean(-1).clamp(min=chance)
+    low, high = (left[1] - left[0]).quantile(torch.tensor([0.025, 0.975])).tolist()
+    mean = correct.mean(-1).clamp(min=chance)
+    return Interval((mean[1] - mean[0]).item(), low, high)
+
+
 @dataclass(frozen=True)
 class SalientTokens:
     """Where the attributions point.
@@ -182,8 +204,9 @@ class ConceptAblationResult:
         return self._compare(self.original(row), row)
 
     def drop(self, row: AblationRow) -> float:
-        """Accuracy − max(ablated accuracy, chance): what is lost short of inversion."""
-        return self.original(row).accuracy - max(row.accuracy, self.chance)
+        """Accuracy − ablated accuracy, neither counted below chance: inversion earns nothing."""
+        original = self.original(row).accuracy
+        return max(original, self.chance) - max(row.accuracy, self.chance)
 
     def relative_drop(self, row: AblationRow) -> float:
         """(Accuracy − ablated accuracy) / accuracy: the paper's headline, which inversion raises."""
@@ -268,7 +291,12 @@ class ConceptAblationResult:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict) or "rows" not in values:
             raise ValueError(f"{path} is not a result of concept_ablation: it has no 'rows'.")
-        values.pop("chance")
+        return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ConceptAblationResult:
+        """What ``to_dict`` gave."""
+        values = {name: value for name, value in values.items() if name != "chance"}
         for name in ("hook_names", "label_names", "labels", "notes"):
             values[name] = tuple(values[name])
         values["concept_ids"] = tuple(map(tuple, values["concept_ids"]))

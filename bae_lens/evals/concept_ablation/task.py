@@ -15,10 +15,12 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.concept_ablation.attribution import Attribution, attribute
 from bae_lens.evals.concept_ablation.concepts import TokenSample
+from bae_lens.evals.concept_ablation.labelled_texts import LabelledTexts
 from bae_lens.evals.concept_ablation.passes import Batch, Reader, Readout, check_hooks, pool
 from bae_lens.evals.concept_ablation.probes import Probe, fit_probe, stratified_folds
+from bae_lens.evals.concept_ablation.removals import leace_fitters
 from bae_lens.evals.concept_ablation.settings import AblationSettings
-from bae_lens.evals.concept_ablation.texts import LabelledTexts, encode_texts, evidence_words
+from bae_lens.evals.concept_ablation.texts import encode_texts, evidence_words
 from bae_lens.evals.reconstruction import predicts_next_token
 
 logger = logging.getLogger(__name__)
@@ -99,8 +101,10 @@ class AblationTask:
         Raises:
             ValueError: if the model lacks a hook point, labels are missing or constant, a class has
                 fewer examples than there are folds, or the label words do not tell the classes apart.
+            ImportError: if ``concept-erasure`` (extra ``interp``) is missing.
         """
         settings = settings or AblationSettings()
+        leace_fitters(0, 1, 2)  # said now, if the package is missing, and not after an hour
         check_hooks(model, hook_names)
         data = dataset if isinstance(dataset, LabelledTexts) else LabelledTexts.read(dataset)
         if settings.max_examples is not None:
@@ -143,8 +147,8 @@ class AblationTask:
     def n_classes(self) -> int:
         return len(self.data.label_names)
 
-    def fit_probes(self, vectors: Tensor) -> list[Probe]:
-        """One a fold, fitted on the other folds."""
+    def fit_probes(self, vectors: Tensor | Sequence[Tensor]) -> list[Probe]:
+        """One a fold, fitted on the other folds; of vectors that differ for each fold, a list."""
         return _fit(vectors, self.data, self.fold, self.settings)
 
     def correct(self, vectors: Tensor, probes: Sequence[Probe]) -> Tensor:
@@ -207,7 +211,10 @@ def _label_tokens(
             f"label_words must be one a class, in the order {', '.join(data.label_names)}; got "
             f"{len(words)}: {', '.join(map(repr, words))}."
         )
-    tokens = [model.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words]
+    ids = [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
+    if not all(ids):
+        raise ValueError(f"One of the label_words {', '.join(map(repr, words))} has no token.")
+    tokens = [own[0] for own in ids]
     if len(set(tokens)) < len(tokens):
         raise ValueError(
             f"Two of the label_words {', '.join(map(repr, words))} begin with the same token, so "
@@ -217,15 +224,17 @@ def _label_tokens(
 
 
 def _fit(
-    vectors: Tensor, data: LabelledTexts, fold: Tensor, settings: AblationSettings
+    vectors: Tensor | Sequence[Tensor],
+    data: LabelledTexts,
+    fold: Tensor,
+    settings: AblationSettings,
 ) -> list[Probe]:
     assert settings.probe is not None
-    n_classes = len(data.label_names)
+    n_classes, folds = len(data.label_names), fold.unique().tolist()
+    by_fold = [vectors] * len(folds) if isinstance(vectors, Tensor) else vectors
     return [
-        fit_probe(
-            vectors[fold != f], data.labels[fold != f], n_classes, settings.probe, settings.seed
-        )
-        for f in fold.unique()
+        fit_probe(v[fold != f], data.labels[fold != f], n_classes, settings.probe, settings.seed)
+        for f, v in zip(folds, by_fold, strict=True)
     ]
 
 

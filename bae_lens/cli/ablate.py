@@ -1,0 +1,194 @@
+"""``bae-lens ablate PATH --data FILE``: concept ablation of a saved SAE, on the model its metadata names."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from bae_lens import demo
+from bae_lens.cli.saved import Saved, load_saved, saved_folder
+from bae_lens.evals.concept_ablation import (
+    AblationSettings,
+    ConceptAblationResult,
+    LabelledTexts,
+    concept_ablation,
+)
+from bae_lens.evals.concept_ablation.attribution import Attribution
+from bae_lens.evals.concept_ablation.concepts import Vectors
+from bae_lens.evals.concept_ablation.labelled_texts import read_texts
+from bae_lens.evals.concept_ablation.passes import Readout
+from bae_lens.evals.concept_ablation.probes import ProbeKind
+from bae_lens.evals.concept_ablation.removals import leace_fitters
+from bae_lens.evals.concept_ablation.settings import Protocol
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+_OUTPUT = "concept_ablation.json"
+_SHOWN_WORDS = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", help="folder of a saved SAE (cfg.json and sae_weights.safetensors)")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="labelled texts: a JSONL or CSV file, or the name of a dataset",
+    )
+    parser.add_argument("--text_column", default="text", help="default: %(default)s")
+    parser.add_argument("--label_column", default="label", help="default: %(default)s")
+    parser.add_argument(
+        "--split", default="test", help="of a dataset given by name; default: %(default)s"
+    )
+    parser.add_argument(
+        "--reference_data",
+        help="unlabelled texts (column text) to describe the concepts by: a file, or the name of a "
+        "dataset (split train); default: what the SAE was trained on, if that is bae-lens/ text",
+    )
+    parser.add_argument(
+        "--n_reference",
+        type=int,
+        default=1000,
+        help="reference texts that are used, the first; 0 for none; default: %(default)s",
+    )
+    parser.add_argument(
+        "--hook_name_out",
+        help="where the probe reads; default: where the SAE writes or, if it reads there too, the "
+        "same point of the last block",
+    )
+    _add_settings(parser)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", help=f"JSON file to write; default: PATH/{_OUTPUT}")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for each of the ``AblationSettings``, with its default but for ``max_examples``."""
+    defaults = {field.name: field.default for field in fields(AblationSettings)}
+    defaults["max_examples"] = 200
+
+    def add(name: str, words: str, **options: Any) -> None:
+        default = defaults[name]
+        words += "" if default is None else f"; default: {default}"
+        parser.add_argument(f"--{name}", default=default, help=words, **options)
+
+    add("protocol", "released: the arithmetic of the CLVQ-VAE release", choices=get_args(Protocol))
+    add("readout", "what a text's vector is; default: by the model", choices=get_args(Readout))
+    add("template", "what the model reads, with {text} in it; \\n is a line end", type=_unescaped)
+    add("label_words", "what the model would say for each class, in their order", nargs="+")
+    add("context_size", "tokens of a text at most", type=int)
+    add("max_examples", "labelled texts that are used", type=int)
+    add("salient", "how salient tokens are found", choices=(*get_args(Attribution), "readout"))
+    add("n_steps", "gradients a text, of integrated gradients", type=int)
+    add("rank", "latents or codes of a token that are removed together", type=int)
+    add("vectors", "of an SAE: what a latent's direction is", choices=get_args(Vectors))
+    add("probe", "default: by the protocol", choices=get_args(ProbeKind))
+    add("n_folds", "default: by the protocol", type=int)
+    add(
+        "causal",
+        "also ablate inside the forward pass; default: by the protocol",
+        action=argparse.BooleanOptionalAction,
+    )
+    add("n_ordinary", "texts whose cross-entropy is measured under ablation", type=int)
+    add("batch_size", "texts a forward pass", type=int)
+    add("seed", "of sample, folds, probes and random controls", type=int)
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("\\n", "\n")
+
+
+def run_ablate(args: argparse.Namespace) -> int:
+    path = saved_folder(args.path)
+    chosen = {f.name: getattr(args, f.name) for f in fields(AblationSettings) if f.name in args}
+    settings = AblationSettings(**chosen)
+    if args.n_reference < 0:
+        raise ValueError(f"--n_reference must be at least 0; got {args.n_reference}.")
+    output = Path(args.output) if args.output else path / _OUTPUT
+    _prepare(output)
+    # LEACE comes last, and its package should not be missed only then.
+    leace_fitters(0, 1, 2)
+    data = LabelledTexts.read(
+        args.data,
+        text_column=args.text_column,
+        label_column=args.label_column,
+        split=args.split,
+    )
+    saved = load_saved(path, args.device)
+    result = concept_ablation(
+        saved.model,
+        _folded(saved),
+        data,
+        settings,
+        hook_name_out=args.hook_name_out,
+        reference_texts=_reference_texts(args, saved.sae),
+    )
+    print_summary(result)
+    print(f"\n{result.table()}")
+    result.save(output)
+    print(f"\nWritten to {output}")
+    return 0
+
+
+def _prepare(output: Path) -> None:
+    """That the file can be written in the end."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {output}: {error.strerror} ({error.filename}).") from error
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise ValueError(f"--output {output} has to be a file in a folder that can be written to.")
+
+
+def _folded(saved: Saved) -> SAE[Any]:
+    """The SAE with the scale of its inputs in its weights, as SAELens folds it after training."""
+    sae, _, scaler = saved
+    if scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    if (white := scaler.whitening) is not None:
+        sae.fold_activation_whitening(white.mean, white.matrix, white.inverse_matrix)
+    return sae
+
+
+def _reference_texts(args: argparse.Namespace, sae: SAE[Any]) -> list[str] | None:
+    data, trained_on = args.reference_data, sae.cfg.metadata.dataset_path
+    if not args.n_reference:
+        return None
+    if data is None and trained_on:
+        # None where it is not ours.
+        data = demo.load_dataset(trained_on)
+    return None if data is None else read_texts(data, args.n_reference)
+
+
+def print_summary(result: ConceptAblationResult) -> None:
+    """What was read, and where the attributions point."""
+    settings, salient = result.settings, result.salient
+    counts = Counter(result.labels)
+    classes = ", ".join(f"{counts[i]} of {name!r}" for i, name in enumerate(result.label_names))
+    words = [word for word in salient.words if word]
+    lines = {
+        "dictionary": result.dictionary,
+        "hook points": " → ".join(result.hook_names),
+        "texts": f"{len(result.labels)}: {classes}",
+        "cut to the context": f"{result.n_truncated}",
+        "probe": f"{settings['probe']}, {settings['n_folds']} folds",
+        "salient words": ", ".join(words[:_SHOWN_WORDS]),
+        "lie in the evidence": _share(salient.in_evidence),
+        "any word would": _share(salient.evidence_words),
+        "their concepts do": _share(result.concept_in_evidence),
+        "readout attributed most": _share(salient.readout_share),
+        "missing of the attributions": _share(salient.missing),
+        "ordinary text": ""
+        if result.ordinary_ce is None
+        else f"{result.ordinary_ce:.3f} nats per token",
+    }
+    for name, value in lines.items():
+        if value:
+            print(f"{name:<28} {value}")
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"

@@ -1,0 +1,77 @@
+"""What commands on a saved SAE begin with: its folder, weights and language model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+    from sae_lens.training.activation_scaler import ActivationScaler
+    from transformer_lens.HookedRootModule import HookedRootModule
+
+
+class Saved(NamedTuple):
+    """A saved SAE.
+
+    Attributes:
+        sae: as its folder has it.
+        model: that its metadata names.
+        scaler: of its inputs, where it is a checkpoint from the middle of a run, whose scale is not
+            folded in yet; otherwise it leaves them as they are.
+    """
+
+    sae: SAE[Any]
+    model: HookedRootModule
+    scaler: ActivationScaler
+
+
+def saved_folder(path: str) -> Path:
+    """
+    Raises:
+        FileNotFoundError: if the path is not the folder of a saved SAE.
+    """
+    folder = Path(path)
+    if not (folder / "cfg.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is not the folder of a saved SAE: there is no cfg.json in it. Give the folder "
+            "that training wrote (output_path)."
+        )
+    return folder
+
+
+def load_saved(folder: Path, device: str) -> Saved:
+    """
+    Raises:
+        ValueError: if the metadata names no hook point or no model, or the activations at a hook
+            point have another width than the SAE.
+    """
+    from sae_lens import SAE
+    from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    from bae_lens.evals.held_out import load_model_of
+    from bae_lens.hook_points import hook_names
+    from bae_lens.training.runner import hook_width
+
+    sae = SAE.load_from_disk(folder, device=device)
+    metadata = sae.cfg.metadata
+    if metadata.hook_name is None:
+        raise ValueError(f"The metadata in {folder / 'cfg.json'} names no hook point (hook_name).")
+    scaler = ActivationScaler()
+    if (folder / ACTIVATION_SCALER_CFG_FILENAME).is_file():
+        scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
+    model = load_model_of(sae, device=device)
+    hook_in, hook_out = hook_names(sae)
+    for field, hook_name, head_index in (
+        ("d_in", hook_in, metadata.hook_head_index),
+        ("d_out", hook_out, None if hook_out != hook_in else metadata.hook_head_index),
+    ):
+        expected = getattr(sae.cfg, field, sae.cfg.d_in)
+        width = hook_width(model, hook_name, head_index)
+        if width != expected:
+            raise ValueError(
+                f"The SAE's {field} is {expected}, but the activations at {hook_name!r} have width "
+                f"{width}."
+            )
+    return Saved(sae, model, scaler)
