@@ -309,7 +309,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--n_examples", type=int)
-    parser.add_argument("--rank", type=int)
+    parser.add_argument("--rank", type=int, help="codes or latents that are removed together")
+    parser.add_argument("--n_codes", type=int, help="of CLVQ-VAE, VQ-VAE and k-means")
     parser.add_argument("--quick", action="store_true", help="little data, few steps, one seed")
     parser.add_argument("--full", action="store_true", help="800 texts a cell, 50 gradients a text")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
@@ -325,7 +326,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     options = dict(QUICK) if args.quick else {}
     if args.full:
         options |= {"n_examples": 800, "n_steps": 50, "n_ordinary": 128}
-    for name in ("n_examples", "rank"):
+    for name in ("n_examples", "rank", "n_codes"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     return Plan(args.data, tuple(args.datasets), **options)
