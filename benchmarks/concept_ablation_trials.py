@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -284,9 +284,10 @@ def run_cell(
     dataset: str,
     methods: Sequence[str],
     seeds: Sequence[int],
+    causal: bool,
     folder: Path,
 ) -> dict[str, Any]:
-    """Every dictionary on one dataset and model, the causal part with the first seed only."""
+    """Every dictionary on one dataset and model, inside the forward pass too if asked for."""
     torch.set_num_threads(1)
     hooks, data = TASKS[model], DATASETS[dataset]
     task = AblationTask.prepare(
@@ -302,11 +303,11 @@ def run_cell(
     for seed in seeds:
         dictionaries = {m: load_dictionary(folder, model, m, seed) for m in methods}
         for method, dictionary in dictionaries.items():
-            found = ablate(task, dictionary, method, causal=seed == seeds[0])
+            found = ablate(task, dictionary, method, causal=causal)
             results[f"{method}/{seed}"] = found.to_dict()
-        places = names.STORED if seed != seeds[0] else (*names.STORED, names.EVERYWHERE)
+        places = (*names.STORED, names.EVERYWHERE) if causal else names.STORED
         pairs += equal_norm_pairs(task, dictionaries, seed, places)
-    return {"plan": asdict(plan), "results": results, "pairs": pairs}
+    return {"results": results, "pairs": pairs}
 
 
 def equal_norm_pairs(

@@ -121,10 +121,10 @@ def _removals(
 
 
 def _other_ids(ids: Tensor, in_use: Tensor, generator: torch.Generator) -> Tensor:
-    """As many latents or codes that are in use, drawn anew where they would be the same."""
+    """As many latents or codes that are in use, drawn anew where one would be an example's own."""
     drawn = in_use[torch.randint(len(in_use), ids.shape, generator=generator)]
     for _ in range(8):
-        again = drawn == ids
+        again = (drawn[:, :, None] == ids[:, None]).any(-1)
         fresh = in_use[torch.randint(len(in_use), ids.shape, generator=generator)]
         drawn = torch.where(again, fresh, drawn)
     return torch.where(ids < 0, ids, drawn)
@@ -453,5 +453,6 @@ def _concepts_in_evidence(task: AblationTask, concepts: Concepts, ids: Tensor) -
             there = (word_of >= 0) & batch.at[row]
             if there.any():
                 first = concepts.active(lower[row][there], 1)[:, 0]
-                words[i] = set(word_of[there][first == ids[i, 0]].tolist())
+                has = first == ids[i, 0]
+                words[i] = set(word_of[there][has].tolist())
     return share_in_evidence(task, words)[0]

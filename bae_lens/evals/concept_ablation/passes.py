@@ -26,7 +26,7 @@ Readout = Literal["last", "first", "mean"]
 # Bytes of lower activations that a reader keeps at most.
 _MAX_KEPT = 2**30
 
-# Takes activations [batch, pos, d], gives those that the model goes on from.
+# Takes activations [batch, pos, d], which it leaves as they are; gives those to go on from.
 Edit = Callable[[Tensor], Tensor]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bae_lens.evals.concept_ablation import AblationTask, ConceptAblationResult, ablate
 from bae_lens.evals.concept_ablation import result as names
 from bae_lens.evals.concept_ablation.concepts import Clusters, describe
-from bae_lens.evals.concept_ablation.measure import ablate_vectors, concept_subspace
+from bae_lens.evals.concept_ablation.measure import _other_ids, ablate_vectors, concept_subspace
 from bae_lens.evals.concept_ablation.removals import Subspace
 from tests.evals.concept_ablation.helpers import (
     LOWER_HOOK,
@@ -222,6 +222,19 @@ def test_a_random_concept_is_another_one_that_is_in_use():
     assert accuracy(result, names.RANDOM_CONCEPT) > 0.9
 
 
+def test_none_of_an_examples_own_concepts_is_drawn_as_a_random_one():
+    in_use = torch.arange(40) * 3
+    ids = in_use[noise(200, 40).topk(3).indices]
+    ids[5, 1:] = -1
+
+    drawn = _other_ids(ids, in_use, torch.Generator().manual_seed(0))
+
+    assert not (drawn[:, :, None] == ids[:, None])[torch.arange(200) != 5].any()
+    assert drawn[5, 0] not in (-1, ids[5, 0])
+    assert drawn[5, 1:].tolist() == [-1, -1]
+    assert set(drawn.unique().tolist()) == {-1, *in_use.tolist()}
+
+
 # Where else the label may be
 
 
@@ -288,9 +301,10 @@ def test_a_second_dictionary_finds_what_no_dictionary_changes():
 
 
 def test_a_seed_gives_one_result():
-    assert measure(opposite()) == measure(opposite())
-    other = measure(opposite(), seed=1)
-    assert measure(opposite()).row(method=names.RANDOM) != other.row(method=names.RANDOM)
+    result, other = measure(opposite()), measure(opposite(), seed=1)
+
+    assert result == measure(opposite())
+    assert result.row(method=names.RANDOM) != other.row(method=names.RANDOM)
 
 
 def test_a_dictionary_of_another_width_is_refused():

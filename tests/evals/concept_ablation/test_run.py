@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import TopKSAE, TopKSAEConfig
+from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 
 from bae_lens import TopKTranscoder, TopKTranscoderConfig
 from bae_lens.evals.concept_ablation import (
@@ -30,6 +30,7 @@ from tests.evals.concept_ablation.helpers import (
     N_CTX,
     ODD,
     UPPER_HOOK,
+    VOCABULARY,
     make_model,
     make_rows,
     make_tokenizer,
@@ -161,8 +162,10 @@ def test_the_ordinary_texts_cross_entropy_is_the_models(model, result):
 
 
 def test_a_seed_gives_one_result(model, words):
-    assert run(model, words) == run(model, words)
-    assert run(model, words).rows != run(model, words, seed=1).rows
+    result = run(model, words)
+
+    assert result == run(model, words)
+    assert result.rows != run(model, words, seed=1).rows
 
 
 def test_reference_texts_are_what_codes_and_cross_entropy_are_of(model, words):
@@ -190,6 +193,28 @@ def test_evidence_is_compared_with_the_salient_words(model, words):
     assert result.concept_in_evidence is not None
     assert result.concept_in_evidence > 0.9
     assert run(model, words, causal=False).concept_in_evidence is None
+
+
+def test_words_without_a_latent_share_no_concept(model, task):
+    filler = VOCABULARY.index(FILLERS[0])
+    fillers = torch.cat(
+        [
+            task.reader.run(batch).lower[batch.text.tokens == filler]
+            for batch in task.reader.batches("")
+        ]
+    ).detach()
+    direction = fillers.mean(0) - task.sample.lower_mean
+    sae = StandardSAE(StandardSAEConfig(d_in=D, d_sae=1))
+    with torch.no_grad():
+        sae.W_enc[:, 0], sae.W_dec[0] = direction, direction
+        sae.b_enc.copy_(-(fillers @ direction).amin() + 1e-3)
+    rows = [{**row, "evidence": row["label"]} for row in ROWS]
+
+    result = run(model, on(sae), rows, causal=False)
+
+    assert set(result.concept_ids) == {(-1,)}
+    assert result.concept_in_evidence is None
+    assert result.row().rank == result.row().removed_norm == 0
 
 
 # Readouts and label words
@@ -457,7 +482,7 @@ def test_label_words_that_do_not_tell_the_classes_apart_are_refused(
 
 @pytest.mark.parametrize("label_words", [("", "no"), ("yes", " ")])
 def test_a_label_word_without_a_token_is_refused(model, words, label_words):
-    with pytest.raises(ValueError, match="label_words .* has no token"):
+    with pytest.raises(ValueError, match=r"label_words .* has no token"):
         run(model, words, readout="last", label_words=label_words)
 
 

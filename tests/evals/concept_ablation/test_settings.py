@@ -50,9 +50,12 @@ def test_a_choice_is_one_of_those_that_there_are(name, value, allowed):
         AblationSettings(**{name: value})
 
 
-LEAST = {"n_folds": 2, "n_ordinary": 0, "context_size": 3, "seed": 0} | dict.fromkeys(
-    ("n_steps", "rank", "n_sample_tokens", "batch_size", "max_examples"), 1
-)
+LEAST: dict[str, Any] = {
+    "n_folds": 2,
+    "n_ordinary": 0,
+    "context_size": 3,
+    "seed": 0,
+} | dict.fromkeys(("n_steps", "rank", "n_sample_tokens", "batch_size", "max_examples"), 1)
 
 
 @pytest.mark.parametrize("name", LEAST)
@@ -64,7 +67,7 @@ def test_a_number_is_no_less_than_its_least(name):
 
 
 def test_label_words_are_several():
-    with pytest.raises(ValueError, match="label_words are one word a class; .* 'yes'"):
+    with pytest.raises(ValueError, match=r"label_words are one word a class; .* 'yes'"):
         AblationSettings(label_words="yes")
 
 
