@@ -60,9 +60,12 @@ class Concepts(Protocol):
         ...
 
     def directions(
-        self, ids: Int[Tensor, "n k"], at_upper: bool, centre: bool
+        self, ids: Int[Tensor, "n k"], at_upper: bool, centre: Float[Tensor, " d"] | None
     ) -> Float[Tensor, "n k d"] | None:
-        """Where they point at one of the hook points, nought for −1; None if they do not say."""
+        """Where they point at one of the hook points, nought for −1; None if they do not say.
+
+        A code points from ``centre`` to the mean of its tokens, a latent the same way from anywhere.
+        """
         ...
 
 
@@ -140,7 +143,6 @@ class _Codes:
         self, dictionary: SAE[Any] | Clusters, sample: TokenSample, name: str | None
     ) -> None:
         self._dictionary = dictionary
-        self._sample = sample
         is_sae = isinstance(dictionary, SAE)
         self.name = name or (dictionary.cfg.architecture() if is_sae else dictionary.name)
         n = dictionary.cfg.d_sae if is_sae else len(dictionary.centroids)
@@ -174,10 +176,9 @@ class _Codes:
             parts.append(self.in_use[nearest])
         return torch.cat(parts)
 
-    def directions(self, ids: Tensor, at_upper: bool, centre: bool) -> Tensor:
+    def directions(self, ids: Tensor, at_upper: bool, centre: Tensor | None) -> Tensor:
         places = self._upper if at_upper else self._lower
-        mean = self._sample.upper_mean if at_upper else self._sample.lower_mean
-        return places[ids] - mean if centre else places[ids]
+        return places[ids] if centre is None else places[ids] - centre
 
 
 class _Latents:
@@ -224,7 +225,12 @@ class _Latents:
         values = torch.cat([part.values for part in best])
         return torch.cat([part.indices for part in best]).where(values > 0, -1)
 
-    def directions(self, ids: Tensor, at_upper: bool, centre: bool) -> Tensor | None:  # noqa: ARG002
+    def directions(
+        self,
+        ids: Tensor,
+        at_upper: bool,
+        centre: Tensor | None,  # noqa: ARG002
+    ) -> Tensor | None:
         vectors = self._upper if at_upper else self._lower
         return None if vectors is None else vectors[ids] * (ids >= 0)[..., None]
 

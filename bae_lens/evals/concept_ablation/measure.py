@@ -61,20 +61,17 @@ def ablate(
     measure = _Measure(task)
     causal = bool(task.settings.causal if causal is None else causal)
     rows = measure.originals(causal)
-    sources = {"word": task.salient.lower, "readout": task.vectors[0]}
-    if task.settings.salient == "readout":
-        del sources["word"]
+    sources = ["readout"] if task.settings.salient == "readout" else ["word", "readout"]
     for i, place in enumerate(names.STORED if _has_two(task) else names.STORED[:1]):
         rows += measure.shared_stored(i, place)
-        for source, x in sources.items():
-            removals = _removals(task, concepts, x, i == 1)
+        for source in sources:
+            removals = _removals(task, concepts, source, i == 1)
             rows += measure.stored(i, place, source, removals)
     if causal:
-        source, x = next(iter(sources.items()))
-        removals = _removals(task, concepts, x, at_upper=False)
+        removals = _removals(task, concepts, sources[0], at_upper=False)
         for place in names.CAUSAL:
-            rows += measure.causal(place, source, removals)
-    ids = concepts.active(next(iter(sources.values())), task.settings.rank)
+            rows += measure.causal(place, sources[0], removals)
+    ids = concepts.active(_tokens(task, sources[0]), task.settings.rank)
     return ConceptAblationResult(
         dictionary=concepts.name,
         hook_names=task.reader.hook_names,
@@ -94,18 +91,32 @@ def _has_two(task: AblationTask) -> bool:
     return task.reader.hook_names[0] != task.reader.hook_names[1]
 
 
+def _tokens(task: AblationTask, concept_of: str) -> Tensor:
+    """Lower activations ``[n, d_in]`` that the concepts are concepts of."""
+    return task.vectors[0] if concept_of == "readout" else task.salient.lower
+
+
+def _directions(
+    task: AblationTask, concepts: Concepts, ids: Tensor, concept_of: str, at_upper: bool
+) -> Tensor | None:
+    """From the mean of what they are concepts of: of tokens, or of the vectors that are read."""
+    centre = None
+    if task.settings.centre and concept_of == "readout":
+        centre = task.vectors[int(at_upper)].mean(0)
+    elif task.settings.centre:
+        centre = task.sample.upper_mean if at_upper else task.sample.lower_mean
+    return concepts.directions(ids, at_upper, centre)
+
+
 def _removals(
-    task: AblationTask, concepts: Concepts, x: Tensor, at_upper: bool
+    task: AblationTask, concepts: Concepts, concept_of: str, at_upper: bool
 ) -> dict[str, Removal]:
     """The concept of each example and the controls that are made from the dictionary."""
-    settings = task.settings
-    assert settings.centre is not None
-    generator = torch.Generator().manual_seed(settings.seed)
-    ids = concepts.active(x, settings.rank)
-    directions = concepts.directions(ids, at_upper, settings.centre)
-    drawn = concepts.directions(
-        _other_ids(ids, concepts.in_use, generator), at_upper, settings.centre
-    )
+    generator = torch.Generator().manual_seed(task.settings.seed)
+    ids = concepts.active(_tokens(task, concept_of), task.settings.rank)
+    directions = _directions(task, concepts, ids, concept_of, at_upper)
+    other_ids = _other_ids(ids, concepts.in_use, generator)
+    drawn = _directions(task, concepts, other_ids, concept_of, at_upper)
     if directions is None or drawn is None:
         return {}
     own = Subspace.spanned_by(directions)
@@ -193,9 +204,8 @@ def concept_subspace(
 
     None where the dictionary has no directions at the upper hook point.
     """
-    x = task.vectors[0] if concept_of == "readout" else task.salient.lower
-    ids = concepts.active(x, task.settings.rank)
-    directions = concepts.directions(ids, at_upper, bool(task.settings.centre))
+    ids = concepts.active(_tokens(task, concept_of), task.settings.rank)
+    directions = _directions(task, concepts, ids, concept_of, at_upper)
     return None if directions is None else Subspace.spanned_by(directions)
 
 
@@ -453,6 +463,6 @@ def _concepts_in_evidence(task: AblationTask, concepts: Concepts, ids: Tensor) -
             there = (word_of >= 0) & batch.at[row]
             if there.any():
                 first = concepts.active(lower[row][there], 1)[:, 0]
-                has = first == ids[i, 0]
+                has = (first == ids[i, 0]) & (first >= 0)
                 words[i] = set(word_of[there][has].tolist())
     return share_in_evidence(task, words)[0]

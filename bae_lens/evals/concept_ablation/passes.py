@@ -130,7 +130,8 @@ class Batch(NamedTuple):
 
     Attributes:
         examples: which of the texts.
-        text: what the model reads; ``valid`` are tokens that are neither special nor padding.
+        text: what the model reads; ``valid`` are tokens that are neither padding nor special in
+            SAELens' sense (BOS, EOS, PAD, SEP): [CLS] is one of them.
         read: positions that the sentence vector is the mean of.
         at: ``valid`` or ``read``: where an activation can be ablated.
     """
@@ -150,7 +151,7 @@ class Reader:
         texts: what is read.
         hook_names: the lower and the upper hook point.
         readout: what a sentence vector is: the activation of the last token, of the first ([CLS]),
-            or the mean over those that are not special.
+            or the mean over those that are valid.
         batch_size: texts a forward pass.
         model_kwargs: passed to the model.
         verbose: show progress bars.

@@ -112,21 +112,6 @@ class Shrunk:
 
 
 @dataclass(frozen=True, eq=False)
-class Partial:
-    """A share of a removal."""
-
-    removal: Removal
-    share: float
-
-    @property
-    def rank(self) -> float:
-        return self.removal.rank
-
-    def __call__(self, x: Tensor, index: Tensor, centre: Tensor | None) -> Tensor:
-        return self.share * self.removal(x, index, centre)
-
-
-@dataclass(frozen=True, eq=False)
 class Leace:
     """Least-squares concept erasure (arXiv 2306.03819), fitted on other folds' labels.
 

@@ -69,21 +69,10 @@ def test_a_code_is_the_mean_of_its_tokens():
     assert codes.active(lower, 1)[:, 0].tolist() == [0, 0, 1, 2, 2, 1]
     for at_upper, x in ((False, lower), (True, upper)):
         means = torch.stack([x[[0, 1]].mean(0), x[[2, 5]].mean(0), x[[3, 4]].mean(0)])
-        plain = codes.directions(ids_of(0, 1, 2), at_upper, centre=False)
-        centred = codes.directions(ids_of(0, 1, 2), at_upper, centre=True)
+        plain = codes.directions(ids_of(0, 1, 2), at_upper, centre=None)
+        centred = codes.directions(ids_of(0, 1, 2), at_upper, x.mean(0))
         torch.testing.assert_close(plain, means[:, None])
         torch.testing.assert_close(centred, (means - x.mean(0))[:, None])
-
-
-def test_the_centre_is_the_mean_of_all_tokens_not_of_the_sample():
-    lower = noise(20, 2)
-    sample = sample_of(lower)._replace(lower_mean=torch.tensor([3.0, 4.0]))
-
-    codes = describe(Clusters(lower[:3], LOWER_HOOK), sample)
-
-    plain, centred = (codes.directions(ids_of(1), False, centre) for centre in (False, True))
-    assert plain is not None
-    torch.testing.assert_close(centred, plain - torch.tensor([3.0, 4.0]))
 
 
 def test_a_code_without_tokens_is_never_chosen():
@@ -133,11 +122,11 @@ def test_at_the_upper_hook_a_clvq_vaes_code_is_what_it_decodes_to():
     codes = describe(sae, sample)
     ids = codes.in_use[:, None]
 
-    upper = codes.directions(ids, at_upper=True, centre=False)
+    upper = codes.directions(ids, at_upper=True, centre=None)
     torch.testing.assert_close(upper, sae.W_dec.detach()[ids])
-    centred = codes.directions(ids, at_upper=True, centre=True)
+    centred = codes.directions(ids, True, sample.upper_mean)
     torch.testing.assert_close(centred, sae.W_dec.detach()[ids] - sample.upper_mean)
-    lower = codes.directions(ids, at_upper=False, centre=False)
+    lower = codes.directions(ids, at_upper=False, centre=None)
     assert lower is not None
     is_first = codes.active(sample.lower, 1)[:, 0] == ids[0, 0]
     torch.testing.assert_close(lower[0, 0], sample.lower[is_first].mean(0))
@@ -157,7 +146,7 @@ def test_otherwise_it_is_the_mean_of_its_tokens_there(sae):
     codes = describe(sae(), sample)
 
     own = codes.active(sample.lower, 1)[:, 0]
-    upper = codes.directions(codes.in_use[:, None], at_upper=True, centre=False)
+    upper = codes.directions(codes.in_use[:, None], at_upper=True, centre=None)
     assert upper is not None
     for i, code in enumerate(codes.in_use):
         torch.testing.assert_close(upper[i, 0], sample.upper[own == code].mean(0))
@@ -215,7 +204,7 @@ def test_decoder_norms_that_are_in_the_activations_count_once():
     latents = describe(between(sae, LOWER_HOOK, None), sample_of(x))
 
     assert latents.active(x, 1).item() == 0
-    directions = latents.directions(ids_of(2), False, False)
+    directions = latents.directions(ids_of(2), False, None)
     torch.testing.assert_close(directions, torch.tensor([[[0.0, 0.0, 1.0]]]))
 
 
@@ -244,13 +233,13 @@ def test_a_latent_is_a_row_of_the_decoder_or_a_column_of_the_encoder():
     rows, columns = (describe(sae, sample, vectors=v) for v in ("decoder", "encoder"))
 
     for latents, expected in ((rows, decoder[3]), (columns, encoder[:, 3])):
-        for centre in (False, True):
+        for centre in (None, noise(1, D_IN)[0]):
             own = latents.directions(ids, at_upper=False, centre=centre)
             assert own is not None
             torch.testing.assert_close(own[0, 0], expected)
             assert (own[0, 1] == 0).all()
         # It says nothing of a hook point that it does not write to.
-        assert latents.directions(ids, at_upper=True, centre=False) is None
+        assert latents.directions(ids, at_upper=True, centre=None) is None
 
 
 def test_where_both_hooks_are_one_a_latent_points_there_too():
@@ -259,7 +248,7 @@ def test_where_both_hooks_are_one_a_latent_points_there_too():
 
     latents = describe(sae, sample_of(lower, hook_out=LOWER_HOOK))
 
-    own = latents.directions(ids_of(3), at_upper=True, centre=False)
+    own = latents.directions(ids_of(3), at_upper=True, centre=None)
     torch.testing.assert_close(own, sae.W_dec.detach()[[3]][None])
 
 
@@ -269,8 +258,8 @@ def test_a_transcoders_latent_reads_with_its_encoder_and_writes_with_its_decoder
 
     latents = describe(sae, pairs(), vectors=vectors)
 
-    lower = latents.directions(ids_of(5), at_upper=False, centre=True)
-    upper = latents.directions(ids_of(5), at_upper=True, centre=True)
+    lower = latents.directions(ids_of(5), at_upper=False, centre=noise(1, D_IN)[0])
+    upper = latents.directions(ids_of(5), at_upper=True, centre=noise(1, D_OUT)[0])
     torch.testing.assert_close(lower, sae.W_enc.detach()[:, 5][None, None])
     torch.testing.assert_close(upper, sae.W_dec.detach()[5][None, None])
 

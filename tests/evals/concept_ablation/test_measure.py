@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from bae_lens.evals.concept_ablation import AblationTask, ConceptAblationResult, ablate
 from bae_lens.evals.concept_ablation import result as names
@@ -107,6 +109,34 @@ def test_the_same_at_both_hook_points(concept_of):
         assert result.row(place, "none", "").accuracy > 0.97
         assert at_chance(result.row(place, names.CONCEPT, concept_of).accuracy)
         assert result.row(place, names.RANDOM_EQUAL, concept_of).accuracy > 0.9
+
+
+def test_the_concept_of_vectors_that_are_read_is_told_from_their_own_mean():
+    """As a [CLS] has: far from the tokens, with codes of its own."""
+    planted, _ = opposite()
+    offset = MEAN * SHARED + 20 * BASIS[5]
+    codes = clusters(*(offset + SIGN[:2] * TOKEN * CONCEPT), *(MEAN * SHARED + 5 * BASIS[6:8]))
+    vectors = offset + 2 * SIGN * CONCEPT + 0.5 * noise(N, D)
+    planted = planted._replace(vectors=vectors, tokens=about(codes))
+
+    result = ablate(planted_task(planted), codes)
+
+    assert result.row(concept_of="word", method="none").accuracy > 0.97
+    assert at_chance(result.row(concept_of="readout").accuracy)
+
+
+def test_the_concept_of_a_word_is_told_from_the_mean_of_all_tokens_that_were_read():
+    planted, codes = opposite()
+    task = planted_task(planted)
+    mean = task.sample.lower_mean + 3 * BASIS[4]
+    task = replace(task, sample=task.sample._replace(lower_mean=mean))
+    task.__dict__["salient"] = planted_task(planted).salient
+
+    basis = own_concept(task, codes).basis
+
+    expected = normalize(codes.centroids.mean(0) + TOKEN * SIGN * CONCEPT - mean, dim=1)
+    cosines = (basis[:, 0] * expected).sum(1).abs()
+    assert cosines.min() > 0.99
 
 
 @pytest.mark.parametrize("mean", [0.0, 30.0, 300.0])

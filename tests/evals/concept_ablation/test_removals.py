@@ -12,7 +12,6 @@ from torch import Tensor
 from bae_lens.evals.concept_ablation.removals import (
     EqualNorm,
     Leace,
-    Partial,
     Removal,
     Shrunk,
     Subspace,
@@ -49,7 +48,6 @@ REMOVALS: dict[str, Callable[[], Removal]] = {
     "random": lambda: random_like(subspace()),
     "equal norm": lambda: EqualNorm(random_like(subspace()), subspace()),
     "shrunk": lambda: Shrunk(subspace(), random_like(subspace())),
-    "partial": lambda: Partial(subspace(), 0.3),
     "leace": leace,
 }
 
@@ -136,14 +134,6 @@ def test_shrunk_is_never_longer_than_either():
     assert 0 < (lengths(own) < lengths(bound)).sum() < N
     torch.testing.assert_close(lengths(Shrunk(bound, own)), shorter)
     assert shrunk.rank == RANK
-
-
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_a_share_is_that_much_of_it(share):
-    own = subspace()
-
-    torch.testing.assert_close(Partial(own, share)(X, EVERY, CENTRE), share * own(X, EVERY, CENTRE))
-    assert Partial(own, share).rank == RANK
 
 
 def test_random_directions_are_as_many_as_an_examples_own():
