@@ -130,8 +130,12 @@ def run_stage(
     }
     for _ in run_jobs(trainings, args.workers):
         pass
+
+    def is_causal(model: str) -> bool:
+        return is_first and model not in args.stored_only
+
     ablations = {
-        key: (run_cell, (plan, *pair, args.methods, seeds, is_first, folder))
+        key: (run_cell, (plan, *pair, args.methods, seeds, is_causal(pair[0]), folder))
         for key, pair in left.items()
     }
     for key, cell in run_jobs(ablations, args.workers):
@@ -145,6 +149,10 @@ def results_of(cell: dict[str, Any], method: str) -> list[ConceptAblationResult]
     """By seed, the one with the causal part first."""
     found = [(k, v) for k, v in cell["results"].items() if k.rpartition("/")[0] == method]
     return [ConceptAblationResult.from_dict(v) for _, v in sorted(found)]
+
+
+def has_causal(result: ConceptAblationResult) -> bool:
+    return any(row.place in names.CAUSAL for row in result.rows)
 
 
 def find(result: ConceptAblationResult, place: str, method: str, read_by: str) -> Any:
@@ -217,7 +225,7 @@ def report(key: str, cell: dict[str, Any]) -> None:
             )
             + "."
         )
-    for place in PLACES:
+    for place in PLACES if has_causal(first) else names.STORED:
         print(f"\nAblated: {place}\n")
         header = [place, "‖v−v'‖/‖v‖", "accuracy", "drop"]
         header += (
@@ -241,7 +249,7 @@ def pooled_difference(pairs: Sequence[dict[str, Any]], chance: float) -> Interva
 
 def compare(cells: dict[str, Any]) -> None:
     """Where CLVQ-VAE's drop is the larger one, at equal rank, and at equal norm too."""
-    wins: dict[tuple[str, str], int] = {}
+    wins: dict[tuple[str, str], list[bool]] = {}
     lines = []
     for key, cell in cells.items():
         results = {m: results_of(cell, m) for m in METHODS if results_of(cell, m)}
@@ -254,15 +262,15 @@ def compare(cells: dict[str, Any]) -> None:
             for equal, by_method in found.items():
                 if by_method:
                     beats = all(interval.low > 0 for interval in by_method.values())
-                    wins[place, equal] = wins.get((place, equal), 0) + beats
+                    wins.setdefault((place, equal), []).append(beats)
                     shown = [by_method.get(m) for m in UNSUPERVISED]
                     lines.append(
                         [key, place, equal, *(_shown(i) for i in shown), "yes" if beats else "no"]
                     )
     print("\n## CLVQ-VAE's drop less that of each other dictionary, 95 % interval\n")
     table(["cell", "ablated", "equal", *UNSUPERVISED, "beats all"], lines)
-    for (place, equal), n in wins.items():
-        print(f"{place}, equal {equal}: beats every other in {n} of {len(cells)} cells.")
+    for (place, equal), beats in wins.items():
+        print(f"{place}, equal {equal}: beats every other in {sum(beats)} of {len(beats)} cells.")
 
 
 def rank_differences(
@@ -350,6 +358,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--n_examples", type=int)
     parser.add_argument("--rank", type=int, help="codes or latents that are removed together")
     parser.add_argument("--n_codes", type=int, help="of CLVQ-VAE, VQ-VAE and k-means")
+    parser.add_argument("--n_steps", type=int, help="of integrated gradients")
+    parser.add_argument(
+        "--stored_only", nargs="+", choices=list(TASKS), default=[], help="not inside these models"
+    )
     parser.add_argument("--quick", action="store_true", help="little data, few steps, one seed")
     parser.add_argument("--full", action="store_true", help="800 texts a cell, 50 gradients a text")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
@@ -365,7 +377,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     options = dict(QUICK) if args.quick else {}
     if args.full:
         options |= {"n_examples": 800, "n_steps": 50, "n_ordinary": 128}
-    for name in ("n_examples", "rank", "n_codes"):
+    for name in ("n_examples", "n_steps", "rank", "n_codes"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
     return Plan(args.data, tuple(args.datasets), **options)
