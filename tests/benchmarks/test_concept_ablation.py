@@ -1,0 +1,180 @@
+"""The comparison of dictionaries by ablation: each piece on results whose answer is known."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bae_lens.evals.concept_ablation import AblationSettings, ConceptAblationResult, SalientTokens
+from bae_lens.evals.concept_ablation import result as names
+from bae_lens.evals.concept_ablation.concepts import Clusters
+from bae_lens.evals.concept_ablation.result import AblationRow
+from tests.evals.concept_ablation.helpers import LOWER_HOOK, Planted, noise, planted_task
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+trials: Any = importlib.import_module("concept_ablation_trials")
+benchmark: Any = importlib.import_module("concept_ablation")
+
+N = 40
+LABELS = tuple(i % 2 for i in range(N))
+
+
+def result(n_right: int, seed: int = 0, place: str = names.LOWER) -> ConceptAblationResult:
+    """36 of 40 right untouched, and so many after the concept's ablation."""
+
+    def row(method: str, n: int) -> AblationRow:
+        right = tuple(i < n for i in range(N))
+        concept_of = "" if method == "none" else "word"
+        share = sum(right) / N
+        return AblationRow(place, concept_of, method, names.PROBE, 1, 0.1, right, (share, share))
+
+    return ConceptAblationResult(
+        dictionary="any",
+        hook_names=(LOWER_HOOK, LOWER_HOOK),
+        label_names=("0", "1"),
+        labels=LABELS,
+        settings=AblationSettings(seed=seed).to_dict(),
+        rows=(row("none", 36), row(names.CONCEPT, n_right), row(names.RANDOM_EQUAL, 35)),
+        salient=SalientTokens(("word",) * N),
+    )
+
+
+def cell(**n_right: list[int]) -> dict[str, Any]:
+    """Methods by how many are right after their ablation, seed by seed."""
+    results = {
+        f"{method}/{seed}": result(n).to_dict()
+        for method, by_seed in n_right.items()
+        for seed, n in enumerate(by_seed)
+    }
+    return {"results": results, "pairs": []}
+
+
+def methods(own: list[int], other: list[int]) -> dict[str, Any]:
+    others = dict.fromkeys(benchmark.UNSUPERVISED, other)
+    return cell(**{benchmark.CLVQ: own}, **others)
+
+
+# Differences
+
+
+def test_a_difference_is_of_drops_and_a_drop_ends_at_chance():
+    def pair(own: int, other: int) -> dict[str, Any]:
+        return {
+            "correct": [i < own for i in range(N)],
+            "other_correct": [i < other for i in range(N)],
+        }
+
+    assert benchmark.pooled_difference([pair(20, 30)], 0.5).mean == pytest.approx(0.25)
+    # Inversion earns nothing.
+    assert benchmark.pooled_difference([pair(0, 30)], 0.5).mean == pytest.approx(0.25)
+    assert benchmark.pooled_difference([pair(30, 20)], 0.5).mean == pytest.approx(-0.25)
+    assert benchmark.pooled_difference([pair(20, 30), pair(30, 30)], 0.5).mean == pytest.approx(
+        1 / 8
+    )
+
+
+def test_an_interval_has_the_difference_in_it_and_shrinks_to_nothing_without_one():
+    own, other = [True] * 20 + [False] * 20, [True] * 32 + [False] * 8
+    found = benchmark.pooled_difference([{"correct": own, "other_correct": other}], 0.25)
+    assert 0 < found.low < found.mean < found.high
+    same = benchmark.pooled_difference([{"correct": own, "other_correct": own}], 0.25)
+    assert same == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("own", "other", "n"), [([20], [36], 1), ([36], [20], 0), ([36], [36], 0)])
+def test_a_cell_is_won_where_every_other_dictionary_is_beaten(capsys, own, other, n):
+    benchmark.compare({"minilm/eraser": methods(own, other)})
+
+    assert (
+        f"lower vector, equal rank: beats every other in {n} of 1 cells." in capsys.readouterr().out
+    )
+
+
+def test_a_cell_is_not_won_against_all_but_one(capsys):
+    found = methods([20], [36])
+    found["results"][f"{benchmark.UNSUPERVISED[-1]}/0"] = result(20).to_dict()
+
+    benchmark.compare({"minilm/eraser": found})
+
+    assert "beats every other in 0 of 1 cells." in capsys.readouterr().out
+
+
+# Tables
+
+
+def test_a_table_has_a_line_a_dictionary_and_a_control():
+    lines = list(benchmark.lines_of(methods([20, 24], [30, 30]), names.LOWER))
+
+    assert [line[0] for line in lines] == [
+        *benchmark.METHODS,
+        *names.CONTROLS,
+        names.LEACE,
+    ]
+    # Means over seeds; 36 of 40 less 20 and 24.
+    assert lines[0][1:4] == ["0.100", "0.550", "+0.350±.071"]
+    assert lines[1][1:4] == ["0.100", "0.750", "+0.150±.000"]
+    by_name = {line[0]: line for line in lines}
+    assert by_name[names.RANDOM_EQUAL][2:4] == ["0.875", "+0.025±.000"]
+    assert by_name[names.LEACE][1:4] == ["–", "–", "–"]
+
+
+def test_what_a_file_holds_is_not_repeated_and_other_settings_are_refused(tmp_path):
+    path, plan = tmp_path / "x.json", trials.Plan(None, ("movies",))
+    cells = benchmark.Cells(path, plan)
+    cells.add("minilm/movies/[0]", cell(a=[1]))
+    cells.add("minilm/movies/[1, 2]", cell(b=[1]))
+
+    again = benchmark.Cells(path, plan)
+
+    assert list(again.whole("minilm/movies")["results"]) == ["a/0", "b/0"]
+    assert json.loads(path.read_text())["plan"]["n_examples"] == plan.n_examples
+    with pytest.raises(SystemExit, match="other settings"):
+        benchmark.Cells(path, replace(plan, n_examples=3))
+
+
+# Cells
+
+
+def test_at_equal_norm_neither_dictionary_moves_a_vector_farther_than_the_other():
+    labels = torch.tensor(LABELS)
+    sign = 2.0 * labels[:, None] - 1
+    u, v = torch.eye(8)[:2]
+    vectors = sign * u + 0.1 * noise(N, 8)
+    tokens = torch.cat([u, -u, u + v, -u - v]).reshape(4, 8).repeat(10, 1)
+    task = planted_task(Planted(labels, vectors, 2 * sign * u, tokens))
+    own = Clusters(torch.stack([u, -u]), LOWER_HOOK)
+    other = Clusters(torch.stack([u + 2 * v, -u - 2 * v]), LOWER_HOOK)
+
+    [pair] = trials.equal_norm_pairs(task, {trials.CLVQ: own, "k-means": other}, 0, [names.LOWER])
+
+    assert pair["removed_norm"] == pytest.approx(pair["other_removed_norm"], rel=1e-4)
+    assert len(pair["correct"]) == len(pair["other_correct"]) == N
+
+
+def test_texts_that_are_scored_are_not_trained_on(tmp_path):
+    rows = [{"text": f"text {i}", "label": i % 4} for i in range(trials.N_SCORED_FILE + 40)]
+    (tmp_path / "ag_news_test.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "jigsaw_dev.jsonl").write_text("\n".join(map(json.dumps, rows[:8])))
+    (tmp_path / "jigsaw_train.jsonl").write_text("\n".join(map(json.dumps, rows[4:20])))
+    plan = trials.Plan(str(tmp_path), ("ag_news", "jigsaw"))
+
+    for name, n in (("ag_news", 40), ("jigsaw", 12)):
+        data = trials.DATASETS[name]
+        scored = trials.labelled_texts(plan, data).texts
+        trained_on = trials.unlabelled_texts(plan, data)
+        assert len(trained_on) == n
+        assert not set(scored) & set(trained_on)
+
+
+def test_an_encoder_is_not_asked_for_words():
+    plan = trials.Plan(None, ("movies",))
+    data = trials.DATASETS["movies"]
+    assert plan.settings("minilm", data).label_words is None
+    assert plan.settings("smollm2", data).label_words == data.label_words
