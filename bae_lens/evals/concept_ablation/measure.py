@@ -189,10 +189,10 @@ def ablate_passes(task: AblationTask, place: str, removal: Removal, desc: str) -
             where = torch.arange(where.shape[1]) == task.salient.position[batch.examples][:, None]
         centre = task.centres(batch) if task.settings.centre else None
         edit = _Edit(removal, batch.examples, where, centre)
-        seen = task.reader.run(batch, edit, to_logits=logits is not None)
+        seen = task.reader.run(batch, edit, None if logits is None else batch.position)
         vectors[batch.examples] = pool(seen.upper, batch.read.to(seen.upper.device)).float().cpu()
         if logits is not None and task.label_tokens is not None and seen.logits is not None:
-            logits[batch.examples] = read_label_words(seen.logits, batch, task.label_tokens)
+            logits[batch.examples] = read_label_words(seen.logits, task.label_tokens)
         total, n = total + edit.norms.sum().item(), n + len(edit.norms)
     return Outcome(vectors, logits, total / max(n, 1))
 
@@ -400,7 +400,7 @@ class _Measure:
             if removal is not None:
                 mean = self.task.sample.lower_mean if task.settings.centre else None
                 edit = _Edit(removal, example[batch.examples], batch.text.valid, mean)
-            seen = reader.run(batch, edit, to_logits=True)
+            seen = reader.run(batch, edit, "all")
             assert seen.logits is not None
             for row, i in enumerate(batch.examples.tolist()):
                 one = type(batch.text)(*(x[row : row + 1] for x in batch.text if x is not None))

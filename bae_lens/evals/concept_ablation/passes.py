@@ -26,6 +26,9 @@ Readout = Literal["last", "first", "mean"]
 # Bytes of lower activations that a reader keeps at most.
 _MAX_KEPT = 2**30
 
+# Which positions' logits: none, one of each text, or all.
+Logits = Int[Tensor, " batch"] | Literal["all"] | None
+
 # Takes activations [batch, pos, d], which it leaves as they are; gives those to go on from.
 Edit = Callable[[Tensor], Tensor]
 
@@ -36,7 +39,7 @@ class Seen(NamedTuple):
     Attributes:
         lower: activations at the lower hook point, as edited.
         upper: at the upper one.
-        logits: of the model; None where it was stopped before.
+        logits: of the model, at all positions or at one; None where it was stopped before.
     """
 
     lower: Float[Tensor, "batch pos d_in"]
@@ -63,7 +66,7 @@ def run_edited(
     batch: TextBatch,
     hook_names: tuple[str, str],
     edit: Edit | None = None,
-    to_logits: bool = False,
+    logits_at: Logits = None,
     model_kwargs: Mapping[str, Any] | None = None,
     start: Tensor | None = None,
 ) -> Seen:
@@ -74,7 +77,8 @@ def run_edited(
         batch: what it reads.
         hook_names: the lower hook point, which is edited, and the upper one.
         edit: of the lower activations.
-        to_logits: go on to the logits; otherwise layers that no hook point needs are left out.
+        logits_at: go on to the logits, at ``"all"`` positions or at one of each text; otherwise layers
+            that no hook point needs are left out.
         model_kwargs: passed to the model.
         start: the residual stream to go on from, in place of the tokens, where ``model_kwargs`` has
             a ``start_at_layer``.
@@ -91,13 +95,23 @@ def run_edited(
     def at_upper(acts: Tensor, hook: Any) -> None:  # noqa: ARG001
         seen["upper"] = acts
 
+    def one_of_each(acts: Tensor, hook: Any = None) -> Tensor:  # noqa: ARG001
+        assert isinstance(logits_at, Tensor)
+        rows = torch.arange(len(acts), device=acts.device)
+        return acts[rows, logits_at.to(acts.device)][:, None]
+
+    hooks: list[Any] = [(hook_names[0], at_lower), (hook_names[1], at_upper)]
+    is_one = isinstance(logits_at, Tensor)
+    if is_one and isinstance(model, HookedTransformer):
+        # The unembedding is as large as several layers: only what is read is unembedded.
+        hooks.append((f"blocks.{model.cfg.n_layers - 1}.hook_resid_post", one_of_each))
     stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
     known = [stop for stop in stops if stop is not None]
-    stop = max(known) if len(known) == len(stops) and not to_logits else None
+    stop = max(known) if len(known) == len(stops) and logits_at is None else None
     logits = model.run_with_hooks(
         batch.tokens if start is None else start,
         return_type="logits",
-        fwd_hooks=[(hook_names[0], at_lower), (hook_names[1], at_upper)],
+        fwd_hooks=hooks,
         stop_at_layer=stop,
         **{**batch.model_kwargs, **(model_kwargs or {})},
     )
@@ -109,7 +123,9 @@ def run_edited(
                 f"Activations at {name!r} have the shape {tuple(seen[which].shape)}; concepts are "
                 "ablated where they are [batch, pos, d], so not where they are split into heads."
             )
-    return Seen(seen["lower"], seen["upper"], logits if to_logits else None)
+    if is_one and not isinstance(model, HookedTransformer):
+        logits = one_of_each(logits)
+    return Seen(seen["lower"], seen["upper"], None if logits_at is None else logits)
 
 
 @contextmanager
@@ -140,6 +156,11 @@ class Batch(NamedTuple):
     text: TextBatch
     read: Bool[Tensor, "batch pos"]
     at: Bool[Tensor, "batch pos"]
+
+    @property
+    def position(self) -> Int[Tensor, " batch"]:
+        """The one position of each text that is read, if it is one."""
+        return self.read.int().argmax(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,12 +221,12 @@ class Reader:
             self._kept[key] = acts
         return acts
 
-    def run(self, batch: Batch, edit: Edit | None = None, to_logits: bool = False) -> Seen:
+    def run(self, batch: Batch, edit: Edit | None = None, logits_at: Logits = None) -> Seen:
         """One pass, see ``run_edited``. Layers up to the lower hook point run once a batch, if the
         model can start above them."""
         text, layer = self._text(batch), self._first_layer
         if layer is None:
-            return run_edited(self.model, text, self.hook_names, edit, to_logits, self.model_kwargs)
+            return run_edited(self.model, text, self.hook_names, edit, logits_at, self.model_kwargs)
         lower = self.lower(batch)
         lower = lower if edit is None else edit(lower)
         seen = run_edited(
@@ -213,7 +234,7 @@ class Reader:
             text,
             (self.hook_names[1], self.hook_names[1]),
             None,
-            to_logits,
+            logits_at,
             {"start_at_layer": layer, **self.model_kwargs},
             start=lower,
         )

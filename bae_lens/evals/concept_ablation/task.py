@@ -248,13 +248,13 @@ def _read(
     logits = None if label_tokens is None else torch.empty(n, len(label_tokens))
     tokens = _Tokens(settings.n_sample_tokens, settings.seed)
     for batch in reader.batches("Reading texts"):
-        seen = reader.run(batch, to_logits=label_tokens is not None)
+        seen = reader.run(batch, logits_at=None if label_tokens is None else batch.position)
         for i, acts in enumerate((seen.lower, seen.upper)):
             pooled = pool(acts, batch.read.to(acts.device)).float().cpu()
             vectors[i] = torch.empty(n, pooled.shape[1]) if vectors[i] is None else vectors[i]
             vectors[i][batch.examples] = pooled
         if logits is not None and label_tokens is not None and seen.logits is not None:
-            logits[batch.examples] = read_label_words(seen.logits, batch, label_tokens)
+            logits[batch.examples] = read_label_words(seen.logits, label_tokens)
         if others is None:
             tokens.add(batch, seen.lower, seen.upper)
     if others is not None:
@@ -264,10 +264,9 @@ def _read(
     return (vectors[0], vectors[1]), logits, tokens.sample(reader.hook_names)
 
 
-def read_label_words(logits: Tensor, batch: Batch, label_tokens: Tensor) -> Tensor:
-    """The model's logits for the label words where each text's vector is read."""
-    at = batch.read.int().argmax(1).to(logits.device)
-    return logits[torch.arange(len(at), device=logits.device), at][:, label_tokens].float().cpu()
+def read_label_words(logits: Float[Tensor, "batch 1 vocabulary"], label_tokens: Tensor) -> Tensor:
+    """The model's logits for the label words, at the position that was asked for."""
+    return logits[:, 0, label_tokens.to(logits.device)].float().cpu()
 
 
 class _Tokens:

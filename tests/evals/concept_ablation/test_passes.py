@@ -68,7 +68,7 @@ def test_an_edit_is_what_the_upper_layers_go_on_from(model):
     tokens = model.to_tokens(TEXTS[0])
     new = noise(*tokens.shape, model.cfg.d_model)
 
-    seen = run_edited(model, TextBatch.of(tokens), HOOKS, lambda _: new, to_logits=True)
+    seen = run_edited(model, TextBatch.of(tokens), HOOKS, lambda _: new, logits_at="all")
 
     expected = model.blocks[1](new)
     torch.testing.assert_close(seen.lower, new)
@@ -104,6 +104,14 @@ def test_a_decoders_earlier_positions_do_not_see_the_edit():
     assert change[:, 3:].min() > 0
 
 
+def test_logits_at_one_position_are_those_of_all(reader):
+    for batch in reader.batches(""):
+        every = reader.run(batch, lambda acts: acts + 1, "all").logits
+        one = reader.run(batch, lambda acts: acts + 1, batch.position).logits
+        rows = torch.arange(len(batch.examples))
+        torch.testing.assert_close(one, every[rows, batch.position][:, None])
+
+
 def test_lower_and_upper_may_be_the_same_hook(model):
     text = TextBatch.of(model.to_tokens(TEXTS[0]))
 
@@ -123,7 +131,7 @@ def test_layers_above_the_upper_hook_are_not_run_unless_logits_are_asked_for(mod
     with model.hooks([("blocks.2.hook_resid_pre", fail)]):
         assert run_edited(model, text, HOOKS).logits is None
         with pytest.raises(AssertionError, match=r"blocks\.2"):
-            run_edited(model, text, HOOKS, to_logits=True)
+            run_edited(model, text, HOOKS, logits_at="all")
 
 
 def test_no_hook_is_left_behind_even_after_an_error(model):
@@ -210,9 +218,9 @@ def test_frozen_parameters_ask_for_gradients_again(model):
         (LOWER_HOOK, "ln_final.hook_normalized"),
     ],
 )
-@pytest.mark.parametrize("to_logits", [False, True])
+@pytest.mark.parametrize("logits_at", [None, "all"])
 @pytest.mark.parametrize("max_kept", [0, 2**30])
-def test_a_reader_sees_what_whole_passes_do(monkeypatch, hook_names, to_logits, max_kept):
+def test_a_reader_sees_what_whole_passes_do(monkeypatch, hook_names, logits_at, max_kept):
     monkeypatch.setattr(module, "_MAX_KEPT", max_kept)
     model = make_model(n_layers=3)
     reader = make_reader(model, hook_names=hook_names)
@@ -220,8 +228,8 @@ def test_a_reader_sees_what_whole_passes_do(monkeypatch, hook_names, to_logits, 
     for _ in range(2):
         for batch in reader.batches(""):
             for edit in (None, lambda acts: acts * 0.5 + 1):
-                whole = run_edited(model, batch.text, hook_names, edit, to_logits)
-                seen = reader.run(batch, edit, to_logits)
+                whole = run_edited(model, batch.text, hook_names, edit, logits_at)
+                seen = reader.run(batch, edit, logits_at)
                 for own, expected in zip(seen, whole, strict=True):
                     torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-4)
 
