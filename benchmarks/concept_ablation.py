@@ -19,7 +19,9 @@ than there are classes. Stored vectors: three seeds of the dictionary. Inside th
 first. The drop is accuracy − max(ablated accuracy, chance), so that inversion earns nothing.
 
 "Equal norm": of CLVQ-VAE and another dictionary, each vector is moved by both only as far as the one
-that moves it less (stored vectors, and all tokens inside the forward pass). Intervals are 95 %, paired bootstrap over texts, pooled over seeds where
+that moves it less (stored vectors, and all tokens inside the forward pass). "Refitted": the accuracy of probes fitted to
+ablated vectors; "readout's": with the concept of the position that is read in place of the word's;
+"uncentred": as released, means left where they are. Intervals are 95 %, paired bootstrap over texts, pooled over seeds where
 there are several (so the same text counts once a seed, drawn together).
 """
 
@@ -78,6 +80,7 @@ class Cells:
         parts = [cell for name, cell in self.cells.items() if name.startswith(key + "/")]
         return {
             "results": {name: r for part in parts for name, r in part["results"].items()},
+            "uncentred": {name: v for part in parts for name, v in part["uncentred"].items()},
             "pairs": [pair for part in parts for pair in part["pairs"]],
         }
 
@@ -155,18 +158,24 @@ def has_causal(result: ConceptAblationResult) -> bool:
     return any(row.place in names.CAUSAL for row in result.rows)
 
 
-def find(result: ConceptAblationResult, place: str, method: str, read_by: str) -> Any:
+def find(
+    result: ConceptAblationResult, place: str, method: str, read_by: str, concept_of: str = "word"
+) -> Any:
     try:
-        return result.row(place, method, "word", read_by)
+        return result.row(place, method, concept_of, read_by)
     except KeyError:
         return None
 
 
 def cells_of(
-    results: Sequence[ConceptAblationResult], place: str, method: str, read_by: str = names.PROBE
+    results: Sequence[ConceptAblationResult],
+    place: str,
+    method: str,
+    read_by: str = names.PROBE,
+    concept_of: str = "word",
 ) -> list[str]:
     """Removed norm, accuracy, drop: means over seeds."""
-    known = [(r, find(r, place, method, read_by)) for r in results]
+    known = [(r, find(r, place, method, read_by, concept_of)) for r in results]
     known = [(r, row) for r, row in known if row is not None]
     if not known:
         return ["–", "–", "–"]
@@ -192,6 +201,15 @@ def lines_of(cell: dict[str, Any], place: str) -> Iterable[list[str]]:
             cells.append("–" if change is None else f"{change.mean:+.3f}")
         else:
             cells.append(cells_of(results, place, method + names.RETRAINED)[1])
+            # LEACE and the mean are of no position.
+            is_of_one = method in (names.CONCEPT, *names.CONTROLS) and method != names.MEAN
+            cells += cells_of(
+                results, place, method, concept_of="readout" if is_of_one else "none"
+            )[1:]
+            own = [v for k, v in cell["uncentred"].items() if k.rpartition("/")[0] == title]
+            i = names.STORED.index(place)
+            known = [by_place[i] for by_place in own if by_place[i] is not None]
+            cells.append(f"{statistics.mean(known):.3f}" if known else "–")
         return cells
 
     methods = list(dict.fromkeys(key.rpartition("/")[0] for key in cell["results"]))

@@ -299,15 +299,33 @@ def run_cell(
         verbose=False,
     )
     results: dict[str, dict[str, Any]] = {}
+    uncentred: dict[str, list[float | None]] = {}
     pairs: list[dict[str, Any]] = []
     for seed in seeds:
         dictionaries = {m: load_dictionary(folder, model, m, seed) for m in methods}
         for method, dictionary in dictionaries.items():
             found = ablate(task, dictionary, method, causal=causal)
             results[f"{method}/{seed}"] = found.to_dict()
+            uncentred[f"{method}/{seed}"] = released_accuracies(task, dictionary)
         places = (*names.STORED, names.EVERYWHERE) if causal else names.STORED
         pairs += equal_norm_pairs(task, dictionaries, seed, places)
-    return {"results": results, "pairs": pairs}
+    return {"results": results, "uncentred": uncentred, "pairs": pairs}
+
+
+def released_accuracies(task: AblationTask, dictionary: SAE[Any] | Clusters) -> list[float | None]:
+    """At both hook points, of the same probes after the released projection, which centres nothing."""
+    plain = replace(task, settings=replace(task.settings, centre=False), measured={})
+    plain.__dict__["salient"] = task.salient
+    concepts = describe(dictionary, task.sample)
+    found: list[float | None] = []
+    for i in range(len(names.STORED)):
+        own = concept_subspace(plain, concepts, i == 1)
+        if own is None:
+            found.append(None)
+            continue
+        vectors = ablate_vectors(plain, i, own).vectors
+        found.append(plain.correct(vectors, plain.probes[i]).float().mean().item())
+    return found
 
 
 def equal_norm_pairs(

@@ -53,7 +53,7 @@ def cell(**n_right: list[int]) -> dict[str, Any]:
         for method, by_seed in n_right.items()
         for seed, n in enumerate(by_seed)
     }
-    return {"results": results, "pairs": []}
+    return {"results": results, "uncentred": {key: [0.25, None] for key in results}, "pairs": []}
 
 
 def methods(own: list[int], other: list[int]) -> dict[str, Any]:
@@ -120,6 +120,7 @@ def test_a_table_has_a_line_a_dictionary_and_a_control():
     # Means over seeds; 36 of 40 less 20 and 24.
     assert lines[0][1:4] == ["0.100", "0.550", "+0.350±.071"]
     assert lines[1][1:4] == ["0.100", "0.750", "+0.150±.000"]
+    assert [line[-1] for line in lines[:2]] == ["0.250", "0.250"]
     by_name = {line[0]: line for line in lines}
     assert by_name[names.RANDOM_EQUAL][2:4] == ["0.875", "+0.025±.000"]
     assert by_name[names.LEACE][1:4] == ["–", "–", "–"]
@@ -140,6 +141,25 @@ def test_what_a_file_holds_is_not_repeated_and_other_settings_are_refused(tmp_pa
 
 
 # Cells
+
+
+def test_the_released_projection_turns_round_what_the_centred_one_removes():
+    labels = torch.tensor(LABELS)
+    sign = 2.0 * labels[:, None] - 1
+    u, mean = torch.eye(8)[0], 20 * torch.eye(8)[1]
+    # Of different lengths, so that a probe does not mind the mean's being gone.
+    vectors = mean * (1 + 0.3 * noise(N, 1, seed=1)) + sign * u + 0.1 * noise(N, 8)
+    tokens = (mean + torch.stack([u, -u]) * 2).repeat(20, 1)
+    task = planted_task(Planted(labels, vectors, mean + 2 * sign * u, tokens))
+    codes = Clusters(torch.stack([mean + 2 * u, mean - 2 * u]), LOWER_HOOK)
+
+    lower, upper = trials.released_accuracies(task, codes)
+
+    assert lower == upper
+    assert lower < 0.2
+    assert trials.ablate(task, codes).row().accuracy > 0.2
+    # The task is as it was.
+    assert task.settings.centre
 
 
 def test_at_equal_norm_neither_dictionary_moves_a_vector_farther_than_the_other():
