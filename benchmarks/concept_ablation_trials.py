@@ -33,7 +33,8 @@ from bae_lens.evals.concept_ablation import (
 )
 from bae_lens.evals.concept_ablation import result as names
 from bae_lens.evals.concept_ablation.concepts import describe
-from bae_lens.evals.concept_ablation.measure import ablate_passes, ablate_vectors, concept_subspace
+from bae_lens.evals.concept_ablation.interventions import ablate_passes, ablate_vectors
+from bae_lens.evals.concept_ablation.measure import concept_subspace
 from bae_lens.evals.concept_ablation.removals import Shrunk
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.training.fit import fit_activations

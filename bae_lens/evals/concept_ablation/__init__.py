@@ -6,8 +6,8 @@ probe says and removes nothing. Here means are removed first, a drop below chanc
 and random directions, other concepts and LEACE are ablated in the same places.
 
 The data's way: ``labelled_texts`` → ``texts`` → ``passes`` → ``probes`` and ``attribution``
-(``task``: all that does not depend on the dictionary) → ``concepts`` → ``removals`` → ``measure`` →
-``result``.
+(``task``: all that does not depend on the dictionary) → ``concepts`` → ``removals`` →
+``interventions`` → ``measure`` → ``result``.
 """
 
 from bae_lens.evals.concept_ablation.concepts import Clusters

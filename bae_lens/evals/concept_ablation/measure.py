@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from bae_lens.evals.concept_ablation import result as names
 from bae_lens.evals.concept_ablation.concepts import Clusters, Concepts, describe
-from bae_lens.evals.concept_ablation.passes import pool
+from bae_lens.evals.concept_ablation.evidence import concepts_in_evidence, salient_tokens
+from bae_lens.evals.concept_ablation.interventions import (
+    Outcome,
+    ablate_passes,
+    ablate_vectors,
+    ordinary_losses,
+)
 from bae_lens.evals.concept_ablation.probes import Probe
 from bae_lens.evals.concept_ablation.removals import (
     EqualNorm,
@@ -26,14 +30,8 @@ from bae_lens.evals.concept_ablation.removals import (
 from bae_lens.evals.concept_ablation.result import (
     AblationRow,
     ConceptAblationResult,
-    SalientTokens,
 )
-from bae_lens.evals.concept_ablation.task import (
-    AblationTask,
-    read_label_words,
-    share_in_evidence,
-)
-from bae_lens.evals.reconstruction import next_token_loss
+from bae_lens.evals.concept_ablation.task import AblationTask
 
 
 def ablate(
@@ -79,11 +77,11 @@ def ablate(
         labels=tuple(task.data.labels.tolist()),
         settings=task.settings.to_dict(),
         rows=tuple(rows),
-        salient=_salient_tokens(task),
+        salient=salient_tokens(task),
         concept_ids=tuple(map(tuple, ids.tolist())),
         n_truncated=task.reader.texts.n_truncated,
-        ordinary_ce=measure.ordinary_ce,
-        concept_in_evidence=_concepts_in_evidence(task, concepts, ids),
+        ordinary_ce=_mean_or_none(ordinary_losses(task, None)),
+        concept_in_evidence=concepts_in_evidence(task, concepts, ids),
     )
 
 
@@ -145,56 +143,6 @@ def _of_another_class(labels: Tensor, generator: torch.Generator) -> Tensor:
     """For each example another one, drawn among those with another label."""
     may_be = (labels[:, None] != labels).float()
     return may_be.multinomial(1, generator=generator)[:, 0]
-
-
-@dataclass
-class Outcome:
-    """What predictions are read from after an ablation, and how much it took away.
-
-    Attributes:
-        vectors: of each text.
-        label_logits: of the model itself; None where it was not asked.
-        removed_norm: ‖v − v'‖ / ‖v‖, the mean over all vectors that were ablated.
-    """
-
-    vectors: Float[Tensor, "n d"]
-    label_logits: Float[Tensor, "n n_classes"] | None
-    removed_norm: float
-
-
-def ablate_vectors(task: AblationTask, i: int, removal: Removal) -> Outcome:
-    """The stored vectors of the lower (0) or upper (1) hook point less a removal."""
-    vectors = task.vectors[i]
-    centre = vectors.mean(0) if task.settings.centre else None
-    removed = removal(vectors, torch.arange(len(vectors)), centre)
-    return Outcome(vectors - removed, None, _relative_norm(removed, vectors).mean().item())
-
-
-@torch.no_grad()
-def ablate_passes(task: AblationTask, place: str, removal: Removal, desc: str) -> Outcome:
-    """Upper vectors of passes whose lower activations are less a removal.
-
-    Args:
-        task: the texts.
-        place: ``"salient token"`` or ``"all tokens"``.
-        removal: what is taken out.
-        desc: of the progress bar.
-    """
-    vectors = torch.empty_like(task.vectors[1])
-    logits = None if task.label_logits is None else torch.empty_like(task.label_logits)
-    total, n = 0.0, 0
-    for batch in task.reader.batches(desc):
-        where = batch.at
-        if place == names.SALIENT:
-            where = torch.arange(where.shape[1]) == task.salient.position[batch.examples][:, None]
-        centre = task.centres(batch) if task.settings.centre else None
-        edit = _Edit(removal, batch.examples, where, centre)
-        seen = task.reader.run(batch, edit, None if logits is None else batch.position)
-        vectors[batch.examples] = pool(seen.upper, batch.read.to(seen.upper.device)).float().cpu()
-        if logits is not None and task.label_tokens is not None and seen.logits is not None:
-            logits[batch.examples] = read_label_words(seen.logits, task.label_tokens)
-        total, n = total + edit.norms.sum().item(), n + len(edit.norms)
-    return Outcome(vectors, logits, total / max(n, 1))
 
 
 def concept_subspace(
@@ -277,14 +225,16 @@ class _Measure:
         rows = []
         for method, removal in removals.items():
             outcome = ablate_passes(self.task, place, removal, f"Ablating: {place}, {method}")
-            ce = self._ce_changes(removal) if place == names.EVERYWHERE else ()
+            ce = _ce_changes(self.task, removal) if place == names.EVERYWHERE else ()
             key = (place, source, method)
             rows += self._rows(outcome, self.task.probes[1], key, removal.rank, ce)
             if method == names.CONCEPT:
                 rows += self._retrained(outcome, key, removal.rank)
             if isinstance(removal, Leace):
                 by_fold = [
-                    ablate_passes(self.task, place, own, f"Ablating: {place}, {method}").vectors
+                    ablate_passes(
+                        self.task, place, own, f"Refitting: {place}, {method}", False
+                    ).vectors
                     for own in removal.by_fold()
                 ]
                 rows += self._retrained(outcome, key, removal.rank, by_fold)
@@ -370,99 +320,12 @@ class _Measure:
 
         return self._leace(parts())
 
-    # Ordinary text
 
-    @property
-    def ordinary_ce(self) -> float | None:
-        """Cross-entropy of the untouched model on the ordinary text."""
-        losses = self._ordinary_losses(None)
-        return losses.nanmean().item() if len(losses) else None
-
-    def _ce_changes(self, removal: Removal) -> tuple[float, ...]:
-        """By ordinary text, each with what is removed from one of the examples."""
-        changes = self._ordinary_losses(removal) - self._ordinary_losses(None)
-        return tuple(changes[changes.isfinite()].tolist())
-
-    @torch.no_grad()
-    def _ordinary_losses(self, removal: Removal | None) -> Float[Tensor, " n_texts"]:
-        """Mean loss of each ordinary text; none where the model predicts no next token."""
-        task, reader = self.task, self.task.ordinary
-        if reader is None:
-            return torch.empty(0)
-        if removal is None and "ordinary" in self.kept:
-            return self.kept["ordinary"]
-        # Half the examples away, since the ordinary texts may be the examples.
-        n = len(self.everything)
-        example = (torch.arange(len(reader)) + n // 2) % n
-        losses = torch.full((len(reader),), torch.nan)
-        for batch in reader.batches("Ordinary text"):
-            edit = None
-            if removal is not None:
-                mean = self.task.sample.lower_mean if task.settings.centre else None
-                edit = _Edit(removal, example[batch.examples], batch.text.valid, mean)
-            seen = reader.run(batch, edit, "all")
-            assert seen.logits is not None
-            for row, i in enumerate(batch.examples.tolist()):
-                one = type(batch.text)(*(x[row : row + 1] for x in batch.text if x is not None))
-                losses[i] = next_token_loss(seen.logits[row : row + 1], one).mean().item()
-        if removal is None:
-            self.kept["ordinary"] = losses
-        return losses
+def _ce_changes(task: AblationTask, removal: Removal) -> tuple[float, ...]:
+    """By ordinary text."""
+    changes = ordinary_losses(task, removal) - ordinary_losses(task, None)
+    return tuple(changes[changes.isfinite()].tolist())
 
 
-class _Edit:
-    """Takes a removal out of the lower activations, where it is told to."""
-
-    def __init__(
-        self,
-        removal: Removal,
-        index: Int[Tensor, " batch"],
-        where: Bool[Tensor, "batch pos"],
-        centre: Tensor | None,
-    ) -> None:
-        self.removal, self.index, self.where, self.centre = removal, index, where, centre
-        self.norms = torch.empty(0)
-
-    def __call__(self, acts: Tensor) -> Tensor:
-        centre = None if self.centre is None else self.centre.to(acts)
-        removed = self.removal(acts, self.index, centre)
-        where = self.where.to(acts.device)
-        self.norms = _relative_norm(removed, acts)[where].float().cpu()
-        return torch.where(where[..., None], acts - removed, acts)
-
-
-def _relative_norm(removed: Tensor, whole: Tensor) -> Tensor:
-    return removed.norm(dim=-1) / whole.norm(dim=-1).clamp(min=1e-12)
-
-
-def _salient_tokens(task: AblationTask) -> SalientTokens:
-    salient, texts = task.salient, task.reader.texts
-    picked = salient.word.tolist()
-    words = (own[w] if w >= 0 else "" for own, w in zip(texts.words, picked, strict=True))
-    in_evidence, chance = share_in_evidence(task, [{w} - {-1} for w in picked])
-    return SalientTokens(
-        words=tuple(words),
-        readout_share=None
-        if salient.readout_wins is None
-        else salient.readout_wins.float().mean().item(),
-        in_evidence=in_evidence,
-        evidence_words=chance,
-        missing=None if salient.missing is None else salient.missing.median().item(),
-    )
-
-
-def _concepts_in_evidence(task: AblationTask, concepts: Concepts, ids: Tensor) -> float | None:
-    """How often the words that have an example's concept, in its own text, lie in its evidence."""
-    if all(e is None for e in task.data.evidence):
-        return None
-    words: list[set[int]] = [set() for _ in task.data.texts]
-    for batch in task.reader.batches("Concepts in evidence"):
-        lower = task.reader.lower(batch).float().cpu()
-        for row, i in enumerate(batch.examples.tolist()):
-            word_of = task.reader.texts.word_of[i, : lower.shape[1]]
-            there = (word_of >= 0) & batch.at[row]
-            if there.any():
-                first = concepts.active(lower[row][there], 1)[:, 0]
-                has = (first == ids[i, 0]) & (first >= 0)
-                words[i] = set(word_of[there][has].tolist())
-    return share_in_evidence(task, words)[0]
+def _mean_or_none(losses: Tensor) -> float | None:
+    return losses.nanmean().item() if len(losses) else None

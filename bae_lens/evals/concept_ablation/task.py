@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from bae_lens.evals.concept_ablation.passes import Batch, Reader, Readout, check
 from bae_lens.evals.concept_ablation.probes import Probe, fit_probe, stratified_folds
 from bae_lens.evals.concept_ablation.removals import leace_fitters
 from bae_lens.evals.concept_ablation.settings import AblationSettings
-from bae_lens.evals.concept_ablation.texts import encode_texts, evidence_words
+from bae_lens.evals.concept_ablation.texts import encode_texts
 from bae_lens.evals.reconstruction import predicts_next_token
 
 logger = logging.getLogger(__name__)
@@ -345,23 +345,3 @@ def _find_salient(task: AblationTask) -> Salient:
         None if reader.readout == "mean" else wins,
         missing if is_known else None,
     )
-
-
-def share_in_evidence(
-    task: AblationTask, words: Iterable[set[int]]
-) -> tuple[float | None, float | None]:
-    """How often one of the given words of each text lies in a person's evidence span.
-
-    Returns:
-        Mean over texts with a span of the share of the words that lie in it, and the same of all of
-        the text's words, which is chance; None where no text has a span.
-    """
-    evidence = evidence_words(task.reader.texts, task.data.texts, task.data.evidence)
-    found, chance = [], []
-    for own, marked, every in zip(words, evidence, task.reader.texts.words, strict=True):
-        if marked and own:
-            found.append(len(own & marked) / len(own))
-            chance.append(len(marked) / len(every))
-    if not found:
-        return None, None
-    return sum(found) / len(found), sum(chance) / len(chance)

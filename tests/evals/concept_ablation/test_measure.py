@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 from bae_lens.evals.concept_ablation import AblationTask, ConceptAblationResult, ablate
 from bae_lens.evals.concept_ablation import result as names
 from bae_lens.evals.concept_ablation.concepts import Clusters, describe
-from bae_lens.evals.concept_ablation.measure import _other_ids, ablate_vectors, concept_subspace
+from bae_lens.evals.concept_ablation.interventions import ablate_vectors
+from bae_lens.evals.concept_ablation.measure import _other_ids, concept_subspace
 from bae_lens.evals.concept_ablation.removals import Subspace
 from tests.evals.concept_ablation.helpers import (
     LOWER_HOOK,
