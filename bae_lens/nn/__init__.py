@@ -1,4 +1,4 @@
-"""Tensor maths of the codes: torch only, nothing here knows of SAELens."""
+"""Tensor maths of the codes: torch, and SciPy's sparse products; nothing here knows of SAELens."""
 
 from bae_lens.nn.binarize import SURROGATES, Surrogate, binarize
 from bae_lens.nn.budget import check_budget, follow_budget

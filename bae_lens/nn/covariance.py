@@ -1,19 +1,27 @@
-"""The off-diagonal covariance penalty, in closed form and by tiles."""
+"""The off-diagonal covariance penalty, in closed form: by tiles, or by pairs of sparse bits."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bae_lens.nn.covariance_pairs import SparseCode, pairs_value_and_grad
+
+Method = Literal["auto", "tiles", "pairs"]
+
 # A tile of 1,024 × 1,024 floats fits a core's cache and still feeds the matrix units.
 _TILE = 1024
+# Time of a multiply-add of a sparse product in units of one of a dense product.
+_SPARSE_COST = 300
 
 
-def off_diagonal_covariance(codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
+def off_diagonal_covariance(
+    codes: Float[Tensor, "*batch d_sae"], method: Method = "auto"
+) -> Float[Tensor, ""]:
     """Σ_{i≠j} |C_ij|, with C the unbiased covariance of the latents over the batch.
 
     The covariance penalty of arXiv 2509.20997 (as its release computes it). Equal to autograd
@@ -21,44 +29,97 @@ def off_diagonal_covariance(codes: Float[Tensor, "*batch d_sae"]) -> Float[Tenso
     exactly zero gets the subgradient 0 (between bits this is decided in integers, where float
     noise would pick a sign at random).
 
-    Value and gradient are computed together, tile by tile and each pair of latents once:
-    3·n·d_sae² multiply-adds, and no d_sae × d_sae matrix is ever held.
+    Value and gradient are computed together, and no dense d_sae × d_sae matrix is ever held:
+
+    * ``"tiles"``: tile by tile and each pair of latents once, 3·n·d_sae² multiply-adds;
+    * ``"pairs"``: of bits, only pairs that fire together, a multiply-add for each bit that is on in a
+      row and each partner that it has in the batch. For codes of zeros and ones; anything else goes by
+      tiles.
 
     Args:
         codes: bits or any real activations, any leading shape. Computed in float32 whatever the
             dtype (float64 for float64 codes), autocast or not.
+        method: ``"auto"`` takes the cheaper by the batch's own counts; off the CPU always tiles,
+            which need not wait for the counts.
 
     Returns:
         A float32 scalar (float64 for float64 codes).
 
     Raises:
-        ValueError: if there are fewer than two rows.
+        ValueError: if there are fewer than two rows, or no such method.
     """
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}.")
     flat = codes.reshape(-1, codes.shape[-1])
     if flat.shape[0] < 2:
         raise ValueError(
             "off_diagonal_covariance needs at least two rows of codes, since the unbiased covariance "
             f"divides by n - 1; got shape {tuple(codes.shape)}."
         )
-    return _OffDiagonalCovariance.apply(flat)  # pyright: ignore[reportReturnType]
+    return _operator(flat, method, flat.requires_grad and torch.is_grad_enabled())[0]
 
 
-class _OffDiagonalCovariance(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, codes: Tensor) -> Tensor:
-        with torch.autocast(codes.device.type, enabled=False):
-            value, grad = _value_and_grad(codes, ctx.needs_input_grad[0])
-        if grad is not None:
-            ctx.save_for_backward(grad.to(codes.dtype))
-        return value
+# An operator of its own, so that a compiled training pass need not look into it: which method is
+# cheaper depends on the data.
+@torch.library.custom_op(
+    "bae_lens::off_diagonal_covariance",
+    mutates_args=(),
+    schema="(Tensor codes, str method, bool needs_grad) -> (Tensor, Tensor)",
+)
+def _operator(codes: Tensor, method: Method, needs_grad: bool) -> tuple[Tensor, Tensor]:
+    """Value and gradient, which is empty where it is not needed."""
+    with torch.autocast(codes.device.type, enabled=False):
+        value, grad = _value_and_grad(codes, method, needs_grad)
+    return value, codes.new_empty(0) if grad is None else grad.to(codes.dtype)
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        (grad,) = ctx.saved_tensors
-        return grad_outputs[0].to(grad.dtype) * grad
+
+@_operator.register_fake
+def _(codes: Tensor, method: Method, needs_grad: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    dtype = torch.promote_types(codes.dtype, torch.float32)
+    grad = torch.empty_like(codes) if needs_grad else codes.new_empty(0)
+    return codes.new_empty((), dtype=dtype), grad
 
 
-def _value_and_grad(codes: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
+def _keep_gradient(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, grad_value: Tensor, _: Any) -> tuple[Tensor, None, None]:
+    (grad,) = ctx.saved_tensors
+    return grad_value.to(grad.dtype) * grad, None, None
+
+
+_operator.register_autograd(_backward, setup_context=_keep_gradient)
+
+
+def _value_and_grad(
+    codes: Tensor, method: Method, needs_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    may_be_pairs = method == "pairs" or (method == "auto" and codes.device.type == "cpu")
+    if may_be_pairs and bool(((codes == 0) | (codes == 1)).all()):
+        code = SparseCode.of(codes)
+        if method == "pairs" or _pairs_are_cheaper(code):
+            return pairs_value_and_grad(
+                code, torch.promote_types(codes.dtype, torch.float32), needs_grad
+            )
+    return _tiles_value_and_grad(codes, needs_grad)
+
+
+def _pairs_are_cheaper(code: SparseCode) -> bool:
+    """By counts of multiply-adds, each of which costs a sparse product so much more.
+
+    Of the partners of a bit only a bound is known before they are listed: as many as are on beside
+    it in the rows where it fires.
+    """
+    n, d = code.on.shape
+    counts = code.counts.double()
+    n_on = counts.sum() / n
+    partners = (counts * n_on).clamp(max=d)
+    sparse = (counts * partners).sum() + n * n_on**2
+    return bool(_SPARSE_COST * sparse < 3.0 * n * d**2)
+
+
+def _tiles_value_and_grad(codes: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
     n, d = codes.shape
     x = codes.to(torch.promote_types(codes.dtype, torch.float32))
     mean = x.mean(0)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from functools import partial
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -33,6 +36,13 @@ def random_bits(n: int, d: int, seed: int = 0, dtype=torch.float64) -> Tensor:
     return bits
 
 
+METHODS = get_args(covariance.Method)
+
+
+def by(method):
+    return partial(off_diagonal_covariance, method=method)
+
+
 @pytest.fixture
 def small_tiles(monkeypatch):
     monkeypatch.setattr(covariance, "_TILE", 4)
@@ -42,11 +52,12 @@ def small_tiles(monkeypatch):
 # torch.cov's rounding picks would be chance.
 @pytest.mark.parametrize(("n", "d"), [(2, 3), (3, 5), (61, 17), (127, 40), (257, 9)])
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 3e-6)])
-def test_value_and_gradient_equal_autograd_through_torch_cov(n, d, dtype, rtol):
+@pytest.mark.parametrize("method", METHODS)
+def test_value_and_gradient_equal_autograd_through_torch_cov(n, d, dtype, rtol, method):
     bits = random_bits(n, d)
     expected_value, expected_grad = value_and_grad(by_torch_cov, bits)
 
-    value, grad = value_and_grad(off_diagonal_covariance, bits.to(dtype))
+    value, grad = value_and_grad(by(method), bits.to(dtype))
 
     assert value.dtype == grad.dtype == dtype
     torch.testing.assert_close(value.double(), expected_value, rtol=rtol, atol=0)
@@ -76,6 +87,50 @@ def test_leading_dimensions_are_all_rows():
     assert torch.equal(grad, flat_grad.reshape(2, 3, 5, 7))
 
 
+@given(
+    n=st.sampled_from([2, 3, 5, 7, 13, 31, 61]),
+    d=st.integers(1, 40),
+    density=st.floats(0, 1),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=60, deadline=None)
+def test_pairs_are_tiles_at_any_density(n, d, density, seed):
+    generator = torch.Generator().manual_seed(seed)
+    bits = (torch.rand(n, d, generator=generator) < density).double()
+
+    found = [value_and_grad(by(method), bits) for method in ("tiles", "pairs")]
+
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_what_is_not_binary_goes_by_tiles():
+    acts = torch.rand(31, 7, dtype=torch.float64)
+    expected = value_and_grad(by("tiles"), acts)
+    for one, other in zip(value_and_grad(by("pairs"), acts), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("density", "expected"), [(0.005, True), (0.5, False)])
+def test_sparse_codes_go_by_pairs_and_dense_ones_by_tiles(monkeypatch, density, expected):
+    generator = torch.Generator().manual_seed(0)
+    bits = (torch.rand(256, 1024, generator=generator) < density).float()
+    called = []
+    pairs = covariance.pairs_value_and_grad
+    monkeypatch.setattr(
+        covariance, "pairs_value_and_grad", lambda *args: called.append(1) or pairs(*args)
+    )
+
+    off_diagonal_covariance(bits)
+
+    assert bool(called) == expected
+
+
+def test_an_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"auto, tiles, pairs; got 'sparse'"):
+        off_diagonal_covariance(torch.ones(3, 2), method="sparse")  # pyright: ignore[reportArgumentType]
+
+
 # Known answers
 
 
@@ -97,18 +152,20 @@ def test_a_fair_bit_and_its_opposite_count_like_two_copies():
     assert torch.equal(same, opposite)
 
 
-def test_independent_bits_have_exactly_none():
+@pytest.mark.parametrize("method", METHODS)
+def test_independent_bits_have_exactly_none(method):
     bits = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 5)
 
-    value, grad = value_and_grad(off_diagonal_covariance, bits)
+    value, grad = value_and_grad(by(method), bits)
 
     assert value.item() == 0
     assert not grad.any()
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_constant_bits_have_exactly_none(value):
-    cov, grad = value_and_grad(off_diagonal_covariance, torch.full((10, 6), value))
+@pytest.mark.parametrize("method", METHODS)
+def test_constant_bits_have_exactly_none(value, method):
+    cov, grad = value_and_grad(by(method), torch.full((10, 6), value))
 
     assert cov.item() == 0
     assert not grad.any()
@@ -336,22 +393,29 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_never_holds_a_matrix_of_d_sae_by_d_sae():
+@pytest.mark.parametrize("method", METHODS)
+def test_never_holds_a_matrix_of_d_sae_by_d_sae(method):
     n, d = 3, 64
-    codes = random_bits(n, d, dtype=torch.float32).requires_grad_()
+    codes = random_bits(n, d, dtype=torch.float32)
+    if method == "pairs":
+        # It holds the pairs that fire together.
+        generator = torch.Generator().manual_seed(0)
+        codes = (torch.rand(n, d, generator=generator) < 0.05).float()
 
     with LargestTensor() as largest:
-        off_diagonal_covariance(codes).backward()
+        # What the operator runs, into which the mode does not look.
+        covariance._value_and_grad(codes, method, needs_grad=True)
 
     assert 0 < largest.numel <= n * d < d * d
 
 
-def test_compiles_whole():
+@pytest.mark.parametrize("method", METHODS)
+def test_compiles_whole(method):
     torch._dynamo.reset()
     bits = random_bits(31, 6, dtype=torch.float32)
-    compiled = torch.compile(off_diagonal_covariance, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(by(method), backend="aot_eager", fullgraph=True)
 
-    value, grad = value_and_grad(off_diagonal_covariance, bits)
+    value, grad = value_and_grad(by(method), bits)
     compiled_value, compiled_grad = value_and_grad(compiled, bits)
 
     torch.testing.assert_close(compiled_value, value)
