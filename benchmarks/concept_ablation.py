@@ -203,9 +203,8 @@ def lines_of(cell: dict[str, Any], place: str) -> Iterable[list[str]]:
             cells.append(cells_of(results, place, method + names.RETRAINED)[1])
             # LEACE and the mean are of no position.
             is_of_one = method in (names.CONCEPT, *names.CONTROLS) and method != names.MEAN
-            cells += cells_of(
-                results, place, method, concept_of="readout" if is_of_one else "none"
-            )[1:]
+            readouts = cells_of(results, place, method, concept_of="readout")[1:]
+            cells += readouts if is_of_one else ["–", "–"]
             own = [v for k, v in cell["uncentred"].items() if k.rpartition("/")[0] == title]
             i = names.STORED.index(place)
             known = [by_place[i] for by_place in own if by_place[i] is not None]
@@ -224,7 +223,7 @@ def lines_of(cell: dict[str, Any], place: str) -> Iterable[list[str]]:
 
 def report(key: str, cell: dict[str, Any]) -> None:
     model, dataset = key.split("/")
-    first = results_of(cell, next(iter(cell["results"])).rpartition("/")[0])[0]
+    first = results_of(cell, first_method(cell))[0]
     print(f"\n## {DATASETS[dataset].title}, {TASKS[model].title}\n")
     untouched = [row for row in first.rows if row.method == "none"]
     said = {f"{row.place}, {row.read_by}": f"{row.accuracy:.3f}" for row in untouched}
@@ -246,10 +245,51 @@ def report(key: str, cell: dict[str, Any]) -> None:
     for place in PLACES if has_causal(first) else names.STORED:
         print(f"\nAblated: {place}\n")
         header = [place, "‖v−v'‖/‖v‖", "accuracy", "drop"]
-        header += (
-            ["words' accuracy", "words' drop", "CE"] if place in names.CAUSAL else ["refitted"]
-        )
+        if place in names.CAUSAL:
+            header += ["words' accuracy", "words' drop", "CE"]
+        else:
+            header += ["refitted", "readout's", "drop", "uncentred"]
         table(header, lines_of(cell, place))
+
+
+def summarise(cells: dict[str, Any]) -> None:
+    """The drops of all cells in one table a place."""
+    titles = [f"{DATASETS[key.split('/')[1]].title}, {key.split('/')[0]}" for key in cells]
+    for place in PLACES:
+        columns = []
+        for cell in cells.values():
+            if place in names.STORED or has_causal(results_of(cell, first_method(cell))[0]):
+                columns.append({line[0]: line for line in lines_of(cell, place)})
+            else:
+                columns.append({})
+        lines = []
+        for title in dict.fromkeys(title for column in columns for title in column):
+            drops = [column[title][3] if title in column else "–" for column in columns]
+            norms = [float(c[title][1]) for c in columns if title in c and c[title][1] != "–"]
+            norm = f"{min(norms):.3f}–{max(norms):.3f}" if norms else "–"
+            lines.append([title, norm, *drops])
+        print(f"\n## Drop, {place}\n")
+        table([place, "‖v−v'‖/‖v‖", *titles], lines)
+    changes = []
+    for method in dict.fromkeys(line for cell in cells.values() for line in ce_changes(cell)):
+        own = [ce_changes(cell).get(method) for cell in cells.values()]
+        changes.append([method, *("–" if x is None else f"{x:+.3f}" for x in own)])
+    if changes:
+        print("\n## Cross-entropy of ordinary text, the same removed from all its tokens\n")
+        table(["nats per token", *titles], changes)
+
+
+def first_method(cell: dict[str, Any]) -> str:
+    return next(iter(cell["results"])).rpartition("/")[0]
+
+
+def ce_changes(cell: dict[str, Any]) -> dict[str, float]:
+    """By dictionary and control; empty where nothing was measured."""
+    found = {}
+    for line in lines_of(cell, names.EVERYWHERE):
+        if line[-1] != "–":
+            found[line[0]] = float(line[-1])
+    return found
 
 
 def pooled_difference(pairs: Sequence[dict[str, Any]], chance: float) -> Interval:
@@ -417,6 +457,7 @@ def main() -> None:
     found = {key: cells.whole(key) for key in wanted}
     for key, cell in found.items():
         report(key, cell)
+    summarise(found)
     compare(found)
     if args.output is not None:
         plot(found, args.output.with_suffix(".png"))

@@ -126,6 +126,20 @@ def test_a_table_has_a_line_a_dictionary_and_a_control():
     assert by_name[names.LEACE][1:4] == ["–", "–", "–"]
 
 
+def test_the_report_prints_every_table(capsys):
+    found = methods([20], [30])
+    for values in found["results"].values():
+        values["rows"] += [
+            row | {"place": place} for row in values["rows"] for place in benchmark.PLACES[1:]
+        ]
+
+    benchmark.report("minilm/eraser", found)
+
+    out = capsys.readouterr().out
+    assert all(f"Ablated: {place}" in out for place in benchmark.PLACES)
+    assert "chance 0.500; 40 texts" in out
+
+
 def test_what_a_file_holds_is_not_repeated_and_other_settings_are_refused(tmp_path):
     path, plan = tmp_path / "x.json", trials.Plan(None, ("movies",))
     cells = benchmark.Cells(path, plan)
