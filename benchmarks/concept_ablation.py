@@ -361,7 +361,10 @@ def _shown(interval: Interval | None) -> str:
 
 
 def plot(cells: dict[str, Any], path: Path) -> None:
-    """Accuracy against removed norm, a panel a cell: every dictionary and control, all places."""
+    """Accuracy lost against removed norm, a panel a cell: dictionaries and controls, all places.
+
+    Lost, since the probes of the places do not start alike.
+    """
     from bae_lens.plots import COLOURS, require_matplotlib
 
     plt = require_matplotlib()
@@ -369,7 +372,10 @@ def plot(cells: dict[str, Any], path: Path) -> None:
     datasets = list(dict.fromkeys(key.split("/")[1] for key in cells))
     shape = (len(models), len(datasets))
     figure, axes = plt.subplots(
-        *shape, figsize=(4.2 * shape[1], 3.6 * shape[0]), squeeze=False, layout="constrained"
+        *shape,
+        figsize=(max(7.0, 4.2 * shape[1]), 1.0 + 3.4 * shape[0]),
+        squeeze=False,
+        layout="constrained",
     )
     kinds = [*METHODS, names.RANDOM_EQUAL, names.MEAN, names.LEACE]
     for key, cell in cells.items():
@@ -381,7 +387,7 @@ def plot(cells: dict[str, Any], path: Path) -> None:
             result = results[kind][0] if kind in results else first
             method = names.CONCEPT if kind in results else kind
             rows = [find(result, place, method, names.PROBE) for place in PLACES]
-            points = [(r.removed_norm, r.accuracy) for r in rows if r is not None]
+            points = [(r.removed_norm, result.change(r).mean) for r in rows if r is not None]
             ax.scatter(
                 *zip(*points, strict=True),
                 marker="osD^vPX*h"[i],
@@ -390,13 +396,12 @@ def plot(cells: dict[str, Any], path: Path) -> None:
                 label=kind,
                 s=34,
             )
-        ax.axhline(first.chance, color="0.4", linewidth=0.8, linestyle=":")
-        ax.axhline(first.row(names.UPPER, "none").accuracy, color="0.4", linewidth=0.8)
+        ax.axhline(0, color="0.4", linewidth=0.8)
         ax.set_xscale("log")
         ax.set_title(f"{DATASETS[dataset].title}, {model}", fontsize=9)
         ax.set_xlabel("removed ‖v−v'‖/‖v‖")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("accuracy of the probe")
+    axes[0][0].set_ylabel("accuracy of the probe that is lost")
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
     )
