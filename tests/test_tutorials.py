@@ -30,6 +30,12 @@ REDUCED = {
         "HELD_OUT_TOKENS": 2048,
         "OUTPUT": "output",
     },
+    "04_concept_ablation.ipynb": {
+        "EXAMPLES": 12,
+        "N_STEPS": 1,
+        "TOKENS": 1100,
+        "STEPS": 3,
+    },
 }
 
 
