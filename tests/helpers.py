@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,14 @@ _WORDS = tuple(f"word{i}" for i in range(40))
 # Language models and text
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocab = {word: i for i, word in enumerate(_SPECIAL + _WORDS)}
-    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+def make_tokenizer(words: Sequence[str] = _WORDS) -> PreTrainedTokenizerFast:
+    """Of whole words; anything else is <unk>. Special tokens come first."""
+    vocab = {word: i for i, word in enumerate((*_SPECIAL, *words))}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
     bos, eos, pad, unk = _SPECIAL
     return PreTrainedTokenizerFast(
-        tokenizer_object=words,
+        tokenizer_object=tokenizer,
         bos_token=bos,
         eos_token=eos,
         pad_token=pad,

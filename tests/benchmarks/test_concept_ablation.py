@@ -71,20 +71,18 @@ def test_a_difference_is_of_drops_and_a_drop_ends_at_chance():
             "other_correct": [i < other for i in range(N)],
         }
 
-    assert benchmark.pooled_difference([pair(20, 30)], 0.5).mean == pytest.approx(0.25)
+    assert benchmark.difference([pair(20, 30)], 0.5).mean == pytest.approx(0.25)
     # Inversion earns nothing.
-    assert benchmark.pooled_difference([pair(0, 30)], 0.5).mean == pytest.approx(0.25)
-    assert benchmark.pooled_difference([pair(30, 20)], 0.5).mean == pytest.approx(-0.25)
-    assert benchmark.pooled_difference([pair(20, 30), pair(30, 30)], 0.5).mean == pytest.approx(
-        1 / 8
-    )
+    assert benchmark.difference([pair(0, 30)], 0.5).mean == pytest.approx(0.25)
+    assert benchmark.difference([pair(30, 20)], 0.5).mean == pytest.approx(-0.25)
+    assert benchmark.difference([pair(20, 30), pair(30, 30)], 0.5).mean == pytest.approx(1 / 8)
 
 
 def test_an_interval_has_the_difference_in_it_and_shrinks_to_nothing_without_one():
     own, other = [True] * 20 + [False] * 20, [True] * 32 + [False] * 8
-    found = benchmark.pooled_difference([{"correct": own, "other_correct": other}], 0.25)
+    found = benchmark.difference([{"correct": own, "other_correct": other}], 0.25)
     assert 0 < found.low < found.mean < found.high
-    same = benchmark.pooled_difference([{"correct": own, "other_correct": own}], 0.25)
+    same = benchmark.difference([{"correct": own, "other_correct": own}], 0.25)
     assert same == (0, 0, 0)
 
 
@@ -137,6 +135,15 @@ def test_the_report_prints_every_table(capsys):
 
     out = capsys.readouterr().out
     assert all(f"Ablated: {place}" in out for place in benchmark.PLACES)
+
+    benchmark.summarise({"minilm/eraser": found})
+
+    # 35 are right with the random direction, 20 or 30 without the concept.
+    out += capsys.readouterr().out
+    lines = [line for line in out.split("Lost beyond")[1].splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(benchmark.METHODS)
+    assert "+0.375 [" in lines[2]
+    assert "+0.125 [" in lines[3]
     assert "chance 0.500; 40 texts" in out
 
 

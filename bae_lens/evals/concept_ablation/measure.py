@@ -111,13 +111,12 @@ def _removals(
 ) -> dict[str, Removal]:
     """The concept of each example and the controls that are made from the dictionary."""
     generator = torch.Generator().manual_seed(task.settings.seed)
+    own = concept_subspace(task, concepts, at_upper, concept_of)
     ids = concepts.active(_tokens(task, concept_of), task.settings.rank)
-    directions = _directions(task, concepts, ids, concept_of, at_upper)
     other_ids = _other_ids(ids, concepts.in_use, generator)
     drawn = _directions(task, concepts, other_ids, concept_of, at_upper)
-    if directions is None or drawn is None:
+    if own is None or drawn is None:
         return {}
-    own = Subspace.spanned_by(directions)
     random = Subspace.random(own, generator)
     others = _of_another_class(task.data.labels, generator)
     return {

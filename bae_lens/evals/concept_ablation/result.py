@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,9 @@ RANDOM_CONCEPT, OTHER_CLASS = "random concept", "concept of another class"
 MEAN, LEACE = "mean direction", "LEACE"
 RETRAINED = ", probe retrained"
 CONTROLS = (RANDOM, RANDOM_EQUAL, RANDOM_CONCEPT, OTHER_CLASS, MEAN)
+
+# Whether each example was predicted rightly, in one run or in each of several.
+Correct = Sequence[bool] | Sequence[Sequence[bool]]
 
 # Who predicts.
 PROBE, LABEL_WORDS = "probe", "label words"
@@ -88,26 +91,28 @@ class AblationRow:
         return cls(**own)
 
 
-def drop_difference(
-    one: Sequence[bool], other: Sequence[bool], chance: float, seed: int = 0
-) -> Interval:
+def drop_difference(one: Correct, other: Correct, chance: float, seed: int = 0) -> Interval:
     """How much larger the drop of one ablation is than that of another, of the same examples.
 
-    Neither gains by going below chance. 95 % paired percentile bootstrap.
+    Neither gains by going below chance. 95 % paired percentile bootstrap over examples; of several
+    runs on them (seeds of a dictionary) the differences are averaged, and drawn together.
 
     Args:
-        one: whether each example is predicted rightly after the one ablation.
+        one: whether each example is predicted rightly after the one ablation, a row a run.
         other: the same after the other.
         chance: accuracy that counts as nothing left.
         seed: of the resamples.
     """
-    correct = torch.tensor([list(one), list(other)], dtype=torch.float32)
+    runs = [torch.atleast_2d(torch.tensor(x, dtype=torch.float32)) for x in (one, other)]
+    n = runs[0].shape[1]
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(correct.shape[1], (2000, correct.shape[1]), generator=generator)
-    left = correct[:, drawn].mean(-1).clamp(min=chance)
-    low, high = (left[1] - left[0]).quantile(torch.tensor([0.025, 0.975])).tolist()
-    mean = correct.mean(-1).clamp(min=chance)
-    return Interval((mean[1] - mean[0]).item(), low, high)
+    drawn = torch.randint(n, (2000, n), generator=generator)
+    # The examples themselves come first.
+    drawn = torch.cat([torch.arange(n)[None], drawn])
+    left = [run[:, drawn].mean(-1).clamp(min=chance) for run in runs]
+    found = (left[1] - left[0]).mean(0)
+    low, high = found[1:].quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Interval(found[0].item(), low, high)
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,6 @@ class ConceptAblationResult:
     n_truncated: int = 0
     ordinary_ce: float | None = None
     concept_in_evidence: float | None = None
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def chance(self) -> float:
@@ -230,8 +234,8 @@ class ConceptAblationResult:
     def table(self, rows: Iterable[AblationRow] | None = None) -> str:
         """Markdown: a line a row.
 
-        ``lost`` is original − ablated with its 95 % interval, ``drop`` the same with the ablated
-        accuracy not counted below chance, ``CE`` the change on ordinary text in nats per token.
+        ``lost`` is original − ablated with its 95 % interval, ``drop`` the same with neither
+        accuracy counted below chance, ``CE`` the change on ordinary text in nats per token.
         """
         header = ("ablated", "concept of", "removed", "read by", "rank", "‖v−v'‖/‖v‖")
         header += ("accuracy", "lost [95 %]", "drop", "CE")
@@ -297,7 +301,7 @@ class ConceptAblationResult:
     def from_dict(cls, values: dict[str, Any]) -> ConceptAblationResult:
         """What ``to_dict`` gave."""
         values = {name: value for name, value in values.items() if name != "chance"}
-        for name in ("hook_names", "label_names", "labels", "notes"):
+        for name in ("hook_names", "label_names", "labels"):
             values[name] = tuple(values[name])
         values["concept_ids"] = tuple(map(tuple, values["concept_ids"]))
         salient = SalientTokens(**values["salient"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,8 +21,6 @@ from bae_lens.evals.concept_ablation.removals import leace_fitters
 from bae_lens.evals.concept_ablation.settings import AblationSettings
 from bae_lens.evals.concept_ablation.texts import encode_texts
 from bae_lens.evals.reconstruction import predicts_next_token
-
-logger = logging.getLogger(__name__)
 
 
 class Salient(NamedTuple):
@@ -309,7 +306,6 @@ def _find_salient(task: AblationTask) -> Salient:
     if settings.salient == "readout":
         words = reader.texts.word_of[torch.arange(n), reader.texts.readout]
         return Salient(reader.texts.readout, words, task.vectors[0], None, None)
-    # On the device once: as many as there are folds.
     target = task.predictions(task.vectors[1], task.probes[1])
 
     def score(vectors: Tensor, index: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from sae_lens import HookedSAETransformer
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
@@ -19,6 +18,7 @@ from bae_lens.evals.concept_ablation.probes import stratified_folds
 from bae_lens.evals.concept_ablation.settings import AblationSettings
 from bae_lens.evals.concept_ablation.task import AblationTask, Salient, _fit
 from bae_lens.evals.concept_ablation.texts import EncodedTexts, encode_texts
+from tests import helpers
 
 LOWER_HOOK, UPPER_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
 
@@ -111,18 +111,7 @@ N_CTX = 16
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
-    bos, eos, pad, unk = SPECIAL
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token=bos,
-        eos_token=eos,
-        pad_token=pad,
-        unk_token=unk,
-        add_bos_token=True,
-        name_or_path="tiny",
-    )
+    return helpers.make_tokenizer(VOCABULARY[len(SPECIAL) :])
 
 
 def make_model(d: int = 24, **overrides: Any) -> HookedSAETransformer:

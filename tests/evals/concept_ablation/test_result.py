@@ -63,7 +63,6 @@ def make_result(**overrides: Any) -> ConceptAblationResult:
         "n_truncated": 3,
         "ordinary_ce": 2.5,
         "concept_in_evidence": None,
-        "notes": ("a note",),
         **overrides,
     }
     return ConceptAblationResult(**values)
@@ -253,3 +252,6 @@ def test_drops_differ_only_above_chance():
     assert 0 < one_below.low < 0.3 < one_below.high
     assert drop_difference(right(32), right(8), chance=0.5).mean == pytest.approx(-0.3)
     assert drop_difference(right(30), right(30), chance=0.5) == (0, 0, 0)
+    # The mean over runs, each of which is bounded by chance on its own.
+    runs = drop_difference([right(8), right(32)], [right(32), right(8)], chance=0.5)
+    assert runs.mean == pytest.approx(0, abs=1e-6)
