@@ -43,7 +43,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from concept_ablation_trials import CLVQ, DATASETS, METHODS, Plan, collect, fit, run_cell
+from concept_ablation_trials import CLVQ, DATASETS, METHODS, VARIANTS, Plan, collect, fit, run_cell
 from cross_layer import table
 from cross_layer_data import TASKS
 
@@ -63,29 +63,24 @@ QUICK: dict[str, Any] = {
     "d_sae": 256,
 }
 PLACES = (*names.STORED, *names.CAUSAL)
-UNSUPERVISED = tuple(method for method in METHODS if method != CLVQ)
 
 
 class Cells:
-    """What each cell gave, in a JSON file if there is one."""
+    """What each cell gave, in a JSON file if there is one.
 
-    def __init__(self, path: Path | None, plan: Plan) -> None:
-        self.path, self.plan = path, json.loads(json.dumps(asdict(plan)))
+    Args:
+        path: of the file; it need not be there yet.
+        plan: what the cells have in common. A file with anything else is refused.
+    """
+
+    def __init__(self, path: Path | None, plan: dict[str, Any]) -> None:
+        self.path, self.plan = path, json.loads(json.dumps(plan))
         self.cells: dict[str, Any] = {}
         if path is not None and path.exists():
             saved = json.loads(path.read_text())
             if saved["plan"] != self.plan:
                 raise SystemExit(f"{path} holds results with other settings; give another file.")
             self.cells = saved["cells"]
-
-    def whole(self, key: str) -> dict[str, Any]:
-        """All seeds of a model and dataset, the first of which has the causal part."""
-        parts = [cell for name, cell in self.cells.items() if name.startswith(key + "/")]
-        return {
-            "results": {name: r for part in parts for name, r in part["results"].items()},
-            "uncentred": {name: v for part in parts for name, v in part["uncentred"].items()},
-            "pairs": [pair for part in parts for pair in part["pairs"]],
-        }
 
     def add(self, key: str, cell: dict[str, Any]) -> None:
         self.cells[key] = cell
@@ -113,35 +108,30 @@ def run_jobs(jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]], worker
             raise
 
 
-def run_stage(
-    plan: Plan,
-    args: argparse.Namespace,
-    cells: Cells,
-    seeds: Sequence[int],
-    is_first: bool,
-    folder: Path,
-) -> None:
-    """Train the dictionaries of some seeds and ablate them, with the first inside the pass too."""
-    keys = {
-        f"{model}/{dataset}/{seeds}": (model, dataset)
+def run(plan: Plan, args: argparse.Namespace, cells: Cells, folder: Path) -> None:
+    """Train the dictionaries that are wanted, and ablate them in each cell."""
+    left = {
+        f"{model}/{dataset}": (model, dataset)
         for model in args.models
         for dataset in args.datasets
+        if f"{model}/{dataset}" not in cells.cells
     }
-    left = {key: pair for key, pair in keys.items() if seeds and key not in cells.cells}
+    models = dict.fromkeys(model for model, _ in left.values())
+    for model in models:
+        collect(plan, model, folder)
     trainings = {
         f"{model}, {method}, seed {seed}": (fit, (plan, model, method, seed, folder))
-        for seed in seeds
-        for model in dict.fromkeys(model for model, _ in left.values())
+        for seed in args.seeds
+        for model in models
         for method in args.methods
     }
     for _ in run_jobs(trainings, args.workers):
         pass
-
-    def is_causal(model: str) -> bool:
-        return is_first and model not in args.stored_only
-
     ablations = {
-        key: (run_cell, (plan, *pair, args.methods, seeds, is_causal(pair[0]), folder))
+        key: (
+            run_cell,
+            (plan, *pair, args.methods, args.seeds, pair[0] not in args.stored_only, folder),
+        )
         for key, pair in left.items()
     }
     for key, cell in run_jobs(ablations, args.workers):
@@ -153,8 +143,8 @@ def run_stage(
 
 def results_of(cell: dict[str, Any], method: str) -> list[ConceptAblationResult]:
     """By seed, the one with the causal part first."""
-    found = [(k, v) for k, v in cell["results"].items() if k.rpartition("/")[0] == method]
-    return [ConceptAblationResult.from_dict(v) for _, v in sorted(found)]
+    found = [v for k, v in cell["results"].items() if k.rpartition("/")[0] == method]
+    return [ConceptAblationResult.from_dict(v) for v in found]
 
 
 def has_causal(result: ConceptAblationResult) -> bool:
@@ -214,7 +204,7 @@ def lines_of(cell: dict[str, Any], place: str) -> Iterable[list[str]]:
             cells.append(f"{statistics.mean(known):.3f}" if known else "–")
         return cells
 
-    methods = list(dict.fromkeys(key.rpartition("/")[0] for key in cell["results"]))
+    methods = methods_of(cell)
     for method in methods:
         results = results_of(cell, method)
         yield line(method, results[:1] if is_causal else results, names.CONCEPT)
@@ -226,7 +216,7 @@ def lines_of(cell: dict[str, Any], place: str) -> Iterable[list[str]]:
 
 def report(key: str, cell: dict[str, Any]) -> None:
     model, dataset = key.split("/")
-    first = results_of(cell, first_method(cell))[0]
+    first = results_of(cell, methods_of(cell)[0])[0]
     print(f"\n## {DATASETS[dataset].title}, {TASKS[model].title}\n")
     untouched = [row for row in first.rows if row.method == "none"]
     said = {f"{row.place}, {row.read_by}": f"{row.accuracy:.3f}" for row in untouched}
@@ -242,8 +232,8 @@ def report(key: str, cell: dict[str, Any]) -> None:
             f"{salient.evidence_words:.2f}; words of the concept in it: "
             + ", ".join(
                 f"{m} {r[0].concept_in_evidence:.2f}"
-                for m in METHODS
-                if (r := results_of(cell, m)) and r[0].concept_in_evidence is not None
+                for m in methods_of(cell)
+                if (r := results_of(cell, m))[0].concept_in_evidence is not None
             )
             + "."
         )
@@ -263,7 +253,7 @@ def summarise(cells: dict[str, Any]) -> None:
     for place in PLACES:
         columns = []
         for cell in cells.values():
-            if place in names.STORED or has_causal(results_of(cell, first_method(cell))[0]):
+            if place in names.STORED or has_causal(results_of(cell, methods_of(cell)[0])[0]):
                 columns.append({line[0]: line for line in lines_of(cell, place)})
             else:
                 columns.append({})
@@ -291,14 +281,14 @@ def summarise(cells: dict[str, Any]) -> None:
         table(["nats per token", *titles], changes)
 
 
-def first_method(cell: dict[str, Any]) -> str:
-    return next(iter(cell["results"])).rpartition("/")[0]
+def methods_of(cell: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(key.rpartition("/")[0] for key in cell["results"]))
 
 
 def beyond_random(cell: dict[str, Any], place: str) -> dict[str, Interval]:
     """By dictionary, of the first seed; empty where nothing was ablated in that place."""
     found = {}
-    for method in METHODS:
+    for method in methods_of(cell):
         for result in results_of(cell, method)[:1]:
             row = find(result, place, names.CONCEPT, names.PROBE)
             if row is not None:
@@ -323,10 +313,11 @@ def difference(pairs: Sequence[dict[str, Any]], chance: float) -> Interval:
 
 def compare(cells: dict[str, Any]) -> None:
     """Where CLVQ-VAE's drop is the larger one, at equal rank, and at equal norm too."""
+    others = dict.fromkeys(m for cell in cells.values() for m in methods_of(cell) if m != CLVQ)
     wins: dict[tuple[str, str], list[bool]] = {}
     lines = []
     for key, cell in cells.items():
-        results = {m: results_of(cell, m) for m in METHODS if results_of(cell, m)}
+        results = {m: results_of(cell, m) for m in methods_of(cell)}
         if CLVQ not in results:
             continue
         chance = results[CLVQ][0].chance
@@ -337,12 +328,12 @@ def compare(cells: dict[str, Any]) -> None:
                 if by_method:
                     beats = all(interval.low > 0 for interval in by_method.values())
                     wins.setdefault((place, equal), []).append(beats)
-                    shown = [by_method.get(m) for m in UNSUPERVISED]
+                    shown = [by_method.get(m) for m in others]
                     lines.append(
                         [key, place, equal, *(_shown(i) for i in shown), "yes" if beats else "no"]
                     )
     print("\n## CLVQ-VAE's drop less that of each other dictionary, 95 % interval\n")
-    table(["cell", "ablated", "equal", *UNSUPERVISED, "beats all"], lines)
+    table(["cell", "ablated", "equal", *others, "beats all"], lines)
     for (place, equal), beats in wins.items():
         print(f"{place}, equal {equal}: beats every other in {sum(beats)} of {len(beats)} cells.")
 
@@ -351,9 +342,9 @@ def rank_differences(
     results: dict[str, list[ConceptAblationResult]], place: str, chance: float
 ) -> dict[str, Interval]:
     found = {}
-    for method in UNSUPERVISED:
+    for method in (m for m in results if m != CLVQ):
         pairs = []
-        for own, other in zip(results[CLVQ], results.get(method, []), strict=False):
+        for own, other in zip(results[CLVQ], results[method], strict=True):
             rows = [find(r, place, names.CONCEPT, names.PROBE) for r in (own, other)]
             if None not in rows:
                 pairs.append({"correct": rows[0].correct, "other_correct": rows[1].correct})
@@ -393,11 +384,12 @@ def plot(cells: dict[str, Any], path: Path) -> None:
         squeeze=False,
         layout="constrained",
     )
-    kinds = [*METHODS, names.RANDOM_EQUAL, names.MEAN, names.LEACE]
+    dictionaries = list(dict.fromkeys(m for cell in cells.values() for m in methods_of(cell)))
+    kinds = [*dictionaries, names.RANDOM_EQUAL, names.MEAN, names.LEACE]
     for key, cell in cells.items():
         model, dataset = key.split("/")
         ax = axes[models.index(model)][datasets.index(dataset)]
-        results = {m: results_of(cell, m) for m in METHODS if results_of(cell, m)}
+        results = {m: results_of(cell, m) for m in methods_of(cell)}
         first = next(iter(results.values()))[0]
         for i, kind in enumerate(kinds):
             result = results[kind][0] if kind in results else first
@@ -406,8 +398,8 @@ def plot(cells: dict[str, Any], path: Path) -> None:
             points = [(r.removed_norm, result.change(r).mean) for r in rows if r is not None]
             ax.scatter(
                 *zip(*points, strict=True),
-                marker="osD^vPX*h"[i],
-                color=COLOURS[i % 4] if kind in METHODS else "0.35",
+                marker="osD^vPX*h<>pd"[i],
+                color=COLOURS[i % 4] if kind in dictionaries else "0.35",
                 facecolors=None if i < 4 else "none",
                 label=kind,
                 s=34,
@@ -432,7 +424,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", help="folder with labelled texts; default: movie reviews")
     parser.add_argument("--models", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--datasets", nargs="+", choices=list(DATASETS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=(*METHODS, *VARIANTS), default=list(METHODS)
+    )
+    parser.add_argument(
+        "--vary", action="store_true", help="CLVQ-VAE, and with one thing changed, not the others"
+    )
+    parser.add_argument(
+        "--blocks", type=int, nargs=2, help="of the hook points; another --cache and --output"
+    )
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--n_examples", type=int)
     parser.add_argument("--rank", type=int, help="codes or latents that are removed together")
@@ -447,6 +447,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="JSON file; what it has is not repeated")
     parser.add_argument("--cache", type=Path, help="folder that keeps activations and dictionaries")
     args = parser.parse_args(argv)
+    args.methods = [CLVQ, *VARIANTS] if args.vary else args.methods
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
     args.datasets = args.datasets or (["eraser", "jigsaw", "ag_news"] if args.data else ["movies"])
     return args
@@ -459,23 +460,20 @@ def make_plan(args: argparse.Namespace) -> Plan:
     for name in ("n_examples", "n_steps", "rank", "n_codes"):
         if getattr(args, name) is not None:
             options[name] = getattr(args, name)
-    return Plan(args.data, tuple(args.datasets), **options)
+    blocks = None if args.blocks is None else tuple(args.blocks)
+    return Plan(args.data, tuple(args.datasets), blocks=blocks, **options)
 
 
 def main() -> None:
     args = parse()
     plan = make_plan(args)
-    cells = Cells(args.output, plan)
+    cells = Cells(args.output, asdict(plan) | {"seeds": args.seeds, "methods": args.methods})
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        for model in args.models:
-            collect(plan, model, folder)
-        # All of the first seed before any of the others, so that there is something to read.
-        for seeds, is_first in ((args.seeds[:1], True), (args.seeds[1:], False)):
-            run_stage(plan, args, cells, seeds, is_first, folder)
+        run(plan, args, cells, folder)
     wanted = [f"{model}/{dataset}" for model in args.models for dataset in args.datasets]
-    found = {key: cells.whole(key) for key in wanted}
+    found = {key: cells.cells[key] for key in wanted}
     for key, cell in found.items():
         report(key, cell)
     summarise(found)

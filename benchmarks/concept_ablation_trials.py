@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -36,6 +37,7 @@ from bae_lens.evals.concept_ablation.concepts import describe
 from bae_lens.evals.concept_ablation.interventions import ablate_passes, ablate_vectors
 from bae_lens.evals.concept_ablation.measure import concept_subspace
 from bae_lens.evals.concept_ablation.removals import Shrunk
+from bae_lens.packing import Packed
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.training.fit import fit_activations
 from bae_lens.training.sentences import SentenceStore
@@ -43,6 +45,19 @@ from bae_lens.training.sentences import SentenceStore
 CLVQ = "CLVQ-VAE"
 METHODS = (CLVQ, "VQ-VAE", "k-means", "TopK SAE", "TopK transcoder", "BAE")
 TOPK, BITS = 32, 50.0
+# CLVQ-VAE with one thing changed: what of it makes the difference (``--vary``).
+VARIANTS: dict[str, dict[str, Any]] = {
+    "32 codes": {"d_sae": 32},
+    "128 codes": {"d_sae": 128},
+    "2,048 codes": {"d_sae": 2048},
+    "nearest code, no sampling": {"top_k": 1},
+    "temperature 1": {"temperature": 1.0},
+    "no EMA memory (γ = 0)": {"ema_decay": 0.0},
+    "token decoder": {"decoder": "token"},
+    "decoder sees z (release)": {"decoder_memory": "encoder"},
+    "not centred": {},
+}
+UNCENTRED = "not centred"
 
 
 @dataclass(frozen=True)
@@ -115,11 +130,19 @@ class Plan:
     d_sae: int = 2048
     rank: int = 1
     seed: int = 0
+    # Of the lower and the upper hook point, in place of the benchmark's.
+    blocks: tuple[int, int] | None = None
 
     def hooks(self, model: str) -> Hooks:
         """The model with its hook points, and how autoencoders of two layers are trained."""
+        hooks = TASKS[model]
+        if self.blocks is not None:
+            # Of the form blocks.10.hook_resid_post.
+            at = hooks.hook_name.rpartition(".")[2]
+            lower, upper = (f"blocks.{block}.{at}" for block in self.blocks)
+            hooks = replace(hooks, hook_name=lower, hook_name_out=upper)
         return replace(
-            TASKS[model],
+            hooks,
             n_codes=self.n_codes,
             d_sae=self.d_sae,
             steps=self.steps,
@@ -213,7 +236,7 @@ def _split(path: Path, d_in: int) -> Split:
 
 
 def dictionary_path(folder: Path, model: str, method: str, seed: int) -> Path:
-    return folder / f"{model}-{method.replace(' ', '-').lower()}-{seed}"
+    return folder / f"{model}-{re.sub('[^a-z0-9]+', '-', method.lower())}-{seed}"
 
 
 def fit(plan: Plan, model: str, method: str, seed: int, folder: Path) -> None:
@@ -234,7 +257,7 @@ def fit(plan: Plan, model: str, method: str, seed: int, folder: Path) -> None:
     else:
         sae = _train(plan, hooks, method, Trial(hooks, seed, split, split, None))
         sae.cfg.metadata.hook_name = hooks.hook_name
-        if method in (CLVQ, "TopK transcoder"):
+        if sae.cfg.architecture() in ("clvq_vae", "topk_transcoder") and method != "VQ-VAE":
             sae.cfg.metadata.hook_name_out = hooks.hook_name_out
         sae.save_inference_model(path_new)
     path_new.rename(path)
@@ -242,10 +265,13 @@ def fit(plan: Plan, model: str, method: str, seed: int, folder: Path) -> None:
 
 def _train(plan: Plan, hooks: Hooks, method: str, trial: Trial) -> Any:
     d_in, lower = hooks.d_in, trial.train.lower
-    if method == CLVQ:
-        sae = TrainingCLVQVAE(clvq_config(hooks, trial.seed, decoder="transformer"))
+    if method == CLVQ or method in VARIANTS:
+        options = {"decoder": "transformer"} | VARIANTS.get(method, {})
+        kind = _Uncentred if method == UNCENTRED else TrainingCLVQVAE
+        sae = kind(clvq_config(hooks, trial.seed, **options))
         sae.calibrate(initialisation_rows(trial), hooks.batch_size)
-        train(trial, sae, hooks.lr_transformer)
+        is_token = options["decoder"] == "token"
+        train(trial, sae, hooks.lr_token if is_token else hooks.lr_transformer)
         return sae
     if method == "VQ-VAE":
         sae = TrainingCLVQVAE(clvq_config(hooks, trial.seed, decoder="token"))
@@ -269,10 +295,22 @@ def _train(plan: Plan, hooks: Hooks, method: str, trial: Trial) -> Any:
     return fit_activations(cfg, lower, plan.steps, hooks.batch_size, seed=trial.seed)
 
 
-def load_dictionary(folder: Path, model: str, method: str, seed: int) -> SAE[Any] | Clusters:
+class _Uncentred(TrainingCLVQVAE):
+    """Inputs keep their mean: codes are told apart by it too, as in the release."""
+
+    def fit_units(self, rows: Tensor) -> Packed:
+        packed = super().fit_units(rows)
+        self.input_mean.zero_()
+        self.input_scale.copy_(self.cfg.d_in**0.5 / packed.lower.norm(dim=-1).mean())
+        return packed
+
+
+def load_dictionary(
+    plan: Plan, folder: Path, model: str, method: str, seed: int
+) -> SAE[Any] | Clusters:
     path = dictionary_path(folder, model, method, seed)
     if method == "k-means":
-        return Clusters(torch.load(path / "centroids.pt"), TASKS[model].hook_name)
+        return Clusters(torch.load(path / "centroids.pt"), plan.hooks(model).hook_name)
     return SAE.load_from_disk(path).eval()
 
 
@@ -288,9 +326,9 @@ def run_cell(
     causal: bool,
     folder: Path,
 ) -> dict[str, Any]:
-    """Every dictionary on one dataset and model, inside the forward pass too if asked for."""
+    """Every dictionary on one dataset and model; inside the forward pass, if at all, the first seed."""
     torch.set_num_threads(1)
-    hooks, data = TASKS[model], DATASETS[dataset]
+    hooks, data = plan.hooks(model), DATASETS[dataset]
     task = AblationTask.prepare(
         load_model(model),
         (hooks.hook_name, hooks.hook_name_out),
@@ -303,12 +341,13 @@ def run_cell(
     uncentred: dict[str, list[float | None]] = {}
     pairs: list[dict[str, Any]] = []
     for seed in seeds:
-        dictionaries = {m: load_dictionary(folder, model, m, seed) for m in methods}
+        dictionaries = {m: load_dictionary(plan, folder, model, m, seed) for m in methods}
+        is_causal = causal and seed == seeds[0]
         for method, dictionary in dictionaries.items():
-            found = ablate(task, dictionary, method, causal=causal)
+            found = ablate(task, dictionary, method, causal=is_causal)
             results[f"{method}/{seed}"] = found.to_dict()
             uncentred[f"{method}/{seed}"] = released_accuracies(task, dictionary)
-        places = (*names.STORED, names.EVERYWHERE) if causal else names.STORED
+        places = (*names.STORED, names.EVERYWHERE) if is_causal else names.STORED
         pairs += equal_norm_pairs(task, dictionaries, seed, places)
     return {"results": results, "uncentred": uncentred, "pairs": pairs}
 

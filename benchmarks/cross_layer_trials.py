@@ -132,7 +132,7 @@ def clvq_config(task: Task, seed: int, **options: Any) -> TrainingCLVQVAEConfig:
     )
     return TrainingCLVQVAEConfig(
         d_in=task.d_in,
-        d_sae=task.n_codes,
+        d_sae=options.pop("d_sae", task.n_codes),
         sequence_length=None if is_token else task.length,
         codebook_init_seed=seed,
         **(shape | options),

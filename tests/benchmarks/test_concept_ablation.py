@@ -57,8 +57,7 @@ def cell(**n_right: list[int]) -> dict[str, Any]:
 
 
 def methods(own: list[int], other: list[int]) -> dict[str, Any]:
-    others = dict.fromkeys(benchmark.UNSUPERVISED, other)
-    return cell(**{benchmark.CLVQ: own}, **others)
+    return cell(**{method: own if method == benchmark.CLVQ else other for method in trials.METHODS})
 
 
 # Differences
@@ -97,7 +96,7 @@ def test_a_cell_is_won_where_every_other_dictionary_is_beaten(capsys, own, other
 
 def test_a_cell_is_not_won_against_all_but_one(capsys):
     found = methods([20], [36])
-    found["results"][f"{benchmark.UNSUPERVISED[-1]}/0"] = result(20).to_dict()
+    found["results"][f"{trials.METHODS[-1]}/0"] = result(20).to_dict()
 
     benchmark.compare({"minilm/eraser": found})
 
@@ -111,7 +110,7 @@ def test_a_table_has_a_line_a_dictionary_and_a_control():
     lines = list(benchmark.lines_of(methods([20, 24], [30, 30]), names.LOWER))
 
     assert [line[0] for line in lines] == [
-        *benchmark.METHODS,
+        *trials.METHODS,
         *names.CONTROLS,
         names.LEACE,
     ]
@@ -141,24 +140,21 @@ def test_the_report_prints_every_table(capsys):
     # 35 are right with the random direction, 20 or 30 without the concept.
     out += capsys.readouterr().out
     lines = [line for line in out.split("Lost beyond")[1].splitlines() if line.startswith("| ")]
-    assert len(lines) == 2 + len(benchmark.METHODS)
+    assert len(lines) == 2 + len(trials.METHODS)
     assert "+0.375 [" in lines[2]
     assert "+0.125 [" in lines[3]
     assert "chance 0.500; 40 texts" in out
 
 
 def test_what_a_file_holds_is_not_repeated_and_other_settings_are_refused(tmp_path):
-    path, plan = tmp_path / "x.json", trials.Plan(None, ("movies",))
-    cells = benchmark.Cells(path, plan)
-    cells.add("minilm/movies/[0]", cell(a=[1]))
-    cells.add("minilm/movies/[1, 2]", cell(b=[1]))
+    path, plan = tmp_path / "x.json", {"n_examples": 200, "seeds": (0, 1)}
+    benchmark.Cells(path, plan).add("minilm/movies", cell(a=[1]))
 
     again = benchmark.Cells(path, plan)
 
-    assert list(again.whole("minilm/movies")["results"]) == ["a/0", "b/0"]
-    assert json.loads(path.read_text())["plan"]["n_examples"] == plan.n_examples
+    assert list(again.cells["minilm/movies"]["results"]) == ["a/0"]
     with pytest.raises(SystemExit, match="other settings"):
-        benchmark.Cells(path, replace(plan, n_examples=3))
+        benchmark.Cells(path, plan | {"n_examples": 3})
 
 
 # Cells
@@ -219,3 +215,33 @@ def test_an_encoder_is_not_asked_for_words():
     data = trials.DATASETS["movies"]
     assert plan.settings("minilm", data).label_words is None
     assert plan.settings("smollm2", data).label_words == data.label_words
+
+
+@pytest.mark.parametrize("blocks", [None, (2, 5)])
+def test_hook_points_may_be_of_other_blocks(blocks):
+    hooks = trials.Plan(None, ("movies",), blocks=blocks).hooks("minilm")
+
+    lower, upper = blocks or (1, 4)
+    assert hooks.hook_name == f"blocks.{lower}.hook_out"
+    assert hooks.hook_name_out == f"blocks.{upper}.hook_out"
+
+
+@pytest.mark.parametrize("method", [trials.CLVQ, *trials.VARIANTS])
+def test_every_variant_is_trained_as_its_name_says(monkeypatch, method):
+    hooks = replace(
+        trials.TASKS["minilm"], d_in=8, n_codes=4, steps=3, batch_size=16, length=4, decoder_width=8
+    )
+    split = trials.Split(torch.zeros(30, 4), torch.cat([noise(120, 16), torch.ones(120, 1)], 1), 8)
+    trial = trials.Trial(hooks, 0, split, split, None)
+    # As many codes as there is data for.
+    options = {k: 6 if k == "d_sae" else v for k, v in trials.VARIANTS.get(method, {}).items()}
+    monkeypatch.setitem(trials.VARIANTS, method, options)
+
+    sae = trials._train(trials.Plan(None, ("movies",)), hooks, method, trial)
+
+    for name, value in options.items():
+        assert getattr(sae.cfg, name) == value
+    is_uncentred = method == trials.UNCENTRED
+    assert (sae.input_mean.norm() == 0) == is_uncentred
+    mean_norm = (split.lower - (0 if is_uncentred else split.lower.mean(0))).norm(dim=1).mean()
+    torch.testing.assert_close(sae.input_scale, 8**0.5 / mean_norm, rtol=1e-3, atol=0)

@@ -1,7 +1,7 @@
 """From a dictionary to directions: what a token's concepts are, and where they point.
 
-Two kinds of dictionary give two kinds of concept. A *code* (CLVQ-VAE, VQ-VAE, clusters) is a place:
-the mean of its tokens, which is centred before it is a direction. A *latent* (SAEs, transcoders, BAE)
+Two kinds of dictionary give two kinds of concept. A *code* (CLVQ-VAE, VQ-VAE, clusters) is a place,
+which is centred before it is a direction: the mean of its tokens, or the centroid. A *latent* (SAEs, transcoders, BAE)
 is a direction already: a row of the decoder or a column of the encoder.
 """
 
@@ -64,7 +64,7 @@ class Concepts(Protocol):
     ) -> Float[Tensor, "n k d"] | None:
         """Where they point at one of the hook points, nought for −1; None if they do not say.
 
-        A code points from ``centre`` to the mean of its tokens, a latent the same way from anywhere.
+        A code points from ``centre`` to its place, a latent the same way from anywhere.
         """
         ...
 
@@ -151,7 +151,9 @@ class _Codes:
         counts = torch.bincount(codes, minlength=n)
         # From here on a token has the nearest of the codes that there are tokens to describe.
         self.in_use = counts.nonzero()[:, 0]
-        self._lower = _means(sample.lower, codes, counts)
+        self._lower = (
+            _means(sample.lower, codes, counts) if is_sae else dictionary.centroids.float().cpu()
+        )
         hook_in, hook_out = dictionary_hooks(dictionary)
         with torch.no_grad():
             # A dictionary that writes elsewhere says nothing of this hook point, but its tokens do.

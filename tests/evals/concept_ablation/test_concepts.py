@@ -59,7 +59,7 @@ def clvq(hook_out: str | None = UPPER_HOOK, d_out: int = D_OUT) -> Any:
 # Codes
 
 
-def test_a_code_is_the_mean_of_its_tokens():
+def test_a_cluster_is_its_centroid_and_above_it_the_mean_of_its_tokens():
     lower = torch.tensor([[1.0, 0], [-1, 2], [9, 1], [0, 9], [1, 12], [12, 0]])
     upper = torch.arange(18.0).reshape(6, 3)
 
@@ -67,12 +67,28 @@ def test_a_code_is_the_mean_of_its_tokens():
 
     assert codes.in_use.tolist() == [0, 1, 2]
     assert codes.active(lower, 1)[:, 0].tolist() == [0, 0, 1, 2, 2, 1]
-    for at_upper, x in ((False, lower), (True, upper)):
-        means = torch.stack([x[[0, 1]].mean(0), x[[2, 5]].mean(0), x[[3, 4]].mean(0)])
+    means = torch.stack([upper[[0, 1]].mean(0), upper[[2, 5]].mean(0), upper[[3, 4]].mean(0)])
+    for at_upper, places, mean in (
+        (False, PLACES[:3], lower.mean(0)),
+        (True, means, upper.mean(0)),
+    ):
         plain = codes.directions(ids_of(0, 1, 2), at_upper, centre=None)
-        centred = codes.directions(ids_of(0, 1, 2), at_upper, x.mean(0))
-        torch.testing.assert_close(plain, means[:, None])
-        torch.testing.assert_close(centred, (means - x.mean(0))[:, None])
+        centred = codes.directions(ids_of(0, 1, 2), at_upper, mean)
+        torch.testing.assert_close(plain, places[:, None])
+        torch.testing.assert_close(centred, (places - mean)[:, None])
+
+
+def test_a_code_is_the_mean_of_its_tokens_below():
+    sample, sae = pairs(), clvq()
+
+    codes = describe(sae, sample)
+
+    nearest = codes.active(sample.lower, 1)[:, 0]
+    for code in codes.in_use[:3]:
+        mean = sample.lower[nearest == code].mean(0)
+        found = codes.directions(ids_of(int(code)), False, centre=None)
+        assert found is not None
+        torch.testing.assert_close(found[0, 0], mean)
 
 
 def test_a_code_without_tokens_is_never_chosen():
