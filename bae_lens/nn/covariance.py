@@ -1,4 +1,4 @@
-"""The off-diagonal covariance penalty, in closed form: by tiles, or by pairs of sparse bits."""
+"""The off-diagonal covariance penalty, in closed form, by the method that is cheapest for the code."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bae_lens.nn.covariance_pairs import SparseCode, pairs_value_and_grad
+from bae_lens.nn.covariance_pairs import pairs_value_and_grad
+from bae_lens.nn.covariance_strips import strips_value_and_grad
+from bae_lens.nn.sparse_code import BitCounts, SparseCode
 
-Method = Literal["auto", "tiles", "pairs"]
+Method = Literal["auto", "tiles", "strips", "pairs"]
 
 # A tile of 1,024 × 1,024 floats fits a core's cache and still feeds the matrix units.
 _TILE = 1024
-# Time of a multiply-add of a sparse product in units of one of a dense product.
-_SPARSE_COST = 300
+# Nanoseconds on two cores: a multiply-add of a tile; two additions, and a pair of bits, in a strip; a
+# multiply-add of a sparse product (``benchmarks/speed.py --costs``).
+_TILES, _STRIPS, _PAIRS = 0.018, (0.05, 0.3), 30.0
 
 
 def off_diagonal_covariance(
@@ -31,15 +34,17 @@ def off_diagonal_covariance(
 
     Value and gradient are computed together, and no dense d_sae × d_sae matrix is ever held:
 
-    * ``"tiles"``: tile by tile and each pair of latents once, 3·n·d_sae² multiply-adds;
-    * ``"pairs"``: of bits, only pairs that fire together, a multiply-add for each bit that is on in a
-      row and each partner that it has in the batch. For codes of zeros and ones; anything else goes by
-      tiles.
+    * ``"tiles"``: tile by tile and each pair of latents once, 3·n·d_sae² multiply-adds. For any
+      activations; the others are for zeros and ones, and leave anything else to it;
+    * ``"strips"``: all pairs of bits, but only rows where they are on: for m of these 2·m·d_sae
+      additions, and a few operations for each of d_sae² pairs;
+    * ``"pairs"``: only pairs of bits that fire together, a multiply-add for each bit that is on in a row
+      and each partner that it has in the batch: the one that grows linearly in d_sae.
 
     Args:
         codes: bits or any real activations, any leading shape. Computed in float32 whatever the
             dtype (float64 for float64 codes), autocast or not.
-        method: ``"auto"`` takes the cheaper by the batch's own counts; off the CPU always tiles,
+        method: ``"auto"`` takes the cheapest by the batch's own counts; off the CPU always tiles,
             which need not wait for the counts.
 
     Returns:
@@ -95,28 +100,36 @@ _operator.register_autograd(_backward, setup_context=_keep_gradient)
 def _value_and_grad(
     codes: Tensor, method: Method, needs_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    may_be_pairs = method == "pairs" or (method == "auto" and codes.device.type == "cpu")
-    if may_be_pairs and bool(((codes == 0) | (codes == 1)).all()):
-        code = SparseCode.of(codes)
-        if method == "pairs" or _pairs_are_cheaper(code):
-            return pairs_value_and_grad(
-                code, torch.promote_types(codes.dtype, torch.float32), needs_grad
-            )
+    dtype = torch.promote_types(codes.dtype, torch.float32)
+    # Elsewhere the counts would have to be waited for.
+    if method == "auto" and codes.device.type != "cpu":
+        method = "tiles"
+    if method != "tiles":
+        bits = BitCounts.of(codes)
+        method = cheapest(bits.counts, len(codes)) if method == "auto" else method
+        code = SparseCode.of(codes, bits) if method != "tiles" else None
+        if code is not None and method == "strips":
+            return strips_value_and_grad(code, dtype, needs_grad)
+        if code is not None:
+            return pairs_value_and_grad(code, dtype, needs_grad)
     return _tiles_value_and_grad(codes, needs_grad)
 
 
-def _pairs_are_cheaper(code: SparseCode) -> bool:
-    """By counts of multiply-adds, each of which costs a sparse product so much more.
+def cheapest(counts: Float[Tensor, " d"], n: int) -> Method:
+    """The method for bits that fire so often in ``n`` rows, by the operations that each needs.
 
     Of the partners of a bit only a bound is known before they are listed: as many as are on beside
     it in the rows where it fires.
     """
-    n, d = code.on.shape
-    counts = code.counts.double()
-    n_on = counts.sum() / n
-    partners = (counts * n_on).clamp(max=d)
-    sparse = (counts * partners).sum() + n * n_on**2
-    return bool(_SPARSE_COST * sparse < 3.0 * n * d**2)
+    d, counts = len(counts), counts.double()
+    n_on = counts.sum()
+    partners = (counts * n_on / n).clamp(max=d)
+    costs: dict[Method, Any] = {
+        "tiles": _TILES * n * d**2,
+        "strips": _STRIPS[0] * n_on * d + _STRIPS[1] * d**2,
+        "pairs": _PAIRS * ((counts * partners).sum() + n_on**2 / n),
+    }
+    return min(costs, key=lambda method: float(costs[method]))
 
 
 def _tiles_value_and_grad(codes: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:

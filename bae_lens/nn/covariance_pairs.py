@@ -13,38 +13,16 @@ and likewise the gradient 2/(n − 1)·(B − p)·sign(C) is a rank-one part and
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse
 import torch
-from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from bae_lens.nn.sparse_code import SparseCode
 
 # Rows whose part of the gradient is in memory, in sparse form, at a time, a thread.
 _ROWS = 128
-
-
-class SparseCode(NamedTuple):
-    """A binary code with its majority-on bits flipped.
-
-    Attributes:
-        counts: rows in which each bit fires, at most half of them.
-        flipped: whether a bit was flipped.
-        on: where bits fire.
-    """
-
-    counts: Int[Tensor, " d"]
-    flipped: Bool[Tensor, " d"]
-    on: Bool[Tensor, "n d"]
-
-    @classmethod
-    def of(cls, bits: Float[Tensor, "n d"]) -> SparseCode:
-        """Of codes of zeros and ones."""
-        on = bits != 0
-        counts, n = on.sum(0), len(on)
-        flipped = 2 * counts > n
-        return cls(torch.where(flipped, n - counts, counts), flipped, on ^ flipped)
 
 
 def pairs_value_and_grad(
@@ -55,31 +33,29 @@ def pairs_value_and_grad(
     Exact: counts are integers, signs are decided in them, and a tie has the sign 0. The sparse
     products are SciPy's, on the CPU; the gradient is the only matrix n × d.
     """
-    n, d = code.on.shape
-    device = code.on.device
-    counts = code.counts.cpu()
-    on = _sparse(code.on.cpu(), dtype)
+    n, d, device = code.n, code.d, code.counts.device
+    counts = code.counts.cpu().double()
+    on = _sparse(code, dtype)
     together = (on.T.tocsr() @ on).tocsr()
     row = torch.from_numpy(np.repeat(np.arange(d), np.diff(together.indptr)))
     col = torch.from_numpy(together.indices).long()
     is_self = row == col
     # Up to n², which float64 holds exactly.
-    independent = (counts[row] * counts[col]).double()
+    independent = counts[row] * counts[col]
     scaled = n * torch.from_numpy(together.data).double() - independent
-    total = counts.double()
-    value = total.sum() ** 2 - total.square().sum()
+    value = counts.sum() ** 2 - counts.square().sum()
     value = value + (scaled.abs() - independent).masked_fill(is_self, 0).sum()
     value = (value / (n * (n - 1))).to(device, dtype)
     if not needs_grad:
         return value, None
     # What is added to the sign −1 of all pairs, and on the diagonal, which has none, B itself.
     correction = (scaled.sign() + 1).masked_fill(is_self, 1).to(dtype)
-    mean = (total / n).to(dtype)
+    mean = (counts / n).to(dtype)
     weighted = (correction * mean[row]).masked_fill(is_self, 0)
     offset = torch.zeros(d, dtype=dtype).index_add_(0, col, weighted) + mean
     varies = (counts > 0).to(dtype)
     n_on = torch.from_numpy(np.diff(on.indptr)).to(dtype)
-    grad = torch.addr(-offset.expand(n, d), n_on - mean.sum(), varies, alpha=-1)
+    grad = torch.addr((-offset).expand(n, d), n_on - mean.sum(), varies, alpha=-1)
     matrix = scipy.sparse.csr_matrix(
         (correction.numpy(), together.indices, together.indptr), shape=(d, d)
     )
@@ -98,9 +74,8 @@ def pairs_value_and_grad(
     return value, grad.mul_(factor).to(device, dtype)
 
 
-def _sparse(on: Bool[Tensor, "n d"], dtype: torch.dtype) -> scipy.sparse.csr_matrix:
-    n, d = on.shape
-    columns = on.nonzero()[:, 1].numpy().astype(np.int32)
-    ends = on.sum(1).cumsum(0).numpy().astype(np.int32)
+def _sparse(code: SparseCode, dtype: torch.dtype) -> scipy.sparse.csr_matrix:
+    columns = code.on.columns.cpu().numpy().astype(np.int32)
+    ends = np.append(code.on.starts.cpu().numpy(), len(columns)).astype(np.int32)
     ones = torch.ones(len(columns), dtype=dtype).numpy()
-    return scipy.sparse.csr_matrix((ones, columns, np.concatenate([[0], ends])), shape=(n, d))
+    return scipy.sparse.csr_matrix((ones, columns, ends), shape=(code.n, code.d))

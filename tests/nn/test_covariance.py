@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bae_lens.nn import covariance, off_diagonal_covariance
+from bae_lens.nn import covariance, covariance_strips, off_diagonal_covariance
 from tests.helpers import grad_of
 
 
@@ -46,6 +46,8 @@ def by(method):
 @pytest.fixture
 def small_tiles(monkeypatch):
     monkeypatch.setattr(covariance, "_TILE", 4)
+    monkeypatch.setattr(covariance_strips, "_STRIP", 128)
+    monkeypatch.setattr(covariance_strips, "_MIN_WIDTH", 2)
 
 
 # A batch of prime size has no two varying bits of covariance exactly zero, where the sign that
@@ -67,11 +69,12 @@ def test_value_and_gradient_equal_autograd_through_torch_cov(n, d, dtype, rtol, 
 
 @pytest.mark.parametrize("d", [1, 3, 4, 5, 8, 11, 17])
 @pytest.mark.usefixtures("small_tiles")
-def test_any_width_is_covered_by_the_tiles(d):
+@pytest.mark.parametrize("method", METHODS)
+def test_any_width_is_covered(d, method):
     bits = random_bits(61, d)
     expected_value, expected_grad = value_and_grad(by_torch_cov, bits)
 
-    value, grad = value_and_grad(off_diagonal_covariance, bits)
+    value, grad = value_and_grad(by(method), bits)
 
     torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(grad, expected_grad, rtol=1e-10, atol=1e-14)
@@ -94,40 +97,70 @@ def test_leading_dimensions_are_all_rows():
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=60, deadline=None)
-def test_pairs_are_tiles_at_any_density(n, d, density, seed):
+def test_all_methods_agree_at_any_density(n, d, density, seed):
     generator = torch.Generator().manual_seed(seed)
     bits = (torch.rand(n, d, generator=generator) < density).double()
 
-    found = [value_and_grad(by(method), bits) for method in ("tiles", "pairs")]
+    tiles, *others = [value_and_grad(by(method), bits) for method in ("tiles", "strips", "pairs")]
 
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    for other in others:
+        for one, same in zip(tiles, other, strict=True):
+            torch.testing.assert_close(one, same, rtol=1e-10, atol=1e-12)
 
 
-def test_what_is_not_binary_goes_by_tiles():
-    acts = torch.rand(31, 7, dtype=torch.float64)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_value_needs_no_gradient(method):
+    bits = random_bits(61, 17)
+    expected = value_and_grad(by("tiles"), bits)[0]
+
+    torch.testing.assert_close(off_diagonal_covariance(bits, method), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("method", ["strips", "pairs", "auto"])
+@pytest.mark.parametrize(
+    "acts",
+    [
+        pytest.param(torch.rand(31, 7, dtype=torch.float64), id="all of them"),
+        # As many entries as their sum.
+        pytest.param(torch.tensor([[0.5, 0, 1], [1.5, 0, 0], [0, 1, 0]]).double(), id="a few"),
+        pytest.param(torch.tensor([[0.0, 2, 1], [-1, 0, 0], [0, 1, 0]]).double(), id="whole"),
+    ],
+)
+def test_what_is_not_binary_goes_by_tiles(method, acts):
     expected = value_and_grad(by("tiles"), acts)
-    for one, other in zip(value_and_grad(by("pairs"), acts), expected, strict=True):
+    for one, other in zip(value_and_grad(by(method), acts), expected, strict=True):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("density", "expected"), [(0.005, True), (0.5, False)])
-def test_sparse_codes_go_by_pairs_and_dense_ones_by_tiles(monkeypatch, density, expected):
-    generator = torch.Generator().manual_seed(0)
-    bits = (torch.rand(256, 1024, generator=generator) < density).float()
+@pytest.mark.parametrize(
+    ("n", "d", "n_on", "expected"),
+    [(1024, 65_536, 16, "pairs"), (1024, 8192, 50, "strips"), (64, 8192, 4096, "tiles")],
+)
+def test_the_sparser_and_wider_the_fewer_pairs_are_visited(n, d, n_on, expected):
+    assert covariance.cheapest(torch.full((d,), n * n_on / d), n) == expected
+
+
+def test_the_cheapest_method_is_the_one_that_runs(monkeypatch):
     called = []
-    pairs = covariance.pairs_value_and_grad
-    monkeypatch.setattr(
-        covariance, "pairs_value_and_grad", lambda *args: called.append(1) or pairs(*args)
-    )
+    for name in ("_tiles", "strips", "pairs"):
+        function = f"{name}_value_and_grad"
+        run = getattr(covariance, function)
+        monkeypatch.setattr(
+            covariance,
+            function,
+            lambda *args, run=run, name=name: called.append(name.strip("_")) or run(*args),
+        )
+    bits = random_bits(61, 17, dtype=torch.float32)
 
-    off_diagonal_covariance(bits)
+    for method in ("tiles", "strips", "pairs"):
+        monkeypatch.setattr(covariance, "cheapest", lambda *_, method=method: method)
+        off_diagonal_covariance(bits)
 
-    assert bool(called) == expected
+    assert called == ["tiles", "strips", "pairs"]
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match=r"auto, tiles, pairs; got 'sparse'"):
+    with pytest.raises(ValueError, match=r"auto, tiles, strips, pairs; got 'sparse'"):
         off_diagonal_covariance(torch.ones(3, 2), method="sparse")  # pyright: ignore[reportArgumentType]
 
 
