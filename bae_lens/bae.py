@@ -28,9 +28,10 @@ from bae_lens.nn import (
     binarize,
     calibrated_weights,
     check_budget,
+    decode_sparse,
+    entropy_of_rates,
     flip_bits,
     follow_budget,
-    marginal_entropy,
     off_diagonal_covariance,
 )
 
@@ -327,9 +328,24 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Bits times ``scale``, and pre-activations, both ``[..., d_sae]``."""
-        sae_in = self.process_sae_in(x)
-        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + self.b_enc)
+        sae_in, b_enc = self.process_sae_in(x), self.b_enc
+        # A hook may bring in a gradient of its own.
+        may_have_grad = x.requires_grad or bool(self.hook_sae_input._forward_hooks)
+        if self.cfg.apply_b_dec_to_input and not may_have_grad:
+            # Of the input's gradient only its sum over tokens is wanted, for b_dec. Summing before
+            # W_enc and not after it saves a matrix product; what is added is exactly 0.
+            sae_in = sae_in.detach()
+            moved = (self.b_dec.detach() - self.b_dec)[None]
+            b_enc = b_enc + (moved @ self.W_enc.detach())[0]
+        hidden_pre = self.hook_sae_acts_pre(sae_in @ self.W_enc + b_enc)
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre) * self.scale), hidden_pre
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Reconstruction: ``[..., d_sae]`` → ``[..., d_in]``."""
+        sae_out = self.hook_sae_recons(decode_sparse(feature_acts, self.W_dec) + self.b_dec)
+        sae_out = self.run_time_activation_norm_fn_out(sae_out)
+        return self.reshape_fn_out(sae_out, self.d_head)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -339,10 +355,10 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         output = super().training_forward_pass(step_input)
 
         with torch.no_grad():
-            bits = (output.feature_acts != 0).flatten(0, -2)
-            entropy = marginal_entropy(bits)
+            rate = self._firing_rate_of(output.feature_acts)
+            entropy = entropy_of_rates(rate)
             spent = self._budget_spent(entropy, step_input.sae_in, output.sae_out)
-            self._update_statistics(bits.float().mean(0), spent)
+            self._update_statistics(rate, spent)
         output.metrics["entropy"] = entropy
         output.metrics["entropy_multiplier"] = self.log_entropy_multiplier.exp()
         # A callable is evaluated on logging steps only.
@@ -362,8 +378,8 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
         cfg, coefficients = self.cfg, step_input.coefficients
-        codes = (feature_acts / self.scale).flatten(0, -2)
-        entropy = marginal_entropy(codes)
+        rate = self._firing_rate_of(feature_acts)
+        entropy = entropy_of_rates(rate)
         is_on = (self.n_updates >= cfg.entropy_start_step) & (entropy.detach() > cfg.entropy_floor)
         losses = {
             "entropy_loss": coefficients["entropy"]
@@ -373,15 +389,20 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         }
         # Not computed where it weighs nothing: it is the dearest part of the step.
         losses["covariance_loss"] = (
-            coefficients["covariance"] * off_diagonal_covariance(codes)
+            coefficients["covariance"] * off_diagonal_covariance(feature_acts / self.scale)
             if coefficients["covariance"] > 0
             else entropy.new_zeros(())
         )
         if coefficients["density"] > 0 and cfg.max_density is not None:
-            density = codes.mean(0, dtype=torch.float32)
-            excess = (density - _DENSITY_MARGIN * cfg.max_density).relu()
+            excess = (rate - _DENSITY_MARGIN * cfg.max_density).relu()
             losses["density_loss"] = coefficients["density"] * excess.sum()
         return losses
+
+    def _firing_rate_of(self, feature_acts: Tensor) -> Tensor:
+        acts = feature_acts.flatten(0, -2)
+        counts = acts.sum(0, dtype=torch.promote_types(acts.dtype, torch.float32)) / self.scale
+        # Whole numbers, but for the rounding of a scale that is not 1.
+        return (counts + (counts.round() - counts).detach()) / len(acts)
 
     def _budget_spent(self, entropy: Tensor, sae_in: Tensor, sae_out: Tensor) -> Tensor | None:
         """Share of the budget, of entropy or of fidelity, that a step spent; None without one."""
@@ -405,7 +426,7 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         self.n_updates.add_(1)
         # A plain mean at first, so that the start needs no correction.
         weight = (1 / self.n_updates).clamp(min=1 / _FIRING_RATE_STEPS)
-        self.firing_rate.lerp_(rate, weight)
+        self.firing_rate.lerp_(rate.float(), weight)
 
     @torch.compiler.disable()
     @torch.no_grad()
@@ -459,6 +480,10 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             state_dict["log_entropy_multiplier"] = torch.zeros_like(state_dict["b_enc"][0])
         for name in state_dict.keys() & set(_STATISTICS):
             state_dict[name] = state_dict[name].float()
+        # Tensors of a file are not aligned in memory, and products of such a vector and a matrix
+        # round otherwise: training on would not end with the same weights.
+        for name, tensor in state_dict.items():
+            state_dict[name] = tensor.clone()
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

@@ -971,3 +971,20 @@ def test_a_saved_code_can_be_trained_further(tmp_path, is_training_folder):
     assert train_step(further, x).loss.isfinite()
     # It goes on from where it was: no second calibration.
     assert torch.equal(further.b_enc, before)
+
+
+@pytest.mark.parametrize("bring_in", ["input", "hook"])
+def test_a_gradient_of_the_input_is_there_for_who_wants_it(bring_in):
+    sae = make_training_bae(apply_b_dec_to_input=True, dtype="float64")
+    x = make_activations(31).double()
+    leaf = x.clone().requires_grad_()
+    if bring_in == "hook":
+        sae.hook_sae_input.add_hook(lambda tensor, hook: leaf)
+
+    pre = sae.encode_with_hidden_pre(leaf if bring_in == "input" else x)[1]
+    pre.square().sum().backward()
+
+    expected = x - sae.b_dec.detach()
+    expected = 2 * (expected @ sae.W_enc + sae.b_enc) @ sae.W_enc.T
+    torch.testing.assert_close(leaf.grad, expected.detach())
+    torch.testing.assert_close(sae.b_dec.grad, -expected.sum(0).detach())

@@ -4,9 +4,10 @@ from bae_lens.nn.binarize import SURROGATES, Surrogate, binarize
 from bae_lens.nn.budget import check_budget, follow_budget
 from bae_lens.nn.calibration import calibrated_weights
 from bae_lens.nn.covariance import off_diagonal_covariance
+from bae_lens.nn.decode import decode_sparse
 from bae_lens.nn.decoders import CausalTransformerDecoder, TokenDecoder
 from bae_lens.nn.encoder import AdaptiveResidualEncoder
-from bae_lens.nn.entropy import binary_entropy, marginal_entropy
+from bae_lens.nn.entropy import binary_entropy, entropy_of_rates, marginal_entropy
 from bae_lens.nn.joint_entropy import (
     ChowLiuTree,
     chance_co_firing,
@@ -47,6 +48,8 @@ __all__ = [
     "chow_liu_entropy",
     "chow_liu_tree",
     "component",
+    "decode_sparse",
+    "entropy_of_rates",
     "flip_bits",
     "follow_budget",
     "marginal_entropy",

@@ -41,24 +41,26 @@ def marginal_entropy(codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
         raise ValueError(
             f"marginal_entropy needs at least one row of codes; got shape {tuple(codes.shape)}."
         )
-    return _MarginalEntropy.apply(flat)  # pyright: ignore[reportReturnType]
+    dtype = torch.promote_types(flat.dtype, torch.float32)
+    return entropy_of_rates(flat.sum(0, dtype=dtype) / flat.shape[0])
 
 
-class _MarginalEntropy(torch.autograd.Function):
+def entropy_of_rates(p: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
+    """Σ_j H₂(p_j) in bits of firing rates; the gradient is 0 where a latent does not vary."""
+    return _EntropyOfRates.apply(p)  # pyright: ignore[reportReturnType]
+
+
+class _EntropyOfRates(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, codes: Tensor) -> Tensor:
-        n = codes.shape[0]
-        p = codes.sum(0, dtype=torch.promote_types(codes.dtype, torch.float32)) / n
+    def forward(ctx: Any, p: Tensor) -> Tensor:
         ctx.save_for_backward(p)
-        ctx.n, ctx.dtype = n, codes.dtype
         return binary_entropy(p).sum()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
         (grad,) = grad_outputs
         (p,) = ctx.saved_tensors
-        slope = torch.where((p > 0) & (p < 1), torch.log2((1 - p) / p), 0)
-        return (grad * slope / ctx.n).to(ctx.dtype).expand(ctx.n, -1)
+        return grad * torch.where((p > 0) & (p < 1), torch.log2((1 - p) / p), 0)
 
 
 _LN2 = 0.6931471805599453
