@@ -116,20 +116,25 @@ def _value_and_grad(
 
 
 def cheapest(counts: Float[Tensor, " d"], n: int) -> Method:
-    """The method for bits that fire so often in ``n`` rows, by the operations that each needs.
+    """The method for bits that fire so often in ``n`` rows, by the operations that each needs."""
+    costs = expected_costs(counts, n)
+    return min(costs, key=costs.__getitem__)
+
+
+def expected_costs(counts: Float[Tensor, " d"], n: int) -> dict[Method, float]:
+    """Nanoseconds of each method, roughly.
 
     Of the partners of a bit only a bound is known before they are listed: as many as are on beside
     it in the rows where it fires.
     """
     d, counts = len(counts), counts.double()
-    n_on = counts.sum()
-    partners = (counts * n_on / n).clamp(max=d)
-    costs: dict[Method, Any] = {
+    n_on = float(counts.sum())
+    multiply_adds = float((counts * (counts * n_on / n).clamp(max=d)).sum()) + n_on**2 / n
+    return {
         "tiles": _TILES * n * d**2,
         "strips": _STRIPS[0] * n_on * d + _STRIPS[1] * d**2,
-        "pairs": _PAIRS * ((counts * partners).sum() + n_on**2 / n),
+        "pairs": _PAIRS * multiply_adds,
     }
-    return min(costs, key=lambda method: float(costs[method]))
 
 
 def _tiles_value_and_grad(codes: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
