@@ -389,7 +389,8 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         }
         # Not computed where it weighs nothing: it is the dearest part of the step.
         losses["covariance_loss"] = (
-            coefficients["covariance"] * off_diagonal_covariance(feature_acts / self.scale)
+            coefficients["covariance"]
+            * off_diagonal_covariance(feature_acts / self.scale, is_binary=True)
             if coefficients["covariance"] > 0
             else entropy.new_zeros(())
         )
@@ -518,7 +519,7 @@ def _convert_to_inference(state_dict: dict[str, Tensor], apply_b_dec_to_input: b
 
 
 def _covariance(feature_acts: Tensor) -> Tensor:
-    return off_diagonal_covariance((feature_acts != 0).float())
+    return off_diagonal_covariance((feature_acts != 0).float(), is_binary=True)
 
 
 def _note_loaded_calibration(module: TrainingBAE, incompatible_keys: Any) -> None:  # noqa: ARG001

@@ -68,7 +68,7 @@ def draw_code(n: int, d: int, n_on: float, device: str, seed: int = 0) -> Tensor
     return (torch.rand(n, d, generator=generator) < rate).float().to(device)
 
 
-def by_torch_cov(codes: Tensor) -> Tensor:
+def by_torch_cov(codes: Tensor, **_: Any) -> Tensor:
     """The definition, with a d_sae × d_sae matrix, as released."""
     c = torch.cov(codes.T)
     return (c - torch.diag(c.diagonal())).abs().sum()
@@ -91,7 +91,7 @@ def penalty_calls(codes: Tensor, methods: Sequence[str]) -> dict[str, Callable[[
         fits = name != "torch.cov" or COV_MATRICES * 4 * d**2 < available_bytes(str(codes.device))
         if fits and (costs[name] < LONGEST or not is_cpu):
             penalty: Any = by_torch_cov if name == "torch.cov" else off_diagonal_covariance
-            kwargs = {} if name == "torch.cov" else {"method": name}
+            kwargs = {} if name == "torch.cov" else {"method": name, "is_binary": True}
             calls[name] = lambda penalty=penalty, kwargs=kwargs: run(lambda x: penalty(x, **kwargs))
     return calls
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,19 +10,18 @@ from torch import Tensor
 
 from bae_lens.nn.covariance_pairs import pairs_value_and_grad
 from bae_lens.nn.covariance_strips import strips_value_and_grad
+from bae_lens.nn.covariance_tiles import tiles_value_and_grad
 from bae_lens.nn.sparse_code import BitCounts, SparseCode
 
 Method = Literal["auto", "tiles", "strips", "pairs"]
 
-# A tile of 1,024 × 1,024 floats fits a core's cache and still feeds the matrix units.
-_TILE = 1024
 # Nanoseconds on two cores: a multiply-add of a tile; two additions, and a pair of bits, in a strip; a
 # multiply-add of a sparse product (``benchmarks/speed.py --costs``).
 _TILES, _STRIPS, _PAIRS = 0.018, (0.05, 0.3), 30.0
 
 
 def off_diagonal_covariance(
-    codes: Float[Tensor, "*batch d_sae"], method: Method = "auto"
+    codes: Float[Tensor, "*batch d_sae"], method: Method = "auto", *, is_binary: bool = False
 ) -> Float[Tensor, ""]:
     """Σ_{i≠j} |C_ij|, with C the unbiased covariance of the latents over the batch.
 
@@ -46,6 +44,8 @@ def off_diagonal_covariance(
             dtype (float64 for float64 codes), autocast or not.
         method: ``"auto"`` takes the cheapest by the batch's own counts; off the CPU always tiles,
             which need not wait for the counts.
+        is_binary: promises zeros and ones, for which a GPU's products are exact in bfloat16; it would
+            have to be waited for if it were to look itself. Elsewhere it changes nothing.
 
     Returns:
         A float32 scalar (float64 for float64 codes).
@@ -61,7 +61,7 @@ def off_diagonal_covariance(
             "off_diagonal_covariance needs at least two rows of codes, since the unbiased covariance "
             f"divides by n - 1; got shape {tuple(codes.shape)}."
         )
-    return _operator(flat, method, flat.requires_grad and torch.is_grad_enabled())[0]
+    return _operator(flat, method, is_binary, flat.requires_grad and torch.is_grad_enabled())[0]
 
 
 # An operator of its own, so that a compiled training pass need not look into it: which method is
@@ -69,17 +69,24 @@ def off_diagonal_covariance(
 @torch.library.custom_op(
     "bae_lens::off_diagonal_covariance",
     mutates_args=(),
-    schema="(Tensor codes, str method, bool needs_grad) -> (Tensor, Tensor)",
+    schema="(Tensor codes, str method, bool is_binary, bool needs_grad) -> (Tensor, Tensor)",
 )
-def _operator(codes: Tensor, method: Method, needs_grad: bool) -> tuple[Tensor, Tensor]:
+def _operator(
+    codes: Tensor, method: Method, is_binary: bool, needs_grad: bool
+) -> tuple[Tensor, Tensor]:
     """Value and gradient, which is empty where it is not needed."""
     with torch.autocast(codes.device.type, enabled=False):
-        value, grad = _value_and_grad(codes, method, needs_grad)
+        value, grad = _value_and_grad(codes, method, is_binary, needs_grad)
     return value, codes.new_empty(0) if grad is None else grad.to(codes.dtype)
 
 
 @_operator.register_fake
-def _(codes: Tensor, method: Method, needs_grad: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+def _(
+    codes: Tensor,
+    method: Method,  # noqa: ARG001
+    is_binary: bool,  # noqa: ARG001
+    needs_grad: bool,
+) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(codes.dtype, torch.float32)
     grad = torch.empty_like(codes) if needs_grad else codes.new_empty(0)
     return codes.new_empty((), dtype=dtype), grad
@@ -89,16 +96,16 @@ def _keep_gradient(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None
     ctx.save_for_backward(output[1])
 
 
-def _backward(ctx: Any, grad_value: Tensor, _: Any) -> tuple[Tensor, None, None]:
+def _backward(ctx: Any, grad_value: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
     (grad,) = ctx.saved_tensors
-    return grad_value.to(grad.dtype) * grad, None, None
+    return grad_value.to(grad.dtype) * grad, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_keep_gradient)
 
 
 def _value_and_grad(
-    codes: Tensor, method: Method, needs_grad: bool
+    codes: Tensor, method: Method, is_binary: bool, needs_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     dtype = torch.promote_types(codes.dtype, torch.float32)
     # Elsewhere the counts would have to be waited for.
@@ -112,7 +119,8 @@ def _value_and_grad(
             return strips_value_and_grad(code, dtype, needs_grad)
         if code is not None:
             return pairs_value_and_grad(code, dtype, needs_grad)
-    return _tiles_value_and_grad(codes, needs_grad)
+    is_exact = is_binary and codes.is_cuda
+    return tiles_value_and_grad(codes, needs_grad, torch.bfloat16 if is_exact else None)
 
 
 def cheapest(counts: Float[Tensor, " d"], n: int) -> Method:
@@ -135,45 +143,3 @@ def expected_costs(counts: Float[Tensor, " d"], n: int) -> dict[Method, float]:
         "strips": _STRIPS[0] * n_on * d + _STRIPS[1] * d**2,
         "pairs": _PAIRS * multiply_adds,
     }
-
-
-def _tiles_value_and_grad(codes: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
-    n, d = codes.shape
-    x = codes.to(torch.promote_types(codes.dtype, torch.float32))
-    mean = x.mean(0)
-    # Covariance ignores a shift. Columns of bits keep theirs at 0, so that all counts below are
-    # integers and a zero covariance is an exact zero; any other column is centred, for precision.
-    is_bit = ((x == 0) | (x == 1)).all(0)
-    x = x - torch.where(is_bit, 0, mean)
-    total = x.sum(0)
-    # n·N_ij and N_i·N_j go up to n², and are exact in float32 up to 2²⁴.
-    has_float64 = x.device.type != "mps"
-    exact = torch.float64 if n > 4096 and has_float64 else x.dtype
-
-    value = x.new_zeros((), dtype=exact)
-    # Σ_i sign(C_ij)·x_i and Σ_i sign(C_ij)·mean_i, for every j.
-    signed_rows = torch.zeros_like(x) if needs_grad else None
-    signed_mean = torch.zeros_like(mean) if needs_grad else None
-    mean = total / n
-    size = math.ceil(d / math.ceil(d / _TILE))
-    blocks = [slice(start, min(start + size, d)) for start in range(0, d, size)]
-    for a, rows in enumerate(blocks):
-        for b, cols in enumerate(blocks[a:], start=a):
-            count = (x[:, rows].T @ x[:, cols]).to(exact)
-            scaled = n * count - torch.outer(total[rows].to(exact), total[cols].to(exact))
-            if a == b:
-                scaled.fill_diagonal_(0)
-            value += scaled.abs().sum() * (1 if a == b else 2)
-            if signed_rows is None or signed_mean is None:
-                continue
-            sign = scaled.sign().to(x.dtype)
-            signed_rows[:, cols] += x[:, rows] @ sign
-            signed_mean[cols] += mean[rows] @ sign
-            if a != b:
-                signed_rows[:, rows] += x[:, cols] @ sign.T
-                signed_mean[rows] += sign @ mean[cols]
-    value = (value / (n * (n - 1))).to(x.dtype)
-    if signed_rows is None or signed_mean is None:
-        return value, None
-    # ∂/∂x = 2/(n−1) · (x − mean) · sign(C)
-    return value, (signed_rows - signed_mean).mul_(2 / (n - 1))

@@ -5,12 +5,12 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bae_lens.nn import covariance, covariance_strips, off_diagonal_covariance
+from bae_lens.nn import covariance, covariance_strips, covariance_tiles, off_diagonal_covariance
 from tests.helpers import grad_of
 
 
@@ -45,7 +45,7 @@ def by(method):
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(covariance, "_TILE", 4)
+    monkeypatch.setattr(covariance_tiles, "_TILE", 4)
     monkeypatch.setattr(covariance_strips, "_STRIP", 128)
     monkeypatch.setattr(covariance_strips, "_MIN_WIDTH", 2)
 
@@ -142,13 +142,13 @@ def test_the_sparser_and_wider_the_fewer_pairs_are_visited(n, d, n_on, expected)
 
 def test_the_cheapest_method_is_the_one_that_runs(monkeypatch):
     called = []
-    for name in ("_tiles", "strips", "pairs"):
+    for name in ("tiles", "strips", "pairs"):
         function = f"{name}_value_and_grad"
         run = getattr(covariance, function)
         monkeypatch.setattr(
             covariance,
             function,
-            lambda *args, run=run, name=name: called.append(name.strip("_")) or run(*args),
+            lambda *args, run=run, name=name: called.append(name) or run(*args),
         )
     bits = random_bits(61, 17, dtype=torch.float32)
 
@@ -157,6 +157,35 @@ def test_the_cheapest_method_is_the_one_that_runs(monkeypatch):
         off_diagonal_covariance(bits)
 
     assert called == ["tiles", "strips", "pairs"]
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_bits_and_signs_are_exact_in_bfloat16():
+    # More rows than bfloat16 can count.
+    bits = random_bits(601, 17, dtype=torch.float32)
+
+    exact = covariance_tiles.tiles_value_and_grad(bits, needs_grad=True)
+    found = covariance_tiles.tiles_value_and_grad(bits, True, torch.bfloat16)
+
+    for one, other in zip(found, exact, strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("is_binary", [True, False])
+def test_a_gpu_gives_the_same(is_binary):
+    bits = random_bits(601, 130, dtype=torch.float32)
+    expected = value_and_grad(by_torch_cov, bits.double())
+
+    penalty = partial(off_diagonal_covariance, is_binary=is_binary)
+    found = value_and_grad(penalty, bits.cuda())
+
+    for one, other in zip(found, expected, strict=True):
+        scale = other.abs().max().item()
+        torch.testing.assert_close(one.cpu().double(), other, rtol=1e-5, atol=1e-5 * scale)
 
 
 def test_an_unknown_method_is_refused():
@@ -437,7 +466,7 @@ def test_never_holds_a_matrix_of_d_sae_by_d_sae(method):
 
     with LargestTensor() as largest:
         # What the operator runs, into which the mode does not look.
-        covariance._value_and_grad(codes, method, needs_grad=True)
+        covariance._value_and_grad(codes, method, is_binary=True, needs_grad=True)
 
     assert 0 < largest.numel <= n * d < d * d
 
@@ -462,8 +491,9 @@ def test_compiles_whole(method):
     tile=st.integers(1, 5),
     density=st.floats(0, 1),
     seed=st.integers(0, 2**16),
+    method=st.sampled_from(METHODS),
 )
-def test_any_bits_in_any_tiling_equal_the_definition_in_integers(n, d, tile, density, seed):
+def test_any_bits_in_any_tiling_equal_the_definition_in_integers(n, d, tile, density, seed, method):
     bits = torch.rand(n, d, generator=torch.Generator().manual_seed(seed)) < density
     counts = bits.long().T @ bits.long()
     excess = n * counts - torch.outer(counts.diagonal(), counts.diagonal())
@@ -472,8 +502,38 @@ def test_any_bits_in_any_tiling_equal_the_definition_in_integers(n, d, tile, den
     expected_grad = 2 / (n - 1) * (codes - codes.mean(0)) @ excess.sign().double()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(covariance, "_TILE", tile)
-        value, grad = value_and_grad(off_diagonal_covariance, codes.float())
+        patch.setattr(covariance_tiles, "_TILE", tile)
+        patch.setattr(covariance_strips, "_STRIP", tile * d)
+        patch.setattr(covariance_strips, "_MIN_WIDTH", 1)
+        value, grad = value_and_grad(by(method), codes.float())
 
     assert value.item() == pytest.approx(excess.abs().sum().item() / (n * (n - 1)), rel=1e-5)
     torch.testing.assert_close(grad.double(), expected_grad, rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.sampled_from([3, 17, 101, 257]),
+    d=st.integers(2, 70),
+    density=st.floats(0.005, 1),
+    seed=st.integers(0, 2**16),
+    method=st.sampled_from(METHODS),
+)
+def test_float32_is_float64_autograd_to_five_digits(n, d, density, seed, method):
+    # Rates of every size up to the density, all-zero and all-one columns among them.
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.rand(n, d, generator=generator) < density * torch.rand(d, generator=generator)
+    bits[:, 0], bits[:, -1] = 0, 1
+    # What autograd makes of constant columns is the sign of its own rounding.
+    varies = bits.any(0) & ~bits.all(0)
+    assume(bool(varies.any()))
+    expected_grad = torch.zeros(n, d, dtype=torch.float64)
+    expected_value, expected_grad[:, varies] = value_and_grad(
+        by_torch_cov, bits[:, varies].double()
+    )
+
+    value, grad = value_and_grad(by(method), bits.float())
+
+    torch.testing.assert_close(value.double(), expected_value, rtol=1e-5, atol=1e-12)
+    scale = max(1e-9, expected_grad.abs().max().item())
+    torch.testing.assert_close(grad.double(), expected_grad, rtol=0, atol=1e-5 * scale)
