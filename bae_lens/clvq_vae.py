@@ -183,13 +183,14 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
         )
         decoded = self._decode_sequences(straight_through(z, quantized.codes), valid, z)
 
-        target = (masked(upper, valid, self.target_mean) - self.target_mean) / self.target_scale
-        error = masked(decoded.float() - target, valid)
-        away = masked(z.float() - quantized.codes, valid)
+        # Both are zero where a token is not valid.
+        upper = masked(upper, valid, self.target_mean)
+        error = decoded.float() - (upper - self.target_mean) / self.target_scale
+        away = (z.float() - quantized.codes).square().sum(-1)
         losses = {
             "mse_loss": error.square().sum() / n_valid,
             "commitment_loss": step_input.coefficients["commitment"]
-            * (away.square().sum() / n_valid),
+            * (torch.where(valid, away, 0).sum() / n_valid),
         }
         with torch.no_grad():
             if self.training:

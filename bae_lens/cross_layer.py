@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,21 +158,26 @@ def masked(x: Tensor, valid: Bool[Tensor, " n"], other: Tensor | float = 0.0) ->
 @torch.no_grad()
 def target_and_output(
     upper: Float[Tensor, "n d_out"], error: Float[Tensor, "n d_out"], valid: Bool[Tensor, " n"]
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, Tensor, dict[str, Callable[[], Tensor]]]:
     """What SAELens' trainer is to log as ``sae_in`` and ``sae_out``, and the relative squared error.
 
     Tokens that the mask excludes are given the mean of the others in both: they add neither
     variance nor error, which leaves the explained variance that of the valid ones.
 
     Args:
-        upper: the target.
+        upper: the target, finite in every row.
         error: reconstruction minus target, in its units; zero where not valid.
         valid: the mask.
     """
-    n_valid = valid.sum().clamp(min=1)
     upper, error = upper.float(), error.float()
-    mean = masked(upper, valid).sum(0) / n_valid
+    mean = valid.float() @ upper / valid.sum().clamp(min=1)
     target = masked(upper, valid, mean)
-    norm = masked(upper, valid, 1.0).square().sum(-1).clamp(min=1e-30)
-    relative = (error.square().sum(-1) / norm).sum() / n_valid
+    # A callable is evaluated on logging steps only.
+    relative = partial(_relative_squared_error, upper, error, valid)
     return target, target + error, {"relative_squared_error": relative}
+
+
+@torch.no_grad()
+def _relative_squared_error(upper: Tensor, error: Tensor, valid: Tensor) -> Tensor:
+    share = error.square().sum(-1) / upper.square().sum(-1).clamp(min=1e-30)
+    return torch.where(valid, share, 0).sum() / valid.sum().clamp(min=1)

@@ -180,13 +180,14 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
             masked(lower, valid, self.input_mean)
         )
         decoded = self._decode(feature_acts)
-        target = (masked(upper, valid, self.target_mean) - self.target_mean) / self.target_scale
+        upper = masked(upper, valid, self.target_mean)
+        target = (upper - self.target_mean) / self.target_scale
         error = masked(decoded - target, valid)
         losses = {"mse_loss": error.square().sum() / n_valid}
         # Its residual is target minus output, of which excluded tokens have none, but it is a mean
         # over all rows.
         aux = self.calculate_aux_loss(
-            replace(step_input, sae_in=masked(target, valid)),
+            replace(step_input, sae_in=target),
             feature_acts,
             masked(hidden_pre, valid),
             masked(decoded, valid),
@@ -201,7 +202,7 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
             hidden_pre=hidden_pre,
             loss=losses["mse_loss"] + losses["auxiliary_reconstruction_loss"],
             losses=losses,
-            metrics=dict(metrics),
+            metrics={**metrics},
         )
 
     @override
