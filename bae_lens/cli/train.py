@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
@@ -57,9 +58,10 @@ def _describe(parser: argparse.ArgumentParser) -> None:
         "Any field of the config can be changed: --lr 1e-3, --sae.d_sae 4096,\n"
         "--logger.log_to_wandb false. A name without a section is looked up in the runner's\n"
         "fields, then the autoencoder's, then the logger's. replay_tokens is ours: the language\n"
-        "model reads so many tokens once, and training makes epochs over them.\n\n"
-        "Without CONFIG the flags are --replay_tokens, for architectures of two hook points\n"
-        "--hook_name_out, --text_unit and --initialization_tokens, and SAELens' own:\n"
+        "model reads so many tokens once, and training makes epochs over them. With replay_path,\n"
+        "a folder, their activations are kept on disk for later runs.\n\n"
+        "Without CONFIG the flags are --replay_tokens and --replay_path, for architectures of two\n"
+        "hook points --hook_name_out, --text_unit and --initialization_tokens, and SAELens' own:\n"
         "bae-lens train --architecture bae --help lists these."
     )
 
@@ -67,6 +69,7 @@ def _describe(parser: argparse.ArgumentParser) -> None:
 def _from_flags(argv: list[str]) -> RunConfig:
     ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     ours.add_argument("--replay_tokens", type=int)
+    ours.add_argument("--replay_path")
     second_hook = {"hook_name_out": str, "text_unit": str, "initialization_tokens": int}
     for name, kind in second_hook.items():
         ours.add_argument(f"--{name}", type=kind)
@@ -76,7 +79,7 @@ def _from_flags(argv: list[str]) -> RunConfig:
     if given or is_cross_layer(runner.sae.architecture()):
         content = runner.to_dict() | given
         runner = CrossLayerRunnerConfig.from_dict(content)
-    return RunConfig(runner, args.replay_tokens)
+    return RunConfig(runner, args.replay_tokens, args.replay_path)
 
 
 def _overrides(argv: list[str]) -> dict[str, str]:
@@ -95,11 +98,13 @@ def _overrides(argv: list[str]) -> dict[str, str]:
 
 
 def _runner_for(config: RunConfig) -> TrainingRunner | SyntheticTrainingRunner:
-    if isinstance(config.runner, CrossLayerRunnerConfig):
-        return CrossLayerTrainingRunner(config.runner, replay_tokens=config.replay_tokens)
-    if isinstance(config.runner, LanguageModelSAERunnerConfig):
-        return TrainingRunner(config.runner, replay_tokens=config.replay_tokens)
-    return SyntheticTrainingRunner(config.runner)
+    runner = config.runner
+    replay: Any = {"replay_tokens": config.replay_tokens, "replay_path": config.replay_path}
+    if isinstance(runner, CrossLayerRunnerConfig):
+        return CrossLayerTrainingRunner(runner, **replay)
+    if isinstance(runner, LanguageModelSAERunnerConfig):
+        return TrainingRunner(runner, **replay)
+    return SyntheticTrainingRunner(runner)
 
 
 def _print_outcome(path: str | None) -> None:

@@ -3,8 +3,8 @@
 A file holds the fields of SAELens' ``LanguageModelSAERunnerConfig``, those of the autoencoder in a
 section ``sae`` (with its ``architecture``) and those of W&B in a section ``logger``; what it leaves
 out keeps SAELens' default. With a section ``synthetic_model`` it is a ``SyntheticSAERunnerConfig``.
-For an architecture of two hook points it is a ``CrossLayerRunnerConfig``. One key is ours:
-``replay_tokens``, see ``TrainingRunner``. The ``runner_cfg.json`` that SAELens
+For an architecture of two hook points it is a ``CrossLayerRunnerConfig``. Two keys are ours:
+``replay_tokens`` and ``replay_path``, see ``TrainingRunner``. The ``runner_cfg.json`` that SAELens
 writes beside an autoencoder is such a file too.
 """
 
@@ -42,6 +42,8 @@ _SUFFIXES = (".yaml", ".yml", ".json")
 _SECTIONS = ("sae", "logger", "synthetic_model")
 # The name of the section that is not one: the runner's own fields.
 _TOP = ""
+# What TrainingRunner is given beside the config.
+_OURS: dict[str, Any] = {"replay_tokens": int | None, "replay_path": str | None}
 
 
 class RunConfig(NamedTuple):
@@ -50,10 +52,12 @@ class RunConfig(NamedTuple):
     Attributes:
         runner: SAELens' config.
         replay_tokens: for ``TrainingRunner``.
+        replay_path: for ``TrainingRunner``.
     """
 
     runner: RunnerConfig
     replay_tokens: int | None = None
+    replay_path: str | None = None
 
 
 def list_configs() -> list[str]:
@@ -107,9 +111,9 @@ def build_config(
         values[field] = _parse(name, value, hint) if isinstance(value, str) else value
     for section, config in known.items():
         _check(section, config, content if section == _TOP else content[section])
-    replay_tokens = content.pop("replay_tokens", None)
+    ours = {name: content.pop(name, None) for name in _OURS}
     try:
-        return RunConfig(_runner_class(content).from_dict(content), replay_tokens)
+        return RunConfig(_runner_class(content).from_dict(content), **ours)
     except (TypeError, KeyError) as error:
         # What SAELens reads by itself: the sections inside synthetic_model.
         raise ValueError(f"SAELens cannot read it: {error}") from error
@@ -190,7 +194,7 @@ def _known_fields(content: dict[str, Any]) -> dict[str, _Section]:
     }
     known["sae"].hints["architecture"] = str
     if runner_class is not SyntheticSAERunnerConfig:
-        known[_TOP].hints["replay_tokens"] = int | None
+        known[_TOP].hints.update(_OURS)
     elif isinstance(content["synthetic_model"], dict):
         known["synthetic_model"] = _fields_of(SyntheticModelConfig)
         # SAELens has a default for it, and does not look there when it reads a dict.

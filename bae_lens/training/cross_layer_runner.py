@@ -134,6 +134,8 @@ class CrossLayerTrainingRunner(TrainingRunner):
         override_sae: as for SAELens; initialised if it is not yet.
         replay_tokens: as for ``TrainingRunner``; where whole sequences are kept, masked positions
             (special tokens, padding) count, here and in ``training_tokens``.
+        replay_path: as for ``TrainingRunner``; both hook points, ``text_unit`` and the sequences'
+            length are compared too.
 
     Raises:
         ValueError: if the model lacks one of the hooks, ``cfg.sae.d_in`` or ``d_out`` is not its

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from functools import wraps
 from pathlib import Path
@@ -24,6 +25,19 @@ class MetricLog:
     L0, learning rate and coefficients, tokens so far (``details/n_training_samples``), and the
     architecture's own metrics (``metrics/entropy`` …). A number that is not finite is null. Every
     line is on disk when the step that it describes is over.
+
+    Two more say where the time goes, in tokens per second over the steps since the line before:
+
+    * ``performance/store_tokens_per_second``, by the time in which batches were got: the language
+      model's, unless activations are replayed; with ``prefetch_llm_batches`` what is left of it to
+      wait for. W&B's sparsity log is in it too, once in ``feature_sampling_window`` steps.
+    * ``performance/trainer_tokens_per_second``, by the time in ``trainer.step``.
+
+    Evals, checkpoints and this log itself count for neither. A CUDA device works through a queue: a
+    step's time is what queueing its work took, and waiting, which may be for work queued by the
+    other of the two. Only the step of a line waits for the queue to be empty, as its metrics do
+    anyway, so the two times together are right over a line and their division is not the device's.
+    A figure is left out where nothing was timed, as when ``step`` is called by other than ``fit``.
 
     Args:
         path: of the file; its folder is made when the first line is written.
@@ -47,21 +61,36 @@ class MetricLog:
         those after it, written by a run that went on beyond its last checkpoint, are dropped.
         """
         self._keep_before(trainer.n_training_steps)
-        take_step = trainer.step
+        # fit() calls the one first thing in every step, then takes a batch, then calls the other.
+        begin_step, take_step = trainer.maybe_reset_sparsity, trainer.step
+        stopwatch = _Stopwatch()
 
         def is_logging_step() -> bool:
             return (trainer.n_training_steps + 1) % self.every == 0
 
+        @wraps(begin_step)
+        def begin_step_and_read() -> dict[str, Any]:
+            sparsity = begin_step()
+            stopwatch.start()
+            return sparsity
+
         @wraps(take_step)
         def step(batch: torch.Tensor) -> TrainStepOutput:
+            stopwatch.stop("store", len(batch))
+            stopwatch.start()
             output = take_step(batch)
+            if is_logging_step():
+                # Waits for the device, whose work is only queued so far.
+                output.loss.item()
+            stopwatch.stop("trainer", len(batch))
             if is_logging_step():
                 metrics = trainer.build_train_step_log_dict(
                     output=output, n_training_samples=trainer.n_training_samples
                 )
-                self.write(trainer.n_training_steps, metrics)
+                self.write(trainer.n_training_steps, metrics | stopwatch.tokens_per_second())
             return output
 
+        trainer.maybe_reset_sparsity = begin_step_and_read
         trainer.step = step
         if not trainer.cfg.logger.log_to_wandb:
             # Some architectures compute a metric only where SAELens says that it will be logged.
@@ -82,6 +111,35 @@ class MetricLog:
         kept = self.path.with_name(self.path.name + ".tmp")
         kept.write_text("".join(line for line in lines if _step_of(line) < step))
         kept.replace(self.path)
+
+
+class _Stopwatch:
+    """Tokens per second of several kinds of work that take turns."""
+
+    def __init__(self) -> None:
+        self._started: float | None = None
+        self._done: dict[str, tuple[int, float]] = {}  # kind → tokens, seconds
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self, kind: str, n_tokens: int) -> None:
+        """Count the time since the start for a kind of work; nothing where there was no start."""
+        if self._started is None:
+            return
+        tokens, seconds = self._done.get(kind, (0, 0.0))
+        seconds += time.perf_counter() - self._started
+        self._done[kind] = tokens + n_tokens, seconds
+        self._started = None
+
+    def tokens_per_second(self) -> dict[str, float]:
+        """By name in the log, since the last call."""
+        done, self._done = self._done, {}
+        return {
+            f"performance/{kind}_tokens_per_second": tokens / seconds
+            for kind, (tokens, seconds) in done.items()
+            if seconds > 0
+        }
 
 
 def _step_of(line: str) -> float:

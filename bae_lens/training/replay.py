@@ -1,9 +1,8 @@
-"""Activations of one pass over the text, kept in memory and replayed."""
+"""Activations of one pass over the text, kept in memory or on disk and replayed."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,20 @@ import torch
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
-logger = logging.getLogger(__name__)
+from bae_lens.training.collection import kept_rows, read_rows, sequence_length_of
 
 
 class ReplayedActivations:
     """A stand-in for SAELens' ``ActivationsStore`` that runs the language model only once.
 
     The language model is most of the cost of a run, and the activations of 250k tokens at width
-    576 are 0.6 GB: several trainings (or several epochs) can share them. Assign it to
-    ``runner.activations_store``, or hand it to ``SAETrainer`` as its data provider. Each epoch is
-    shuffled whole, from ``seed`` and the epoch's number alone, so a resumed run goes on with the
-    very batch that would have come next. Whatever else is asked of it (``get_batch_tokens``, used
-    by SAELens' evals) is answered by the store that it was filled from.
+    576 are 0.6 GB: several trainings (or several epochs) can share them, also those of another
+    process, where ``collect`` keeps them in a folder. Assign it to ``runner.activations_store``, or
+    hand it to ``SAETrainer`` as its data provider. Each epoch is shuffled whole, from ``seed`` and
+    the epoch's number alone, so a resumed run goes on with the very batch that would have come
+    next. Whatever else is asked of it (``get_batch_tokens``, used by SAELens' evals) is answered by
+    the store that it was filled from.
 
     Args:
         activations: ``[n_tokens, d_in]``, special tokens already left out; or packed rows of two hook
@@ -33,6 +32,7 @@ class ReplayedActivations:
         seed: of the shuffles.
         store: the store that ``activations`` came from.
         sequence_length: rows that stay together, in order; the shuffle moves whole sequences.
+        device: where batches are served; where ``activations`` are, if omitted.
 
     Raises:
         ValueError: if ``activations`` is not 2-D or holds less than one batch, or it or the batch
@@ -46,6 +46,7 @@ class ReplayedActivations:
         seed: int = 42,
         store: Any = None,
         sequence_length: int = 1,
+        device: str | torch.device | None = None,
     ) -> None:
         if activations.ndim != 2:
             raise ValueError(
@@ -67,11 +68,19 @@ class ReplayedActivations:
         self.sequence_length = sequence_length
         self.seed = seed
         self.store = store
+        self.device = activations.device if device is None else torch.device(device)
         self.n_batches_served = 0
         self._order: tuple[int, Tensor] | None = None
 
     @classmethod
-    def collect(cls, store: Any, n_tokens: int, seed: int = 42) -> ReplayedActivations:
+    def collect(
+        cls,
+        store: Any,
+        n_tokens: int,
+        seed: int = 42,
+        path: str | Path | None = None,
+        described: Mapping[str, Any] | None = None,
+    ) -> ReplayedActivations:
         """Fill from a store: its text in order, its special tokens left out.
 
         Args:
@@ -80,25 +89,27 @@ class ReplayedActivations:
             n_tokens: how many tokens to keep, in whole sequences. Fewer are kept, with a logged
                 warning, where the text ends before.
             seed: of the shuffles.
+            path: a folder to keep them in. What an earlier call has collected there is used, and
+                the language model does not run. ``activations`` are memory-mapped, for reading
+                only, and may be larger than memory: a batch reads its own rows. None keeps them in
+                memory.
+            described: with ``path``, what decides what the rows are, as JSON holds it: the model's
+                name, the hook's and so on. What is in the folder has to agree in it.
+
+        Raises:
+            ValueError: if fewer tokens than a batch were kept, or what is in the folder does not
+                agree with ``n_tokens``, the store's dtype and sequence length, or ``described``.
         """
-        batches: list[Tensor] = []
-        n_kept = 0
-        length = getattr(store, "sequence_length", None) or 1
-        n_tokens -= n_tokens % length
-        with tqdm(total=n_tokens, desc="Collecting activations", unit="tok") as bar:
-            while n_kept < n_tokens:
-                try:
-                    batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)
-                except StopIteration:
-                    break
-                batch = batch[: n_tokens - n_kept].to(store.dtype)
-                batches.append(batch)
-                n_kept += len(batch)
-                bar.update(len(batch))
-        if n_kept < n_tokens:
-            logger.warning("The text ended after %d of %d tokens.", n_kept, n_tokens)
-        activations = torch.cat(batches) if batches else torch.empty(0, 0)
-        return cls(activations, store.train_batch_size_tokens, seed, store, length)
+        device = None
+        if path is None:
+            batches = list(read_rows(store, n_tokens))
+            activations = torch.cat(batches) if batches else torch.empty(0, 0)
+        else:
+            activations = kept_rows(path, store, n_tokens, described)
+            # PairedActivations leaves it to the store that it reads.
+            device = store.device if hasattr(store, "device") else store.store.device
+        length = sequence_length_of(store)
+        return cls(activations, store.train_batch_size_tokens, seed, store, length, device)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -118,7 +129,7 @@ class ReplayedActivations:
         chosen = self._order[1][i * n : (i + 1) * n].to(self.activations.device)
         self.n_batches_served += 1
         sequences = self.activations.unflatten(0, (-1, self.sequence_length))
-        return sequences[chosen].flatten(0, 1)
+        return sequences[chosen].flatten(0, 1).to(self.device)
 
     def save_to_checkpoint(self, checkpoint_path: str | Path) -> None:
         """Write how many batches were served, under the name SAELens gives its store's state."""

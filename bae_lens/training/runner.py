@@ -20,7 +20,7 @@ from sae_lens.load_model import load_model
 from sae_lens.synthetic import SyntheticDataEvalResult, SyntheticSAERunner
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, str_to_dtype
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
@@ -30,6 +30,7 @@ from bae_lens import demo
 from bae_lens.bae import TrainingBAE
 from bae_lens.clvq_vae import TrainingCLVQVAE
 from bae_lens.suggest import did_you_mean
+from bae_lens.training.collection import check_collection
 from bae_lens.training.interruption import stop_between_steps
 from bae_lens.training.metric_log import MetricLog
 from bae_lens.training.replay import ReplayedActivations
@@ -43,6 +44,16 @@ _CHECKPOINT_FILES = (
     SAE_WEIGHTS_FILENAME,
     ACTIVATIONS_STORE_STATE_FILENAME,
 )
+# Of SAELens' config and of CrossLayerRunnerConfig.
+_ROW_FIELDS = (
+    *("model_name", "model_class_name", "model_from_pretrained_kwargs", "model_kwargs"),
+    *("autocast_lm", "hook_name", "hook_name_out", "hook_head_index"),
+    *("dataset_path", "text_unit", "use_chat_formatting"),
+    *("use_cached_activations", "cached_activations_path"),
+    *("context_size", "sequence_length", "seqpos_slice", "store_batch_size_prompts"),
+    *("prepend_bos", "exclude_special_tokens", "sequence_separator_token"),
+    "disable_concat_sequences",
+)
 
 
 class TrainingRunner(LanguageModelSAETrainingRunner):
@@ -51,7 +62,8 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     * The names ``bae-lens/smollm2-135m`` and ``bae-lens/movie-reviews`` are resolved.
     * Hook, ``d_in``, batch and checkpoint are checked before the language model reads any text.
     * ``replay_tokens``: the language model runs once over so many tokens, and training makes
-      epochs over them. Recorded in the SAE's metadata.
+      epochs over them. Recorded in the SAE's metadata. With ``replay_path`` they are kept on disk,
+      and later runs (another seed, another autoencoder) read them there.
     * Metrics are written to ``metrics.jsonl`` in ``cfg.output_path`` (or ``cfg.checkpoint_path``
       where there is none), every ``cfg.logger.wandb_log_frequency`` steps, W&B on or off.
     * ``cfg.seed`` seeds torch, so that a run can be repeated. SAELens does not use it.
@@ -70,10 +82,17 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         override_sae: as for SAELens.
         replay_tokens: tokens to collect and replay, special tokens not counted; None to run the
             language model throughout, as SAELens does.
+        replay_path: a folder for what ``replay_tokens`` collects, written by the first run and
+            memory-mapped by every run; None to keep it in memory. A run that asks for other
+            activations than are there is refused. What the config says of model, text and hook is
+            compared, and no more: under the same names, the same ``override_model`` and
+            ``override_dataset`` have to be given. Devices and compilation, which only change
+            rounding, are left out.
 
     Raises:
-        ValueError: if the model has no such hook, ``cfg.sae.d_in`` is not the hook's width, or a
-            training batch is larger than the buffer (or than ``replay_tokens``).
+        ValueError: if the model has no such hook, ``cfg.sae.d_in`` is not the hook's width, a
+            training batch is larger than the buffer (or than ``replay_tokens``), or
+            ``replay_path`` holds other activations or is given without ``replay_tokens``.
         FileNotFoundError: if ``cfg.resume_from_checkpoint`` is not a whole checkpoint.
         ImportError: if a ``bae-lens/`` name is given and its package is missing.
     """
@@ -86,13 +105,17 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         override_sae: TrainingSAE[Any] | None = None,
         *,
         replay_tokens: int | None = None,
+        replay_path: str | Path | None = None,
     ) -> None:
         _check_batch(cfg, replay_tokens)
+        if replay_path is not None:
+            _check_replay_path(cfg, replay_tokens, replay_path)
         if cfg.resume_from_checkpoint is not None:
             _check_checkpoint(Path(cfg.resume_from_checkpoint))
         torch.manual_seed(cfg.seed)
         self.cfg = cfg
         self.replay_tokens = replay_tokens
+        self.replay_path = replay_path
         dataset = demo.load_dataset(cfg.dataset_path) if override_dataset is None else None
         model = override_model if override_model is not None else self._load_model()
         # Cached activations carry their shape, which SAELens checks, and need no model.
@@ -138,7 +161,11 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         """Train, save, and return the SAE."""
         if self.replay_tokens is not None:
             replay = ReplayedActivations.collect(
-                self.activations_store, self.replay_tokens, seed=self.cfg.seed
+                self.activations_store,
+                self.replay_tokens,
+                self.cfg.seed,
+                self.replay_path,
+                _describe_rows(self.cfg),
             )
             # The evaluator keeps the store itself, which goes on with text not collected.
             self.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
@@ -310,6 +337,24 @@ def _check_batch(cfg: LanguageModelSAERunnerConfig[Any], replay_tokens: int | No
             f"(n_batches_in_buffer = {cfg.n_batches_in_buffer} × {positions} positions). Set "
             f"n_batches_in_buffer to at least {-(-batch // positions)}, or lower the batch size."
         )
+
+
+def _check_replay_path(
+    cfg: LanguageModelSAERunnerConfig[Any], replay_tokens: int | None, path: str | Path
+) -> None:
+    if replay_tokens is None:
+        raise ValueError(
+            f"replay_path is {str(path)!r}, but nothing is replayed: replay_tokens is null. Say how "
+            "many tokens to collect, or set replay_path to null."
+        )
+    check_collection(path, _describe_rows(cfg) | {"replay_tokens": replay_tokens})
+
+
+def _describe_rows(cfg: LanguageModelSAERunnerConfig[Any]) -> dict[str, Any]:
+    """Everything in a config that changes what is collected; fields that it does not have are None."""
+    widths = {name: getattr(cfg.sae, name, None) for name in ("d_in", "d_out")}
+    dtype = str(str_to_dtype(cfg.dtype))
+    return {name: getattr(cfg, name, None) for name in _ROW_FIELDS} | widths | {"dtype": dtype}
 
 
 def _check_checkpoint(path: Path) -> None:

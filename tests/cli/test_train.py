@@ -96,6 +96,20 @@ def test_a_config_file_is_trained_and_saved(config: Path, capsys: pytest.Capture
     assert len(Path("out/metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("name", ["config", "cross_layer_config"])
+def test_activations_are_kept_for_the_next_run(
+    name: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+):
+    path = str(request.getfixturevalue(name))
+    assert main(["train", path, "--replay_path", "kept"]) == 0
+    assert main(["train", path, "--replay_path", "kept", "--d_sae", "24", "--seed", "5"]) == 0
+    assert SAE.load_from_disk("out").cfg.metadata.replay_tokens == 4 * BATCH
+    err = error_of(capsys, path, "--replay_path", "kept", "--hook_name", "hook_embed")
+    assert f"in 'kept' are not those that this run asks for: hook_name is '{HOOK}' there" in err
+    err = error_of(capsys, path, "--replay_path", "kept", "--replay_tokens", "none")
+    assert "replay_path is 'kept', but nothing is replayed: replay_tokens is null" in err
+
+
 def test_a_run_that_saves_nothing_says_so(config: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["train", str(config), "--output_path", "none"]) == 0
     assert "nothing is saved, since output_path is null" in capsys.readouterr().out
@@ -110,13 +124,13 @@ def test_a_shipped_config_is_trained(capsys: pytest.CaptureFixture[str]):
     assert sae(torch.randn(3, 64)).shape == (3, 64)
 
 
-def record_runs(monkeypatch: pytest.MonkeyPatch, runner: str) -> list[tuple[Any, int | None]]:
-    """Configs and ``replay_tokens`` that a class of runner is given instead of running."""
-    runs: list[tuple[Any, int | None]] = []
+def record_runs(monkeypatch: pytest.MonkeyPatch, runner: str) -> list[tuple[Any, Any]]:
+    """Configs that a class of runner is given instead of running, and the rest by name."""
+    runs: list[tuple[Any, Any]] = []
 
     class Runner:
-        def __init__(self, cfg: Any, *, replay_tokens: int | None) -> None:
-            runs.append((cfg, replay_tokens))
+        def __init__(self, cfg: Any, **ours: Any) -> None:
+            runs.append((cfg, ours))
 
         def run(self) -> None: ...
 
@@ -128,12 +142,14 @@ def test_saelens_own_flags(monkeypatch: pytest.MonkeyPatch):
     runs = record_runs(monkeypatch, "TrainingRunner")
     flags = ["--architecture", "bae", "--d_in", "16", "--d_sae", "32", "--target_entropy", "9"]
     assert main(["train", *flags, "--lr", "1e-2", "--log_to_wandb", "False"]) == 0
-    assert main(["train", *flags, "--replay_tokens", "4096"]) == 0
-    (cfg, replay_tokens), (_, given) = runs
+    replay = ["--replay_tokens", "4096", "--replay_path", "kept"]
+    assert main(["train", *flags, *replay]) == 0
+    (cfg, none), (_, given) = runs
     assert isinstance(cfg, LanguageModelSAERunnerConfig)
     assert cfg.sae == TrainingBAEConfig(d_in=16, d_sae=32, target_entropy=9.0)
     assert (cfg.lr, cfg.logger.log_to_wandb) == (0.01, False)
-    assert (replay_tokens, given) == (None, 4096)
+    assert none == {"replay_tokens": None, "replay_path": None}
+    assert given == {"replay_tokens": 4096, "replay_path": "kept"}
 
 
 def test_saelens_own_flags_and_those_of_the_second_hook_point(monkeypatch: pytest.MonkeyPatch):
@@ -143,14 +159,15 @@ def test_saelens_own_flags_and_those_of_the_second_hook_point(monkeypatch: pytes
     more = ["--top_k", "2", "--context_size", "24", "--log_to_wandb", "False"]
     assert main(["train", *flags, *ours, *more, "--replay_tokens", "4096"]) == 0
     assert main(["train", *flags, "--decoder", "token", "--d_out", "24"]) == 0
-    (cfg, replay_tokens), (alone, none) = runs
+    (cfg, given), (alone, none) = runs
     assert type(cfg) is type(alone) is CrossLayerRunnerConfig
     assert (cfg.hook_name, cfg.hook_name_out) == ("a", "b")
     assert (cfg.text_unit, cfg.initialization_tokens) == ("sentence", 99)
     expected = TrainingCLVQVAEConfig(d_in=16, d_out=16, d_sae=32, top_k=2, sequence_length=24)
     assert cfg.sae.to_dict() == expected.to_dict()
     assert not cfg.logger.log_to_wandb
-    assert (replay_tokens, none) == (4096, None)
+    assert given == {"replay_tokens": 4096, "replay_path": None}
+    assert none == {"replay_tokens": None, "replay_path": None}
     # One hook point and SAELens' defaults, where nothing else is said.
     assert (alone.hook_name, alone.hook_name_out, alone.text_unit) == ("a", "a", "context")
     assert (alone.sae.decoder, alone.sae.d_out, alone.sequence_length) == ("token", 24, None)
@@ -213,7 +230,8 @@ def test_help_names_the_shipped_configs_and_our_flags(
     # argparse breaks lines within names, at their hyphens.
     out = "".join(capsys.readouterr().out.split())
     assert ",".join(list_configs()) in out
-    assert all(flag in out for flag in ("--hook_name_out", "--text_unit", "--replay_tokens"))
+    flags = ("--hook_name_out", "--text_unit", "--replay_tokens", "--replay_path")
+    assert all(flag in out for flag in flags)
 
 
 @pytest.mark.parametrize(

@@ -69,16 +69,17 @@ def refusal(
 @pytest.mark.parametrize("suffix", ["yaml", "yml", "json"])
 def test_a_file_is_read(suffix: str, tmp_path: Path):
     path = tmp_path / f"run.{suffix}"
-    content = {**CONTENT, "replay_tokens": 5000, "seqpos_slice": [1, None]}
+    ours = {"replay_tokens": 5000, "replay_path": "kept"}
+    content = {**CONTENT, **ours, "seqpos_slice": [1, None]}
     path.write_text(json.dumps(content) if suffix == "json" else yaml.safe_dump(content))
-    runner, replay_tokens = load_config(path)
+    runner, replay_tokens, replay_path = load_config(path)
     assert isinstance(runner, LanguageModelSAERunnerConfig)
     assert isinstance(runner.sae, TrainingBAEConfig)
     assert runner.sae.temperature == 0.5
     assert runner.seqpos_slice == (1, None)
     assert runner.checkpoint_path is None
     assert not runner.logger.log_to_wandb
-    assert replay_tokens == 5000
+    assert (replay_tokens, replay_path) == (5000, "kept")
 
 
 def test_yaml_numbers_may_have_an_exponent_and_no_point(tmp_path: Path):
@@ -112,7 +113,8 @@ def test_the_file_that_saelens_writes_can_be_read_back(tmp_path: Path):
 
 @pytest.mark.parametrize("name", list_configs())
 def test_each_shipped_config_is_offline_and_named_after_its_output(name: str):
-    runner, replay_tokens = load_config(name)
+    runner, replay_tokens, replay_path = load_config(name)
+    assert replay_path is None
     assert not runner.logger.log_to_wandb
     assert runner.output_path == f"output/{name}"
     assert runner.checkpoint_path is None
@@ -197,6 +199,7 @@ def test_an_unknown_field_is_refused_with_the_nearest(fields: dict[str, Any], me
         ({"sae": {**CONTENT["sae"], "metadata": 3}}, "sae.metadata must be of type dict"),
         ({"sae": {**CONTENT["sae"], "temperature": -1}}, "temperature must be greater than 0"),
         ({"replay_tokens": "all"}, "replay_tokens must be of type int | None; got 'all'"),
+        ({"replay_path": ["a"]}, "replay_path must be of type str | None; got ['a']"),
     ],
 )
 def test_a_wrong_type_is_refused(fields: dict[str, Any], message: str):
@@ -279,6 +282,12 @@ def test_replay_tokens_can_be_overridden():
     )
 
 
+@pytest.mark.parametrize(("text", "path"), [("kept", "kept"), ("2024", "2024"), ("none", None)])
+def test_replay_path_can_be_overridden(text: str, path: str | None):
+    run = build_config({**CONTENT, "replay_path": "before"}, {"replay-path": text})
+    assert run == RunConfig(build(), None, path)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -346,6 +355,7 @@ def test_it_may_be_the_path_of_a_saved_one():
 
 def test_what_only_a_language_model_has_is_refused():
     assert "Unknown field 'replay_tokens'" in refusal(content=SYNTHETIC, replay_tokens=5)
+    assert "Unknown field 'replay_path'" in refusal(content=SYNTHETIC, replay_path="kept")
     assert "Unknown field 'hook_name'" in refusal({"hook_name": "x"}, SYNTHETIC)
     wrong = {"num_feature": 8, "hidden_dim": 4}
     message = refusal(content=SYNTHETIC, synthetic_model=wrong)

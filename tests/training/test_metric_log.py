@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,11 @@ from tests.helpers import (
     make_sparse_activations,
     trainer_cfg,
     training_cfg,
+)
+
+STORE, TRAINER = SPEEDS = (
+    "performance/store_tokens_per_second",
+    "performance/trainer_tokens_per_second",
 )
 
 
@@ -51,7 +59,8 @@ def test_lines_are_what_wandb_is_sent(tmp_path: Path, monkeypatch: pytest.Monkey
     MetricLog(tmp_path / "metrics.jsonl", every=3).attach(trainer)
     trainer.fit()
     assert [line["step"] for line in sent] == [2, 5, 8]
-    assert read(tmp_path / "metrics.jsonl") == sent
+    lines = read(tmp_path / "metrics.jsonl")
+    assert [{k: v for k, v in line.items() if k not in SPEEDS} for line in lines] == sent
 
 
 def test_without_wandb_it_holds_saelens_metrics_and_the_architectures(tmp_path: Path):
@@ -138,3 +147,103 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path):
 def test_every_must_be_positive(every: int, tmp_path: Path):
     with pytest.raises(ValueError, match=f"positive number of steps; got {every}"):
         MetricLog(tmp_path / "metrics.jsonl", every)
+
+
+# Speed
+
+
+class Clock:
+    """Goes on only when it is told to."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("time.perf_counter", clock)
+    return clock
+
+
+def takes(clock: Clock, seconds: Callable[[], float], do: Callable[..., Any]) -> Callable[..., Any]:
+    """Do the same, in a time by the clock."""
+
+    @wraps(do)
+    def do_slowly(*args: Any, **kwargs: Any) -> Any:
+        clock.now += seconds()
+        return do(*args, **kwargs)
+
+    return do_slowly
+
+
+def make_slow_trainer(clock: Clock, n_steps: int) -> SAETrainer[Any, Any]:
+    """Step i reads for i + 1 seconds, trains for 10 (i + 1), and is at other things for 1000."""
+    trainer = make_trainer(n_steps)
+    read = takes(clock, lambda: trainer.n_training_steps + 1, partial(next, trainer.data_provider))
+    trainer.data_provider = iter(read, None)
+    trainer._train_step = takes(
+        clock, lambda: 10 * (trainer.n_training_steps + 1), trainer._train_step
+    )
+    for name in ("_checkpoint_if_needed", "build_train_step_log_dict", "maybe_reset_sparsity"):
+        setattr(trainer, name, takes(clock, lambda: 1000, getattr(trainer, name)))
+    return trainer
+
+
+def test_speed_is_by_the_time_of_the_store_and_of_the_trainer(tmp_path: Path, clock: Clock):
+    trainer = make_slow_trainer(clock, 5)
+    MetricLog(tmp_path / "metrics.jsonl", every=2).attach(trainer)
+    trainer.fit()
+    first, last = read(tmp_path / "metrics.jsonl")
+    assert (first[STORE], first[TRAINER]) == (2 * BATCH / 3, 2 * BATCH / 30)
+    assert (last[STORE], last[TRAINER]) == (2 * BATCH / 7, 2 * BATCH / 70)
+
+
+def test_batches_that_were_not_read_in_fit_have_no_speed(tmp_path: Path, clock: Clock):
+    trainer = make_slow_trainer(clock, 3)
+    MetricLog(tmp_path / "metrics.jsonl", every=1).attach(trainer)
+    trainer.step(next(trainer.data_provider))
+    trainer.n_training_steps += 1
+    trainer.fit()
+    first, *rest = read(tmp_path / "metrics.jsonl")
+    assert STORE not in first
+    assert first[TRAINER] == BATCH / 10
+    assert [line[STORE] for line in rest] == [BATCH / 2, BATCH / 3]
+
+
+def test_where_no_time_has_passed_there_is_no_speed(tmp_path: Path, clock: Clock):
+    trainer = make_trainer(2)
+    MetricLog(tmp_path / "metrics.jsonl", every=1).attach(trainer)
+    trainer.fit()
+    assert all(not set(SPEEDS) & line.keys() for line in read(tmp_path / "metrics.jsonl"))
+
+
+def test_a_resumed_run_has_the_speed_of_its_own_steps(tmp_path: Path, clock: Clock):
+    trainer = make_slow_trainer(clock, 6)
+    trainer.n_training_steps, trainer.n_training_samples = 3, 3 * BATCH
+    MetricLog(tmp_path / "metrics.jsonl", every=2).attach(trainer)
+    trainer.fit()
+    assert [line[STORE] for line in read(tmp_path / "metrics.jsonl")] == [BATCH / 4, 2 * BATCH / 11]
+
+
+def test_only_steps_with_a_line_wait_for_the_device(tmp_path: Path):
+    waited: list[int] = []
+
+    class Loss(torch.Tensor):
+        def item(self) -> float:
+            waited.append(trainer.n_training_steps)
+            return super().item()
+
+    trainer = make_trainer(6)
+    take_step = trainer._train_step
+
+    def train(*args: Any, **kwargs: Any) -> Any:
+        output = take_step(*args, **kwargs)
+        return replace(output, loss=output.loss.detach().as_subclass(Loss))
+
+    trainer._train_step = train
+    MetricLog(tmp_path / "metrics.jsonl", every=3).attach(trainer)
+    trainer.fit()
+    assert set(waited) == {2, 5}

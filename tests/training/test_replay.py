@@ -190,6 +190,15 @@ def test_the_language_model_does_not_run_again(tmp_path, monkeypatch):
         assert next(replayed).shape == (BATCH, D_IN)
 
 
+def test_batches_are_served_where_they_are_wanted():
+    activations = numbered(12)
+    assert ReplayedActivations(activations, 4).device == activations.device
+    store = ReplayedActivations(activations, 4, device="meta")
+
+    assert next(store).device == store.device == torch.device("meta")
+    assert store.activations is activations
+
+
 def test_other_questions_are_answered_by_the_store(tmp_path):
     store = make_store(tmp_path)
     replayed = ReplayedActivations.collect(store, BATCH)
