@@ -1,0 +1,141 @@
+"""What fires at a token, for any dictionary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sae_lens import SAE
+from sae_lens.training.activation_scaler import ActivationScaler
+from scipy import sparse
+from torch import Tensor
+
+from bae_lens.evals.concept_ablation.concepts import Clusters, dictionary_hooks
+from bae_lens.evals.summarise import flat_heads, is_one_bit, is_one_hot
+from bae_lens.interp.evidence import Strength
+from bae_lens.nn import squared_distances
+
+# Numbers of a dense code that are held at a time.
+_MAX_DENSE = 2**25
+
+
+@dataclass(frozen=True, eq=False)
+class Coder:
+    """A dictionary as a function from activations to what fires.
+
+    Attributes:
+        dictionary: an SAE, transcoder, BAE, CLVQ-VAE or VQ-VAE (trained or in training), or clusters.
+        scaler: as SAELens trains with, while it is not folded in yet.
+
+    Raises:
+        ValueError: if the dictionary's metadata names no hook point.
+    """
+
+    dictionary: SAE[Any] | Clusters
+    scaler: ActivationScaler = field(default_factory=ActivationScaler)
+
+    def __post_init__(self) -> None:
+        dictionary_hooks(self.dictionary)
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        own = self.dictionary
+        return own.name if isinstance(own, Clusters) else own.cfg.architecture()
+
+    @property
+    def hook_name(self) -> str:
+        """Of the hook point that is read."""
+        return dictionary_hooks(self.dictionary)[0]
+
+    @property
+    def head_index(self) -> int | None:
+        """The one head that is read; None: all."""
+        own = self.dictionary
+        return None if isinstance(own, Clusters) else own.cfg.metadata.hook_head_index
+
+    @property
+    def d_in(self) -> int:
+        """Width of activations."""
+        own = self.dictionary
+        return own.centroids.shape[1] if isinstance(own, Clusters) else own.cfg.d_in
+
+    @property
+    def n_latents(self) -> int:
+        """Number of latents or codes."""
+        own = self.dictionary
+        return len(own.centroids) if isinstance(own, Clusters) else own.cfg.d_sae
+
+    @property
+    def strength(self) -> Strength:
+        """See ``Evidence.strength``."""
+        own = self.dictionary
+        if isinstance(own, Clusters) or is_one_hot(own):
+            return "nearness"
+        return "surprise" if is_one_bit(own) else "activation"
+
+    @property
+    def codebook(self) -> Float[Tensor, "K d"]:
+        """Of a dictionary of codes."""
+        own: Any = self.dictionary
+        return (own.centroids if isinstance(own, Clusters) else own.codebook).detach().float()
+
+    @torch.no_grad()
+    def encode(self, x: Float[Tensor, "n d_in"]) -> Any:
+        """Sparse matrix ``[n, n_latents]`` (CSR, float32, CPU) with an entry where a latent fires.
+
+        Entries are activations; 1 for bits; for codes minus the squared distance, which may be an
+        explicit zero.
+
+        Raises:
+            ValueError: if activations have another width, or the code is NaN or infinite.
+        """
+        if x.shape[-1] != self.d_in:
+            raise ValueError(
+                f"The dictionary reads activations of width {self.d_in}; those at "
+                f"{self.hook_name!r} have {x.shape[-1]}. Is it of this model and hook point?"
+            )
+        parts = x.split(max(1, _MAX_DENSE // self.n_latents))
+        one = self._nearest if self.strength == "nearness" else self._acts
+        return sparse.vstack([one(part) for part in parts], format="csr")
+
+    def _acts(self, x: Tensor) -> Any:
+        sae: Any = self.dictionary
+        with flat_heads(sae):
+            acts = sae.encode(self.scaler.scale(x.to(sae.device, sae.dtype)))
+        acts = acts if acts.layout == torch.strided else acts.to_dense()
+        _check_finite(acts)
+        rows, latents = acts.nonzero(as_tuple=True)
+        bits = self.strength == "surprise"
+        values = torch.ones_like(rows) if bits else acts[rows, latents]
+        return _csr(rows, latents, values, (len(x), self.n_latents))
+
+    def _nearest(self, x: Tensor) -> Any:
+        if isinstance(self.dictionary, SAE):
+            sae: Any = self.dictionary
+            x = self.scaler.scale(x.to(sae.device, sae.dtype))
+            x = sae.encoder(sae.process_sae_in(x))
+        codebook = self.codebook
+        distances, codes = squared_distances(x.to(codebook.device), codebook).min(-1)
+        _check_finite(distances)
+        rows = torch.arange(len(codes))
+        return _csr(rows, codes, -distances, (len(codes), self.n_latents))
+
+
+def _check_finite(values: Tensor) -> None:
+    if not values.isfinite().all():
+        raise ValueError(
+            "The dictionary's code has NaN or infinite values, of which nothing can be said. Are the "
+            "model's activations finite?"
+        )
+
+
+def _csr(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> Any:
+    """Of entries in the order of their rows."""
+    starts = np.zeros(shape[0] + 1, dtype=np.int64)
+    starts[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0).cpu().numpy()
+    data = (values.float().cpu().numpy(), columns.cpu().numpy(), starts)
+    return sparse.csr_matrix(data, shape=shape)

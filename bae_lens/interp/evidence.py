@@ -1,0 +1,289 @@
+"""What was seen of each latent or code of a dictionary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+Strength = Literal["activation", "surprise", "nearness"]
+NeighbourMeasure = Literal["phi", "distance"]
+
+
+@dataclass(frozen=True)
+class EvidenceSettings:
+    """Settings of ``collect_evidence``.
+
+    Args:
+        n_tokens (int | None): Tokens to read; None: all of the text. Special tokens and padding do
+            not count.
+        n_strongest (int): Strongest examples a latent.
+        n_random (int): Random examples a latent.
+        n_left (int): Tokens of an example before the marked one, at most.
+        n_right (int): Tokens after it, at most.
+        n_top_tokens (int): Commonest tokens, and lemmas, a latent.
+        n_counters (int): Tokens a latent that are counted at a time, see ``TokenCounts``.
+        n_neighbours (int): Neighbours a latent; 0 counts no pairs.
+        lemmas (str | None): Language of the lemmas to count, as ``"en"``. Needs ``simplemma``.
+        batch_size (int): Texts a forward pass, where no store says how many.
+        seed (int): Of the random examples, and of the order in which a dataset is read.
+
+    Raises:
+        ValueError: if a value is outside its range.
+    """
+
+    n_tokens: int | None = 200_000
+    n_strongest: int = 10
+    n_random: int = 10
+    n_left: int = 16
+    n_right: int = 8
+    n_top_tokens: int = 10
+    n_counters: int = 512
+    n_neighbours: int = 5
+    lemmas: str | None = None
+    batch_size: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        may_be_zero = ("n_left", "n_right", "n_top_tokens", "n_neighbours", "seed")
+        for field in fields(self):
+            if field.name == "lemmas":
+                continue
+            value, least = getattr(self, field.name), int(field.name not in may_be_zero)
+            if value is None and field.name == "n_tokens":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(
+                    f"{field.name} must be a whole number, {least} at least; got {value!r}."
+                )
+        if self.seed >= 2**64:
+            raise ValueError(f"seed must be below 2**64; got {self.seed}.")
+        if self.n_top_tokens > self.n_counters:
+            raise ValueError(
+                f"n_top_tokens is {self.n_top_tokens}, of which only n_counters = "
+                f"{self.n_counters} would be counted. Raise n_counters."
+            )
+
+
+class Example(NamedTuple):
+    """A token at which a latent fires, with the text around it.
+
+    Attributes:
+        tokens: ids of the window, padding left out.
+        marked: which of them it is.
+        strength: see ``Evidence.strength``.
+        text: index of the text in the dataset; of a store that joins texts, which of its sequences.
+        position: of the marked token in the sequence that the model read.
+        strings: what each token is read as; together they are the text of the window. Tokens that
+            are bytes of one character have it in one of them (the marked one, if it is among them)
+            and nothing in the others.
+    """
+
+    tokens: tuple[int, ...]
+    marked: int
+    strength: float
+    text: int
+    position: int
+    strings: tuple[str, ...]
+
+    @property
+    def marked_text(self) -> str:
+        """The window as text, with «» around the marked token."""
+        before, token, after = (
+            "".join(self.strings[part])
+            for part in (
+                slice(self.marked),
+                slice(self.marked, self.marked + 1),
+                slice(self.marked + 1, None),
+            )
+        )
+        space = token[: len(token) - len(token.lstrip())]
+        return f"{before}{space}«{token[len(space) :]}»{after}"
+
+
+class Count(NamedTuple):
+    """How often a latent fires at a token, or at forms of a lemma.
+
+    Attributes:
+        string: the token or lemma.
+        n: never too high; too low by ``LatentEvidence.count_error`` at most (of a lemma, by so
+            much for each of its forms).
+        lift: share of it among the latent's firings, over its share of all tokens.
+        token: the token's id; None for a lemma.
+    """
+
+    string: str
+    n: int
+    lift: float
+    token: int | None
+
+
+class Neighbour(NamedTuple):
+    """Another latent.
+
+    Attributes:
+        latent: its index.
+        value: see ``Evidence.neighbour_measure``.
+        n_together: tokens at which both fire; None for codes, of which a token has one only.
+    """
+
+    latent: int
+    value: float
+    n_together: int | None
+
+
+@dataclass(frozen=True)
+class LatentEvidence:
+    """Of one latent or code. It *fires* at a token that is evidence of it.
+
+    Attributes:
+        index: which one.
+        when_off: a bit that is on at more than half of the tokens says something where it is off:
+            that is then what *fires* means throughout, in neighbours too.
+        n_firings: tokens at which it fires.
+        rate: their share of all tokens.
+        strongest: the strongest first.
+        random: drawn evenly from all firings, in random order.
+        top_tokens: the tokens at which it fires most often.
+        count_error: how much lower than the truth their counts may be; 0: they are exact.
+        top_lemmas: the same of lemmas; None where they were not asked for.
+        neighbours: the nearest first; None where they are not known.
+        class_shares: of each class, the share of firings that are in texts of it, all zero if it
+            never fires; None without labels.
+    """
+
+    index: int
+    when_off: bool
+    n_firings: int
+    rate: float
+    strongest: tuple[Example, ...]
+    random: tuple[Example, ...]
+    top_tokens: tuple[Count, ...]
+    count_error: int
+    top_lemmas: tuple[Count, ...] | None = None
+    neighbours: tuple[Neighbour, ...] | None = None
+    class_shares: tuple[float, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in _PARTS:
+            if values[name] is not None:
+                values[name] = [part._asdict() for part in values[name]]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LatentEvidence:
+        """What ``to_dict`` gave."""
+        own = dict(values)
+        for name, kind in _PARTS.items():
+            if own[name] is not None:
+                own[name] = tuple(kind(**_with_tuples(part)) for part in own[name])
+        return cls(**_with_tuples(own))
+
+
+_PARTS: dict[str, type[Example] | type[Count] | type[Neighbour]] = {
+    "strongest": Example,
+    "random": Example,
+    "top_tokens": Count,
+    "top_lemmas": Count,
+    "neighbours": Neighbour,
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Result of ``collect_evidence``.
+
+    Attributes:
+        dictionary: its architecture, or the name of clusters.
+        hook_name: the hook point that it reads.
+        strength: what the strength of an example is. ``"activation"``: the latent's value.
+            ``"surprise"``, of one-bit codes: −log₂ of the rate of the value that the bit has. It is
+            the same for all of a bit's examples, so that the strongest are a second random sample,
+            which shares none with the first where there are enough firings for both.
+            ``"nearness"``, of codes: minus the squared distance to the code, in the units of the
+            codebook.
+        neighbour_measure: ``"phi"``: the correlation (phi coefficient) of the two latents' firing
+            over tokens, 1 where they fire at the same tokens, 0 where they fire together as often
+            as by chance; of those above 0. A few firings make a large one easily: mind
+            ``n_together``. ``"distance"``, of codes: between the two in the codebook.
+        n_tokens: tokens read.
+        n_texts: texts (sequences) that they are from.
+        settings: how it was collected.
+        latents: by index.
+        class_names: of the labels; None without.
+        class_shares: share of all tokens that are in texts of each class.
+    """
+
+    dictionary: str
+    hook_name: str
+    strength: Strength
+    neighbour_measure: NeighbourMeasure
+    n_tokens: int
+    n_texts: int
+    settings: EvidenceSettings
+    latents: tuple[LatentEvidence, ...]
+    class_names: tuple[str, ...] | None = None
+    class_shares: tuple[float, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, latent: int) -> LatentEvidence:
+        return self.latents[latent]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return values | {
+            "settings": asdict(self.settings),
+            "latents": [latent.to_dict() for latent in self.latents],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Evidence:
+        """What ``to_dict`` gave.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        missing = {field.name for field in fields(cls)} - set(values)
+        if missing:
+            raise ValueError(
+                "This is no evidence of collect_evidence: it has no "
+                f"{', '.join(map(repr, sorted(missing)))}."
+            )
+        own = dict(values)
+        own["settings"] = EvidenceSettings(**own["settings"])
+        own["latents"] = tuple(map(LatentEvidence.from_dict, own["latents"]))
+        return cls(**_with_tuples(own))
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, all or nothing."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".part")
+        # A line for each latent would be nicer to look at, and slow: json's C encoder is for one.
+        content = json.dumps(self.to_dict(), allow_nan=False, ensure_ascii=False)
+        partial.write_text(content + "\n", encoding="utf-8")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evidence:
+        """What ``save`` wrote.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} is no evidence of collect_evidence.")
+        return cls.from_dict(values)
+
+
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
