@@ -272,13 +272,14 @@ def summarise(cells: dict[str, Any]) -> None:
         if lines:
             print(f"\n## Lost beyond a random direction of equal norm, {place}\n")
             table(["95 % interval", *titles], lines)
-    changes = []
-    for method in dict.fromkeys(line for cell in cells.values() for line in ce_changes(cell)):
-        own = [ce_changes(cell).get(method) for cell in cells.values()]
-        changes.append([method, *("–" if x is None else f"{x:+.3f}" for x in own)])
-    if changes:
+    changes = [ce_changes(cell) for cell in cells.values()]
+    lines = [
+        [method, *(_shown(own.get(method)) for own in changes)]
+        for method in dict.fromkeys(method for own in changes for method in own)
+    ]
+    if lines:
         print("\n## Cross-entropy of ordinary text, the same removed from all its tokens\n")
-        table(["nats per token", *titles], changes)
+        table(["nats per token, 95 % interval over texts", *titles], lines)
 
 
 def methods_of(cell: dict[str, Any]) -> list[str]:
@@ -296,12 +297,16 @@ def beyond_random(cell: dict[str, Any], place: str) -> dict[str, Interval]:
     return found
 
 
-def ce_changes(cell: dict[str, Any]) -> dict[str, float]:
-    """By dictionary and control; empty where nothing was measured."""
+def ce_changes(cell: dict[str, Any]) -> dict[str, Interval]:
+    """By dictionary, then by control of the first; empty where nothing was measured."""
+    wanted = [(m, results_of(cell, m)[0], names.CONCEPT) for m in methods_of(cell)]
+    wanted += [(name, wanted[0][1], name) for name in (*names.CONTROLS, names.LEACE)]
     found = {}
-    for line in lines_of(cell, names.EVERYWHERE):
-        if line[-1] != "–":
-            found[line[0]] = float(line[-1])
+    for title, result, method in wanted:
+        row = find(result, names.EVERYWHERE, method, names.PROBE)
+        change = None if row is None else result.ce_change(row)
+        if change is not None:
+            found[title] = change
     return found
 
 
