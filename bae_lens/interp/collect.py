@@ -16,8 +16,10 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.concept_ablation.concepts import Clusters
 from bae_lens.evals.text_batch import MaskedTextStore
+from bae_lens.interp.background import BackgroundSample
 from bae_lens.interp.coder import Coder
 from bae_lens.interp.evidence import (
+    BackgroundToken,
     Count,
     Evidence,
     EvidenceSettings,
@@ -63,7 +65,8 @@ def collect_evidence(
     The same seed gives the same examples, however the corpus is batched (but for rounding in the
     model, which may differ with the size of a batch). Memory does not grow with the corpus: an
     example is 4 bytes a token of its window and 24 more, of which there are ``n_strongest +
-    n_random`` a latent, twice as many of one-bit codes; see also ``TokenCounts`` and ``PairCounts``.
+    n_random`` a latent, twice as many of one-bit codes; see also ``TokenCounts``, ``PairCounts`` and
+    ``BackgroundSample``.
 
     Args:
         model: a HookedTransformer, TransformerBridge or another model with their interface.
@@ -99,7 +102,8 @@ def collect_evidence(
         raise ValueError(
             "There is no token that counts: the text is empty, or all of it is special tokens."
         )
-    latents = collector.latents(coder, TokenStrings(getattr(model, "tokenizer", None)))
+    strings = TokenStrings(getattr(model, "tokenizer", None))
+    latents = collector.latents(coder, strings)
     shares = collector.class_totals / collector.n_tokens
     return Evidence(
         dictionary=coder.name,
@@ -112,6 +116,7 @@ def collect_evidence(
         latents=tuple(latents),
         class_names=names,
         class_shares=None if names is None else tuple(shares.tolist()),
+        background=collector.background_tokens(strings),
     )
 
 
@@ -147,6 +152,11 @@ class Collector:
         self.keys = FiringKeys(settings.seed, n_latents)
         self.strongest = Reservoir(n_groups, settings.n_strongest, place)
         self.random = Reservoir(n_groups, settings.n_random, place)
+        self.background = None
+        if settings.n_background > 0:
+            self.background = BackgroundSample(
+                settings.n_background, n_latents, place, settings.seed
+            )
         self.tokens = TokenCounts(n_groups, settings.n_counters)
         self.n_tokens, self.n_texts = 0, 0
         self.n_on = np.zeros(n_latents, dtype=np.int64)
@@ -181,6 +191,8 @@ class Collector:
         self._keep_examples(block, rows, latents, token_keys)
         if self.are_bits:
             self._keep_examples_of_off(block, token_keys)
+        if self.background is not None:
+            self.background.update(block, token_keys)
         self.n_tokens += len(block)
         self.n_on += np.bincount(latents, minlength=self.n_latents)
         texts = block.places["text"]
@@ -230,6 +242,17 @@ class Collector:
                 neighbours=neighbours,
                 class_shares=tuple(classes[j].tolist()) if self.n_classes > 0 else None,
             )
+
+    def background_tokens(self, strings: TokenStrings) -> tuple[BackgroundToken, ...] | None:
+        """Tokens drawn at random, with what fires at each; None where none were asked for."""
+        sample = self.background
+        if sample is None:
+            return None
+        examples = _examples(sample.reservoir, 0, strings, 0.0, self.settings.n_left)
+        return tuple(
+            BackgroundToken(one, sample.firing(one.text, one.position, self.when_off))
+            for one in examples
+        )
 
     # Parts
 

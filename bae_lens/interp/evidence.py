@@ -26,6 +26,9 @@ class EvidenceSettings:
         n_top_tokens (int): Commonest tokens, and lemmas, a latent.
         n_counters (int): Tokens a latent that are counted at a time, see ``TokenCounts``.
         n_neighbours (int): Neighbours a latent; 0 counts no pairs.
+        n_background (int): Random tokens of the corpus that are kept with all that fires there, for
+            scores that need tokens where a latent is silent; 0 keeps none. Of a dense code that is a
+            long list a token.
         lemmas (str | None): Language of the lemmas to count, as ``"en"``. Needs ``simplemma``.
         batch_size (int): Texts a forward pass, where no store says how many.
         seed (int): Of the random examples, and of the order in which a dataset is read.
@@ -42,12 +45,13 @@ class EvidenceSettings:
     n_top_tokens: int = 10
     n_counters: int = 512
     n_neighbours: int = 5
+    n_background: int = 500
     lemmas: str | None = None
     batch_size: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
-        may_be_zero = ("n_left", "n_right", "n_top_tokens", "n_neighbours", "seed")
+        may_be_zero = ("n_left", "n_right", "n_top_tokens", "n_neighbours", "n_background", "seed")
         for field in fields(self):
             if field.name == "lemmas":
                 continue
@@ -101,6 +105,18 @@ class Example(NamedTuple):
         )
         space = token[: len(token) - len(token.lstrip())]
         return f"{before}{space}«{token[len(space) :]}»{after}"
+
+
+class BackgroundToken(NamedTuple):
+    """A token drawn at random from the corpus, whatever fires there.
+
+    Attributes:
+        example: the token with the text around it; its strength means nothing and is 0.
+        latents: all that fire there, in order; of bits see ``LatentEvidence.when_off``.
+    """
+
+    example: Example
+    latents: tuple[int, ...]
 
 
 class Count(NamedTuple):
@@ -216,6 +232,7 @@ class Evidence:
         latents: by index.
         class_names: of the labels; None without.
         class_shares: share of all tokens that are in texts of each class.
+        background: tokens drawn at random; None where they were not asked for.
     """
 
     dictionary: str
@@ -228,6 +245,7 @@ class Evidence:
     latents: tuple[LatentEvidence, ...]
     class_names: tuple[str, ...] | None = None
     class_shares: tuple[float, ...] | None = None
+    background: tuple[BackgroundToken, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -241,6 +259,8 @@ class Evidence:
         return values | {
             "settings": asdict(self.settings),
             "latents": [latent.to_dict() for latent in self.latents],
+            "background": self.background
+            and [{"example": b.example._asdict(), "latents": b.latents} for b in self.background],
         }
 
     @classmethod
@@ -250,7 +270,7 @@ class Evidence:
         Raises:
             ValueError: if it is something else.
         """
-        missing = {field.name for field in fields(cls)} - set(values)
+        missing = {field.name for field in fields(cls)} - {"background"} - set(values)
         if missing:
             raise ValueError(
                 "This is no evidence of collect_evidence: it has no "
@@ -259,6 +279,11 @@ class Evidence:
         own = dict(values)
         own["settings"] = EvidenceSettings(**own["settings"])
         own["latents"] = tuple(map(LatentEvidence.from_dict, own["latents"]))
+        if own.get("background") is not None:
+            own["background"] = tuple(
+                BackgroundToken(Example(**_with_tuples(b["example"])), tuple(b["latents"]))
+                for b in own["background"]
+            )
         return cls(**_with_tuples(own))
 
     def save(self, path: str | Path) -> None:

@@ -1,0 +1,72 @@
+"""How sure a score is, and how far runs agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from bae_lens.evals.concept_ablation.probes import Interval, paired_bootstrap
+
+# Normal quantile of a 95 % interval.
+_Z = 1.959963984540054
+
+
+def mean_interval(values: Sequence[float], seed: int = 0) -> Interval | None:
+    """Mean with its 95 % percentile bootstrap interval over the values; None of no value.
+
+    That the same latents with other texts or another judge would score differently is not in it.
+    """
+    return paired_bootstrap(torch.tensor(values, dtype=torch.float64), seed) if values else None
+
+
+def wilson(k: int, n: int) -> Interval | None:
+    """Share ``k / n`` with its 95 % interval (Wilson 1927); None where n is 0."""
+    if n == 0:
+        return None
+    share, weight = k / n, _Z**2 / n
+    centre = (share + weight / 2) / (1 + weight)
+    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
+    return Interval(share, max(centre - half, 0.0), min(centre + half, 1.0))
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's; None of fewer than three pairs, or where one of them never changes."""
+    if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
+        return None
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
+
+
+def seed_agreement(scores: Sequence[Sequence[float | None]]) -> float | None:
+    """Mean rank correlation between the latents' scores of each two seeds.
+
+    Seeds draw from the same evidence: what another part of the corpus would change is not in it.
+
+    Args:
+        scores: a row a latent, of its scores by seed; None: it has none.
+
+    Returns:
+        None where no two seeds have a correlation. It is low, too, where all latents are equally
+        good: then see the spread of means.
+    """
+    n_seeds = max(map(len, scores), default=0)
+    found = []
+    for a, b in combinations(range(n_seeds), 2):
+        pairs = [(s[a], s[b]) for s in scores]
+        both = [(x, y) for x, y in pairs if x is not None and y is not None]
+        found.append(rank_correlation([x for x, _ in both], [y for _, y in both]))
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def shown(value: Interval | float | None, digits: int = 3) -> str:
+    """For tables."""
+    if value is None:
+        return "–"
+    if isinstance(value, Interval):
+        return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    return f"{value:.{digits}f}"

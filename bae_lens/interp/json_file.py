@@ -1,0 +1,39 @@
+"""Results as JSON files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
+    """All or nothing.
+
+    Raises:
+        ValueError: if a number is NaN or infinite.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    content = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False)
+    partial.write_text(content + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: str | Path, expected: str, *names: str) -> dict[str, Any]:
+    """What ``write_json`` wrote.
+
+    Args:
+        path: the file.
+        expected: what it should be, for the message.
+        names: that it has to have.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    values = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(values, dict) or not set(names) <= set(values):
+        raise ValueError(f"{path} is no {expected}: it must have {', '.join(names)}.")
+    return values

@@ -1,0 +1,128 @@
+"""What a latent is tested on: texts in which it fires, and tokens at which it is silent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bae_lens.interp.embedding import Embedder
+from bae_lens.interp.evidence import Evidence, Example
+from bae_lens.interp.judges import MarkedText
+
+Which = Literal["random", "strongest"]
+
+
+class Silent(NamedTuple):
+    """Random tokens of the corpus at which a latent is silent.
+
+    Attributes:
+        examples: the tokens.
+        likeness: mean cosine of each to the latent's examples; None without an encoder.
+    """
+
+    examples: tuple[Example, ...]
+    likeness: NDArray[np.float64] | None
+
+    def hardest(self, n: int) -> tuple[Example, ...]:
+        """The n most alike; none without an encoder."""
+        if self.likeness is None:
+            return ()
+        order = np.argsort(-self.likeness, kind="stable")
+        return tuple(self.examples[i] for i in order[:n])
+
+
+@dataclass(frozen=True, eq=False)
+class Subjects:
+    """The latents of an evidence as subjects of tests.
+
+    Args:
+        evidence: with a background.
+        embedder: of marked tokens, for hard negatives; None: there are none.
+        needs_silence: whether negatives are wanted.
+
+    Raises:
+        ValueError: if the evidence has no background, without which nobody knows where a latent is
+            silent: two latents may fire at the same token.
+    """
+
+    evidence: Evidence
+    embedder: Embedder | None = None
+    needs_silence: bool = True
+    _firing: list[frozenset[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.needs_silence and not self.evidence.background:
+            raise ValueError(
+                "Negatives are tokens at which a latent is known to be silent, and this evidence has "
+                "none. Collect it with n_background above 0."
+            )
+        firing = [frozenset(token.latents) for token in self.evidence.background or ()]
+        object.__setattr__(self, "_firing", firing)
+
+    def examples(self, latent: int, which: Which = "random") -> tuple[Example, ...]:
+        """Of a latent, one a text: texts would otherwise be recognised, not what fires in them."""
+        own = self.evidence[latent]
+        return one_a_text(own.random if which == "random" else own.strongest)
+
+    def silent(self, latent: int | None, examples: Sequence[Example]) -> Silent:
+        """Tokens at which a latent is silent, in texts that none of its examples is from.
+
+        Args:
+            latent: which one; None: of something that is no latent, any token.
+            examples: what likeness is to.
+        """
+        background = self.evidence.background or ()
+        texts = {example.text for example in examples}
+        kept = tuple(
+            token.example
+            for token, firing in zip(background, self._firing, strict=True)
+            if token.example.text not in texts and latent not in firing
+        )
+        if self.embedder is None or not kept:
+            return Silent(kept, None)
+        centre = self.embedder([MarkedText.of(e) for e in examples]).mean(0)
+        vectors = self.embedder([MarkedText.of(e) for e in kept])
+        return Silent(kept, vectors @ centre)
+
+    def with_texts(self, n: int) -> list[int]:
+        """Latents whose random examples are from ``n`` texts at least, in order."""
+        return [own.index for own in self.evidence.latents if n_texts(own.random) >= n]
+
+    @property
+    def n_firing(self) -> int:
+        """Latents that fire at all."""
+        return sum(own.n_firings > 0 for own in self.evidence.latents)
+
+
+def draw(latents: Sequence[int], n: int | None, seed: int) -> tuple[int, ...]:
+    """``n`` latents at random, in order; all of them if there are no more, or n is None."""
+    if n is None or n >= len(latents):
+        return tuple(latents)
+    chosen = np.random.default_rng(seed).choice(len(latents), n, replace=False)
+    return tuple(latents[i] for i in sorted(chosen))
+
+
+def some(rng: np.random.Generator, examples: Sequence[Example], n: int) -> list[Example]:
+    """``n`` at random, in random order; fewer where there are fewer."""
+    return [examples[i] for i in rng.permutation(len(examples))[:n]]
+
+
+def one_a_text(examples: Iterable[Example]) -> tuple[Example, ...]:
+    """The first of each text."""
+    return tuple({e.text: e for e in reversed(tuple(examples))}.values())[::-1]
+
+
+def n_texts(examples: Iterable[Example]) -> int:
+    """Texts that they are from."""
+    return len({example.text for example in examples})
+
+
+def purity(examples: Sequence[Example]) -> float:
+    """Share of the commonest token, space and case aside; high by chance of few examples."""
+    tokens = Counter(e.strings[e.marked].strip().casefold() for e in examples)
+    return tokens.most_common(1)[0][1] / len(examples)

@@ -1,0 +1,49 @@
+"""Intervals and agreement, against values by hand and by scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, spearmanr
+
+from bae_lens.interp.intervals import mean_interval, rank_correlation, seed_agreement, shown, wilson
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 5), (8, 10), (5, 5), (37, 100)])
+def test_wilson(k, n):
+    interval = wilson(k, n)
+    expected = binomtest(k, n).proportion_ci(method="wilson")
+    assert interval == pytest.approx((k / n, expected.low, expected.high), abs=1e-9)
+
+
+def test_nothing_has_no_interval():
+    assert wilson(0, 0) is None
+    assert mean_interval([]) is None
+    assert shown(None) == "–"
+
+
+def test_mean_interval():
+    values = np.random.default_rng(0).normal(2.0, 1.0, 200).tolist()
+    interval = mean_interval(values)
+    assert interval is not None
+    assert interval.mean == pytest.approx(np.mean(values))
+    half = 1.96 * np.std(values) / 200**0.5
+    assert interval.low == pytest.approx(interval.mean - half, abs=0.03)
+    assert interval.high == pytest.approx(interval.mean + half, abs=0.03)
+    assert shown(mean_interval([0.5, 0.5])) == "0.500 [0.500, 0.500]"
+
+
+def test_rank_correlation():
+    one, other = [1.0, 2.0, 2.0, 5.0], [0.1, 0.4, 0.3, 0.3]
+    assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other)[0])
+    assert rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+    assert rank_correlation([1.0, 2.0], [1.0, 2.0]) is None
+
+
+def test_seed_agreement():
+    # Seeds 0 and 1 agree, 2 is the other way round.
+    rows = [(1.0, 0.1, 9.0), (2.0, 0.2, 8.0), (3.0, 0.3, 7.0)]
+    assert seed_agreement(rows) == pytest.approx((1 - 1 - 1) / 3)
+    assert seed_agreement([*rows, (None, None, 5.0)]) == pytest.approx(-1 / 3)
+    assert seed_agreement([(1.0,), (2.0,)]) is None
+    assert seed_agreement([]) is None

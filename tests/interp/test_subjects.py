@@ -1,0 +1,71 @@
+"""Texts in which a latent fires, and tokens at which it is silent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bae_lens.interp.embedding import Embedder
+from bae_lens.interp.subjects import Subjects, draw, one_a_text, purity, some
+from tests.interp.planted import DEAD, MIXED, PURE, TOKEN, class_encoder, example, planted_evidence
+
+
+def test_silence_is_known():
+    evidence = planted_evidence()
+    own = evidence[PURE].random
+    # A text of the background in which the latent fires.
+    shared = replace(
+        evidence,
+        background=tuple(
+            b._replace(example=b.example._replace(text=own[0].text)) if i == 1 else b
+            for i, b in enumerate(evidence.background or ())
+        ),
+    )
+    for latent in (PURE, TOKEN, MIXED, DEAD):
+        silent = Subjects(shared).silent(latent, own)
+        expected = [
+            b.example
+            for i, b in enumerate(shared.background or ())
+            if latent not in b.latents and i != 1
+        ]
+        assert list(silent.examples) == expected
+        assert silent.hardest(3) == ()
+    assert len(Subjects(shared).silent(None, own).examples) == 59
+
+
+def test_hardest_are_the_most_alike():
+    subjects = Subjects(planted_evidence(), Embedder(class_encoder))
+    silent = subjects.silent(TOKEN, subjects.examples(TOKEN))
+    hardest = silent.hardest(9)
+    assert all(e.strings[e.marked].startswith(" dog") for e in hardest)
+    assert len(hardest) == 9
+
+
+def test_enough_texts():
+    subjects = Subjects(planted_evidence(5))
+    assert subjects.with_texts(5) == [PURE, TOKEN, MIXED]
+    assert subjects.with_texts(6) == []
+    assert subjects.n_firing == 3
+
+
+def test_drawing():
+    assert draw([3, 5, 9], None, 0) == draw([3, 5, 9], 4, 0) == (3, 5, 9)
+    drawn = draw(range(100), 10, 0)
+    assert len(set(drawn)) == 10
+    assert drawn == tuple(sorted(drawn)) == draw(range(100), 10, 0) != draw(range(100), 10, 1)
+    own = [example(i, " a") for i in range(6)]
+    found = some(np.random.default_rng(0), own, 4)
+    assert len({e.text for e in found}) == 4
+    assert len(some(np.random.default_rng(0), own, 9)) == 6
+
+
+def test_one_a_text():
+    first, second, other = example(1, " a"), example(1, " b"), example(2, " c")
+    assert one_a_text([other, first, second]) == (other, first)
+
+
+def test_purity():
+    own = [example(i, token) for i, token in enumerate([" Cat", "cat", " dog", "\n"])]
+    assert purity(own) == pytest.approx(0.5)
