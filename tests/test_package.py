@@ -37,7 +37,8 @@ for name, sae, training_sae in (
     ("topk_transcoder", bae_lens.TopKTranscoder, bae_lens.TrainingTopKTranscoder),
 ):
     assert [r[name][0] for r in known] == [sae, training_sae]
-assert (resources.files("bae_lens") / "py.typed").is_file()
+for name in ("py.typed", "report/template.html", "report/style.css", "report/script.js"):
+    assert (resources.files("bae_lens") / name).is_file(), name
 assert {"synthetic-bae", "smollm2-clvq-vae", "minilm-clvq-vae"} <= set(list_configs())
 
 sae = SAE.load_from_disk(output)

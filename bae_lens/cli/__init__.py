@@ -16,6 +16,7 @@ _COMMANDS = {
     "train": "train an autoencoder from a config file, a shipped config or SAELens' flags",
     "eval": "evaluate a saved autoencoder",
     "ablate": "remove a saved autoencoder's concepts and measure what a probe loses, beside controls",
+    "report": "write what the latents of saved autoencoders stand for as HTML files",
 }
 _USER_ERROR, _INTERRUPTED = 2, 130
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bae_lens import demo
-from bae_lens.cli.saved import Saved, load_saved, saved_folder
+from bae_lens.cli.saved import Saved, check_output, load_saved, saved_folder
 from bae_lens.evals.concept_ablation import (
     AblationSettings,
     ConceptAblationResult,
@@ -108,7 +107,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     if args.n_reference < 0:
         raise ValueError(f"--n_reference must be at least 0; got {args.n_reference}.")
     output = Path(args.output) if args.output else path / _OUTPUT
-    _prepare(output)
+    check_output(output)
     # LEACE comes last, and its package should not be missed only then.
     leace_fitters(0, 1, 2)
     data = LabelledTexts.read(
@@ -131,16 +130,6 @@ def run_ablate(args: argparse.Namespace) -> int:
     result.save(output)
     print(f"\nWritten to {output}")
     return 0
-
-
-def _prepare(output: Path) -> None:
-    """That the file can be written in the end."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output {output}: {error.strerror} ({error.filename}).") from error
-    if output.is_dir() or not os.access(output.parent, os.W_OK):
-        raise ValueError(f"--output {output} has to be a file in a folder that can be written to.")
 
 
 def _folded(saved: Saved) -> SAE[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,3 +76,17 @@ def load_saved(folder: Path, device: str) -> Saved:
                 f"{width}."
             )
     return Saved(sae, model, scaler)
+
+
+def check_output(output: Path) -> None:
+    """That a file can be written in the end.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {output}: {error.strerror} ({error.filename}).") from error
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise ValueError(f"--output {output} has to be a file in a folder that can be written to.")

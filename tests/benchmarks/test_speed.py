@@ -20,16 +20,18 @@ speed: Any = importlib.import_module("speed")
 timing: Any = importlib.import_module("speed_timing")
 
 
-def test_calls_take_turns_and_each_is_timed_after_one_like_it(monkeypatch):
+@pytest.mark.parametrize(("second", "calls"), [(0.01, 2), (1.0, 1)])
+def test_calls_take_turns_and_short_ones_are_timed_after_one_like_it(monkeypatch, second, calls):
     made: list[str] = []
-    monkeypatch.setattr(timing, "timed", lambda call, _: (call(), float(len(made)))[1])
+    monkeypatch.setattr(timing, "timed", lambda call, _: (call(), second * len(made))[1])
 
     seconds = timing.take_turns(
         {"a": lambda: made.append("a"), "b": lambda: made.append("b")}, rounds=3
     )
 
-    assert made == ["a", "a", "b", "b"] * 3
-    assert seconds == {"a": 6, "b": 8}
+    assert made == (["a"] * calls + ["b"] * calls) * 3
+    # The last of each turn, in the second of three rounds.
+    assert seconds == {"a": second * 3 * calls, "b": second * 4 * calls}
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells")

@@ -1,0 +1,228 @@
+"""What a page holds, as plain values for JSON. ``script.js`` reads them by these names and orders."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter as Tally
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from bae_lens.evals.code_statistics import CodeSummary
+from bae_lens.interp.evidence import Count, Evidence, Example, LatentEvidence
+from bae_lens.report.metrics import HEADLINES, list_metrics
+from bae_lens.report.packing import ALPHABET, StringTable
+from bae_lens.report.sentences import CodedSentence
+
+# Of a training log: more could not be told apart in a chart.
+_MAX_POINTS = 300
+_STEP, _ENTROPY, _PERPLEXITY = (
+    "details/n_training_samples",
+    "metrics/entropy",
+    "metrics/perplexity",
+)
+
+
+class Compared(NamedTuple):
+    """A dictionary in a comparison.
+
+    Attributes:
+        name: in the tables.
+        evidence: what was seen of it.
+        summary: see ``write_report``.
+        training: see ``write_report``.
+        link: its own report, relative to the comparison's file; None: there is none.
+    """
+
+    name: str
+    evidence: Evidence
+    summary: CodeSummary | Mapping[str, Any] | None = None
+    training: Mapping[str, Sequence[float]] | None = None
+    link: str | None = None
+
+
+def report_content(
+    title: str,
+    own: Compared,
+    sentences: Sequence[CodedSentence],
+    scores: Mapping[str, Sequence[float | None]],
+    phrases: Sequence[str | None] | None,
+) -> dict[str, Any]:
+    """Of one dictionary.
+
+    Raises:
+        ValueError: if there is not one phrase, or not one score of a name, for each latent, or a
+            sentence has a code that the dictionary lacks or not one entry for each token.
+    """
+    evidence = own.evidence
+    _check_lengths(evidence, scores, phrases)
+    _check_sentences(evidence, sentences)
+    table = StringTable(_uses(evidence, sentences))
+    return {
+        **_page("report", title, [own]),
+        "alphabet": ALPHABET,
+        "strings": table.strings,
+        "strength": evidence.strength,
+        "measure": evidence.neighbour_measure,
+        "classes": evidence.class_names,
+        "classShares": _rounded_all(evidence.class_shares),
+        "phrases": None if phrases is None else list(phrases),
+        "scores": [[name, _rounded_all(values)] for name, values in scores.items()],
+        "latents": [_latent(latent, table) for latent in evidence.latents],
+        "sentences": [_sentence(sentence, table) for sentence in sentences],
+    }
+
+
+def comparison_content(title: str, dictionaries: Sequence[Compared]) -> dict[str, Any]:
+    """Of several, without their latents.
+
+    Raises:
+        ValueError: if there are fewer than two, two have the same name, or a link is no relative
+            path.
+    """
+    names = [own.name for own in dictionaries]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"A comparison needs two dictionaries at least, each with a name of its own; got {names}."
+        )
+    for own in dictionaries:
+        if own.link is not None and urlsplit(own.link)[:2] != ("", ""):
+            raise ValueError(
+                f"The link of {own.name!r} must be a path relative to the comparison's file; got "
+                f"{own.link!r}."
+            )
+    return _page("comparison", title, dictionaries)
+
+
+def _page(kind: str, title: str, dictionaries: Sequence[Compared]) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "title": title,
+        "headlines": list(HEADLINES),
+        "dictionaries": [_overview(own) for own in dictionaries],
+    }
+
+
+def _overview(own: Compared) -> dict[str, Any]:
+    evidence = own.evidence
+    return {
+        "name": own.name,
+        "link": own.link,
+        "architecture": evidence.dictionary,
+        "hook": evidence.hook_name,
+        "unit": "code" if evidence.strength == "nearness" else "latent",
+        "nTokens": evidence.n_tokens,
+        "nTexts": evidence.n_texts,
+        "nFirings": [latent.n_firings for latent in evidence.latents],
+        "whenOff": [latent.index for latent in evidence.latents if latent.when_off],
+        "metrics": [
+            [metric.name, _rounded(metric.value), metric.explanation]
+            for metric in list_metrics(own.summary)
+        ],
+        "training": None if own.training is None else _training(own.training),
+    }
+
+
+def _training(log: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
+    """Bits a token over training; None where the run logged none."""
+    name = next((n for n in (_ENTROPY, _PERPLEXITY) if n in log), None)
+    if name is None or _STEP not in log:
+        return None
+    pairs = zip(log[_STEP], log[name], strict=True)
+    points = [(n, y) for n, y in pairs if math.isfinite(n) and math.isfinite(y)]
+    if name == _PERPLEXITY:
+        points = [(n, math.log2(y)) for n, y in points if y > 0]
+    stride = max(1, -(-len(points) // _MAX_POINTS))
+    # From the end, so that the last point is there.
+    kept = points[::-1][::stride][::-1]
+    return {
+        "points": [[_rounded(n, 7), _rounded(y)] for n, y in kept],
+        "isOfCodes": name != _ENTROPY,
+    }
+
+
+def _latent(latent: LatentEvidence, table: StringTable) -> list[Any]:
+    """Strongest and random examples, tokens, lemmas, how short their counts are, neighbours, classes."""
+    neighbours = latent.neighbours
+    return [
+        _examples(latent.strongest, table),
+        _examples(latent.random, table),
+        _counts(latent.top_tokens, table),
+        _counts(latent.top_lemmas, table),
+        latent.count_error,
+        neighbours and [[n.latent, _rounded(n.value), n.n_together] for n in neighbours],
+        _rounded_all(latent.class_shares),
+    ]
+
+
+def _examples(examples: Sequence[Example], table: StringTable) -> list[list[Any]]:
+    return [
+        [table.packed(e.strings), e.marked, _rounded(e.strength), e.text, e.position]
+        for e in examples
+    ]
+
+
+def _counts(counts: Sequence[Count] | None, table: StringTable) -> list[list[Any]] | None:
+    return counts and [[table[c.string], c.n, _rounded(c.lift)] for c in counts]  # pyright: ignore[reportReturnType]
+
+
+def _sentence(sentence: CodedSentence, table: StringTable) -> list[Any]:
+    codes = [[[j, _rounded(value)] for j, value in token] for token in sentence.codes]
+    return [table.packed(sentence.strings), codes, sentence.label]
+
+
+def _uses(evidence: Evidence, sentences: Sequence[CodedSentence]) -> Tally[str]:
+    """How often each string is referred to."""
+    return Tally(chain(_strings(evidence), *(sentence.strings for sentence in sentences)))
+
+
+def _strings(evidence: Evidence) -> Iterator[str]:
+    for latent in evidence.latents:
+        for example in chain(latent.strongest, latent.random):
+            yield from example.strings
+        for count in chain(latent.top_tokens, latent.top_lemmas or ()):
+            yield count.string
+
+
+def _check_lengths(
+    evidence: Evidence,
+    scores: Mapping[str, Sequence[float | None]],
+    phrases: Sequence[str | None] | None,
+) -> None:
+    given = {f"scores[{name!r}]": values for name, values in scores.items()}
+    for name, values in (given if phrases is None else {"phrases": phrases, **given}).items():
+        if len(values) != len(evidence):
+            raise ValueError(
+                f"{name} must have one entry for each of the {len(evidence)} latents (None where "
+                f"there is none); got {len(values)}."
+            )
+
+
+def _check_sentences(evidence: Evidence, sentences: Sequence[CodedSentence]) -> None:
+    for i, sentence in enumerate(sentences):
+        if len(sentence.codes) != len(sentence.strings):
+            raise ValueError(
+                f"Sentence {i} must have codes for each of its {len(sentence.strings)} tokens (none "
+                f"is an empty tuple); got {len(sentence.codes)}."
+            )
+        latents = [j for token in sentence.codes for j, _ in token]
+        if latents and not 0 <= min(latents) <= max(latents) < len(evidence):
+            raise ValueError(
+                f"Sentence {i} has codes {min(latents)} to {max(latents)}; those of the evidence are "
+                f"0 to {len(evidence) - 1}. Is it of this dictionary?"
+            )
+
+
+def _rounded(value: Any, n_digits: int = 4) -> Any:
+    """A number with as many digits as are shown, None where JSON has none; anything else as it is."""
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    short = float(f"{value:.{n_digits}g}")
+    return int(short) if short.is_integer() else short
+
+
+def _rounded_all(values: Sequence[float | None] | None) -> list[Any] | None:
+    return None if values is None else [_rounded(value) for value in values]

@@ -1,0 +1,55 @@
+"""Token strings in little space: each is written once, and referred to by a few characters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+# Those of printable ASCII that stand for themselves in JSON and in HTML, none of them a space.
+ALPHABET = "".join(chr(c) for c in range(33, 127) if chr(c) not in "\"'\\<>&`")[:86]
+_HALF = len(ALPHABET) // 2
+
+
+class StringTable:
+    """Strings by number, the commonest first, so that it has the shortest reference.
+
+    Args:
+        counts: how often each string is referred to. Equally common ones are in their own order, so
+            that the same counts give the same table.
+    """
+
+    def __init__(self, counts: Counter[str]) -> None:
+        self.strings = sorted(counts, key=lambda string: (-counts[string], string))
+        self._number = {string: i for i, string in enumerate(self.strings)}
+        self._packed = {string: pack(i) for i, string in enumerate(self.strings)}
+
+    def __getitem__(self, string: str) -> int:
+        return self._number[string]
+
+    def packed(self, strings: Iterable[str]) -> str:
+        """References to several strings, one after the other."""
+        return "".join(map(self._packed.__getitem__, strings))
+
+
+def pack(number: int) -> str:
+    """A number, 0 at least, as characters of which only the last is in the alphabet's first half."""
+    characters = []
+    while number >= _HALF:
+        characters.append(ALPHABET[_HALF + number % _HALF])
+        number = number // _HALF - 1
+    return "".join([*characters, ALPHABET[number]])
+
+
+def unpack(packed: str, strings: Sequence[str]) -> list[str]:
+    """The strings that ``StringTable.packed`` refers to (as the page's script reads them)."""
+    found, number, unit = [], 0, 1
+    for character in packed:
+        digit = ALPHABET.index(character)
+        if digit < _HALF:
+            found.append(strings[number + digit * unit])
+            number, unit = 0, 1
+        else:
+            # Longer references begin at the number where shorter ones end, hence not minus _HALF.
+            number += digit * unit
+            unit *= _HALF
+    return found

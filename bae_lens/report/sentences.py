@@ -1,0 +1,141 @@
+"""Some texts with what fires at each of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sae_lens import SAE
+from sae_lens.training.activation_scaler import ActivationScaler
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from bae_lens.evals.concept_ablation.concepts import Clusters
+from bae_lens.evals.text_batch import read_hooks, take_heads
+from bae_lens.interp.coder import Coder
+from bae_lens.interp.evidence import Evidence
+from bae_lens.interp.reading import Texts
+from bae_lens.interp.strings import TokenStrings
+from bae_lens.special_tokens import special_token_ids
+
+
+class CodedSentence(NamedTuple):
+    """A text and its codes.
+
+    Attributes:
+        strings: what each token is read as; together they are the text.
+        codes: of each token, the latents that fire most strongly with their strengths (see
+            ``Evidence.strength``), the strongest first; of a token that does not count, none.
+        label: class of the text; None without labels.
+    """
+
+    strings: tuple[str, ...]
+    codes: tuple[tuple[tuple[int, float], ...], ...]
+    label: str | None = None
+
+
+@torch.no_grad()
+def collect_sentences(
+    model: HookedRootModule,
+    dictionary: SAE[Any] | Clusters,
+    source: Any,
+    evidence: Evidence,
+    *,
+    n_sentences: int = 40,
+    n_codes: int = 8,
+    n_tokens: int = 64,
+    labels: Sequence[Any] | None = None,
+    activation_scaler: ActivationScaler | None = None,
+    exclude_special_tokens: bool | Iterable[int] = True,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> list[CodedSentence]:
+    """The first texts of a corpus with their codes; of a dataset, the first in random order.
+
+    Args:
+        model: as for ``collect_evidence``.
+        dictionary: as for ``collect_evidence``.
+        source: as for ``collect_evidence``. A store that joins texts has pieces in place of them.
+        evidence: of this dictionary; says which bits mean something where they are off, and how rare
+            they are. Its seed is that of the random order.
+        n_sentences: texts at most.
+        n_codes: latents a token at most.
+        n_tokens: tokens of a text that are kept, the first ones.
+        labels: class of each text, as for ``collect_evidence``.
+        activation_scaler: as SAELens trains with, while it is not folded in yet.
+        exclude_special_tokens: as in SAELens: those tokens have no codes.
+        model_kwargs: passed to the model.
+
+    Raises:
+        ValueError: if a number is below 1, or the evidence is of another number of latents.
+    """
+    for name, value in (("n_sentences", n_sentences), ("n_codes", n_codes), ("n_tokens", n_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}.")
+    coder = Coder(dictionary, activation_scaler or ActivationScaler())
+    if coder.n_latents != len(evidence):
+        raise ValueError(
+            f"The evidence is of {len(evidence)} latents, the dictionary has {coder.n_latents}. Give "
+            "the evidence that was collected of this dictionary."
+        )
+    special = special_token_ids(model, exclude_special_tokens)
+    # That there are labels decides how texts are read; which class is which does not matter here.
+    classes = None if labels is None else np.zeros(len(labels), dtype=np.int64)
+    texts = Texts.open(source, coder, model, evidence.settings, special, classes)
+    strings = TokenStrings(getattr(model, "tokenizer", None))
+    strongest = _Strongest(evidence, n_codes)
+    sentences = []
+    # One by one, so that no text has padding.
+    for batch, [text] in islice(replace(texts, batch_size=1).batches(), n_sentences):
+        _, [acts] = read_hooks(model, batch, [coder.hook_name], model_kwargs)
+        x = take_heads(acts, coder.head_index)[0, :n_tokens]
+        tokens, counts = batch.tokens[0, :n_tokens], batch.valid[0, :n_tokens]
+        coded = iter(strongest(coder.encode(x[counts.to(x.device)])) if counts.any() else ())
+        sentences.append(
+            CodedSentence(
+                strings.of_window(tokens.tolist(), marked=-1),
+                tuple(next(coded) if is_counted else () for is_counted in counts.tolist()),
+                None if labels is None else str(labels[text]),
+            )
+        )
+    return sentences
+
+
+class _Strongest:
+    """The strongest of the latents that fire, token by token.
+
+    Args:
+        evidence: says what fires and how strongly, of one-bit codes.
+        n: how many.
+    """
+
+    def __init__(self, evidence: Evidence, n: int) -> None:
+        self._n = n
+        self._surprises = None
+        if evidence.strength == "surprise":
+            self._when_off = np.array([latent.when_off for latent in evidence.latents])
+            rates = np.array([latent.rate for latent in evidence.latents])
+            # One that fires here and did not among the evidence is rarer than can be told.
+            self._surprises = -np.log2(np.maximum(rates, 1 / evidence.n_tokens))
+
+    def __call__(self, firings: Any) -> list[tuple[tuple[int, float], ...]]:
+        """Of the rows of what ``Coder.encode`` gives."""
+        return [
+            self._of(firings.indices[begin:end].astype(np.int64), firings.data[begin:end])
+            for begin, end in zip(firings.indptr[:-1], firings.indptr[1:], strict=True)
+        ]
+
+    def _of(
+        self, latents: NDArray[np.int64], strengths: NDArray[np.float32]
+    ) -> tuple[tuple[int, float], ...]:
+        values: NDArray[Any] = strengths
+        if self._surprises is not None:
+            fires = self._when_off.copy()
+            fires[latents] = ~fires[latents]
+            latents = fires.nonzero()[0]
+            values = self._surprises[latents]
+        best = np.lexsort((latents, -values))[: self._n]
+        return tuple(zip(latents[best].tolist(), values[best].tolist(), strict=True))

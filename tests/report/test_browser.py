@@ -1,0 +1,490 @@
+"""The page in a real browser, opened from disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bae_lens.report import Compared, write_comparison, write_report
+from tests.report.helpers import HOSTILE, SUMMARY, TRAINING, make_evidence, make_sentences, many
+
+N = 300
+SIZES = {"phone": (360, 740), "tablet": (820, 1100), "laptop": (1280, 900)}
+
+
+class Browser:
+    """A headless one, with what the tests do and ask.
+
+    Args:
+        driver: of selenium.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def open(self, path: Path, fragment: str = "") -> None:
+        """From disk, as a fresh page."""
+        self.driver.get("about:blank")
+        self.logs()
+        self.driver.get(path.as_uri() + fragment)
+        assert self.all("[data-ready]"), self.driver.get_log("browser")
+
+    def all(self, selector: str) -> list[Any]:
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector: str) -> Any:
+        return self.driver.find_element("css selector", selector)
+
+    def texts(self, selector: str) -> list[str]:
+        """What is read of each, in one question: one for each would take long."""
+        script = (
+            "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText.trim())"
+        )
+        return self.run(script, selector)
+
+    def run(self, script: str, *args: Any) -> Any:
+        return self.driver.execute_script(script, *args)
+
+    def press(self, *keys: str) -> None:
+        """Keys at the element that has the focus."""
+        from selenium.webdriver.common.action_chains import ActionChains
+        from selenium.webdriver.common.keys import Keys
+
+        named = [getattr(Keys, key, key) for key in keys]
+        ActionChains(self.driver).send_keys(*named).perform()
+        self.settle()
+
+    def go(self, fragment: str) -> None:
+        """To another part of the page that is open."""
+        self.run("location.hash = arguments[0]", fragment)
+        self.settle()
+
+    def settle(self) -> None:
+        """Until the page has done what was asked of it: a change of address is told it later."""
+        self.run("return new Promise((done) => setTimeout(() => requestAnimationFrame(done), 20))")
+
+    @property
+    def focused(self) -> str:
+        """Text of the element that has the focus."""
+        return self.driver.switch_to.active_element.text
+
+    @property
+    def fragment(self) -> str:
+        return self.run("return location.hash")
+
+    def logs(self) -> tuple[list[str], set[str]]:
+        """Console messages, and addresses that requests went to, since the last call."""
+        messages = [entry["message"] for entry in self.driver.get_log("browser")]
+        events = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
+        asked, failed = (
+            [e["params"] for e in events if e["method"] == f"Network.{name}"]
+            for name in ("requestWillBeSent", "loadingFailed")
+        )
+        # These are announced, and stopped before they leave.
+        stopped = {e["requestId"] for e in failed if e.get("blockedReason") == "csp"}
+        return messages, {e["request"]["url"] for e in asked if e["requestId"] not in stopped}
+
+    def resize(self, width: int, height: int) -> None:
+        """Of the page itself, since a window cannot be narrower than 500."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def prefer(self, **features: str) -> None:
+        """Media features."""
+        wanted = [{"name": k.replace("_", "-"), "value": v} for k, v in features.items()]
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("needs chromium and its driver on the path")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    own = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    own.implicitly_wait(0.1)
+    yield Browser(own)
+    own.quit()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    scores = {"detection": [None if j % 7 == 0 else j / N for j in range(N)]}
+    phrases = [None if j == 3 else f"mentions of number {j}" for j in range(N)]
+    sentences = make_sentences(20, N)
+    write_report(path, make_evidence(N), SUMMARY, TRAINING, sentences, scores, phrases, "A title")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def as_it_is(browser: Browser) -> None:
+    browser.resize(1280, 900)
+    browser.prefer()
+
+
+def rows(browser: Browser) -> list[str]:
+    return browser.texts(".list tbody a")
+
+
+# Loading
+
+
+@pytest.mark.parametrize(
+    "fragment", ["", "#latents", "#latent-5", "#sentences", "#sentence-3", "#nothing-9"]
+)
+def test_every_part_opens_without_an_error_or_a_request(browser, report, fragment):
+    browser.open(report, fragment)
+    messages, asked = browser.logs()
+    assert messages == []
+    assert asked == {report.as_uri() + fragment} or asked == {report.as_uri()}
+    assert len([h for h in browser.all("main h2") if h.is_displayed()]) == 1
+    assert browser.driver.title == "A title"
+
+
+def test_nothing_can_be_sent(browser, report):
+    """What the policy is for: should a script run after all, nothing leaves the page."""
+    browser.open(report)
+    browser.run(
+        "const image = new Image(); image.src = 'http://127.0.0.1:9/x'; document.body.append(image);"
+        "const script = document.createElement('script'); script.textContent = 'window.pwned = 1';"
+        "document.body.append(script);"
+    )
+    messages, asked = browser.logs()
+    assert not any(url.startswith("http") for url in asked)
+    assert any("Content Security Policy" in message for message in messages)
+    assert browser.run("return window.pwned") is None
+
+
+def test_four_thousand_latents_load_in_two_seconds(browser, tmp_path):
+    """Of the processor's time, since the clock also tells what else the machine does."""
+    path = tmp_path / "large.html"
+    evidence = many(make_evidence(200, n_examples=10, n_window=25), 4096)
+    write_report(path, evidence, SUMMARY)
+    browser.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    browser.open(path, "#latents")
+    metrics = browser.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    [took] = [metric["value"] for metric in metrics if metric["name"] == "TaskDuration"]
+    assert 0 < took < 2
+    # The rest comes when it is scrolled to.
+    assert 0 < len(browser.all(".list tbody tr")) < 1000
+
+
+# Hostile text
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hostile") / "report.html"
+    words = (*HOSTILE, " plain")
+    n = len(words) + 1
+    write_report(
+        path,
+        make_evidence(n, words, class_names=HOSTILE[:2], dictionary=HOSTILE[1]),
+        {HOSTILE[0]: {HOSTILE[1]: HOSTILE[0]}},
+        None,
+        [s._replace(label=HOSTILE[0]) for s in make_sentences(9, n, words)],
+        {HOSTILE[1]: [0.5] * n},
+        [words[j % len(words)] for j in range(n)],
+        "".join(HOSTILE),
+    )
+    return path
+
+
+def test_hostile_text_is_shown_and_never_run(browser, hostile):
+    n = len(HOSTILE) + 2
+    browser.open(hostile)
+    for fragment in ["", "#latents", *(f"#latent-{j}" for j in range(n)), "#sentence-3"]:
+        browser.go(fragment)
+        browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        browser.run("for (const t of document.querySelectorAll('.tok')) t.click()")
+    assert browser.run("return window.pwned") is None
+    assert browser.logs()[0] == []
+    assert not browser.all("main img, main script, main iframe, [onerror], [onmouseover], [style]")
+    browser.go("#latent-0")
+    assert HOSTILE[0] in browser.one("mark").text
+    browser.go("#latent-5")
+    assert browser.one("mark").text == HOSTILE[5]
+
+
+def test_what_cannot_be_seen_is_written_out(browser, hostile):
+    browser.open(
+        hostile,
+        f"#latent-{HOSTILE.index(chr(0x202E) + 'gnp.exe' + chr(0x2066) + chr(0x200B) + chr(0xAD))}",
+    )
+    marked = browser.texts("mark")[0]
+    assert marked == "U+202Egnp.exeU+2066U+200BU+00AD"
+    browser.go(f"#latent-{HOSTILE.index(chr(0xD800) + ' and ' + chr(0xDFFF))}")
+    assert browser.texts("mark")[0] == "U+D800 and U+DFFF"
+    # Nowhere on the page is one left that would change how the rest reads.
+    for fragment in ("#overview", "#latents", "#sentences"):
+        browser.go(fragment)
+    left = browser.run(
+        r"return (document.title + document.body.innerText).match(/[\u202a-\u202e\u2066-\u2069\u200b\u200e\u200f]/u)"
+    )
+    assert left is None
+
+
+# The list
+
+
+def test_search_by_phrase_token_number_and_example(browser, report):
+    browser.open(report, "#latents")
+    search = browser.one("#search")
+    assert browser.one("#status").text == f"{N} latents"
+    for query, first in (("number 17", "Latent 17"), ("#42", "Latent 42"), ("42", "Latent 42")):
+        search.clear()
+        search.send_keys(query)
+        assert rows(browser)[0] == first
+    search.clear()
+    search.send_keys("no such thing")
+    assert rows(browser) == []
+    assert "nothing matches" in browser.one("#status").text
+    search.clear()
+    search.send_keys("word7 word")
+    assert rows(browser) == []
+    browser.one("#in-examples").click()
+    assert len(rows(browser)) > 0
+
+
+def test_sorting_by_the_heads_and_by_the_menu(browser, report):
+    browser.open(report, "#latents")
+    head = browser.one("[data-key=score-0]")
+    head.find_element("css selector", "button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert rows(browser)[0] == f"Latent {N - 1}"
+    head.find_element("css selector", "button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert rows(browser)[0] == "Latent 1"
+    browser.run(
+        "arguments[0].value = 'rate'; arguments[0].dispatchEvent(new Event('change'))",
+        browser.one("#sort"),
+    )
+    assert rows(browser)[:2] == ["Latent 0", "Latent 1"]
+    # What has no score comes last whichever way round.
+    for _ in range(2):
+        head.find_element("css selector", "button").click()
+        browser.run("const s = document.querySelector('#search'); s.focus()")
+        browser.press("END")
+        browser.run("document.querySelector('.list tbody a').focus()")
+        browser.press("END")
+        assert browser.texts(".list tbody tr:last-child td:last-child") == ["–"]
+
+
+def test_rows_come_as_they_are_scrolled_to(browser, report):
+    browser.open(report, "#latents")
+    assert len(rows(browser)) < N
+    for _ in range(6):
+        browser.run(
+            "scrollTo(0, document.body.scrollHeight); return new Promise((r) => setTimeout(r, 60))"
+        )
+    assert len(rows(browser)) == N
+    assert not browser.one(".more").is_displayed()
+
+
+# Keyboard
+
+
+def test_the_list_by_keyboard_alone(browser, report):
+    browser.open(report)
+    browser.press("/")
+    assert browser.fragment == "#latents"
+    browser.press("number 1")
+    browser.press("ARROW_DOWN")
+    assert browser.focused == "Latent 1"
+    browser.press("ARROW_DOWN", "ARROW_DOWN", "ARROW_UP")
+    assert browser.focused == "Latent 10"
+    browser.press("ENTER")
+    assert browser.fragment == "#latent-10"
+    assert browser.focused == "Latent 10: mentions of number 10"
+    browser.press("ESCAPE")
+    assert browser.fragment == "#latents"
+    assert browser.focused == "Latent 10"
+    browser.press("HOME", "ARROW_UP")
+    browser.press("ESCAPE")
+    assert browser.one("#search").get_attribute("value") == ""
+    browser.press("ESCAPE", "ESCAPE")
+    assert browser.fragment == "#overview"
+
+
+def test_focus_can_be_seen_and_the_content_skipped_to(browser, report):
+    browser.open(report)
+    browser.press("TAB")
+    skip = browser.driver.switch_to.active_element
+    assert skip.text == "Skip to the content"
+    assert skip.value_of_css_property("outline-style") == "solid"
+    assert skip.location["x"] >= 0
+    browser.press("ENTER")
+    assert browser.driver.switch_to.active_element.get_attribute("id") == "main"
+
+
+# Sentences
+
+
+def test_sentences_by_keyboard(browser, report):
+    browser.open(report, "#sentences")
+    assert "no model" in browser.one("#view-sentences").text
+    browser.press("/")
+    browser.press("word12 word13 word19")
+    assert browser.one("#sentence-status").text == "1 sentence"
+    browser.press("ARROW_DOWN", "ENTER")
+    assert browser.fragment == "#sentence-4"
+    assert "Sentence 4" in browser.one(".detail h3").text
+    browser.press("ARROW_RIGHT", "ARROW_RIGHT")
+    [pressed] = browser.all(".tok[aria-pressed=true]")
+    assert pressed.text.split() == ["␣word14", "6"]
+    assert [t.split("\n")[0] for t in browser.texts(".codes tbody th")] == [
+        "Latent 6",
+        "Latent 7",
+        "Latent 8",
+    ]
+    assert browser.texts(".codes td.n") == ["4", "3", "2"]
+    browser.press("ESCAPE")
+    assert "word12" in browser.focused
+
+
+def test_share_of_codes_along_a_sentence(browser, tmp_path):
+    path = tmp_path / "codes.html"
+    write_report(
+        path,
+        make_evidence(12, strength="nearness", dictionary="clvq_vae"),
+        sentences=make_sentences(8, n_codes=1),
+    )
+    browser.open(path, "#sentence-0")
+    shares = browser.texts(".detail section td.n")
+    assert shares == ["25 %"] * 4
+    assert browser.all(".detail .strip rect")
+    browser.go("#code-3")
+    assert "Along the stored sentences" in browser.texts("#view-one h3")
+    assert "Distance in the codebook" in browser.one("#view-one").text
+    assert browser.logs()[0] == []
+
+
+# One latent
+
+
+def test_a_latents_page_has_its_parts(browser, report):
+    browser.open(report, "#latent-0")
+    assert browser.texts("#view-one h3") == [
+        *("Strongest examples", "Random examples", "Commonest tokens", "Commonest lemmas"),
+        *("Classes", "Neighbours", "Along the stored sentences"),
+    ]
+    evidence = make_evidence(N)
+    strongest = evidence[0].strongest[0]
+    item = browser.one(".examples li")
+    assert f"strength {strongest.strength:.4g}" in item.text
+    assert browser.one(".examples mark").text == strongest.strings[strongest.marked].strip()
+    assert browser.one(".examples .text").text == "".join(strongest.strings).strip()
+    browser.one("a[rel=next]").click()
+    assert browser.fragment == "#latent-1"
+
+
+def test_one_that_never_fires_says_so(browser, report):
+    browser.open(report, f"#latent-{N - 1}")
+    assert browser.one("#view-one").text.count("There are none: it never fired.") == 2
+    assert browser.logs()[0] == []
+
+
+def test_a_dictionary_in_which_nothing_fires(browser, tmp_path):
+    path = tmp_path / "silent.html"
+    silent = many(replace(make_evidence(12), n_tokens=1), 24)
+    silent = replace(silent, latents=tuple(replace(silent[11], index=j) for j in range(24)))
+    write_report(path, silent)
+    for fragment in ("#latents", "#latent-3", ""):
+        browser.open(path, fragment)
+        assert browser.logs()[0] == []
+    assert "No metrics were given." in browser.one("#view-overview").text
+    assert "24 of 24 latents never fired." in browser.one("#view-overview").text
+
+
+# How it looks
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fragment", ["", "#latents", "#latent-5", "#sentence-3"])
+def test_no_part_is_wider_than_the_screen(browser, report, hostile, size, fragment):
+    browser.resize(*SIZES[size])
+    for path in (report, hostile):
+        browser.open(path, fragment)
+        assert browser.run("return document.documentElement.scrollWidth") <= SIZES[size][0]
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, as WCAG counts it."""
+
+    def luminance(colour: str) -> float:
+        parts = [float(x) / 255 for x in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(browser, report, scheme):
+    browser.prefer(prefers_color_scheme=scheme)
+    browser.open(report, "#latent-5")
+    paper = browser.one("body").value_of_css_property("background-color")
+    assert (contrast(paper, "rgb(0,0,0)") > 10) == (scheme == "light")
+    for selector in ("body", ".note", "#view-one a", "dt"):
+        assert contrast(paper, browser.one(selector).value_of_css_property("color")) >= 4.5
+    mark = browser.one("mark")
+    own = mark.value_of_css_property("background-color")
+    assert contrast(own, mark.value_of_css_property("color")) >= 4.5
+    assert mark.value_of_css_property("text-decoration-line") == "underline"
+
+
+def test_charts_have_words_and_numbers(browser, report):
+    browser.open(report)
+    labels = [chart.get_attribute("aria-label") for chart in browser.all(".chart")]
+    assert [label.split(".")[0] for label in labels] == [
+        "How often each fires",
+        "How evenly latents are used",
+        "Entropy over training",
+    ]
+    assert all(chart.get_attribute("role") == "img" for chart in browser.all(".chart"))
+    browser.run(
+        "document.querySelector('figure details').open = true; return new Promise((r) => setTimeout(r, 50))"
+    )
+    assert browser.all("figure details td")
+
+
+def test_on_paper_all_rows_are_there(browser, report):
+    browser.open(report, "#latents")
+    browser.driver.execute_cdp_cmd("Page.printToPDF", {})
+    assert len(rows(browser)) == N
+
+
+def test_a_comparison_in_the_browser(browser, report, tmp_path):
+    path = tmp_path / "comparison.html"
+    log = {"details/n_training_samples": [0.0, 9e5], "metrics/perplexity": [20.0, 400.0]}
+    write_comparison(
+        path,
+        [
+            Compared("first", make_evidence(40), SUMMARY, TRAINING, "a%20b/report.html"),
+            Compared("second", make_evidence(30, strength="nearness"), {"l0": 1.0}, log),
+            Compared("</script>third", make_evidence(20), SUMMARY),
+        ],
+    )
+    browser.open(path)
+    assert browser.logs()[0] == []
+    assert browser.one(".facts a").get_attribute("href").endswith("/a%20b/report.html")
+    assert browser.texts(".metrics thead th") == ["number", "first", "second", "</script>third"]
+    dashes = browser.run(
+        "return [...document.querySelector('.chart').querySelectorAll('.line')].map((l) => getComputedStyle(l).strokeDasharray)"
+    )
+    assert len(set(dashes)) == 3
+    browser.resize(*SIZES["phone"])
+    assert browser.run("return document.documentElement.scrollWidth") <= SIZES["phone"][0]

@@ -1,0 +1,46 @@
+"""Strings that are written once."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from bae_lens.report.packing import ALPHABET, StringTable, pack, unpack
+
+
+def test_packed_strings_come_back():
+    strings = [f"s{i}" for i in range(5000)]
+    table = StringTable(Counter(strings))
+    order = [*reversed(strings), *strings[::7]]
+    assert unpack(table.packed(order), table.strings) == order
+
+
+def test_numbers_of_every_length_come_back():
+    half = len(ALPHABET) // 2
+    numbers = [0, half - 1, half, half + half**2 - 1, half + half**2, 10**6]
+    assert [len(pack(n)) for n in numbers] == [1, 1, 2, 2, 3, 4]
+    packed = "".join(map(pack, numbers))
+    assert unpack(packed, range(10**6 + 1)) == numbers  # pyright: ignore[reportArgumentType]
+
+
+def test_every_number_has_a_reference_of_its_own():
+    assert len({pack(n) for n in range(100_000)}) == 100_000
+
+
+def test_common_strings_have_the_shortest_references():
+    table = StringTable(Counter({"rare": 1, "common": 9, "also rare": 1}))
+    assert table.strings == ["common", "also rare", "rare"]
+    assert table["common"] == 0
+
+
+def test_the_alphabet_needs_no_escapes():
+    assert len(set(ALPHABET)) == len(ALPHABET) == 86
+    assert json.dumps(ALPHABET) == f'"{ALPHABET}"'
+    assert not set(ALPHABET) & set("<>&'\"` ")
+
+
+def test_what_is_not_in_the_table_is_refused():
+    with pytest.raises(KeyError):
+        StringTable(Counter("ab")).packed("c")

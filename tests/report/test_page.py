@@ -1,0 +1,325 @@
+"""The file as a parser finds it, without a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bae_lens.evals import CodeSummary
+from bae_lens.evals.code_statistics import CodeStatistics
+from bae_lens.report import CodedSentence, Compared, page, write_comparison, write_report
+from bae_lens.report.metrics import _EXPLANATIONS, HEADLINES, list_metrics
+from bae_lens.report.packing import unpack
+from tests.helpers import make_activations
+from tests.report.helpers import (
+    HOSTILE,
+    N_TOKENS,
+    SUMMARY,
+    TRAINING,
+    Page,
+    make_evidence,
+    make_sentences,
+    many,
+)
+
+N = 12
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "folder" / "report.html"
+
+
+def written(path: Path, *args: Any, **options: Any) -> Page:
+    write_report(path, *args, **options)
+    return Page(path)
+
+
+def hash_of(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+# What it holds
+
+
+def test_examples_tokens_and_numbers_are_all_there(path):
+    evidence = make_evidence(N)
+    data = written(path, evidence).data
+    assert data["title"] == "bae at blocks.1.hook_resid_post"
+    assert len(data["latents"]) == N
+    for latent, row in zip(evidence.latents, data["latents"], strict=True):
+        strongest, random, tokens, lemmas, error, neighbours, classes = row
+        for given, examples in ((latent.strongest, strongest), (latent.random, random)):
+            assert len(given) == len(examples)
+            for own, (packed, marked, strength, text, position) in zip(
+                given, examples, strict=True
+            ):
+                assert tuple(unpack(packed, data["strings"])) == own.strings
+                assert (marked, text, position) == (own.marked, own.text, own.position)
+                assert strength == pytest.approx(own.strength, rel=1e-3)
+        assert [data["strings"][s] for s, _, _ in tokens] == [c.string for c in latent.top_tokens]
+        assert [n for _, n, _ in tokens] == [c.n for c in latent.top_tokens]
+        assert (lemmas is None) == (latent.top_lemmas is None)
+        assert error == latent.count_error
+        assert [j for j, _, _ in neighbours] == [n.latent for n in latent.neighbours or ()]
+        assert classes == list(latent.class_shares or ())
+    assert data["dictionaries"][0]["nFirings"] == [x.n_firings for x in evidence.latents]
+
+
+def test_what_was_not_collected_is_null(path):
+    bare = [
+        replace(x, neighbours=None, class_shares=None, top_lemmas=None)
+        for x in make_evidence(N).latents
+    ]
+    evidence = make_evidence(N, latents=tuple(bare), class_names=None, class_shares=None)
+    data = written(path, evidence).data
+    assert data["classes"] is data["classShares"] is data["phrases"] is None
+    assert data["scores"] == data["sentences"] == []
+    assert all(row[3] is row[5] is row[6] is None for row in data["latents"])
+    assert data["dictionaries"][0]["training"] is None
+
+
+def test_bits_that_fire_when_off_are_told(path):
+    assert written(path, make_evidence(N, strength="surprise")).data["dictionaries"][0][
+        "whenOff"
+    ] == [1]
+
+
+def test_a_codebook_has_codes_and_all_else_latents(path):
+    for strength, unit in (("nearness", "code"), ("activation", "latent"), ("surprise", "latent")):
+        data = written(path, make_evidence(N, strength=strength)).data
+        assert data["dictionaries"][0]["unit"] == unit
+
+
+def test_sentences_scores_and_phrases_are_all_there(path):
+    sentences = make_sentences(4)
+    scores = {"detection": [None, math.nan, *np.linspace(0, 1, N - 2)]}
+    phrases = [None, *(f"phrase {j}" for j in range(1, N))]
+    data = written(path, make_evidence(N), sentences=sentences, scores=scores, phrases=phrases).data
+    assert data["phrases"] == phrases
+    [[name, values]] = data["scores"]
+    assert (name, values[:3], len(values)) == ("detection", [None, None, 0], N)
+    for own, (packed, codes, label) in zip(sentences, data["sentences"], strict=True):
+        assert tuple(unpack(packed, data["strings"])) == own.strings
+        assert [[j for j, _ in token] for token in codes] == [
+            [j for j, _ in token] for token in own.codes
+        ]
+        assert label == own.label
+
+
+def test_entropy_over_training_is_thinned_and_keeps_its_end(path):
+    training = written(path, make_evidence(N), training=TRAINING).data["dictionaries"][0][
+        "training"
+    ]
+    assert 200 <= len(training["points"]) <= 300
+    assert training["points"][-1] == [900_000, pytest.approx(110.2)]
+    assert not training["isOfCodes"]
+
+
+def test_of_a_codebook_it_is_that_of_the_perplexity(path):
+    log = {"details/n_training_samples": [1, 2, 3], "metrics/perplexity": [8.0, 0.0, 16.0]}
+    training = written(path, make_evidence(N), training=log).data["dictionaries"][0]["training"]
+    assert training == {"points": [[1, 3], [3, 4]], "isOfCodes": True}
+
+
+def test_a_run_that_logged_no_entropy_has_none(path):
+    log = {"details/n_training_samples": [1.0], "losses/mse_loss": [2.0]}
+    assert written(path, make_evidence(N), training=log).data["dictionaries"][0]["training"] is None
+
+
+# Metrics
+
+
+def test_metrics_begin_with_the_headlines_and_nan_is_none():
+    metrics = {m.name: m for m in list_metrics(SUMMARY)}
+    assert list(metrics)[:3] == ["code/explained_variance", "code/l0", "code/dead_share"]
+    assert metrics["reconstruction_quality/mse"].value is None
+    assert metrics["code/of_its_own_kind"].explanation == ""
+    assert list_metrics(None) == []
+
+
+def test_all_scalars_of_a_code_are_explained():
+    statistics = CodeStatistics(16, pair_counts=True)
+    statistics.update((make_activations(64) > 0).float())
+    metrics = list_metrics(statistics.compute())
+    assert {m.name for m in metrics} == {f"code/{n}" for n in statistics.compute().to_dict()}
+    assert all(m.explanation for m in metrics)
+    assert {"n_tokens", *CodeSummary.__dataclass_fields__} - set(_EXPLANATIONS) == {
+        "firing_rates",
+        "l0_counts",
+    }
+
+
+def test_headlines_are_explained():
+    assert all(name.split("/")[1] in _EXPLANATIONS for name in HEADLINES)
+
+
+def test_a_metric_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match=r"'l0' must be a number, or a group .* got list"):
+        list_metrics({"l0": [1, 2]})
+
+
+# What it may do
+
+
+def test_the_policy_allows_its_own_style_and_script_only(path):
+    html = written(path, make_evidence(N))
+    [style], [_, script] = html.styles, html.scripts
+    assert html.policy == (
+        f"default-src 'none'; style-src '{hash_of(style)}'; script-src '{hash_of(script)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def test_nothing_is_loaded_from_elsewhere(path):
+    html = written(path, make_evidence(N), SUMMARY, TRAINING, make_sentences())
+    for tag, attributes in html.tags:
+        assert tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
+        assert not {"src", "srcset", "style", "onload", "onclick"} & set(attributes)
+        assert (attributes.get("href") or "#").startswith("#")
+    for name in (
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "fetch(",
+        "http-equiv",
+    ):
+        assert name not in html.scripts[1]
+    assert "url(" not in html.styles[0]
+    assert "@import" not in html.styles[0]
+
+
+def test_hostile_text_stays_data(path):
+    """The tags of the page are those of the template, whatever the text is."""
+    words = (*HOSTILE, " plain")
+    n = len(words) + 1
+    html = written(
+        path,
+        make_evidence(n, words, class_names=HOSTILE[:2], dictionary=HOSTILE[1]),
+        {HOSTILE[0]: {HOSTILE[2]: HOSTILE[0]}},
+        None,
+        [s._replace(label=HOSTILE[0]) for s in make_sentences(9, n, words)],
+        {HOSTILE[0]: [0.5] * n},
+        [words[j % len(words)] for j in range(n)],
+        "".join(HOSTILE),
+    )
+    harmless = written(path.with_name("other.html"), make_evidence(N))
+    assert html.tags[:1] == [("html", {"lang": "en"})]
+    assert html.tags == harmless.tags
+    assert html.scripts[1:] == harmless.scripts[1:]
+    data = html.data
+    assert data["title"] == "".join(HOSTILE)
+    assert set(words) <= set(data["strings"])
+    assert data["dictionaries"][0]["metrics"] == [[f"{HOSTILE[0]}/{HOSTILE[2]}", HOSTILE[0], ""]]
+    raw = html.scripts[0]
+    assert raw.isascii()
+    assert not set(raw) & set("<>&\x00\x1b\x7f\n\r\t")
+
+
+# The file
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    for name in "ab":
+        write_report(
+            tmp_path / name, make_evidence(N), SUMMARY, TRAINING, make_sentences(), title="t"
+        )
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_four_thousand_latents_stay_below_ten_megabytes(path, caplog):
+    rng = np.random.default_rng(0)
+    words = tuple(f" {rng.integers(10**6):x}{i}" for i in range(50_000))
+    # As many different tokens as a large vocabulary has, ten and ten windows of 25 a latent.
+    evidence = make_evidence(128, words, n_examples=10, n_window=25)
+    with caplog.at_level(logging.WARNING):
+        write_report(path, many(evidence, 4096), sentences=make_sentences(40))
+    assert 2e6 < path.stat().st_size < 10e6
+    assert not caplog.messages
+
+
+def test_a_large_file_is_warned_of(path, caplog, monkeypatch):
+    monkeypatch.setattr(page, "_LARGE", 1000)
+    with caplog.at_level(logging.WARNING):
+        write_report(path, make_evidence(N))
+    assert "Fewer examples" in caplog.text
+
+
+def test_a_failure_leaves_what_was_there(path, monkeypatch):
+    write_report(path, make_evidence(N))
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="phrases"):
+        write_report(path, make_evidence(N), phrases=["one"])
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"phrases": ["one"]}, "phrases must have one entry for each of the 12 latents .* got 1"),
+        ({"scores": {"fuzzing": [0.5] * 13}}, r"scores\['fuzzing'\] must have .* got 13"),
+        (
+            {"sentences": [CodedSentence(("a", "b"), ((),))]},
+            "Sentence 0 must have codes for each of its 2 tokens .* got 1",
+        ),
+        (
+            {"sentences": [CodedSentence(("a",), (((12, 1.0),),))]},
+            "Sentence 0 has codes 12 to 12; those of the evidence are 0 to 11",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_evidence_is_refused(path, options, message):
+    with pytest.raises(ValueError, match=message):
+        write_report(path, make_evidence(N), **options)
+    assert not path.exists()
+
+
+# Comparison
+
+
+def test_a_comparison_has_every_overview_and_no_latents(path):
+    write_comparison(
+        path,
+        [
+            Compared("one", make_evidence(N), SUMMARY, TRAINING, "one/report.html"),
+            Compared("two", make_evidence(5, strength="nearness")),
+        ],
+    )
+    data = Page(path).data
+    assert data["kind"] == "comparison"
+    one, two = data["dictionaries"]
+    assert (one["name"], one["link"], two["name"], two["link"]) == (
+        "one",
+        "one/report.html",
+        "two",
+        None,
+    )
+    assert (one["nTokens"], len(two["nFirings"])) == (N_TOKENS, 5)
+    assert "latents" not in data
+
+
+def test_a_comparison_needs_two_names(path):
+    for names in (["one"], ["one", "one"]):
+        with pytest.raises(ValueError, match="two dictionaries at least, each with a name"):
+            write_comparison(path, [Compared(name, make_evidence(N)) for name in names])
+
+
+@pytest.mark.parametrize("link", ["javascript:alert(1)", "//host/path", "data:text/html,x"])
+def test_a_link_elsewhere_is_refused(path, link):
+    compared = [Compared(name, make_evidence(N), link=link) for name in "ab"]
+    with pytest.raises(ValueError, match="must be a path relative"):
+        write_comparison(path, compared)
