@@ -469,7 +469,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each peer")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--target_ev", type=float, default=0.7, help="of the end-to-end run")
+    parser.add_argument("--target_ev", type=float, default=0.8, help="of the end-to-end run")
     parser.add_argument("--quick", action="store_true", help="small shapes")
     parser.add_argument("--costs", action="store_true", help="check the cost model, nothing else")
     parser.add_argument("--output", type=Path, help="JSON file")
