@@ -93,12 +93,17 @@ def _(
 
 
 def _keep_gradient(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+    # Nobody differentiates the gradient; zeros in its place would be as large as the codes.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1])
 
 
-def _backward(ctx: Any, grad_value: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+def _backward(
+    ctx: Any, grad_value: Tensor | None, _: Any
+) -> tuple[Tensor | None, None, None, None]:
     (grad,) = ctx.saved_tensors
-    return grad_value.to(grad.dtype) * grad, None, None, None
+    product = None if grad_value is None else grad_value.to(grad.dtype) * grad
+    return product, None, None, None
 
 
 _operator.register_autograd(_backward, setup_context=_keep_gradient)
