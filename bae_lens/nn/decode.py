@@ -31,7 +31,8 @@ def decode_sparse(
     )
     if is_plain:
         return acts @ weight
-    return _product(acts.reshape(-1, acts.shape[-1]), weight).unflatten(0, acts.shape[:-1])
+    out = _product(acts.reshape(-1, acts.shape[-1]), weight)
+    return out.reshape(*acts.shape[:-1], weight.shape[1])
 
 
 # Operators of their own, so that a compiled training pass need not look into them: what is cheaper

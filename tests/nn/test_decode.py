@@ -12,10 +12,10 @@ def acts_of(n: int, d: int, density: float, dtype=torch.float64) -> torch.Tensor
     return values * (torch.rand(n, d, generator=generator) < density)
 
 
-@pytest.mark.parametrize("shape", [(24,), (4, 6)])
+@pytest.mark.parametrize("shape", [(24,), (4, 6), ()])
 @pytest.mark.parametrize("density", [0.0, 0.05, 0.6])
 def test_output_and_gradients_are_those_of_the_product(density, shape):
-    acts = acts_of(24, 40, density).reshape(*shape, 40).requires_grad_()
+    acts = acts_of(24 if shape else 1, 40, density).reshape(*shape, 40).requires_grad_()
     weight = torch.randn(40, 7, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(*shape, 7, dtype=torch.float64)
 
