@@ -88,7 +88,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
             falls while more is. Needs ``target_entropy=None``.
         covariance_coefficient (float): Weight of Σ_{i≠j} |C_ij|. Off by default: under an entropy
             budget it costs explained variance or does nothing measurable on a language model
-            (``benchmarks/bae_recipe.py``), and it is the dearest part of a step.
+            (``benchmarks/bae_recipe.py``).
         covariance_warm_up_steps (int): Steps of linear warm-up of the covariance coefficient.
         max_density (float | None): Bits that fire on more than this share of tokens are pushed
             back, from 0.8 of it on. ``None``: no such term.
@@ -387,7 +387,7 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             * is_on
             * entropy
         }
-        # Not computed where it weighs nothing: it is the dearest part of the step.
+        # Not computed where it weighs nothing.
         losses["covariance_loss"] = (
             coefficients["covariance"]
             * off_diagonal_covariance(feature_acts / self.scale, is_binary=True)

@@ -322,7 +322,7 @@ def show_growth(rows: list[dict[str, Any]]) -> None:
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
     """Of log y on log x, from the upper half of the points, least squares."""
-    kept = points[len(points) // 2 - 1 :] if len(points) > 3 else points
+    kept = points[len(points) // 2 :] if len(points) > 3 else points
     x = torch.tensor([math.log(a) for a, _ in kept])
     y = torch.tensor([math.log(b) for _, b in kept])
     x, y = x - x.mean(), y - y.mean()
