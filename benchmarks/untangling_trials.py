@@ -276,22 +276,27 @@ def make_config(trial: Trial, task: Task, device: str) -> Any:
     )
 
 
+def metadata(task: Task) -> dict[str, Any]:
+    """Where an SAE belongs, for what is done with it on the language model; nothing of synthetic data."""
+    if task.layer is None:
+        return {}
+    return {
+        "model_name": demo.MODEL_NAME,
+        "model_class_name": "HookedTransformer",
+        "hook_name": hook_name(task.layer),
+        "dataset_path": demo.DATASET_NAME,
+        "context_size": CONTEXT_SIZE,
+        "prepend_bos": True,
+        "exclude_special_tokens": True,
+        "disable_concat_sequences": True,
+    }
+
+
 def train(trial: Trial, task: Task, acts: Tensor, device: str) -> SAE[Any]:
     """Train, save and load again: the SAE that a user would get."""
     torch.manual_seed(trial.seed)
     cfg = make_config(trial, task, device)
-    if task.layer is not None:
-        # What says where the SAE belongs, for the evals on the language model.
-        vars(cfg.metadata).update(
-            model_name=demo.MODEL_NAME,
-            model_class_name="HookedTransformer",
-            hook_name=hook_name(task.layer),
-            dataset_path=demo.DATASET_NAME,
-            context_size=CONTEXT_SIZE,
-            prepend_bos=True,
-            exclude_special_tokens=True,
-            disable_concat_sequences=True,
-        )
+    vars(cfg.metadata).update(metadata(task))
     sae = get_sae_training_class(architecture(trial))[0](cfg)
     batches = ReplayedActivations(acts, BATCH, seed=trial.seed)
     config = trainer_config(task.steps, BATCH, trial.lr, device)

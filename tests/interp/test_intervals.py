@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, spearmanr
 
-from bae_lens.interp.intervals import mean_interval, rank_correlation, seed_agreement, shown, wilson
+from bae_lens.interp.intervals import (
+    balanced_interval,
+    mean_interval,
+    rank_correlation,
+    seed_agreement,
+    shown,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 5), (8, 10), (5, 5), (37, 100)])
@@ -47,3 +54,18 @@ def test_seed_agreement():
     assert seed_agreement([*rows, (None, None, 5.0)]) == pytest.approx(-1 / 3)
     assert seed_agreement([(1.0,), (2.0,)]) is None
     assert seed_agreement([]) is None
+
+
+def test_that_a_balanced_interval_weighs_classes_alike():
+    values, classes = [1.0] * 90 + [0.0] * 10, [0] * 90 + [1] * 10
+    assert balanced_interval(values, classes) == (0.5, 0.5, 0.5)
+    half = balanced_interval([1.0, 0.0] * 50, [0] * 50 + [1] * 50)
+    assert half.mean == 0.5
+    # Of two means of 50 fair coins: 1.96 · √(0.25 / 100).
+    assert (half.high - half.low) / 2 == pytest.approx(0.098, abs=0.015)
+
+
+def test_that_a_balanced_interval_of_one_class_is_that_of_the_mean():
+    values = np.random.default_rng(1).random(80).tolist()
+    own, plain = balanced_interval(values, [3] * 80), mean_interval(values)
+    assert own == pytest.approx(plain, abs=0.01)

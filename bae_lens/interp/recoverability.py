@@ -1,0 +1,216 @@
+"""How well a model's prediction can be told from what a dictionary shows of the salient token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sae_lens import SAE
+
+from bae_lens.evals.concept_ablation import AblationSettings, AblationTask, Clusters
+from bae_lens.evals.concept_ablation.concepts import describe
+from bae_lens.interp.collect import collect_evidence
+from bae_lens.interp.evidence import Evidence, EvidenceSettings
+from bae_lens.interp.plain_reader import CANNOT_TELL, PlainReader
+from bae_lens.interp.recovery import Given, Recovery, RecoverySettings
+from bae_lens.interp.views import View, view_of
+from bae_lens.training.sentences import SentenceStore
+
+
+@dataclass(frozen=True, eq=False)
+class RecoveryTask:
+    """Texts with a model's predictions, and a plain reader that has learned them from other texts.
+
+    The CLVQ-VAE paper has people tell a model's prediction from a concept's word cloud or sentences.
+    In their place a logistic regression on words, which knows what words mean for the prediction
+    from reference texts, and sees only what a view shows. Its own limits are those of the row
+    ``"text"``. Views are of the reference texts, never of the texts that are asked about.
+
+    Attributes:
+        texts: labelled texts, probes and salient tokens.
+        reference_texts: other texts, without labels.
+        reference_predictions: what the probes predict of them.
+        reader: fitted on these.
+        settings: as given.
+    """
+
+    texts: AblationTask
+    reference_texts: tuple[str, ...]
+    reference_predictions: tuple[int, ...]
+    reader: PlainReader
+    settings: RecoverySettings
+
+    @classmethod
+    def prepare(
+        cls,
+        model: Any,
+        hook_names: tuple[str, str],
+        dataset: Any,
+        reference_texts: Sequence[str],
+        settings: RecoverySettings | None = None,
+        ablation: AblationSettings | None = None,
+        *,
+        verbose: bool = True,
+    ) -> RecoveryTask:
+        """Read the texts, fit the probes and the reader.
+
+        Args:
+            model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
+            hook_names: where concepts are read, and where the probe reads.
+            dataset: labelled texts that are asked about, as for ``AblationTask.prepare``.
+            reference_texts: other texts of the same kind, without labels.
+            settings: the defaults if omitted.
+            ablation: how texts are read, probes fitted and salient tokens found; nothing is ablated.
+            verbose: show progress bars.
+
+        Raises:
+            ValueError: if all of the reference texts are among those that are asked about, too few of
+                them are of a class, or see ``AblationTask.prepare``.
+            ImportError: if ``concept-erasure`` (extra ``interp``) is missing.
+        """
+        texts = AblationTask.prepare(
+            model,
+            hook_names,
+            dataset,
+            ablation,
+            reference_texts=reference_texts or None,
+            verbose=verbose,
+        )
+        return cls.of(texts, reference_texts, settings)
+
+    @classmethod
+    def of(
+        cls,
+        texts: AblationTask,
+        reference_texts: Sequence[str],
+        settings: RecoverySettings | None = None,
+    ) -> RecoveryTask:
+        """The same of texts that were read before."""
+        settings = settings or RecoverySettings()
+        asked = {text.strip() for text in texts.data.texts}
+        # A text that is asked about must not be among those that its concept is shown by.
+        others = tuple(text for text in reference_texts if text.strip() not in asked)
+        if not others:
+            raise ValueError(
+                "The reader learns from reference texts that are not asked about, and there are none. "
+                "Give other texts of the same kind."
+            )
+        predictions = tuple(texts.predict(others).tolist())
+        reader = PlainReader.fit(others, predictions, settings.seed)
+        return cls(texts, others, predictions, reader, settings)
+
+    def collect(
+        self, dictionary: SAE[Any] | Clusters, settings: EvidenceSettings | None = None
+    ) -> Evidence:
+        """Evidence of the reference texts, cut where the others are, with the predictions as classes.
+
+        Args:
+            dictionary: see ``collect_evidence``.
+            settings: the default reads all of the texts and keeps no background.
+        """
+        names, own = self.texts.data.label_names, self.texts.settings
+        model: Any = self.texts.reader.model
+        store = SentenceStore(
+            model,
+            list(self.reference_texts),
+            [self.texts.reader.hook_names[0]],
+            context_size=own.context_size,
+            store_batch_size_prompts=own.batch_size,
+        )
+        default = EvidenceSettings(
+            n_tokens=None,
+            # Some for those from one text, of which one is shown.
+            n_random=3 * self.settings.n_contexts,
+            n_top_tokens=2 * self.settings.n_words,
+            n_background=0,
+            seed=self.settings.seed,
+        )
+        return collect_evidence(
+            model,
+            dictionary,
+            store,
+            settings or default,
+            labels=[names[i] for i in self.reference_predictions],
+        )
+
+    def recover(
+        self,
+        dictionary: SAE[Any] | Clusters,
+        evidence: Evidence | None = None,
+        name: str | None = None,
+    ) -> Recovery:
+        """What the reader tells from the concepts of a dictionary.
+
+        Args:
+            dictionary: as for ``concept_ablation``; a text's concept is the one that ablation would
+                remove: the code of its salient token, or its strongest latent.
+            evidence: of this dictionary; None: ``collect`` it. Mind that it must not be of the texts
+                that are asked about.
+            name: what the dictionary is called; None: its architecture.
+
+        Raises:
+            ValueError: if the evidence is of another number of latents.
+        """
+        evidence = self.collect(dictionary) if evidence is None else evidence
+        task, settings = self.texts, self.settings
+        found = describe(dictionary, task.sample, task.settings.vectors, name)
+        n_latents = (
+            len(dictionary.centroids) if isinstance(dictionary, Clusters) else dictionary.cfg.d_sae
+        )
+        if len(evidence) != n_latents:
+            raise ValueError(
+                f"The evidence is of {len(evidence)} latents, the dictionary has {n_latents}. Give the "
+                "evidence that was collected of this dictionary."
+            )
+        concepts = tuple(found.active(task.salient.lower, 1)[:, 0].tolist())
+        views = {
+            latent: view_of(evidence, latent, settings.n_words, settings.n_contexts)
+            for latent in set(concepts) - {-1}
+        }
+        of_texts = [views.get(latent, View((), ())) for latent in concepts]
+        words = [" ".join(view.words) for view in of_texts]
+        contexts = ["\n".join(context.text for context in view.contexts) for view in of_texts]
+        read = self.reader.read
+        said: dict[Given, tuple[int, ...]] = {
+            "view": read([f"{w}\n{c}" for w, c in zip(words, contexts, strict=True)]),
+            "words": read(words),
+            "contexts": read(contexts),
+        }
+        if evidence.class_names is not None:
+            shares = _by_class_shares(evidence, task.data.label_names)
+            said["class shares"] = tuple(
+                CANNOT_TELL if latent < 0 else shares[latent] for latent in concepts
+            )
+        said["word"] = read(self._salient_words())
+        said["text"] = read(task.data.texts)
+        return Recovery(
+            dictionary=found.name,
+            hook_names=task.reader.hook_names,
+            class_names=tuple(task.data.label_names),
+            predictions=tuple(task.predictions(task.vectors[1], task.probes[1]).tolist()),
+            concepts=concepts,
+            said=said,
+            n_reference=len(self.reference_texts),
+            settings=settings,
+        )
+
+    def _salient_words(self) -> list[str]:
+        own = self.texts.salient.word.tolist()
+        words = self.texts.reader.texts.words
+        return [words[i][word] if word >= 0 else "" for i, word in enumerate(own)]
+
+
+def _by_class_shares(evidence: Evidence, names: Sequence[str]) -> list[int]:
+    """The class of which each latent has the most for its share of all tokens."""
+    assert evidence.class_names is not None
+    assert evidence.class_shares is not None
+    order = [names.index(name) for name in evidence.class_names]
+    base = np.array(evidence.class_shares)
+    found = []
+    for own in evidence.latents:
+        shares = np.array(own.class_shares)
+        is_known = own.n_firings > 0
+        found.append(order[int((shares / base).argmax())] if is_known else CANNOT_TELL)
+    return found

@@ -1,0 +1,204 @@
+"""What a plain reader told of a model's predictions, and how good that is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bae_lens.evals.concept_ablation.probes import Interval
+from bae_lens.interp.intervals import balanced_interval, shown
+from bae_lens.interp.json_file import read_json, write_json
+from bae_lens.interp.plain_reader import CANNOT_TELL
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What the reader is given: of a concept, and for comparison.
+Given = Literal["view", "words", "contexts", "class shares", "word", "text"]
+OF_CONCEPT: tuple[Given, ...] = ("view", "words", "contexts", "class shares")
+GIVEN: tuple[Given, ...] = (*OF_CONCEPT, "word", "text")
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """Settings of ``RecoveryTask``.
+
+    Args:
+        n_words (int): Words of a view at most.
+        n_contexts (int): Contexts of a view at most.
+        seed (int): Of the evidence, and of the folds that the reader's penalty is chosen on.
+
+    Raises:
+        ValueError: if a value is outside its range.
+    """
+
+    n_words: int = 10
+    n_contexts: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in {"n_words": 1, "n_contexts": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be a whole number, {least} at least; got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a plain reader tells of a model's predictions from a dictionary's concepts.
+
+    Attributes:
+        dictionary: what it is called.
+        hook_names: where its concepts are read, and where the probe reads.
+        class_names: of the classes.
+        predictions: what the probe predicts of each text (never its label).
+        concepts: the concept of each text's salient token; −1: none is active there.
+        said: by what the reader was given, the class that it tells of each text; −1: it cannot tell.
+            ``"view"``: the concept's words and contexts; ``"words"`` and ``"contexts"``: one of them;
+            ``"class shares"``: no reader, but the class that is commonest, for its share of all
+            tokens, where the concept fires in the reference texts: what the concept tells if not put
+            in words; ``"word"``: the salient token's word alone; ``"text"``: the whole text.
+        n_reference: texts that the reader, and the views, are from.
+        settings: of the task.
+    """
+
+    dictionary: str
+    hook_names: tuple[str, str]
+    class_names: tuple[str, ...]
+    predictions: tuple[int, ...]
+    concepts: tuple[int, ...]
+    said: Mapping[Given, tuple[int, ...]]
+    n_reference: int
+    settings: RecoverySettings
+
+    def score(self, given: Given = "view") -> Interval:
+        """Balanced accuracy over the classes that are predicted, with its 95 % bootstrap interval over
+        texts. "Cannot tell" counts as a guess.
+
+        Raises:
+            ValueError: if nothing was told from that.
+        """
+        return self._interval(self.credits(given))
+
+    def credits(self, given: Given = "view") -> np.ndarray:
+        """``[n]``: 1 where the reader is right, 0 where it is wrong, chance where it cannot tell."""
+        said = self._said(given)
+        return (said == self.predictions) + (said == CANNOT_TELL) * self.chance
+
+    def shuffled_credits(self, given: Given = "view") -> np.ndarray:
+        """``[n]``, the expectation of ``credits`` over the concepts of other texts, each as likely."""
+        if given not in OF_CONCEPT:
+            raise ValueError(f"{given!r} is of no concept; these are: {', '.join(OF_CONCEPT)}.")
+        said, predictions = self._said(given), np.array(self.predictions)
+        every = (said == predictions[:, None]) + (said == CANNOT_TELL) * self.chance
+        n = len(said)
+        return (every.sum(1) - every.diagonal()) / (n - 1)
+
+    def shuffled(self, given: Given = "view") -> Interval:
+        """The same of the concepts of other texts: each text's chance with the concept of another one."""
+        return self._interval(self.shuffled_credits(given))
+
+    def beyond_shuffled(self, given: Given = "view") -> Interval:
+        """By how much the own concept is better, paired by text."""
+        difference = self.credits(given) - self.shuffled_credits(given)
+        return self._interval(difference)
+
+    def difference(self, other: Recovery, given: Given = "view") -> Interval:
+        """By how much another dictionary is worse on the same texts, paired by text.
+
+        Raises:
+            ValueError: if it is of other texts.
+        """
+        if other.predictions != self.predictions:
+            raise ValueError(
+                "The two were not told about the same texts and predictions; recover both with one "
+                "RecoveryTask."
+            )
+        difference = self.credits(given) - other.credits(given)
+        return self._interval(difference)
+
+    @property
+    def chance(self) -> float:
+        """Balanced accuracy of guessing."""
+        return 1 / len(set(self.predictions))
+
+    @property
+    def n_concepts(self) -> int:
+        """Different concepts of these texts: one for all tells nothing, one a text is as good as it."""
+        return len(set(self.concepts) - {-1})
+
+    def table(self) -> str:
+        """Markdown: each number beside that of other texts' concepts."""
+        lines = ["| the reader sees | balanced accuracy | of another text |", "| --- | --- | --- |"]
+        for given in GIVEN:
+            if given in self.said:
+                other = shown(self.shuffled(given)) if given in OF_CONCEPT else "–"
+                lines.append(f"| {_WORDS[given]} | {shown(self.score(given))} | {other} |")
+        counts = Counter(self.predictions)
+        classes = ", ".join(f"{counts[i]} {name}" for i, name in enumerate(self.class_names))
+        n_silent = self.said["view"].count(CANNOT_TELL)
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"{self.dictionary}, concepts of {self.hook_names[0]}. What the probe predicts of "
+                f"{len(self.predictions)} texts: {classes}; chance is {self.chance:.3f}. They have "
+                f"{self.n_concepts} different concepts; of {n_silent} texts the view has no word that "
+                f"the reader knows. It learned from {self.n_reference} other texts. 95 % bootstrap "
+                "intervals over texts.",
+            ]
+        )
+
+    def plot(self) -> Figure:
+        """Balanced accuracy by what the reader sees, beside the concepts of other texts and chance."""
+        from bae_lens.plots import plot_recovery
+
+        return plot_recovery(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recovery:
+        """What ``to_dict`` gave."""
+        own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        own["settings"] = RecoverySettings(**values["settings"])
+        own["said"] = {given: tuple(said) for given, said in values["said"].items()}
+        return cls(**own)
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, all or nothing."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recovery:
+        """What ``save`` wrote.
+
+        Raises:
+            ValueError: if the file holds something else.
+        """
+        return cls.from_dict(read_json(path, "result of RecoveryTask.recover", "said", "concepts"))
+
+    def _said(self, given: Given) -> np.ndarray:
+        if given not in self.said:
+            raise ValueError(f"Nothing was told from {given!r}; there is {', '.join(self.said)}.")
+        return np.array(self.said[given])
+
+    def _interval(self, values: np.ndarray) -> Interval:
+        return balanced_interval(values.tolist(), self.predictions, self.settings.seed)
+
+
+_WORDS: dict[Given, str] = {
+    "view": "words and contexts of the concept",
+    "words": "its words",
+    "contexts": "its contexts",
+    "class shares": "its class shares, no words",
+    "word": "the salient word alone",
+    "text": "the whole text",
+}

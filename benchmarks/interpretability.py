@@ -1,0 +1,350 @@
+"""What latents and codes stand for, by scores with their controls, on SmolLM2 and without a network.
+
+    python benchmarks/interpretability.py --data DIR --cache bench_output --output interpretability.json
+    python benchmarks/interpretability.py --quick         # minutes: little data, few steps, one seed
+
+**Latents.** BAE and SAELens' TopK, BatchTopK and JumpReLU after block 15, all of the same width and
+trained on the same activations with the same batches and steps, at the learning rates that
+``feature_untangling.py`` chose by explained variance at this shape; none is chosen by what is measured
+here. Three levels of about equal bits a token (75, 150, 300 for BAE; L0 8, 16, 48 for the others), the
+middle one with all seeds, the others with the first. The control is a TopK SAE with random directions
+that was not trained. The same held-out text is read with each; of the latents that fire in enough
+texts, an equal number is drawn and given the intruder test with the offline judge. A latent is *heard*
+if the intruder is found in 80 % of trials, by chance in 20 %; "in all" is the share that is heard times
+the number of latents with enough texts. That a latent is heard may be for a single token: the column
+"not one token" counts those whose commonest token makes up at most half of the examples.
+
+**Codes.** CLVQ-VAE, VQ-VAE and k-means as ``concept_ablation.py`` trains them (512 codes, after block 10;
+TopK SAE and BAE with 2,048 latents for comparison, one seed), and as a control the activations of 512 random
+tokens as centroids. What the probe predicts of a text is told by a classifier of words from the view of
+the salient token's concept alone, whose words and contexts are from other texts. Beside it: the concept
+of another text, the concept's class shares, the salient word alone, and the whole text. DIR holds the
+labelled texts, by the names in ``concept_ablation_trials.DATASETS``; without it movie reviews are read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from concept_ablation import Cells, run_jobs
+from concept_ablation_trials import DATASETS, Plan, collect, fit
+from cross_layer import table
+from interpretability_trials import (
+    ARCHITECTURES,
+    CODES,
+    LEVELS,
+    MODEL,
+    PEERS,
+    RANDOM,
+    TOKENS,
+    Listening,
+    learning_rate,
+    listen,
+    recover_cell,
+)
+from untangling_trials import MIDDLE, NAMES, Task, Trial, lm_task, prepare
+
+from bae_lens.evals.concept_ablation.probes import Interval
+from bae_lens.interp import IntruderResult
+from bae_lens.interp.intervals import balanced_interval, wilson
+from bae_lens.interp.recovery import GIVEN, OF_CONCEPT, Given, Recovery
+
+QUICK_TASK: dict[str, Any] = {
+    "steps": 30,
+    "n_train": 8192,
+    "n_validation": 512,
+    "n_test": 2048,
+    "d_sae": 256,
+}
+QUICK_PLAN: dict[str, Any] = {
+    "n_examples": 30,
+    "n_train": 9000,
+    "n_steps": 2,
+    "n_reference": 60,
+    "steps": 20,
+    "n_codes": 64,
+    "d_sae": 128,
+}
+
+
+def trials(task: Task, args: argparse.Namespace) -> list[Trial]:
+    """The middle level with each seed, the others with the first."""
+    pairs = [(MIDDLE, seed) for seed in args.seeds]
+    pairs += [(level, args.seeds[0]) for level in LEVELS if level != MIDDLE and not args.quick]
+    found = []
+    for arch in (*ARCHITECTURES, RANDOM):
+        found += [Trial(task.name, arch, level, learning_rate(arch), s) for level, s in pairs]
+    return found
+
+
+def run(task: Task, plan: Plan, args: argparse.Namespace, cells: Cells, folder: Path) -> None:
+    """All that is not in the file yet."""
+    jobs: dict[str, Any] = {}
+    if "codes" in args.parts:
+        collect(plan, MODEL, folder)
+        methods = [m for m in args.methods if m != TOKENS]
+        trainings = {
+            f"{method}, seed {seed}": (fit, (plan, MODEL, method, seed, folder))
+            for seed in args.seeds
+            for method in methods
+            if method not in PEERS or seed == args.seeds[0]
+        }
+        for _ in run_jobs(trainings, args.workers):
+            pass
+        for name in plan.datasets:
+            # A reading of the texts and their attributions, for all dictionaries together.
+            own = (plan, name, args.methods, args.seeds, folder, args.n_texts_read)
+            jobs[f"codes/{name}"] = (recover_cell, own)
+    if "latents" in args.parts:
+        prepare([task], folder, "cpu")
+        listening = Listening(**args.listening)
+        for trial in trials(task, args):
+            jobs[f"latents/{trial.key}"] = (listen, (trial, task, folder, listening))
+    left = {key: job for key, job in jobs.items() if key not in cells.cells}
+    for key, cell in run_jobs(left, args.workers):
+        cells.add(key, cell)
+
+
+# Latents
+
+
+def heard(result: IntruderResult, *, control: bool = False, max_purity: float = 1.0) -> int:
+    """Latents, or controls, that reach the threshold."""
+    own = result.control if control else result.latents
+    scores = [t.accuracy() for t in own if t.purity <= max_purity]
+    return sum(s is not None and s.mean >= result.settings.threshold for s in scores)
+
+
+def in_all(result: IntruderResult, max_purity: float = 1.0) -> float:
+    """Of the dictionary's latents, by the share of those tested."""
+    return heard(result, max_purity=max_purity) / len(result.latents) * result.n_enough
+
+
+def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) -> None:
+    found = {t: cells[f"latents/{t.key}"] for t in asked if f"latents/{t.key}" in cells}
+    if not found:
+        return
+    results = {t: IntruderResult.from_dict(cell["result"]) for t, cell in found.items()}
+    first = next(iter(results.values()))
+    print(f"\n# Latents: {task.title}, {task.d_in} → {task.d_sae}\n")
+    print(
+        f"Intruder test, {len(first.latents)} latents each at most; judge: {first.judge}.\n"
+        f"{first.caveat}"
+    )
+    for level in LEVELS:
+        own = [t for t in found if t.level == level]
+        if not own:
+            continue
+        print(f"\n## Level {level}: {task.entropies[level]:g} bits, L0 {task.l0s[level]:g}\n")
+        header = ["", "L0", "bits/token", "EV", "enough texts", "heard", "shuffled", "in all"]
+        header += ["not one token", "purity", "accuracy", "hard", "hard, shuffled", "agreement"]
+        lines = []
+        for arch in dict.fromkeys(t.arch for t in own):
+            same = [t for t in own if t.arch == arch]
+            many = [results[t] for t in same]
+            columns: list[list[float | None]] = [
+                [found[t][name] for t in same] for name in ("l0", "bits", "explained_variance")
+            ]
+            columns += [
+                [float(r.n_enough) for r in many],
+                [heard(r) / len(r.latents) for r in many],
+                [heard(r, control=True) / len(r.control) for r in many],
+                [in_all(r) for r in many],
+                [in_all(r, 0.5) for r in many],
+                [mean(r.purity()) for r in many],
+                [mean(r.accuracy()) for r in many],
+                [mean(r.accuracy("hard")) for r in many],
+                [mean(r.accuracy("hard", control=True)) for r in many],
+                [r.agreement() for r in many],
+            ]
+            digits = (1, 0, 3, 0, 2, 2, 0, 0, 2, 3, 3, 3, 2)
+            cells_of = [spread(c, d) for c, d in zip(columns, digits, strict=True)]
+            lines.append([NAMES.get(arch, arch), *cells_of])
+        table(header, lines)
+        for what, limit in (("latents that are heard", 1.0), ("of them not one token", 0.5)):
+            ratios(own, results, what, limit)
+
+
+def ratios(
+    own: Sequence[Trial], results: dict[Trial, IntruderResult], what: str, max_purity: float
+) -> None:
+    """BAE's number over that of the best peer of the same seed."""
+    for arch in (a for a in ("bae", "bae_no_cap") if any(t.arch == a for t in own)):
+        found, best = [], []
+        for trial in (t for t in own if t.arch == arch):
+            peers = {
+                NAMES[t.arch]: in_all(results[t], max_purity)
+                for t in own
+                if t.seed == trial.seed and t.arch not in ("bae", "bae_no_cap", RANDOM)
+            }
+            name = max(peers, key=lambda p: peers[p])
+            best.append(name)
+            found.append(
+                in_all(results[trial], max_purity) / peers[name] if peers[name] else float("nan")
+            )
+        names = ", ".join(dict.fromkeys(best))
+        print(f"{NAMES[arch]} over the best peer ({names}), {what}: {spread(found, 2)}")
+
+
+def mean(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.mean
+
+
+def spread(values: Sequence[float | None], digits: int) -> str:
+    """Mean ± standard deviation over seeds."""
+    known = [v for v in values if v is not None]
+    if not known:
+        return "–"
+    text = f"{statistics.mean(known):.{digits}f}"
+    return text if len(known) < 2 else f"{text} ± {statistics.stdev(known):.{digits}f}"
+
+
+# Codes
+
+
+def recoveries(cell: dict[str, Any], method: str) -> list[Recovery]:
+    """By seed."""
+    found = cell["recoveries"]
+    return [Recovery.from_dict(v) for k, v in found.items() if k.rpartition("/")[0] == method]
+
+
+def report_codes(cells: dict[str, Any], methods: Sequence[str]) -> None:
+    found = {k.partition("/")[2]: c for k, c in cells.items() if k.startswith("codes/")}
+    for name, cell in found.items():
+        any_of = recoveries(cell, methods[0])[0]
+        counts = [any_of.predictions.count(i) for i in range(len(any_of.class_names))]
+        print(f"\n# Recoverability: {DATASETS[name].title}\n")
+        print(
+            f"Balanced accuracy, mean ± over seeds; {len(any_of.predictions)} texts, predicted as "
+            f"{dict(zip(any_of.class_names, counts, strict=True))}; chance {any_of.chance:.3f}; reader "
+            f"learned from {any_of.n_reference} other texts. Beyond: of the view, beyond the concept of "
+            "another text, 95 % bootstrap over texts."
+        )
+        header = ["", "concepts", "view", "of another text", "beyond", "words", "contexts"]
+        lines = []
+        for method in methods:
+            own = recoveries(cell, method)
+            beyond = pooled([r.credits() - r.shuffled_credits() for r in own], any_of.predictions)
+            lines.append(
+                [
+                    method,
+                    spread([float(r.n_concepts) for r in own], 0),
+                    spread([r.score().mean for r in own], 3),
+                    spread([r.shuffled().mean for r in own], 3),
+                    f"{beyond.mean:+.3f} [{beyond.low:+.3f}, {beyond.high:+.3f}]",
+                    spread([r.score("words").mean for r in own], 3),
+                    spread([r.score("contexts").mean for r in own], 3),
+                    spread([r.score("class shares").mean for r in own], 3),
+                ]
+            )
+        table([*header, "class shares"], lines)
+        others: list[Given] = [given for given in GIVEN if given not in OF_CONCEPT]
+        said = [f"{given}: {any_of.score(given).mean:.3f}" for given in others]
+        print(f"The same reader given the {', the '.join(said)}.")
+    summarise_codes(found, methods)
+    report_heard_codes(found, methods)
+
+
+def pooled(credits: Iterable[Any], classes: Sequence[int]) -> Interval:
+    """Of means over seeds, text by text, balanced over classes, with the interval over texts."""
+    every = np.stack(list(credits))
+    return balanced_interval(every.mean(0).tolist(), classes)
+
+
+def summarise_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
+    """CLVQ-VAE less each of the others, by dataset."""
+    if len(methods) < 2 or not found:
+        return
+    print(f"\n# {methods[0]} less the others, balanced accuracy from the view\n")
+    lines = []
+    for method in methods[1:]:
+        line = [method]
+        for cell in found.values():
+            first, others = recoveries(cell, methods[0]), recoveries(cell, method)
+            # Of those with one seed only that one.
+            pairs = list(zip(first, others, strict=False))
+            own = pooled([a.credits() - b.credits() for a, b in pairs], first[0].predictions)
+            line.append(f"{own.mean:+.3f} [{own.low:+.3f}, {own.high:+.3f}]")
+        lines.append(line)
+    table(["95 % interval over texts", *(DATASETS[name].title for name in found)], lines)
+
+
+def report_heard_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
+    """The intruder test of the same dictionaries on the same texts."""
+    for name, cell in found.items():
+        print(f"\n# Intruder test: {DATASETS[name].title}\n")
+        lines = []
+        for method in methods:
+            keys = [k for k in cell["intruders"] if k.rpartition("/")[0] == method]
+            own = [IntruderResult.from_dict(cell["intruders"][k]) for k in keys]
+            n = [(heard(r), len(r.latents)) for r in own]
+            share = wilson(sum(k for k, _ in n), sum(m for _, m in n))
+            lines.append(
+                [
+                    method,
+                    spread([float(r.n_enough) for r in own], 0),
+                    f"{mean(share):.2f}",
+                    spread([mean(r.accuracy()) for r in own], 3),
+                    spread([mean(r.accuracy(control=True)) for r in own], 3),
+                    spread([mean(r.accuracy(max_purity=0.5)) for r in own], 3),
+                    spread([mean(r.purity()) for r in own], 2),
+                ]
+            )
+        header = ["", "enough texts", "heard", "accuracy", "shuffled", "purity ≤ 0.5", "purity"]
+        table(header, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser.add_argument("--data", help="folder of labelled texts")
+    parser.add_argument("--datasets", nargs="+", choices=[*DATASETS], help="default: by --data")
+    parser.add_argument("--parts", nargs="+", choices=["latents", "codes"], default=None)
+    parser.add_argument("--methods", nargs="+", choices=CODES, default=list(CODES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--n_latents", type=int, default=200, help="tested a dictionary")
+    parser.add_argument("--n_tokens", type=int, default=40_000, help="read with each dictionary")
+    parser.add_argument(
+        "--n_texts_read", type=int, default=1200, help="that the reader learns from"
+    )
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cache", type=Path, help="folder for activations and dictionaries")
+    parser.add_argument("--output", type=Path, help="JSON file; goes on where it ended")
+    args = parser.parse_args()
+    args.parts = args.parts or ["latents", "codes"]
+    names = args.datasets or (["eraser", "jigsaw", "ag_news"] if args.data else ["movies"])
+    if args.data is None and names != ["movies"]:
+        parser.error("--datasets other than movies need --data, the folder of their files.")
+    args.listening = {"n_latents": args.n_latents, "n_tokens": args.n_tokens}
+    task = lm_task(15, l0s=(8, 16, 48), entropies=(75, 150, 300))
+    plan = Plan(args.data, tuple(names))
+    if args.quick:
+        args.seeds = args.seeds[:1]
+        args.listening = {"n_latents": 20, "n_tokens": 4000, "n_trials": 5}
+        args.n_texts_read = 80
+        task, plan = replace(task, **QUICK_TASK), replace(plan, **QUICK_PLAN)
+    # Where the folder lies does not change what is measured.
+    settings = {"task": asdict(task), "plan": asdict(replace(plan, data=None))}
+    settings |= {"listening": args.listening, "n_texts_read": args.n_texts_read}
+    cells = Cells(args.output, settings)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.cache or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        run(task, plan, args, cells, folder)
+    report_latents(cells.cells, task, trials(task, args))
+    report_codes(cells.cells, args.methods)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The cells of ``interpretability.py``: dictionaries, what is seen of them, and how it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from concept_ablation_trials import (
+    DATASETS,
+    Plan,
+    labelled_texts,
+    load_dictionary,
+    load_model,
+    unlabelled_texts,
+)
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
+from untangling_trials import Task, Trial, explained_variance, load, metadata, train
+
+from bae_lens.evals.code_statistics import CodeStatistics
+from bae_lens.evals.concept_ablation import AblationTask, Clusters
+from bae_lens.interp import (
+    EvidenceSettings,
+    IntruderSettings,
+    ModelEncoder,
+    collect_evidence,
+    intruder_test,
+)
+from bae_lens.interp.recoverability import RecoveryTask
+from bae_lens.interp.recovery import RecoverySettings
+
+MODEL = "smollm2"
+LEVELS = LOW, MIDDLE, HIGH = (0, 1, 2)
+RANDOM, TOKENS = "random directions", "random tokens"
+# With the learning rates that feature_untangling.py chose at its middle level and this shape.
+ARCHITECTURES = {"bae": 8e-3, "bae_no_cap": 8e-3, "topk": 2e-3, "batchtopk": 4e-3, "jumprelu": 4e-3}
+# Those of latents are there for comparison, with the first seed.
+PEERS = ("TopK SAE", "BAE")
+CODES = ("CLVQ-VAE", "VQ-VAE", "k-means", TOKENS, *PEERS)
+
+
+@dataclass(frozen=True)
+class Listening:
+    """How latents are read and tested."""
+
+    n_latents: int = 200
+    n_tokens: int = 40_000
+    n_trials: int = 20
+
+    def test(self, seed: int = 0) -> IntruderSettings:
+        return IntruderSettings(n_latents=self.n_latents, n_trials=self.n_trials, seed=seed)
+
+
+def learning_rate(arch: str) -> float:
+    return ARCHITECTURES.get(arch, 0.0)
+
+
+@lru_cache(maxsize=1)
+def encoder() -> ModelEncoder:
+    return ModelEncoder.minilm()
+
+
+def listen(trial: Trial, task: Task, folder: Path, listening: Listening) -> dict[str, Any]:
+    """One training and its intruder test; what a worker process does."""
+    torch.set_num_threads(1)
+    splits = load(folder / task.filename)
+    if trial.arch == RANDOM:
+        sae = random_directions(trial, task, splits["train"])
+    else:
+        sae = trained(trial, task, splits["train"], folder)
+    # The same text for all, from a split that nothing was trained on.
+    settings = EvidenceSettings(
+        n_tokens=listening.n_tokens, n_random=20, n_strongest=1, n_neighbours=0, n_top_tokens=0
+    )
+    evidence = collect_evidence(load_model(MODEL), sae, None, settings)
+    result = intruder_test(evidence, None, listening.test(), encoder=encoder())
+    code = CodeStatistics(sae.cfg.d_sae, pair_counts=True, flipped=getattr(sae, "flipped", None))
+    with torch.no_grad():
+        for batch in splits["test"].split(4096):
+            code.update(sae.encode(batch))
+    summary = code.compute(sae.W_dec)
+    return {
+        "explained_variance": None
+        if trial.arch == RANDOM
+        else explained_variance(sae, splits["test"]),
+        "l0": summary.l0,
+        "bits": summary.support_entropy,
+        "result": result.to_dict(),
+    }
+
+
+def trained(trial: Trial, task: Task, acts: torch.Tensor, folder: Path) -> SAE[Any]:
+    """From the cache if it is there."""
+    path = folder / f"{trial.key.replace('/', '-')}-{task.d_sae}-{task.steps}"
+    if not path.exists():
+        sae = train(trial, task, acts, "cpu")
+        partial = path.with_name(path.name + ".part")
+        sae.save_model(partial)
+        partial.rename(path)
+    return SAE.load_from_disk(path).eval()
+
+
+def random_directions(trial: Trial, task: Task, acts: torch.Tensor) -> TopKSAE:
+    """TopK of as many latents as its peers have on, along random directions from the mean."""
+    cfg = TopKSAEConfig(d_in=task.d_in, d_sae=task.d_sae, k=int(task.l0s[trial.level]))
+    vars(cfg.metadata).update(metadata(task))
+    sae = TopKSAE(cfg)
+    generator = torch.Generator().manual_seed(trial.seed)
+    directions = torch.randn(task.d_sae, task.d_in, generator=generator)
+    directions /= directions.norm(dim=1, keepdim=True)
+    with torch.no_grad():
+        sae.b_dec.copy_(acts.mean(0))
+        sae.W_dec.copy_(directions)
+        sae.W_enc.copy_(directions.T)
+    return sae.eval()
+
+
+def recover_cell(
+    plan: Plan,
+    dataset: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    n_texts_read: int,
+) -> dict[str, Any]:
+    """Every dictionary on one dataset; what a worker process does."""
+    torch.set_num_threads(1)
+    hooks, data = plan.hooks(MODEL), DATASETS[dataset]
+    read = unlabelled_texts(plan, data)[:n_texts_read]
+    settings = replace(plan.settings(MODEL, data), causal=False, label_words=None)
+    texts = AblationTask.prepare(
+        load_model(MODEL),
+        (hooks.hook_name, hooks.hook_name_out),
+        labelled_texts(plan, data),
+        settings,
+        reference_texts=read[: plan.n_reference],
+        verbose=False,
+    )
+    task = RecoveryTask.of(texts, read, RecoverySettings(seed=plan.seed))
+    n_contexts = task.settings.n_contexts
+    seen = EvidenceSettings(
+        n_tokens=None, n_strongest=1, n_random=4 * n_contexts, n_top_tokens=20, n_neighbours=0
+    )
+    recoveries: dict[str, Any] = {}
+    intruders: dict[str, Any] = {}
+    for seed in seeds:
+        for method in methods if seed == seeds[0] else [m for m in methods if m not in PEERS]:
+            if method == TOKENS:
+                dictionary = random_tokens(plan, folder, seed)
+            else:
+                dictionary = load_dictionary(plan, folder, MODEL, method, seed)
+            evidence = task.collect(dictionary, seen)
+            key = f"{method}/{seed}"
+            recoveries[key] = task.recover(dictionary, evidence, method).to_dict()
+            test = IntruderSettings(n_latents=100, n_trials=20 if n_texts_read > 100 else 3)
+            intruders[key] = intruder_test(evidence, None, test, encoder=encoder()).to_dict()
+    return {"recoveries": recoveries, "intruders": intruders}
+
+
+def random_tokens(plan: Plan, folder: Path, seed: int) -> Clusters:
+    """As many centroids as there are codes, each the activation of a token drawn at random."""
+    hooks = plan.hooks(MODEL)
+    rows = torch.load(folder / f"{MODEL}.pt", mmap=True)["rows"]
+    valid = (rows[:, -1] > 0).nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(seed)
+    chosen = valid[torch.randperm(len(valid), generator=generator)[: plan.n_codes]]
+    return Clusters(rows[chosen][:, : hooks.d_in].clone(), hooks.hook_name, TOKENS)
