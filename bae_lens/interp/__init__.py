@@ -6,6 +6,9 @@ The data's way: ``reading`` (a corpus → blocks of tokens) with ``coder`` (acti
 Scores of it: ``subjects`` (texts in which a latent fires, tokens at which it is silent) → ``prompts``
 (questions) → ``judges`` (``endpoint`` with ``answer_cache`` and ``budget``, ``embedding`` without a
 network) → ``comsem``, ``intruder``, ``ranking``, with ``intervals``.
+
+What it tells of predictions: ``views`` (words and contexts of a concept) → ``plain_reader`` (a
+classifier of words) → ``recoverability`` → ``recovery``.
 """
 
 from bae_lens.interp.budget import Limits
@@ -25,6 +28,9 @@ from bae_lens.interp.evidence import (
 from bae_lens.interp.intruder import IntruderResult, IntruderSettings, intruder_test
 from bae_lens.interp.judges import Judge, JudgeUnavailable, LimitReached, MarkedText, Question
 from bae_lens.interp.ranking import Ranking, RankingSettings, rank_dictionaries
+from bae_lens.interp.recoverability import RecoveryTask
+from bae_lens.interp.recovery import Recovery, RecoverySettings
+from bae_lens.interp.views import View, view_of
 
 __all__ = [
     "BackgroundToken",
@@ -51,9 +57,14 @@ __all__ = [
     "Question",
     "Ranking",
     "RankingSettings",
+    "Recovery",
+    "RecoverySettings",
+    "RecoveryTask",
+    "View",
     "collect_evidence",
     "comsem_test",
     "intruder_test",
     "protocol_distance",
     "rank_dictionaries",
+    "view_of",
 ]
