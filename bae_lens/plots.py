@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bae_lens.entropy.result import EntropyProfile
+    from bae_lens.evals.concept_ablation.probes import Interval
+    from bae_lens.interp.comsem import ComSemResult
+    from bae_lens.interp.intruder import IntruderResult
+    from bae_lens.interp.recovery import Recovery
 
 # Two hues that stay apart for the colour-blind and in grey; line styles tell them apart as well.
 COLOURS = ("#0b6e99", "#d1711f", "#5b8c2a", "#8a4f9e")
@@ -269,6 +273,143 @@ def plot_concept_ablation(result: ConceptAblationResult, title: str = "") -> Fig
         fontsize=8,
     )
     return figure
+
+
+def plot_intruder(result: IntruderResult, title: str = "") -> Figure:
+    """Accuracy of each latent, the best first, and of the shuffled ones; a panel a kind of intruder.
+
+    Hard intruders have no line of chance: they are chosen to be like the examples, so that the shuffled
+    latents show what nothing comes to.
+
+    Args:
+        result: of ``intruder_test``.
+        title: of the figure.
+    """
+    plt = require_matplotlib()
+    from bae_lens.interp.intruder import KINDS, IntruderKind
+
+    kinds: list[IntruderKind] = [kind for kind in KINDS if result.accuracy(kind) is not None]
+    # One, though empty, where nothing was answered.
+    n_panels = max(len(kinds), 1)
+    figure, panels = plt.subplots(
+        *(1, n_panels),
+        figsize=(4.6 * n_panels, 3.8),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    drawn = (("latents", result.latents), ("shuffled latents", result.control))
+    for axes, kind in zip(panels.flat, kinds, strict=False):
+        for i, (name, trials) in enumerate(drawn):
+            accuracies = [own.accuracy(kind) for own in trials]
+            _plot_sorted(axes, i, name, [a.mean for a in accuracies if a is not None])
+        if kind == "random":
+            _level(axes, result.chance, "chance", ":")
+            _level(axes, result.settings.threshold, "threshold", "-.")
+        axes.set_title(f"{kind} intruder", fontsize=10)
+    _finish_scores(figure, panels[0], "share of intruders found", title)
+    return figure
+
+
+def plot_comsem(result: ComSemResult, title: str = "") -> Figure:
+    """Score of each latent, the best first; mended, also the share of positives that its phrases fit,
+    which is what the released protocol would score.
+
+    Args:
+        result: of ``comsem_test``.
+        title: of the figure.
+    """
+    plt = require_matplotlib()
+    figure, axes = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+    is_mended = result.settings.protocol == "mended"
+    measure = "balanced accuracy" if is_mended else "share of positives that fit"
+    _plot_sorted(axes, 0, measure, list(result.scores().values()))
+    if is_mended:
+        positives: dict[int, list[float]] = {}
+        for run in result.runs:
+            if run.positives_only is not None:
+                positives.setdefault(run.latent, []).append(run.positives_only)
+        means = [sum(own) / len(own) for own in positives.values()]
+        _plot_sorted(axes, 1, "positives only, of those explained", means)
+    label = "guessing, or no pattern" if is_mended else "no pattern"
+    _level(axes, result.settings.nothing, label, ":")
+    _level(axes, result.settings.threshold, "threshold", "-.")
+    _finish_scores(figure, [axes], "score, mean over seeds" if is_mended else "score", title)
+    return figure
+
+
+def plot_recovery(result: Recovery, title: str = "") -> Figure:
+    """Balanced accuracy by what the reader sees with 95 % intervals, and of other texts' concepts.
+
+    Args:
+        result: of ``RecoveryTask.recover``.
+        title: of the figure.
+    """
+    plt = require_matplotlib()
+    from bae_lens.interp.recovery import GIVEN, OF_CONCEPT, SHOWN, Given
+
+    given: list[Given] = [one for one in GIVEN if one in result.said]
+    figure, axes = plt.subplots(figsize=(6.8, 0.42 * len(given) + 1.5), layout="constrained")
+    of_concept: list[Given] = [one for one in given if one in OF_CONCEPT]
+    drawn: tuple[tuple[str, dict[Given, Interval]], ...] = (
+        ("this text's", {one: result.score(one) for one in given}),
+        ("another text's concept", {one: result.shuffled(one) for one in of_concept}),
+    )
+    for i, (name, scores) in enumerate(drawn):
+        for one, score in scores.items():
+            axes.errorbar(
+                *(score.mean, given.index(one) + 0.24 * i),
+                xerr=[[score.mean - score.low], [score.high - score.mean]],
+                fmt="os"[i],
+                markersize=5,
+                markerfacecolor=COLOURS[i] if i == 0 else "white",
+                color=COLOURS[i],
+                label=name if one == given[0] else None,
+            )
+    axes.axvline(result.chance, color="0.3", linestyle=":", linewidth=0.9, label="chance")
+    axes.set_yticks(range(len(given)), [SHOWN[one] for one in given])
+    axes.invert_yaxis()
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("balanced accuracy of the reader")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _plot_sorted(axes: Any, i: int, label: str, values: Sequence[float]) -> None:
+    """Values from the highest to the lowest, by rank."""
+    axes.plot(
+        *(range(1, len(values) + 1), sorted(values, reverse=True)),
+        _STYLES[i],
+        marker="os"[i],
+        markersize=3,
+        markerfacecolor=COLOURS[i] if i == 0 else "white",
+        color=COLOURS[i],
+        label=label,
+    )
+
+
+def _level(axes: Any, value: float, label: str, style: str) -> None:
+    axes.axhline(value, color="0.3", linestyle=style, linewidth=0.9, label=label)
+
+
+def _finish_scores(figure: Any, panels: Sequence[Any], measure: str, title: str) -> None:
+    panels[0].set_ylabel(measure)
+    for axes in panels:
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_xlabel("latents, the best first")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title)
+    # Every line is in the first panel.
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+        fontsize=8,
+    )
 
 
 def _mark(axes: Any, result: ConceptAblationResult, row: AblationRow) -> None:

@@ -1,9 +1,9 @@
-"""What somebody may have meant who wrote a name that does not exist."""
+"""Names that exist, and what somebody may have meant who wrote another."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
@@ -13,3 +13,14 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
         name, valid, n=1, cutoff=0.0
     )
     return f"Did you mean {' or '.join(near)}?"
+
+
+def index_of(names: Sequence[str], name: str, kind: str) -> int:
+    """Which of the names it is.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if name not in names:
+        raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(names)}.")
+    return names.index(name)

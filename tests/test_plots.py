@@ -15,7 +15,10 @@ import torch
 from bae_lens.evals import CodeStatistics, CodeSummary
 from bae_lens.evals.concept_ablation import AblationRow, ConceptAblationResult, SalientTokens
 from bae_lens.evals.concept_ablation.result import CAUSAL, CONTROLS, STORED
+from bae_lens.interp.intruder import LatentTrials, Tally
 from bae_lens.plots import plot_densities, plot_training, read_metric_log
+from tests.quiz.quizzes import recovery
+from tests.report.helpers import make_comsem, make_evidence, make_intruder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -347,6 +350,91 @@ def test_where_only_the_readout_was_ablated_it_is_drawn():
     assert len(marks_of(axes)) == 10
 
 
+# Scores of latents
+
+
+def curves(axes: Any) -> dict[str, list[float]]:
+    """What is drawn, by name."""
+    return {str(line.get_label()): list(line.get_ydata()) for line in axes.lines}
+
+
+def test_accuracies_are_drawn_in_order_beside_the_control():
+    result = make_intruder(make_evidence(12), 4)
+    figure = result.plot("A title")
+
+    random, hard = panels(figure)
+    assert figure.get_suptitle() == "A title"
+    assert [axes.get_title() for axes in (random, hard)] == ["random intruder", "hard intruder"]
+    assert random.get_ylabel() == "share of intruders found"
+    assert random.get_xlabel() == hard.get_xlabel() == "latents, the best first"
+    assert curves(random) == {
+        "latents": [1.0, 0.9, 0.8, 0.7],
+        "shuffled latents": [0.2] * 4,
+        "chance": [0.2, 0.2],
+        "threshold": [0.8, 0.8],
+    }
+    # Guessing is not what nothing comes to with hard ones.
+    assert set(curves(hard)) == {"latents", "shuffled latents"}
+    assert curves(hard)["latents"][0] == 0.5
+    styles = {line.get_linestyle() for line in random.lines}
+    assert len(styles) == 4
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == list(curves(random))
+
+
+def test_without_hard_intruders_there_is_one_panel():
+    result = make_intruder(make_evidence(12), 4)
+    easy = [tuple(replace(t, hard=()) for t in own) for own in (result.latents, result.control)]
+    [axes] = panels(replace(result, latents=easy[0], control=easy[1]).plot())
+    assert axes.get_title() == "random intruder"
+
+
+def test_an_intruder_test_without_answers_can_be_drawn():
+    silent = (LatentTrials(0, 10, 0.5, (Tally(0, 0, 9),), ()),)
+    result = make_intruder(make_evidence(12), 1, latents=silent, control=silent)
+    [axes] = panels(result.plot())
+    assert not axes.lines
+
+
+def test_comsem_is_drawn_beside_positives_only():
+    [axes] = panels(make_comsem(make_evidence(12), 3).plot("A title"))
+
+    drawn = curves(axes)
+    assert list(drawn) == [
+        "balanced accuracy",
+        "positives only, of those explained",
+        "guessing, or no pattern",
+        "threshold",
+    ]
+    # The one without a pattern is among the scores, and has no positives.
+    assert drawn["balanced accuracy"] == [0.90625, 0.90625, 0.5]
+    assert drawn["positives only, of those explained"] == [1.0, 1.0]
+    assert drawn["guessing, or no pattern"] == [0.5, 0.5]
+    assert axes.get_ylabel() == "score, mean over seeds"
+
+
+def test_the_released_protocol_is_drawn_alone():
+    [axes] = panels(make_comsem(make_evidence(12), 3, "released").plot())
+    assert list(curves(axes)) == ["share of positives that fit", "no pattern", "threshold"]
+    assert curves(axes)["share of positives that fit"] == [1.0, 1.0, 0.0]
+
+
+def test_recovery_is_drawn_beside_the_concepts_of_other_texts():
+    said = {"view": (0, 1, 1), "text": (0, 0, 1)}
+    result = recovery((3, 4, 5), predictions=(0, 0, 1), said=said)
+    [axes] = panels(result.plot("A title"))
+
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["words and contexts of the concept", "the whole text"]
+    points = [tuple(bar.lines[0].get_xydata()[0]) for bar in axes.containers]
+    own, text, other = points
+    assert own == (result.score().mean, 0)
+    assert text == (result.score("text").mean, 1)
+    assert other == (result.shuffled().mean, 0.24)
+    [chance] = [line for line in axes.lines if line.get_label() == "chance"]
+    assert chance.get_xdata() == [0.5, 0.5]
+
+
 # Without matplotlib
 
 
@@ -356,6 +444,9 @@ def test_where_only_the_readout_was_ablated_it_is_drawn():
         lambda: plot_densities({"BAE": code_of(COUNTS, 2_000)}),
         lambda: plot_training({}),
         lambda: make_ablation("lower vector").plot(),
+        lambda: make_intruder(make_evidence(12), 2).plot(),
+        lambda: make_comsem(make_evidence(12), 2).plot(),
+        lambda: recovery((1,), predictions=(0,), said={"text": (0,)}).plot(),
     ],
 )
 def test_without_matplotlib_the_error_is_the_command(monkeypatch, plot):

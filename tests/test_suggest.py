@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from bae_lens.suggest import did_you_mean
+import pytest
+
+from bae_lens.suggest import did_you_mean, index_of
 
 
 def test_it_names_the_nearest():
@@ -13,3 +15,9 @@ def test_it_names_one_even_where_none_is_near():
 
 def test_a_name_is_offered_once():
     assert did_you_mean("devise", ["device", "device"]) == "Did you mean device?"
+
+
+def test_the_index_of_a_name():
+    assert index_of(["a", "b"], "b", "letter") == 1
+    with pytest.raises(ValueError, match="There is no letter 'c'; there are a, b"):
+        index_of(["a", "b"], "c", "letter")

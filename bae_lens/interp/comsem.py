@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from bae_lens.interp.intervals import mean_interval, rank_correlation, seed_agre
 from bae_lens.interp.json_file import read_json, write_json
 from bae_lens.interp.judges import Judge, MarkedText, Question
 from bae_lens.interp.subjects import Subjects, draw, some
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Protocol = Literal["mended", "released"]
 Role = Literal["positive", "random", "hard"]
@@ -347,6 +350,12 @@ class ComSemResult:
                 self.caveat,
             ]
         )
+
+    def plot(self, title: str = "") -> Figure:
+        """Latents' scores in order, beside what positives alone would give them."""
+        from bae_lens.plots import plot_comsem
+
+        return plot_comsem(self, title)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""

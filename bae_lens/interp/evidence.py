@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from bae_lens.interp.json_file import read_json
+
 Strength = Literal["activation", "surprise", "nearness"]
 NeighbourMeasure = Literal["phi", "distance"]
 
@@ -301,12 +303,15 @@ class Evidence:
         """What ``save`` wrote.
 
         Raises:
-            ValueError: if the file holds something else.
+            FileNotFoundError: if there is no such file.
+            ValueError: if it holds something else.
         """
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} is no evidence of collect_evidence.")
-        return cls.from_dict(values)
+        expected = "evidence of collect_evidence"
+        values = read_json(path, expected)
+        try:
+            return cls.from_dict(values)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no {expected}: {error!r}.") from error
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import torch
@@ -84,6 +85,32 @@ def seed_agreement(scores: Sequence[Sequence[float | None]]) -> float | None:
         found.append(rank_correlation([x for x, _ in both], [y for _, y in both]))
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def krippendorff_alpha(table: np.ndarray, level: Literal["nominal", "ordinal"]) -> float | None:
+    """Krippendorff's alpha: how far judges agree, 1 everywhere, 0 as often as by chance.
+
+    Args:
+        table: ``[n_judges, n_units]`` of values, NaN where there is none.
+        level: whether values have an order.
+
+    Returns:
+        None where no unit has two values, or all values are the same.
+
+    Raises:
+        ImportError: if the package krippendorff is missing; the message is the command to run.
+    """
+    try:
+        import krippendorff  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+        raise ImportError(
+            "Judges' agreement is computed by krippendorff, which is missing: "
+            "pip install 'bae-lens[interp]'"
+        ) from e
+    paired = table[:, (~np.isnan(table)).sum(0) > 1]
+    if len(np.unique(paired[~np.isnan(paired)])) < 2:
+        return None
+    return float(krippendorff.alpha(reliability_data=paired, level_of_measurement=level))
 
 
 def shown(value: Interval | float | None, digits: int = 3) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from bae_lens.interp.json_file import read_json, write_json
 from bae_lens.interp.judges import Judge, MarkedText, Question
 from bae_lens.interp.prompts import intruder as intruder_question
 from bae_lens.interp.subjects import Subjects, draw, n_texts, one_a_text, purity, some
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 IntruderKind = Literal["random", "hard"]
 KINDS: tuple[IntruderKind, ...] = ("random", "hard")
@@ -226,6 +229,12 @@ class IntruderResult:
                 self.caveat,
             ]
         )
+
+    def plot(self, title: str = "") -> Figure:
+        """Latents' accuracies in order, a panel a kind of intruder, beside the shuffled latents'."""
+        from bae_lens.plots import plot_intruder
+
+        return plot_intruder(self, title)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""

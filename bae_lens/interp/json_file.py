@@ -23,7 +23,7 @@ def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(path: str | Path, expected: str, *names: str) -> dict[str, Any]:
-    """What ``write_json`` wrote.
+    """What ``write_json`` wrote, or somebody hands in: anything may stand in it.
 
     Args:
         path: the file.
@@ -31,9 +31,15 @@ def read_json(path: str | Path, expected: str, *names: str) -> dict[str, Any]:
         names: that it has to have.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: if it holds something else.
     """
-    values = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no {expected}: it is no JSON ({error}).") from error
     if not isinstance(values, dict) or not set(names) <= set(values):
         raise ValueError(f"{path} is no {expected}: it must have {', '.join(names)}.")
     return values

@@ -12,11 +12,12 @@ import numpy as np
 
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.evidence import Evidence, Example
-from bae_lens.interp.intervals import mean_interval, shown
+from bae_lens.interp.intervals import krippendorff_alpha, mean_interval, shown
 from bae_lens.interp.json_file import read_json, write_json
 from bae_lens.interp.judges import Judge, MarkedText, Question
 from bae_lens.interp.prompts import FIRST, SECOND, TIE, compare
 from bae_lens.interp.subjects import n_texts, one_a_text, some
+from bae_lens.suggest import index_of
 
 # An outcome, for the one who wins by 1.
 _WORTH = {1: 1.0, 0: 0.5, -1: 0.0}
@@ -110,9 +111,9 @@ class Ranking:
         Raises:
             ValueError: if there is no such name.
         """
-        own = _index(self.names, name, "dictionary")
-        other = None if against is None else _index(self.names, against, "dictionary")
-        by = None if judge is None else _index(self.judges, judge, "judge")
+        own = index_of(self.names, name, "dictionary")
+        other = None if against is None else index_of(self.names, against, "dictionary")
+        by = None if judge is None else index_of(self.judges, judge, "judge")
         found: dict[Any, list[float]] = {}
         for c in self.comparisons:
             if own not in c.dictionaries or (other is not None and other not in c.dictionaries):
@@ -132,13 +133,13 @@ class Ranking:
 
     def consistency(self, judge: str) -> float | None:
         """Share of comparisons in which both orders have the same outcome."""
-        pairs = self._orders(_index(self.judges, judge, "judge"))
+        pairs = self._orders(index_of(self.judges, judge, "judge"))
         return sum(a == b for a, b in pairs) / len(pairs) if pairs else None
 
     def first_bias(self, judge: str) -> float | None:
         """How much more often the group shown first wins than the second: 0 without bias, ±1 where
         nothing else counts."""
-        pairs = self._orders(_index(self.judges, judge, "judge"))
+        pairs = self._orders(index_of(self.judges, judge, "judge"))
         return sum(a - b for a, b in pairs) / (2 * len(pairs)) if pairs else None
 
     def alpha(self) -> float | None:
@@ -158,7 +159,7 @@ class Ranking:
         for c in self.comparisons:
             if c.outcome is not None:
                 table[c.judge, column[c.dictionaries, c.latents]] = c.outcome
-        return ordinal_alpha(table) if len(self.judges) > 1 else None
+        return krippendorff_alpha(table, "ordinal") if len(self.judges) > 1 else None
 
     def table(self) -> str:
         """Markdown. Judges' agreement is in it where krippendorff is installed."""
@@ -288,31 +289,6 @@ def rank_dictionaries(
     )
 
 
-def ordinal_alpha(table: np.ndarray) -> float | None:
-    """Krippendorff's alpha of ordinal values.
-
-    Args:
-        table: ``[n_judges, n_units]``, NaN where there is none.
-
-    Returns:
-        None where no unit has two values, or all values are the same.
-
-    Raises:
-        ImportError: if the package krippendorff is missing; the message is the command to run.
-    """
-    try:
-        import krippendorff  # pyright: ignore[reportMissingImports]
-    except ImportError as e:
-        raise ImportError(
-            "Judges' agreement is computed by krippendorff, which is missing: "
-            "pip install 'bae-lens[interp]'"
-        ) from e
-    paired = table[:, (~np.isnan(table)).sum(0) > 1]
-    if len(np.unique(paired[~np.isnan(paired)])) < 2:
-        return None
-    return float(krippendorff.alpha(reliability_data=paired, level_of_measurement="ordinal"))
-
-
 def _pairs(
     evidence: Sequence[Evidence], enough: Sequence[Sequence[int]], settings: RankingSettings
 ) -> list[_Pair]:
@@ -361,12 +337,6 @@ def _outcomes(
 
 def _of(values: Mapping[str, int], answer: str | None) -> int | None:
     return None if answer is None else values[answer]
-
-
-def _index(names: Sequence[str], name: str, kind: str) -> int:
-    if name not in names:
-        raise ValueError(f"There is no {kind} {name!r}; there are {', '.join(names)}.")
-    return names.index(name)
 
 
 def _mean(interval: Interval | None) -> float:

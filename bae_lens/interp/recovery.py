@@ -22,6 +22,15 @@ if TYPE_CHECKING:
 Given = Literal["view", "words", "contexts", "class shares", "word", "text"]
 OF_CONCEPT: tuple[Given, ...] = ("view", "words", "contexts", "class shares")
 GIVEN: tuple[Given, ...] = (*OF_CONCEPT, "word", "text")
+# For tables and figures.
+SHOWN: dict[Given, str] = {
+    "view": "words and contexts of the concept",
+    "words": "its words",
+    "contexts": "its contexts",
+    "class shares": "its class shares, no words",
+    "word": "the salient word alone",
+    "text": "the whole text",
+}
 
 
 @dataclass(frozen=True)
@@ -138,7 +147,7 @@ class Recovery:
         for given in GIVEN:
             if given in self.said:
                 other = shown(self.shuffled(given)) if given in OF_CONCEPT else "–"
-                lines.append(f"| {_WORDS[given]} | {shown(self.score(given))} | {other} |")
+                lines.append(f"| {SHOWN[given]} | {shown(self.score(given))} | {other} |")
         counts = Counter(self.predictions)
         classes = ", ".join(f"{counts[i]} {name}" for i, name in enumerate(self.class_names))
         n_silent = self.said["view"].count(CANNOT_TELL)
@@ -154,11 +163,18 @@ class Recovery:
             ]
         )
 
-    def plot(self) -> Figure:
-        """Balanced accuracy by what the reader sees, beside the concepts of other texts and chance."""
+    def plot(self, title: str = "") -> Figure:
+        """Balanced accuracy by what the reader sees, beside the concepts of other texts and chance.
+
+        Args:
+            title: of the figure.
+
+        Raises:
+            ImportError: if matplotlib is missing; the message is the command to run.
+        """
         from bae_lens.plots import plot_recovery
 
-        return plot_recovery(self)
+        return plot_recovery(self, title)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -192,13 +208,3 @@ class Recovery:
 
     def _interval(self, values: np.ndarray) -> Interval:
         return balanced_interval(values.tolist(), self.predictions, self.settings.seed)
-
-
-_WORDS: dict[Given, str] = {
-    "view": "words and contexts of the concept",
-    "words": "its words",
-    "contexts": "its contexts",
-    "class shares": "its class shares, no words",
-    "word": "the salient word alone",
-    "text": "the whole text",
-}

@@ -100,11 +100,15 @@ class Subjects:
 
 
 def draw(latents: Sequence[int], n: int | None, seed: int) -> tuple[int, ...]:
-    """``n`` latents at random, in order; all of them if there are no more, or n is None."""
+    """``n`` latents at random, in order; all of them if there are no more, or n is None.
+
+    Each latent has a number of its own, whichever others there are: tests with other demands on texts
+    draw the same ones as far as they can.
+    """
     if n is None or n >= len(latents):
         return tuple(latents)
-    chosen = np.random.default_rng(seed).choice(len(latents), n, replace=False)
-    return tuple(latents[i] for i in sorted(chosen))
+    numbers = np.random.default_rng(seed).random(max(latents) + 1)
+    return tuple(sorted(sorted(latents, key=lambda i: numbers[i])[:n]))
 
 
 def some(rng: np.random.Generator, examples: Sequence[Example], n: int) -> list[Example]:

@@ -8,6 +8,7 @@ from scipy.stats import binomtest, spearmanr
 
 from bae_lens.interp.intervals import (
     balanced_interval,
+    krippendorff_alpha,
     mean_interval,
     rank_correlation,
     seed_agreement,
@@ -69,3 +70,17 @@ def test_that_a_balanced_interval_of_one_class_is_that_of_the_mean():
     values = np.random.default_rng(1).random(80).tolist()
     own, plain = balanced_interval(values, [3] * 80), mean_interval(values)
     assert own == pytest.approx(plain, abs=0.01)
+
+
+def test_alpha_of_the_package():
+    pytest.importorskip("krippendorff")
+    same = np.array([[1, 0, -1, np.nan], [1, 0, -1, 1]])
+    assert krippendorff_alpha(same, "ordinal") == pytest.approx(1)
+    assert krippendorff_alpha(np.ones((2, 3)), "nominal") is None
+    opposite = krippendorff_alpha(np.array([[1.0, -1, 1, -1], [-1, 1, -1, 1]]), "ordinal")
+    assert opposite is not None
+    assert opposite < 0
+    # By hand: 2 of 6 coincidences differ, 18 of 30 by chance; which values differ does not matter.
+    for other in (1, 2):
+        once = np.array([[0, other, 0], [0, other, other]])
+        assert krippendorff_alpha(once, "nominal") == pytest.approx(1 - (2 / 6) / (18 / 30))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from bae_lens.interp.embedding import EmbeddingJudge
@@ -17,7 +16,6 @@ from bae_lens.interp.ranking import (
     Comparison,
     Ranking,
     RankingSettings,
-    ordinal_alpha,
     rank_dictionaries,
 )
 from tests.helpers import known
@@ -133,16 +131,6 @@ def test_alpha_without_its_package(monkeypatch):
     with pytest.raises(ImportError, match=r"bae-lens\[interp\]"):
         ranking.alpha()
     assert "krippendorff, which is missing" in ranking.table()
-
-
-def test_alpha_of_the_package():
-    pytest.importorskip("krippendorff")
-    same = np.array([[1, 0, -1, np.nan], [1, 0, -1, 1]])
-    assert ordinal_alpha(same) == pytest.approx(1)
-    assert ordinal_alpha(np.ones((2, 3))) is None
-    opposite = ordinal_alpha(np.array([[1.0, -1, 1, -1], [-1, 1, -1, 1]]))
-    assert opposite is not None
-    assert opposite < 0
 
 
 def test_json_and_back(tmp_path):

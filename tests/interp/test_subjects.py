@@ -55,6 +55,9 @@ def test_drawing():
     drawn = draw(range(100), 10, 0)
     assert len(set(drawn)) == 10
     assert drawn == tuple(sorted(drawn)) == draw(range(100), 10, 0) != draw(range(100), 10, 1)
+    # Of a part of them, those that were drawn of all and are in it come first.
+    some_of = range(0, 100, 2)
+    assert {i for i in drawn if i in some_of} <= set(draw(some_of, 10, 0))
     own = [example(i, " a") for i in range(6)]
     found = some(np.random.default_rng(0), own, 4)
     assert len({e.text for e in found}) == 4

@@ -56,11 +56,9 @@ def concept_ablation(
         FileNotFoundError: if there is no such file.
         ImportError: if ``concept-erasure`` is missing: ``pip install 'bae-lens[interp]'``.
     """
-    hook_in, own_out = dictionary_hooks(dictionary)
-    hook_out = hook_name_out or (own_out if own_out != hook_in else _in_last_block(model, hook_in))
     task = AblationTask.prepare(
         model,
-        (hook_in, hook_out),
+        probed_hooks(model, dictionary, hook_name_out),
         dataset,
         settings,
         reference_texts=reference_texts,
@@ -69,7 +67,11 @@ def concept_ablation(
     return ablate(task, dictionary)
 
 
-def _in_last_block(model: Any, hook_name: str) -> str:
-    """The same hook point of the last block; the point itself if it is in no block."""
-    last = f"blocks.{model.cfg.n_layers - 1}."
-    return re.sub(r"^blocks\.\d+\.", last, hook_name)
+def probed_hooks(
+    model: Any, dictionary: SAE[Any] | Clusters, hook_name_out: str | None = None
+) -> tuple[str, str]:
+    """Where a dictionary's concepts are read, and where the probe reads: ``hook_name_out``, or where the
+    dictionary writes; if it writes where it reads, the same point of the last block, if that is in one."""
+    hook_in, own_out = dictionary_hooks(dictionary)
+    last = re.sub(r"^blocks\.\d+\.", f"blocks.{model.cfg.n_layers - 1}.", hook_in)
+    return hook_in, hook_name_out or (own_out if own_out != hook_in else last)

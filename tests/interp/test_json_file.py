@@ -1,0 +1,38 @@
+"""Results as files."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from bae_lens.interp.json_file import read_json, write_json
+
+
+def test_that_what_was_written_is_read(tmp_path: Path) -> None:
+    values = {"a": [1, 2.5], "text": "„ß“ \u2028"}
+    write_json(tmp_path / "new" / "x.json", values)
+    assert read_json(tmp_path / "new" / "x.json", "result", "a", "text") == values
+
+
+def test_that_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "x.json", {"a": math.nan})
+    assert read_json(tmp_path / "x.json", "result") == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"b": 1}', b"\xff\xfe", b"[" * 100_000], ids=range(6)
+)
+def test_that_anything_else_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.json is no result of a test"):
+        read_json(tmp_path / "x.json", "result of a test", "a")
+
+
+def test_that_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no file .*x\.json"):
+        read_json(tmp_path / "x.json", "result")
