@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bae_lens import demo
-from bae_lens.cli.saved import Saved, check_output, load_saved, saved_folder
+from bae_lens.cli.data import add_data_arguments, read_data, unescaped
+from bae_lens.cli.saved import check_output, load_saved, saved_folder
 from bae_lens.evals.concept_ablation import (
     AblationSettings,
     ConceptAblationResult,
-    LabelledTexts,
     concept_ablation,
 )
 from bae_lens.evals.concept_ablation.attribution import Attribution
@@ -33,16 +33,7 @@ _SHOWN_WORDS = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="folder of a saved SAE (cfg.json and sae_weights.safetensors)")
-    parser.add_argument(
-        "--data",
-        required=True,
-        help="labelled texts: a JSONL or CSV file, or the name of a dataset",
-    )
-    parser.add_argument("--text_column", default="text", help="default: %(default)s")
-    parser.add_argument("--label_column", default="label", help="default: %(default)s")
-    parser.add_argument(
-        "--split", default="test", help="of a dataset given by name; default: %(default)s"
-    )
+    add_data_arguments(parser, "labelled texts", required=True)
     parser.add_argument(
         "--reference_data",
         help="unlabelled texts (column text) to describe the concepts by: a file, or the name of a "
@@ -76,7 +67,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
     add("protocol", "released: the arithmetic of the CLVQ-VAE release", choices=get_args(Protocol))
     add("readout", "what a text's vector is; default: by the model", choices=get_args(Readout))
-    add("template", "what the model reads, with {text} in it; \\n is a line end", type=_unescaped)
+    add("template", "what the model reads, with {text} in it; \\n is a line end", type=unescaped)
     add("label_words", "what the model would say for each class, in their order", nargs="+")
     add("context_size", "tokens of a text at most", type=int)
     add("max_examples", "labelled texts that are used", type=int)
@@ -96,10 +87,6 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("seed", "of sample, folds, probes and random controls", type=int)
 
 
-def _unescaped(text: str) -> str:
-    return text.replace("\\n", "\n")
-
-
 def run_ablate(args: argparse.Namespace) -> int:
     path = saved_folder(args.path)
     chosen = {f.name: getattr(args, f.name) for f in fields(AblationSettings) if f.name in args}
@@ -110,16 +97,11 @@ def run_ablate(args: argparse.Namespace) -> int:
     check_output(output)
     # LEACE comes last, and its package should not be missed only then.
     leace_fitters(0, 1, 2)
-    data = LabelledTexts.read(
-        args.data,
-        text_column=args.text_column,
-        label_column=args.label_column,
-        split=args.split,
-    )
+    data = read_data(args)
     saved = load_saved(path, args.device)
     result = concept_ablation(
         saved.model,
-        _folded(saved),
+        saved.folded(),
         data,
         settings,
         hook_name_out=args.hook_name_out,
@@ -130,16 +112,6 @@ def run_ablate(args: argparse.Namespace) -> int:
     result.save(output)
     print(f"\nWritten to {output}")
     return 0
-
-
-def _folded(saved: Saved) -> SAE[Any]:
-    """The SAE with the scale of its inputs in its weights, as SAELens folds it after training."""
-    sae, _, scaler = saved
-    if scaler.scaling_factor is not None:
-        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
-    if (white := scaler.whitening) is not None:
-        sae.fold_activation_whitening(white.mean, white.matrix, white.inverse_matrix)
-    return sae
 
 
 def _reference_texts(args: argparse.Namespace, sae: SAE[Any]) -> list[str] | None:

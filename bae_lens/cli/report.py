@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from bae_lens.cli.saved import Saved, check_output, load_saved, saved_folder
-from bae_lens.evals.concept_ablation.labelled_texts import LabelledTexts
+from bae_lens.cli.data import add_data_arguments, read_data
+from bae_lens.cli.saved import Saved, check_output, load_saved, names_of, saved_folder
+from bae_lens.cli.scores import Scoring, add_score_arguments
 from bae_lens.evals.held_out import held_out_store
 from bae_lens.evals.run import run_evals
 from bae_lens.interp import Evidence, EvidenceSettings, collect_evidence
+from bae_lens.interp.json_file import read_json
 from bae_lens.plots import read_metric_log
 from bae_lens.report import (
     CodedSentence,
     Compared,
+    Result,
     collect_sentences,
     write_comparison,
     write_report,
 )
 from bae_lens.training.runner import METRICS_FILENAME
 
-_OUTPUT, _COMPARISON, _METRICS = "report.html", "comparison.html", "eval_metrics.json"
+_OUTPUT, _COMPARISON = "report.html", "comparison.html"
+_METRICS, _EVIDENCE = "eval_metrics.json", "evidence.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,15 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="evidence that was saved, one file a PATH, in place of collecting it",
     )
     parser.add_argument(
-        "--data",
-        help="labelled texts to read: a JSONL or CSV file, or the name of a dataset; default: "
-        "--dataset",
+        "--save_evidence",
+        action="store_true",
+        help=f"write what is collected to PATH/{_EVIDENCE}, for --evidence of another run",
     )
-    parser.add_argument("--text_column", default="text", help="of --data; default: %(default)s")
-    parser.add_argument("--label_column", default="label", help="of --data; default: %(default)s")
-    parser.add_argument(
-        "--split", default="test", help="of --data given by name; default: %(default)s"
-    )
+    add_data_arguments(parser, "labelled texts to read in place of --dataset", required=False)
     parser.add_argument("--dataset", help="another dataset than the one in the metadata")
     _add_settings(parser)
     parser.add_argument(
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"tokens for the metrics of an SAE without {_METRICS} (of bae-lens eval); 0 for none; "
         "default: %(default)s",
     )
+    add_score_arguments(parser)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--output",
@@ -108,26 +110,40 @@ def run_report(args: argparse.Namespace) -> int:
     comparison = Path(args.output or _COMPARISON)
     outputs = [Path(args.output or folders[0] / _OUTPUT)] if is_one else []
     outputs = outputs or [folder / _OUTPUT for folder in folders]
-    for output in [*outputs, *([] if is_one else [comparison])]:
-        check_output(output)
+    if args.dry_run:
+        # Only the evidence is asked about.
+        args.n_sentences = args.n_code_tokens = 0
+    else:
+        for output in [*outputs, *([] if is_one else [comparison])]:
+            check_output(output)
     evidences = _read_evidences(args.evidence, folders)
     texts = _Texts.read(args)
-    names = _names(folders)
+    names = names_of(folders)
+    scoring = Scoring.of(args)
+    for file, evidence in zip(args.evidence or (), evidences, strict=False):
+        if evidence is not None:
+            scoring.check(evidence, file)
     compared = []
     for name, folder, evidence, output in zip(names, folders, evidences, outputs, strict=True):
         link = quote(Path(os.path.relpath(output, comparison.parent)).as_posix())
-        own, sentences = _collect(args, folder, name, evidence, settings, texts)
+        score = partial(scoring.scores, name, output=output)
+        own, sentences = _collect(args, folder, name, evidence, settings, texts, score)
+        if args.dry_run:
+            continue
         write_report(
             output,
             own.evidence,
             own.summary,
             own.training,
             sentences,
+            results=own.results,
             title=f"{name}: {own.evidence.dictionary} at {own.evidence.hook_name}",
         )
         print(f"Written to {output}")
         compared.append(own._replace(evidence=_without_examples(own.evidence), link=link))
-    if not is_one:
+    if args.dry_run:
+        print(scoring.count)
+    elif not is_one:
         write_comparison(comparison, compared)
         print(f"Written to {comparison}")
     return 0
@@ -145,12 +161,7 @@ class _Texts(NamedTuple):
             return cls(args.dataset, None)
         if args.dataset is not None:
             raise ValueError("Give --data or --dataset: only one of them can be read.")
-        data = LabelledTexts.read(
-            args.data,
-            text_column=args.text_column,
-            label_column=args.label_column,
-            split=args.split,
-        )
+        data = read_data(args)
         return cls(data.texts, [data.label_names[i] for i in data.labels.tolist()])
 
     def open(self, saved: Saved, batch_size: int) -> Any:
@@ -160,6 +171,19 @@ class _Texts(NamedTuple):
         return held_out_store(saved.sae, saved.model, self.source, batch_size)
 
 
+class _Read(NamedTuple):
+    """What is read: model, SAE and texts; and how."""
+
+    given: tuple[Any, Any, Any]
+    options: dict[str, Any]
+
+    @classmethod
+    def open(cls, saved: Saved, texts: _Texts, batch_size: int) -> _Read:
+        excluded = saved.sae.cfg.metadata.exclude_special_tokens or False
+        options = {"activation_scaler": saved.scaler, "exclude_special_tokens": excluded}
+        return cls((saved.model, saved.sae, texts.open(saved, batch_size)), options)
+
+
 def _collect(
     args: argparse.Namespace,
     folder: Path,
@@ -167,41 +191,37 @@ def _collect(
     evidence: Evidence | None,
     settings: EvidenceSettings,
     texts: _Texts,
+    score: Callable[[Evidence], Sequence[Result]],
 ) -> tuple[Compared, list[CodedSentence]]:
     """All that the reports show of one SAE."""
-    summary = _read_object(folder / _METRICS) if (folder / _METRICS).is_file() else None
+    summary = (
+        read_json(folder / _METRICS, "file of metrics") if (folder / _METRICS).is_file() else None
+    )
     log = folder / METRICS_FILENAME
     training = read_metric_log(log) if log.is_file() else None
     measures = summary is None and args.n_code_tokens > 0
-    sentences: list[CodedSentence] = []
-    if evidence is None or measures or args.n_sentences > 0:
-        saved = load_saved(folder, args.device)
-        excluded = saved.sae.cfg.metadata.exclude_special_tokens or False
-        options: dict[str, Any] = {
-            "activation_scaler": saved.scaler,
-            "exclude_special_tokens": excluded,
-        }
-        read = (saved.model, saved.sae, texts.open(saved, settings.batch_size))
-        if evidence is None:
-            evidence = collect_evidence(
-                *read, settings, labels=texts.labels, verbose=True, **options
-            )
-        if args.n_sentences > 0:
-            sentences = collect_sentences(
-                *read, evidence, n_sentences=args.n_sentences, labels=texts.labels, **options
-            )
-        if measures:
-            # The metrics are of the held-out text, whatever the examples are of.
-            store = held_out_store(saved.sae, saved.model, args.dataset, settings.batch_size)
-            summary, _ = run_evals(
-                saved.sae,
-                store,
-                saved.model,
-                verbose=True,
-                n_code_tokens=args.n_code_tokens,
-                **options,
-            )
-    return Compared(name, evidence, summary, training), sentences
+    # Nothing is loaded where all is given.
+    read = cache(lambda: _Read.open(load_saved(folder, args.device), texts, settings.batch_size))
+    if evidence is None:
+        evidence = collect_evidence(
+            *read().given, settings, labels=texts.labels, verbose=True, **read().options
+        )
+        if args.save_evidence and not args.dry_run:
+            evidence.save(folder / _EVIDENCE)
+            print(f"Written to {folder / _EVIDENCE}")
+    # First, since a judge may stop.
+    results = score(evidence)
+    sentences = []
+    if args.n_sentences > 0:
+        options = {"n_sentences": args.n_sentences, "labels": texts.labels, **read().options}
+        sentences = collect_sentences(*read().given, evidence, **options)
+    if measures:
+        model, sae, _ = read().given
+        # The metrics are of the held-out text, whatever the examples are of.
+        store = held_out_store(sae, model, args.dataset, settings.batch_size)
+        options = {"n_code_tokens": args.n_code_tokens, **read().options}
+        summary, _ = run_evals(sae, store, model, verbose=True, **options)
+    return Compared(name, evidence, summary, training, results=results), sentences
 
 
 def _without_examples(evidence: Evidence) -> Evidence:
@@ -222,34 +242,11 @@ def _read_evidences(files: list[str] | None, folders: list[Path]) -> list[Eviden
 
 
 def _read_evidence(path: Path, folder: Path) -> Evidence:
-    values = _read_object(path)
-    try:
-        evidence = Evidence.from_dict(values)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no evidence of collect_evidence: {error!r}.") from error
-    n_latents = _read_object(folder / "cfg.json").get("d_sae")
+    evidence = Evidence.load(path)
+    n_latents = read_json(folder / "cfg.json", "config of an SAE").get("d_sae")
     if len(evidence) != n_latents:
         raise ValueError(
             f"{path} is evidence of {len(evidence)} latents, and the SAE in {folder} has {n_latents}. "
             "Give the evidence that was collected of it."
         )
     return evidence
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object; got {type(values).__name__}.")
-    return values
-
-
-def _names(folders: list[Path]) -> list[str]:
-    """Of folders, or their paths where two are called the same."""
-    names = [folder.resolve().name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]

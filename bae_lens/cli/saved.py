@@ -26,6 +26,15 @@ class Saved(NamedTuple):
     model: HookedRootModule
     scaler: ActivationScaler
 
+    def folded(self) -> SAE[Any]:
+        """The SAE with the scale of its inputs in its weights, as SAELens folds it after training."""
+        sae, _, scaler = self
+        if scaler.scaling_factor is not None:
+            sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+        if (white := scaler.whitening) is not None:
+            sae.fold_activation_whitening(white.mean, white.matrix, white.inverse_matrix)
+        return sae
+
 
 def saved_folder(path: str) -> Path:
     """
@@ -39,6 +48,12 @@ def saved_folder(path: str) -> Path:
             "that training wrote (output_path)."
         )
     return folder
+
+
+def names_of(folders: list[Path]) -> list[str]:
+    """Of folders, or their paths where two are called the same."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def load_saved(folder: Path, device: str) -> Saved:

@@ -13,6 +13,16 @@ from bae_lens.evals.code_statistics import CodeSummary
 from bae_lens.interp.evidence import Count, Evidence, Example, LatentEvidence
 from bae_lens.report.metrics import HEADLINES, list_metrics
 from bae_lens.report.packing import ALPHABET, StringTable
+from bae_lens.report.scores import (
+    Column,
+    Result,
+    best_phrases,
+    check_results,
+    list_columns,
+    list_means,
+    list_said,
+    list_sections,
+)
 from bae_lens.report.sentences import CodedSentence
 
 # Of a training log: more could not be told apart in a chart.
@@ -33,6 +43,7 @@ class Compared(NamedTuple):
         summary: see ``write_report``.
         training: see ``write_report``.
         link: its own report, relative to the comparison's file; None: there is none.
+        results: see ``write_report``.
     """
 
     name: str
@@ -40,6 +51,7 @@ class Compared(NamedTuple):
     summary: CodeSummary | Mapping[str, Any] | None = None
     training: Mapping[str, Sequence[float]] | None = None
     link: str | None = None
+    results: Sequence[Result] = ()
 
 
 def report_content(
@@ -52,12 +64,18 @@ def report_content(
     """Of one dictionary.
 
     Raises:
-        ValueError: if there is not one phrase, or not one score of a name, for each latent, or a
-            sentence has a code that the dictionary lacks or not one entry for each token.
+        ValueError: if there is not one phrase, or not one score of a name, for each latent, a result
+            is of another dictionary, or a sentence has a code that the dictionary lacks or not one
+            entry for each token.
     """
     evidence = own.evidence
     _check_lengths(evidence, scores, phrases)
     _check_sentences(evidence, sentences)
+    check_results(evidence, own.results)
+    if phrases is None:
+        phrases = best_phrases(own.results, len(evidence))
+    columns = [*list_columns(own.results), *_given_columns(scores)]
+    said = list_said(own.results)
     table = StringTable(_uses(evidence, sentences))
     return {
         **_page("report", title, [own]),
@@ -68,7 +86,8 @@ def report_content(
         "classes": evidence.class_names,
         "classShares": _rounded_all(evidence.class_shares),
         "phrases": None if phrases is None else list(phrases),
-        "scores": [[name, _rounded_all(values)] for name, values in scores.items()],
+        "scores": [_column(column, len(evidence)) for column in columns],
+        "said": {j: [_rounded_values(run._asdict()) for run in own] for j, own in said.items()},
         "latents": [_latent(latent, table) for latent in evidence.latents],
         "sentences": [_sentence(sentence, table) for sentence in sentences],
     }
@@ -78,8 +97,8 @@ def comparison_content(title: str, dictionaries: Sequence[Compared]) -> dict[str
     """Of several, without their latents.
 
     Raises:
-        ValueError: if there are fewer than two, two have the same name, or a link is no relative
-            path.
+        ValueError: if there are fewer than two, two have the same name, a link is no relative path,
+            or a result is of another dictionary.
     """
     names = [own.name for own in dictionaries]
     if len(names) < 2 or len(set(names)) < len(names):
@@ -92,6 +111,7 @@ def comparison_content(title: str, dictionaries: Sequence[Compared]) -> dict[str
                 f"The link of {own.name!r} must be a path relative to the comparison's file; got "
                 f"{own.link!r}."
             )
+        check_results(own.evidence, own.results)
     return _page("comparison", title, dictionaries)
 
 
@@ -121,6 +141,24 @@ def _overview(own: Compared) -> dict[str, Any]:
             for metric in list_metrics(own.summary)
         ],
         "training": None if own.training is None else _training(own.training),
+        "tests": [section._asdict() for section in list_sections(own.results)],
+        "means": list_means(own.results),
+    }
+
+
+def _given_columns(scores: Mapping[str, Sequence[float | None]]) -> Iterator[Column]:
+    for name, values in scores.items():
+        yield Column(name, {j: x for j, x in enumerate(values) if x is not None}, {})
+
+
+def _column(column: Column, n_latents: int) -> dict[str, Any]:
+    """Values and bounds of all latents, None where there are none."""
+    bounds = [column.bounds.get(j) for j in range(n_latents)]
+    return {
+        "name": column.name,
+        "values": _rounded_all([column.values.get(j) for j in range(n_latents)]),
+        "bounds": bounds if column.bounds else None,
+        "beside": column.beside,
     }
 
 
@@ -226,3 +264,7 @@ def _rounded(value: Any, n_digits: int = 4) -> Any:
 
 def _rounded_all(values: Sequence[float | None] | None) -> list[Any] | None:
     return None if values is None else [_rounded(value) for value in values]
+
+
+def _rounded_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _rounded(value) for name, value in values.items()}

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from bae_lens.evals.code_statistics import CodeSummary
 from bae_lens.interp.evidence import Evidence
 from bae_lens.report.content import Compared, comparison_content, report_content
+from bae_lens.report.html import html_page, write_html
+from bae_lens.report.scores import Result
 from bae_lens.report.sentences import CodedSentence
 
 logger = logging.getLogger(__name__)
 
 _LARGE = 10_000_000
-_PLACE = re.compile(r"\{\{(\w+)\}\}")
+_SCRIPTS = ("elements.js", "charts.js", "script.js")
 
 
 def write_report(
@@ -29,6 +26,8 @@ def write_report(
     summary: CodeSummary | Mapping[str, Any] | None = None,
     training: Mapping[str, Sequence[float]] | None = None,
     sentences: Sequence[CodedSentence] | None = None,
+    *,
+    results: Sequence[Result] = (),
     scores: Mapping[str, Sequence[float | None]] | None = None,
     phrases: Sequence[str | None] | None = None,
     title: str | None = None,
@@ -45,15 +44,19 @@ def write_report(
             without, as ``run_evals`` returns them.
         training: columns of the metric log (``read_metric_log``), for the entropy over training.
         sentences: texts with their codes, see ``collect_sentences``.
-        scores: numbers for each latent by what they are called: columns of the list.
-        phrases: what each latent stands for, in words.
+        results: of ``intruder_test`` and ``comsem_test`` with this evidence, one of each test and
+            protocol: their scores become columns of the list, their tables a part of the overview,
+            with their controls and what the judge cannot say.
+        scores: more numbers for each latent by what they are called, None where there is none.
+        phrases: what each latent stands for, in words; None: the judge's of the results, of each
+            latent the one that held best.
         title: of the page; default: the architecture and hook point.
 
     Raises:
         ValueError: if an input does not fit the evidence.
     """
     title = title or f"{evidence.dictionary} at {evidence.hook_name}"
-    own = Compared(title, evidence, summary, training)
+    own = Compared(title, evidence, summary, training, results=results)
     _write(Path(path), report_content(title, own, sentences or (), scores or {}, phrases))
 
 
@@ -68,48 +71,17 @@ def write_comparison(
         title: of the page.
 
     Raises:
-        ValueError: if there are fewer than two, two have the same name, or a link is no relative
-            path.
+        ValueError: if there are fewer than two, two have the same name, a link is no relative path,
+            or a result is of another dictionary.
     """
     _write(Path(path), comparison_content(title, dictionaries))
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    html = _page(content).encode("utf-8")
+    html = html_page(content, "template.html", ["style.css"], _SCRIPTS).encode("utf-8")
     if len(html) > _LARGE:
         logger.warning(
             "%s is large: %.0f MB. Fewer examples, or shorter ones (n_left, n_right), make it smaller.",
             *(path, len(html) / 1e6),
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(html)
-    partial.replace(path)
-
-
-def _page(content: Mapping[str, Any]) -> str:
-    style, script = _resource("style.css"), _resource("script.js")
-    parts = {
-        "style": style,
-        "style_hash": _hash(style),
-        "script": script,
-        "script_hash": _hash(script),
-        "data": _as_json(content),
-    }
-    # In one go, since the data may hold what looks like a place.
-    return _PLACE.sub(lambda place: parts[place[1]], _resource("template.html"))
-
-
-def _as_json(content: Mapping[str, Any]) -> str:
-    """JSON in ASCII that has no meaning to HTML: nothing in it can end the element it stands in."""
-    text = json.dumps(content, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
-    return re.sub("[<>&]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
-
-
-def _resource(name: str) -> str:
-    return (resources.files("bae_lens.report") / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    """For the page's policy, which lets this very text run and no other."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
+    write_html(path, html)

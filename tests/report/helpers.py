@@ -12,14 +12,20 @@ from typing import Any
 import numpy as np
 
 from bae_lens.interp import (
+    ComSemResult,
+    ComSemSettings,
     Count,
     Evidence,
     EvidenceSettings,
     Example,
+    IntruderResult,
+    IntruderSettings,
     LatentEvidence,
     Neighbour,
 )
-from bae_lens.report import CodedSentence
+from bae_lens.interp.comsem import LatentRun, Protocol, Votes
+from bae_lens.interp.intruder import LatentTrials, Tally
+from bae_lens.report import CodedSentence, write_report
 
 N_TOKENS = 10_000
 WORDS = tuple(f" word{i}" for i in range(40))
@@ -138,6 +144,62 @@ def make_sentences(
     return sentences
 
 
+def make_intruder(evidence: Evidence, n_latents: int, **changes: Any) -> IntruderResult:
+    """The first so many latents, of which the first is always heard, and the control never is. Of 20
+    trials in two seeds."""
+
+    def trials(j: int, n_right: int, purity: float) -> LatentTrials:
+        of_seed = (Tally(n_right, 10 - n_right, 0),) * 2
+        hard = (Tally(n_right // 2, 10 - n_right // 2, 0),) * 2
+        return LatentTrials(j, 10, purity, of_seed, hard)
+
+    own = {
+        "dictionary": evidence.dictionary,
+        "hook_name": evidence.hook_name,
+        "judge": "embeddings of a test",
+        "caveat": "It hears nothing else.",
+        "settings": IntruderSettings(n_trials=10, n_seeds=2),
+        "n_latents": len(evidence),
+        "n_firing": len(evidence) - 1,
+        "n_enough": len(evidence) - 1,
+        "latents": tuple(trials(j, max(10 - j, 2), 0.5) for j in range(n_latents)),
+        "control": tuple(trials(j, 2, 0.1) for j in range(n_latents)),
+    }
+    return IntruderResult(**own | changes)
+
+
+def make_comsem(
+    evidence: Evidence,
+    n_latents: int,
+    protocol: Protocol = "mended",
+    phrase: str = "words like",
+    **changes: Any,
+) -> ComSemResult:
+    """The first so many latents. The second seed's phrases hold best; latent 1 has none."""
+    n_runs = 2 if protocol == "mended" else 1
+
+    def run(j: int, s: int) -> LatentRun:
+        if j == 1:
+            return LatentRun(j, s, "no pattern" if s == 0 else "no answer")
+        negatives = {"random": Votes(1 - s, 3 + s), "hard": Votes(1, 3)}
+        negatives = negatives if protocol == "mended" else {}
+        return LatentRun(j, s, "explained", f"{phrase} {j}, {s}", Votes(8, 0), **negatives)
+
+    own = {
+        "dictionary": evidence.dictionary,
+        "hook_name": evidence.hook_name,
+        "judge": "a model",
+        "caveat": "It may know the corpus.",
+        "settings": ComSemSettings(protocol, n_seeds=2),
+        "n_latents": len(evidence),
+        "n_firing": len(evidence) - 1,
+        "n_enough": len(evidence) - 1,
+        "has_hard": protocol == "mended",
+        "runs": tuple(run(j, s) for j in range(n_latents) for s in range(n_runs)),
+    }
+    return ComSemResult(**own | changes)
+
+
 SUMMARY = {
     "code": {
         "explained_variance": 0.7123456,
@@ -154,6 +216,30 @@ TRAINING = {
     "details/n_training_samples": [1000.0 * i for i in range(1, 901)],
     "metrics/entropy": [float("nan"), *(200 - 0.1 * i for i in range(899))],
 }
+
+
+def write_hostile(path: Path) -> int:
+    """A report in which every text is hostile, and how many latents it is of."""
+    words = (*HOSTILE, " plain")
+    n = len(words) + 1
+    evidence = make_evidence(n, words, class_names=HOSTILE[:2], dictionary=HOSTILE[1])
+    said: dict[str, Any] = {
+        "phrase": HOSTILE[0],
+        "judge": f"{HOSTILE[1]}\n| {HOSTILE[2]}",
+        "caveat": HOSTILE[3],
+    }
+    write_report(
+        path,
+        evidence,
+        {HOSTILE[0]: {HOSTILE[2]: HOSTILE[0]}},
+        None,
+        [s._replace(label=HOSTILE[0]) for s in make_sentences(9, n, words)],
+        results=[make_comsem(evidence, n, **said)],
+        scores={HOSTILE[1]: [0.5] * n},
+        phrases=[words[j % len(words)] for j in range(n)],
+        title="".join(HOSTILE),
+    )
+    return n
 
 
 class Page(HTMLParser):

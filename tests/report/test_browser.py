@@ -11,8 +11,19 @@ from typing import Any
 
 import pytest
 
+from bae_lens.interp.intervals import shown
 from bae_lens.report import Compared, write_comparison, write_report
-from tests.report.helpers import HOSTILE, SUMMARY, TRAINING, make_evidence, make_sentences, many
+from tests.report.helpers import (
+    HOSTILE,
+    SUMMARY,
+    TRAINING,
+    make_comsem,
+    make_evidence,
+    make_intruder,
+    make_sentences,
+    many,
+    write_hostile,
+)
 
 N = 300
 SIZES = {"phone": (360, 740), "tablet": (820, 1100), "laptop": (1280, 900)}
@@ -124,7 +135,16 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scores = {"detection": [None if j % 7 == 0 else j / N for j in range(N)]}
     phrases = [None if j == 3 else f"mentions of number {j}" for j in range(N)]
     sentences = make_sentences(20, N)
-    write_report(path, make_evidence(N), SUMMARY, TRAINING, sentences, scores, phrases, "A title")
+    write_report(
+        path,
+        make_evidence(N),
+        SUMMARY,
+        TRAINING,
+        sentences,
+        scores=scores,
+        phrases=phrases,
+        title="A title",
+    )
     return path
 
 
@@ -187,18 +207,7 @@ def test_four_thousand_latents_load_in_two_seconds(browser, tmp_path):
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("hostile") / "report.html"
-    words = (*HOSTILE, " plain")
-    n = len(words) + 1
-    write_report(
-        path,
-        make_evidence(n, words, class_names=HOSTILE[:2], dictionary=HOSTILE[1]),
-        {HOSTILE[0]: {HOSTILE[1]: HOSTILE[0]}},
-        None,
-        [s._replace(label=HOSTILE[0]) for s in make_sentences(9, n, words)],
-        {HOSTILE[1]: [0.5] * n},
-        [words[j % len(words)] for j in range(n)],
-        "".join(HOSTILE),
-    )
+    write_hostile(path)
     return path
 
 
@@ -279,7 +288,7 @@ def test_sorting_by_the_heads_and_by_the_menu(browser, report):
         browser.press("END")
         browser.run("document.querySelector('.list tbody a').focus()")
         browser.press("END")
-        assert browser.texts(".list tbody tr:last-child td:last-child") == ["–"]
+        assert browser.texts(".list tbody tr:last-child [data-label=detection]") == ["not scored"]
 
 
 def test_rows_come_as_they_are_scrolled_to(browser, report):
@@ -467,13 +476,104 @@ def test_on_paper_all_rows_are_there(browser, report):
     assert len(rows(browser)) == N
 
 
+# Scores
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scored") / "report.html"
+    evidence = make_evidence(N)
+    results = [
+        make_intruder(evidence, 8),
+        make_comsem(evidence, 4, phrase="words that are like number"),
+        make_comsem(evidence, 4, "released"),
+    ]
+    write_report(path, evidence, results=results)
+    return path
+
+
+def test_scores_in_the_overview_stand_beside_their_controls(browser, scored):
+    browser.open(scored)
+    assert "Scores" in browser.texts("h3")
+    assert browser.texts("#view-overview h4") == [
+        *("Intruder test", "ComSem, mended", "ComSem, released"),
+        "How far the protocols are apart",
+    ]
+    accuracy = shown(make_intruder(make_evidence(N), 8).accuracy())
+    assert browser.texts(".tests")[0].split("\n")[:2] == [
+        "latents\tshuffled latents",
+        f"accuracy, random intruder\t{accuracy}\t0.200 [0.200, 0.200]",
+    ]
+    assert browser.texts(".caveat")[:2] == ["It hears nothing else.", "It may know the corpus."]
+    assert browser.logs()[0] == []
+
+
+def test_the_list_is_sorted_by_scores_and_says_what_is_not_scored(browser, scored):
+    browser.open(scored, "#latents")
+    assert f"8 of {N} latents are scored" in browser.one("caption").text
+    head = browser.one("[data-key=score-0]")
+    for way, first in (("descending", "Latent 0"), ("ascending", "Latent 7")):
+        head.find_element("css selector", "button").click()
+        assert head.get_attribute("aria-sort") == way
+        assert rows(browser)[0] == first
+        assert browser.texts("[data-label='intruder score']")[7:10] == [
+            "1" if way == "ascending" else "0.3",
+            *("not scored", "not scored"),
+        ]
+    browser.run(
+        "const s = document.querySelector('#sort'); s.value = 'number';"
+        "s.dispatchEvent(new Event('change'))"
+    )
+    assert browser.texts("[data-label=phrase]")[:5] == [
+        "words that are like number 0, 1",
+        "no pattern",
+        "words that are like number 2, 1",
+        "words that are like number 3, 1",
+        "not scored",
+    ]
+    browser.one("#search").send_keys("like number 2, 1")
+    assert rows(browser) == ["Latent 2"]
+
+
+def test_a_latents_scores_and_phrases(browser, scored):
+    browser.open(scored, "#latent-2")
+    facts = dict(text.split("\n", 1) for text in browser.texts("dl > div"))
+    assert facts["intruder score"] == "0.8 [0.584, 0.919]\nshuffled latents: 0.20; guessing: 0.20"
+    assert facts["hard-intruder score"].endswith("\nshuffled latents: 0.10")
+    assert facts["ComSem score"] == "0.906\nguessing, or no pattern: 0.5"
+    assert "Phrases" in browser.texts("#view-one h3")
+    assert browser.texts("#view-one h3 + .note + .wide tbody tr")[:3] == [
+        "words that are like number 2, 0\tmended, 1\t0.875",
+        "words that are like number 2, 1\tmended, 2\t0.9375",
+        "words like 2, 0\treleased\t1",
+    ]
+    browser.go("#latent-1")
+    assert browser.texts("#view-one h2") == ["Latent 1"]
+    assert "no answer" in browser.one("#view-one").text
+    browser.go("#latent-9")
+    assert browser.texts("dl > div")[-1] == "ComSem score, released\nnot scored"
+    assert "Phrases" not in browser.texts("#view-one h3")
+
+
+def test_scores_fit_a_phone(browser, scored):
+    browser.resize(*SIZES["phone"])
+    for fragment in ("", "#latents", "#latent-2"):
+        browser.open(scored, fragment)
+        assert browser.run("return document.documentElement.scrollWidth") <= SIZES["phone"][0]
+    browser.open(scored)
+    widths = "const t = document.querySelector('.wide:has(.tests)'); return t.scrollWidth - t.clientWidth"
+    assert browser.run(widths) <= 0
+
+
 def test_a_comparison_in_the_browser(browser, report, tmp_path):
     path = tmp_path / "comparison.html"
     log = {"details/n_training_samples": [0.0, 9e5], "metrics/perplexity": [20.0, 400.0]}
+    first = make_evidence(40)
+    results = [make_intruder(first, 8)]
     write_comparison(
         path,
         [
-            Compared("first", make_evidence(40), SUMMARY, TRAINING, "a%20b/report.html"),
+            Compared("first", first, SUMMARY, TRAINING, "a%20b/report.html", results),
             Compared("second", make_evidence(30, strength="nearness"), {"l0": 1.0}, log),
             Compared("</script>third", make_evidence(20), SUMMARY),
         ],
@@ -482,6 +582,12 @@ def test_a_comparison_in_the_browser(browser, report, tmp_path):
     assert browser.logs()[0] == []
     assert browser.one(".facts a").get_attribute("href").endswith("/a%20b/report.html")
     assert browser.texts(".metrics thead th") == ["number", "first", "second", "</script>third"]
+    assert [text.strip() for text in browser.texts(".tests tbody tr")[1].split("\t")] == [
+        "intruder score",
+        f"{shown(results[0].accuracy(), 2)}\nshuffled latents: 0.20 [0.20, 0.20]",
+        *("not scored", "not scored"),
+    ]
+    assert browser.texts(".caveat") == ["It hears nothing else."]
     dashes = browser.run(
         "return [...document.querySelector('.chart').querySelectorAll('.line')].map((l) => getComputedStyle(l).strokeDasharray)"
     )

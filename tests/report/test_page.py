@@ -25,9 +25,12 @@ from tests.report.helpers import (
     SUMMARY,
     TRAINING,
     Page,
+    make_comsem,
     make_evidence,
+    make_intruder,
     make_sentences,
     many,
+    write_hostile,
 )
 
 N = 12
@@ -105,14 +108,35 @@ def test_sentences_scores_and_phrases_are_all_there(path):
     phrases = [None, *(f"phrase {j}" for j in range(1, N))]
     data = written(path, make_evidence(N), sentences=sentences, scores=scores, phrases=phrases).data
     assert data["phrases"] == phrases
-    [[name, values]] = data["scores"]
-    assert (name, values[:3], len(values)) == ("detection", [None, None, 0], N)
+    [column] = data["scores"]
+    assert (column["name"], column["bounds"], column["beside"]) == ("detection", None, "")
+    assert (column["values"][:3], len(column["values"])) == ([None, None, 0], N)
     for own, (packed, codes, label) in zip(sentences, data["sentences"], strict=True):
         assert tuple(unpack(packed, data["strings"])) == own.strings
         assert [[j for j, _ in token] for token in codes] == [
             [j for j, _ in token] for token in own.codes
         ]
         assert label == own.label
+
+
+def test_results_become_columns_phrases_and_tables(path):
+    evidence = make_evidence(N)
+    results = [make_intruder(evidence, 3), make_comsem(evidence, 2)]
+    data = written(path, evidence, results=results, scores={"own": [0.5] * N}).data
+    columns = {column.pop("name"): column for column in data["scores"]}
+    assert list(columns) == [
+        *("intruder score", "hard-intruder score", "token purity", "ComSem score", "own"),
+    ]
+    assert columns["intruder score"]["values"] == [1, 0.9, 0.8, *[None] * (N - 3)]
+    assert columns["intruder score"]["bounds"][3:] == [None] * (N - 3)
+    assert columns["token purity"]["bounds"] is None
+    assert data["phrases"] == ["words like 0, 1", *[None] * (N - 1)]
+    assert [run["status"] for run in data["said"]["1"]] == ["no pattern", "no answer"]
+    [own] = data["dictionaries"]
+    assert [test["title"] for test in own["tests"]] == ["Intruder test", "ComSem, mended"]
+    # One's own phrases take the place of the judge's.
+    mine = written(path, evidence, results=results, phrases=["mine"] * N).data
+    assert mine["phrases"] == ["mine"] * N
 
 
 def test_entropy_over_training_is_thinned_and_keeps_its_end(path):
@@ -201,25 +225,15 @@ def test_nothing_is_loaded_from_elsewhere(path):
 
 def test_hostile_text_stays_data(path):
     """The tags of the page are those of the template, whatever the text is."""
-    words = (*HOSTILE, " plain")
-    n = len(words) + 1
-    html = written(
-        path,
-        make_evidence(n, words, class_names=HOSTILE[:2], dictionary=HOSTILE[1]),
-        {HOSTILE[0]: {HOSTILE[2]: HOSTILE[0]}},
-        None,
-        [s._replace(label=HOSTILE[0]) for s in make_sentences(9, n, words)],
-        {HOSTILE[0]: [0.5] * n},
-        [words[j % len(words)] for j in range(n)],
-        "".join(HOSTILE),
-    )
+    write_hostile(path)
+    html = Page(path)
     harmless = written(path.with_name("other.html"), make_evidence(N))
     assert html.tags[:1] == [("html", {"lang": "en"})]
     assert html.tags == harmless.tags
     assert html.scripts[1:] == harmless.scripts[1:]
     data = html.data
     assert data["title"] == "".join(HOSTILE)
-    assert set(words) <= set(data["strings"])
+    assert set(HOSTILE) <= set(data["strings"])
     assert data["dictionaries"][0]["metrics"] == [[f"{HOSTILE[0]}/{HOSTILE[2]}", HOSTILE[0], ""]]
     raw = html.scripts[0]
     assert raw.isascii()
@@ -280,6 +294,10 @@ def test_a_failure_leaves_what_was_there(path, monkeypatch):
             {"sentences": [CodedSentence(("a",), (((12, 1.0),),))]},
             "Sentence 0 has codes 12 to 12; those of the evidence are 0 to 11",
         ),
+        (
+            {"results": [make_intruder(make_evidence(13), 2)]},
+            "is of 13 latents of bae at .*; the evidence is of 12",
+        ),
     ],
 )
 def test_what_does_not_fit_the_evidence_is_refused(path, options, message):
@@ -288,14 +306,21 @@ def test_what_does_not_fit_the_evidence_is_refused(path, options, message):
     assert not path.exists()
 
 
+def test_a_comparison_takes_no_result_of_another_dictionary(path):
+    wrong = Compared("b", make_evidence(N), results=[make_intruder(make_evidence(13), 2)])
+    with pytest.raises(ValueError, match="is of 13 latents"):
+        write_comparison(path, [Compared("a", make_evidence(N)), wrong])
+
+
 # Comparison
 
 
 def test_a_comparison_has_every_overview_and_no_latents(path):
+    first = make_evidence(N)
     write_comparison(
         path,
         [
-            Compared("one", make_evidence(N), SUMMARY, TRAINING, "one/report.html"),
+            Compared("one", first, SUMMARY, TRAINING, "one/report.html", [make_intruder(first, 3)]),
             Compared("two", make_evidence(5, strength="nearness")),
         ],
     )
@@ -309,6 +334,10 @@ def test_a_comparison_has_every_overview_and_no_latents(path):
         None,
     )
     assert (one["nTokens"], len(two["nFirings"])) == (N_TOKENS, 5)
+    assert [name for name, _, _ in one["means"]][1:] == [
+        *("intruder score", "hard-intruder score", "token purity"),
+    ]
+    assert two["means"] == two["tests"] == []
     assert "latents" not in data
 
 

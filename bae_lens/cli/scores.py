@@ -1,0 +1,228 @@
+"""Scores of latents for ``bae-lens report``: who judges them, and where that is kept."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from bae_lens.interp import (
+    ComSemSettings,
+    DryRun,
+    EmbeddingJudge,
+    EndpointJudge,
+    EndpointSettings,
+    Evidence,
+    IntruderSettings,
+    JudgeUnavailable,
+    LimitReached,
+    Limits,
+    ModelEncoder,
+    comsem_test,
+    intruder_test,
+)
+from bae_lens.interp.answer_cache import AnswerCache
+from bae_lens.interp.comsem import Protocol
+from bae_lens.report import Result
+
+_ANSWERS = "judge_answers.jsonl"
+_PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+
+def add_score_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of scores."""
+    parser.add_argument(
+        "--judge",
+        action="append",
+        choices=("offline", "endpoint", "none"),
+        help="who scores latents. offline: an intruder test with embeddings of MiniLM; endpoint: "
+        "phrases and their balanced accuracy (ComSem) by the language model that OPENAI_BASE_URL, "
+        "BAE_LENS_JUDGE_MODEL and OPENAI_API_KEY name; may be given twice, for both; default: offline "
+        "where MiniLM is installed",
+    )
+    parser.add_argument(
+        "--n_scored",
+        type=int,
+        default=100,
+        help="latents that are scored, drawn at random; 0 for none; default: %(default)s",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=(*_PROTOCOLS, "both"),
+        default="mended",
+        help="of --judge endpoint; released tests 8 examples only with --n_random 13; both: also how "
+        "far they are apart; default: %(default)s",
+    )
+    parser.add_argument(
+        "--max_calls",
+        type=int,
+        help="requests to the endpoint at most, all dictionaries together; its answers are kept in "
+        f"{_ANSWERS} beside the report, and running again goes on from there",
+    )
+    parser.add_argument(
+        "--dry_run",
+        "--dry-run",
+        action="store_true",
+        help="collect evidence, count what the endpoint would be asked, and write nothing",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """What a report's latents are scored by.
+
+    Attributes:
+        n_latents: of each dictionary.
+        is_asked: whether scores were asked for: what is in their way is an error then, and otherwise
+            a line on stderr.
+        offline: finds intruders; None: there is no intruder test.
+        endpoint: for ComSem; None: there is none.
+        dry: counts in place of the endpoint; None: it is asked.
+        encoder: finds hard negatives; None: there are none.
+        protocols: of ComSem.
+    """
+
+    n_latents: int
+    is_asked: bool
+    offline: EmbeddingJudge | None = None
+    endpoint: EndpointJudge | None = None
+    dry: DryRun | None = None
+    encoder: ModelEncoder | None = None
+    protocols: tuple[Protocol, ...] = ()
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Scoring:
+        """By the options.
+
+        Raises:
+            ImportError: if the offline judge is asked for and MiniLM is missing.
+            ValueError: if options do not go together, a number is negative, or the environment names
+                no endpoint.
+        """
+        judges = set(args.judge or ("offline",))
+        is_asked = args.judge is not None
+        if "none" in judges and len(judges) > 1:
+            raise ValueError(f"--judge none stands alone; got {', '.join(args.judge)}.")
+        for name in ("n_scored", "max_calls"):
+            value = getattr(args, name)
+            if value is not None and value < 0:
+                raise ValueError(f"--{name} must be at least 0; got {value}.")
+        if "endpoint" not in judges and (args.max_calls is not None or args.dry_run):
+            raise ValueError(
+                "--max_calls and --dry_run are about --judge endpoint; give it as well."
+            )
+        if args.dry_run and args.n_scored == 0:
+            raise ValueError("--dry_run counts nothing with --n_scored 0.")
+        if "none" in judges or args.n_scored == 0:
+            return cls(0, is_asked)
+        endpoint = None
+        if "endpoint" in judges:
+            limits = Limits(max_calls=args.max_calls)
+            endpoint = EndpointJudge(EndpointSettings.from_environment(limits=limits))
+        lacks = "scores" if endpoint is None else "hard negatives"
+        encoder = _encoder(args.device, lacks, "offline" in judges and is_asked)
+        asks_offline = "offline" in judges and not args.dry_run and encoder is not None
+        return cls(
+            args.n_scored,
+            is_asked,
+            EmbeddingJudge(encoder) if asks_offline else None,
+            endpoint,
+            DryRun(endpoint) if endpoint and args.dry_run else None,
+            encoder,
+            _PROTOCOLS if args.protocol == "both" else (args.protocol,),
+        )
+
+    def check(self, evidence: Evidence, file: str) -> None:
+        """That evidence which was collected elsewhere has what scores need.
+
+        Raises:
+            ValueError: if it has not, and scores were asked for.
+        """
+        needs_silence = self.offline or (self.endpoint and "mended" in self.protocols)
+        if self.is_asked and needs_silence and not evidence.background:
+            raise ValueError(
+                f"{file} has no tokens at which a latent is known to be silent, which --judge needs. "
+                "Collect the evidence with n_background above 0, or give --judge none."
+            )
+
+    def scores(self, name: str, evidence: Evidence, output: Path) -> list[Result]:
+        """Of one dictionary, each written beside its report as soon as it is there.
+
+        Args:
+            name: of the dictionary, for messages.
+            evidence: of it.
+            output: its report.
+
+        Raises:
+            ValueError: if the judge stopped before the end; or, where scores were asked for, if the
+                evidence is too little for them.
+        """
+        cache = output.with_name(_ANSWERS)
+        found: list[Result] = []
+        try:
+            for file, result in self._results(evidence, cache):
+                found.append(result)
+                if self.dry is None:
+                    result.save(_beside(output, file))
+                    print(f"Written to {_beside(output, file)}")
+        except (LimitReached, JudgeUnavailable) as error:
+            # It is the user's to change, as the input is.
+            raise ValueError(
+                f"{error} The cache is {cache}; no report of {name} was written."
+            ) from error
+        except ValueError as error:
+            if self.is_asked:
+                raise
+            _say(f"no scores of {name}: {error}")
+        return found
+
+    def _results(self, evidence: Evidence, cache: Path) -> Iterator[tuple[str, Result]]:
+        """With the names of their files."""
+        if self.offline is not None:
+            settings = IntruderSettings(n_latents=self.n_latents)
+            yield "intruder.json", intruder_test(evidence, self.offline, settings)
+        if self.endpoint is None:
+            return
+        # One judge, and so one limit, for all dictionaries; each keeps its own answers.
+        self.endpoint.cache = AnswerCache(cache)
+        if self.dry is None:
+            _say(f"asking {self.endpoint.name}; its answers are kept in {cache}")
+        for protocol in self.protocols:
+            settings = ComSemSettings(protocol, n_latents=self.n_latents)
+            judge = self.dry or self.endpoint
+            result = comsem_test(evidence, judge, settings, encoder=self.encoder)
+            yield "comsem.json" if protocol == "mended" else "comsem_released.json", result
+
+    @property
+    def count(self) -> str:
+        """What a dry run has counted."""
+        assert self.dry is not None
+        calls, n_in, n_out, _ = self.dry.expected
+        return (
+            f"{calls:,} calls at most, with about {n_in:,} tokens of questions and {n_out:,} of answers; "
+            f"{self.dry.n_cached:,} questions are answered by the cache. Nothing was asked or written."
+        )
+
+
+def _beside(output: Path, file: str) -> Path:
+    """``file`` beside ``report.html``; beside ``x.html`` it is ``x.file``, so that it replaces that of
+    no other report."""
+    return output.with_name(f"{output.stem}.{file}".removeprefix("report."))
+
+
+def _encoder(device: str, lacks: str, is_needed: bool) -> ModelEncoder | None:
+    """MiniLM; None where it is not installed, and on stderr what there is not without it."""
+    try:
+        return ModelEncoder.minilm(device)
+    except ImportError as error:
+        if is_needed:
+            raise
+        _say(f"no {lacks}: {' '.join(str(error).split())}")
+        return None
+
+
+def _say(text: str) -> None:
+    print(f"bae-lens: {text}", file=sys.stderr)

@@ -1,0 +1,231 @@
+"""What tests of latents found, as columns, tables and phrases of a page."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from bae_lens.evals.concept_ablation.probes import Interval
+from bae_lens.interp.comsem import ComSemResult, LatentRun, protocol_distance
+from bae_lens.interp.evidence import Evidence
+from bae_lens.interp.intervals import shown
+from bae_lens.interp.intruder import KINDS, IntruderResult
+
+Result = IntruderResult | ComSemResult
+
+_INTRUDER = {"random": "intruder score", "hard": "hard-intruder score"}
+_PURITY = "token purity"
+
+
+class Column(NamedTuple):
+    """A number of each latent that has one.
+
+    Attributes:
+        name: of the column.
+        values: by latent.
+        bounds: of their 95 % intervals; empty where there are none.
+        beside: what a value is to be read beside.
+    """
+
+    name: str
+    values: Mapping[int, float]
+    bounds: Mapping[int, tuple[float, float]]
+    beside: str = ""
+
+
+class Section(NamedTuple):
+    """A test as a whole.
+
+    Attributes:
+        title: of the test.
+        head: of its table; empty: it has none but the title.
+        rows: of its table, as many cells each.
+        notes: below it, a paragraph each.
+        caveat: what the judge can and cannot say.
+    """
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    caveat: str = ""
+
+
+class Mean(NamedTuple):
+    """A number of a dictionary, to be compared with those of others.
+
+    Attributes:
+        name: what it is.
+        value: as text.
+        beside: what it is to be read beside, as text; empty: nothing.
+    """
+
+    name: str
+    value: str
+    beside: str = ""
+
+
+class Said(NamedTuple):
+    """What a judge said of a latent, one time of several.
+
+    Attributes:
+        run: which time.
+        status: see ``LatentRun``.
+        phrase: None where there is none.
+        score: by the protocol, None without one.
+    """
+
+    run: str
+    status: str
+    phrase: str | None
+    score: float | None
+
+
+def check_results(evidence: Evidence, results: Sequence[Result]) -> None:
+    """
+    Raises:
+        ValueError: if a result is of another dictionary than the evidence, or two are of the same test.
+    """
+    own = (evidence.dictionary, evidence.hook_name, len(evidence))
+    for result in results:
+        of = (result.dictionary, result.hook_name, result.n_latents)
+        if of != own:
+            raise ValueError(
+                f"The result of the {_title(result)} is of {_named(*of)}; the evidence is of "
+                f"{_named(*own)}. Give results of this dictionary."
+            )
+    titles = list(map(_title, results))
+    if len(set(titles)) < len(titles):
+        raise ValueError(f"Give one result of each test and protocol; got {', '.join(titles)}.")
+
+
+def list_columns(results: Sequence[Result]) -> list[Column]:
+    """Scores of latents."""
+    return [column for result in results for column in _columns(result)]
+
+
+def list_sections(results: Sequence[Result]) -> list[Section]:
+    """The results' own tables; of two protocols also how far they are apart."""
+    found = [_section(_title(result), result.table(), result.caveat) for result in results]
+    comsem = _comsem(results)
+    if len(comsem) == 2:
+        table = protocol_distance(comsem["mended"], comsem["released"]).table()
+        found.append(_section("How far the protocols are apart", table))
+    return found
+
+
+def list_means(results: Sequence[Result]) -> list[Mean]:
+    """What a comparison shows of them."""
+    return [mean for result in results for mean in _means(result)]
+
+
+def list_said(results: Sequence[Result]) -> dict[int, list[Said]]:
+    """What judges said of each latent that they were asked about."""
+    found: dict[int, list[Said]] = defaultdict(list)
+    for protocol, result in _comsem(results).items():
+        for run in result.runs:
+            name = f"{protocol}, {run.seed + 1}" if protocol == "mended" else protocol
+            found[run.latent].append(Said(name, run.status, run.phrase, result.score_of(run)))
+    return dict(found)
+
+
+def best_phrases(results: Sequence[Result], n_latents: int) -> list[str | None] | None:
+    """For each latent the phrase that held best, of equal ones the first; None without ComSem.
+
+    The best of several is better than it would be elsewhere: a latent's score is the mean over them.
+    """
+    comsem = _comsem(results)
+    if not comsem:
+        return None
+    result = comsem.get("mended") or comsem["released"]
+    best: dict[int, LatentRun] = {}
+    for run in result.runs:
+        if run.phrase is not None:
+            best[run.latent] = max(best.get(run.latent, run), run, key=lambda r: _worth(result, r))
+    return [best[j].phrase if j in best else None for j in range(n_latents)]
+
+
+def _worth(result: ComSemResult, run: LatentRun) -> float:
+    score = result.score_of(run)
+    return -1.0 if score is None else score
+
+
+def _comsem(results: Sequence[Result]) -> dict[str, ComSemResult]:
+    """By protocol."""
+    return {r.settings.protocol: r for r in results if isinstance(r, ComSemResult)}
+
+
+def _title(result: Result) -> str:
+    is_intruder = isinstance(result, IntruderResult)
+    return "intruder test" if is_intruder else f"ComSem, {result.settings.protocol}"
+
+
+def _named(dictionary: str, hook_name: str, n_latents: int) -> str:
+    return f"{n_latents} latents of {dictionary} at {hook_name}"
+
+
+def _columns(result: Result) -> Iterator[Column]:
+    if isinstance(result, ComSemResult):
+        yield Column(_comsem_name(result), _rounded(result.scores()), {}, _nothing(result))
+        return
+    for kind in KINDS:
+        found = {own.latent: own.accuracy(kind) for own in result.latents}
+        known = {j: interval for j, interval in found.items() if interval is not None}
+        if known:
+            guessing = f"; guessing: {result.chance:.2f}" if kind == "random" else ""
+            beside = f"{_shuffled(_mean(result.accuracy(kind, control=True)))}{guessing}"
+            values = _rounded({j: interval.mean for j, interval in known.items()})
+            bounds = {j: (round(low, 3), round(high, 3)) for j, (_, low, high) in known.items()}
+            yield Column(_INTRUDER[kind], values, bounds, beside)
+    values = _rounded({own.latent: own.purity for own in result.latents})
+    yield Column(_PURITY, values, {}, _shuffled(_mean(result.purity(control=True))))
+
+
+def _means(result: Result) -> Iterator[Mean]:
+    n = f"{len(result.latents)} of {result.n_latents}"
+    yield Mean(f"{_title(result)}: latents tested", n, f"judge: {result.judge}")
+    if isinstance(result, ComSemResult):
+        yield Mean(_comsem_name(result), shown(result.score(), 2), _nothing(result))
+        yield Mean(f"explained, {result.settings.protocol}", shown(result.explained, 2))
+        return
+    for kind in KINDS:
+        own, other = result.accuracy(kind), result.accuracy(kind, control=True)
+        if own is not None:
+            yield Mean(_INTRUDER[kind], shown(own, 2), _shuffled(other))
+    yield Mean(_PURITY, shown(result.purity(), 2), _shuffled(result.purity(control=True)))
+
+
+def _rounded(shares: Mapping[int, float]) -> dict[int, float]:
+    return {j: round(share, 3) for j, share in shares.items()}
+
+
+def _comsem_name(result: ComSemResult) -> str:
+    return "ComSem score" + (", released" if result.settings.protocol == "released" else "")
+
+
+def _nothing(result: ComSemResult) -> str:
+    guessing = "guessing, or " if result.settings.protocol == "mended" else ""
+    return f"{guessing}no pattern: {result.settings.nothing:g}"
+
+
+def _shuffled(control: Interval | float | None) -> str:
+    return f"shuffled latents: {shown(control, 2)}"
+
+
+def _mean(interval: Interval | None) -> float | None:
+    return None if interval is None else interval.mean
+
+
+def _section(title: str, markdown: str, caveat: str = "") -> Section:
+    """Of a result's own table: a table, then paragraphs, the last of which is the caveat."""
+    lines = [line for line in markdown.removesuffix(caveat).splitlines() if line]
+    cells = [
+        [cell.strip() for cell in line[1:].removesuffix("|").split("|")]
+        for line in lines
+        if line.startswith("|")
+    ]
+    notes = [line for line in lines if not line.startswith("|")]
+    head, _dashes, *rows = cells
+    title = title[:1].upper() + title[1:]
+    return Section(title, [] if head[0] == title else head, rows, notes, caveat)

@@ -1,0 +1,143 @@
+"""Results of tests as columns, tables and phrases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bae_lens.interp.comsem import ComSemResult, LatentRun, Votes
+from bae_lens.interp.intruder import LatentTrials, Tally
+from bae_lens.report.scores import (
+    Section,
+    best_phrases,
+    check_results,
+    list_columns,
+    list_means,
+    list_said,
+    list_sections,
+)
+from tests.report.helpers import make_comsem, make_evidence, make_intruder
+
+EVIDENCE = make_evidence(12)
+INTRUDER = make_intruder(EVIDENCE, 4)
+MENDED = make_comsem(EVIDENCE, 3)
+RELEASED = make_comsem(EVIDENCE, 3, "released", phrase="words")
+BOTH = [RELEASED, MENDED]
+
+
+def test_columns_of_an_intruder_test():
+    random, hard, purity = list_columns([INTRUDER])
+
+    assert [column.name for column in (random, hard, purity)] == [
+        *("intruder score", "hard-intruder score", "token purity"),
+    ]
+    assert random.values == {0: 1, 1: 0.9, 2: 0.8, 3: 0.7}
+    assert all(low <= random.values[j] <= high for j, (low, high) in random.bounds.items())
+    assert random.beside == "shuffled latents: 0.20; guessing: 0.20"
+    # Guessing says nothing of hard ones.
+    assert hard.beside == "shuffled latents: 0.10"
+    assert hard.values[0] == 0.5
+    assert (purity.values[3], purity.bounds) == (0.5, {})
+
+
+def test_what_has_no_answers_has_no_value():
+    none, some = (Tally(0, 0, 10),), (Tally(5, 5, 0),)
+    trials = (LatentTrials(2, 9, 0.5, some, ()), LatentTrials(5, 9, 0.5, none, ()))
+    columns = list_columns([replace(INTRUDER, latents=trials, control=trials)])
+    assert [(column.name, dict(column.values)) for column in columns] == [
+        ("intruder score", {2: 0.5}),
+        ("token purity", {2: 0.5, 5: 0.5}),
+    ]
+
+
+def test_columns_of_comsem():
+    released, mended = list_columns(BOTH)
+    assert mended.name == "ComSem score"
+    assert dict(mended.values) == {0: pytest.approx(0.906), 1: 0.5, 2: mended.values[0]}
+    assert mended.beside == "guessing, or no pattern: 0.5"
+    assert released.name == "ComSem score, released"
+    assert dict(released.values) == {0: 1, 1: 0, 2: 1}
+    assert released.beside == "no pattern: 0"
+
+
+def test_phrases():
+    phrases = best_phrases([INTRUDER, *BOTH], 12)
+    # The second seed's hold best, and latent 1 has none.
+    assert phrases == ["words like 0, 1", None, "words like 2, 1", *[None] * 9]
+    assert best_phrases([RELEASED], 12) == ["words 0, 0", None, "words 2, 0", *[None] * 9]
+    assert best_phrases([INTRUDER], 12) is None
+
+
+def test_of_equal_phrases_the_first_and_one_without_answers_last():
+    def run(seed: int, phrase: str, positive: Votes) -> LatentRun:
+        return LatentRun(0, seed, "explained", phrase, positive, Votes(0, 4), Votes(0, 4))
+
+    runs = [run(0, "none", Votes(0, 0, 8)), run(1, "a", Votes(8, 0)), run(2, "b", Votes(8, 0))]
+    assert best_phrases([replace(MENDED, runs=tuple(runs))], 1) == ["a"]
+    assert best_phrases([replace(MENDED, runs=tuple(runs[:1]))], 1) == ["none"]
+
+
+def test_what_judges_said():
+    said = list_said(BOTH)
+    assert list(said) == [0, 1, 2]
+    assert [(own.run, own.phrase) for own in said[0]] == [
+        ("released", "words 0, 0"),
+        ("mended, 1", "words like 0, 0"),
+        ("mended, 2", "words like 0, 1"),
+    ]
+    assert [(own.status, own.score) for own in said[1]] == [
+        *[("no pattern", None)] * 2,
+        ("no answer", None),
+    ]
+    assert list_said([INTRUDER]) == {}
+
+
+def test_sections_have_all_of_the_results_tables():
+    sections = list_sections([INTRUDER, *BOTH])
+    assert [section.title for section in sections] == [
+        *("Intruder test", "ComSem, released", "ComSem, mended"),
+        "How far the protocols are apart",
+    ]
+    for section, result in zip(sections, [INTRUDER, *BOTH], strict=False):
+        assert section.caveat == result.caveat
+        for part in [*section.notes, *(cell for row in section.rows for cell in row)]:
+            assert part in result.table()
+        assert len(section.rows) == result.table().count("\n|") - 1
+        assert not any(result.caveat in note for note in section.notes)
+    intruder, mended = sections[0], sections[2]
+    assert intruder.head == ["", "latents", "shuffled latents"]
+    assert intruder.rows[0][0] == "accuracy, random intruder"
+    assert "Chance is 0.200" in intruder.notes[0]
+    # The title stands above it already.
+    assert mended.head == []
+    assert sections[3].rows[2][0] == "released − mended"
+
+
+def test_one_protocol_has_no_distance():
+    assert len(list_sections([RELEASED])) == len(list_sections([MENDED])) == 1
+    assert all(isinstance(own, Section) for own in list_sections([MENDED]))
+
+
+def test_means_stand_beside_their_controls():
+    means = {mean.name: mean for mean in list_means([INTRUDER, MENDED])}
+    assert means["intruder test: latents tested"][1:] == ("4 of 12", "judge: embeddings of a test")
+    own = means["intruder score"]
+    assert own.value.startswith("0.85 [")
+    assert own.beside == "shuffled latents: 0.20 [0.20, 0.20]"
+    assert means["ComSem score"].beside == "guessing, or no pattern: 0.5"
+    assert means["explained, mended"].value.startswith("0.67 [")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"n_latents": 13}, {"dictionary": "other"}, {"hook_name": "elsewhere"}]
+)
+def test_results_of_another_dictionary_are_refused(changes: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"the evidence is of 12 latents of bae at blocks\.1"):
+        check_results(EVIDENCE, [replace(INTRUDER, **changes)])
+
+
+def test_two_results_of_one_test_are_refused():
+    with pytest.raises(ValueError, match="got ComSem, mended, ComSem, mended"):
+        check_results(EVIDENCE, [MENDED, ComSemResult.from_dict(MENDED.to_dict())])
