@@ -37,7 +37,17 @@ for name, sae, training_sae in (
     ("topk_transcoder", bae_lens.TopKTranscoder, bae_lens.TrainingTopKTranscoder),
 ):
     assert [r[name][0] for r in known] == [sae, training_sae]
-for name in ("py.typed", "report/template.html", "report/style.css", "report/script.js"):
+for name in (
+    "py.typed",
+    "report/template.html",
+    "report/style.css",
+    "report/elements.js",
+    "report/charts.js",
+    "report/script.js",
+    "report/quiz.html",
+    "report/quiz.css",
+    "report/quiz.js",
+):
     assert (resources.files("bae_lens") / name).is_file(), name
 assert {"synthetic-bae", "smollm2-clvq-vae", "minilm-clvq-vae"} <= set(list_configs())
 

@@ -17,6 +17,8 @@ _COMMANDS = {
     "eval": "evaluate a saved autoencoder",
     "ablate": "remove a saved autoencoder's concepts and measure what a probe loses, beside controls",
     "report": "write what the latents of saved autoencoders stand for as HTML files",
+    "quiz": "write a page on which people tell a model's predictions from concepts alone",
+    "score-quiz": "score what people answered there",
 }
 _USER_ERROR, _INTERRUPTED = 2, 130
 
@@ -54,13 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, argv: list[str]) -> int:
     # Imported by name, and only the one: each command brings its own heavy libraries.
-    module = importlib.import_module(f"bae_lens.cli.{command}")
+    name = command.replace("-", "_")
+    module = importlib.import_module(f"bae_lens.cli.{name}")
     parser = argparse.ArgumentParser(prog=f"bae-lens {command}", description=_COMMANDS[command])
     if command == "train":
         # Any field of the config is an option, which argparse cannot know beforehand.
         return module.run_train(argv, parser)
     module.add_arguments(parser)
-    return getattr(module, f"run_{command}")(parser.parse_args(argv)) or 0
+    return getattr(module, f"run_{name}")(parser.parse_args(argv)) or 0
 
 
 def _is_about_the_input(error: BaseException) -> bool:

@@ -1,0 +1,160 @@
+"""``bae-lens quiz PATH … --data FILE --reference FILE``: what a plain reader tells of a model's
+predictions from the concepts of saved SAEs, and a page that asks people the same."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from sae_lens import SAE
+
+from bae_lens.cli.data import add_data_arguments, read_data, unescaped
+from bae_lens.cli.saved import check_output, load_saved, names_of, saved_folder
+from bae_lens.evals.concept_ablation import AblationSettings, LabelledTexts
+from bae_lens.evals.concept_ablation.attribution import Attribution
+from bae_lens.evals.concept_ablation.labelled_texts import read_texts
+from bae_lens.evals.concept_ablation.passes import Readout
+from bae_lens.evals.concept_ablation.run import probed_hooks
+from bae_lens.interp.evidence import Evidence
+from bae_lens.interp.recoverability import RecoveryTask
+from bae_lens.interp.recovery import Recovery, RecoverySettings
+from bae_lens.quiz.questions import QuizSettings, key_path, write_quiz
+
+_OUTPUT, _RECOVERY = "quiz.html", "recovery.json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="folder of a saved SAE (cfg.json and sae_weights.safetensors), all of one model; all are "
+        "asked about the same texts",
+    )
+    add_data_arguments(parser, "labelled texts to ask about", required=True)
+    parser.add_argument(
+        "--class_names",
+        nargs="+",
+        metavar="NAME",
+        help="what people are told that the classes are called, in the order of the labels; default: "
+        "the labels",
+    )
+    parser.add_argument(
+        "--reference",
+        required=True,
+        help="other texts of the same kind (column text), from which words and contexts are shown: a "
+        "file, or the name of a dataset (split train)",
+    )
+    parser.add_argument(
+        "--n_reference",
+        type=int,
+        default=1000,
+        help="reference texts that are used, the first; default: %(default)s",
+    )
+    parser.add_argument(
+        "--hook_name_out",
+        help="where the probe that predicts reads; default: where the SAE writes or, if it reads there "
+        "too, the same point of the last block",
+    )
+    _add_settings(parser)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--output",
+        default=_OUTPUT,
+        help="HTML file to write; its key is written beside it (.key.json); default: %(default)s",
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for each of the ``QuizSettings``, and for some of the ``AblationSettings``."""
+    own = {field.name: field.default for field in fields(QuizSettings)}
+    defaults = {f.name: f.default for f in fields(AblationSettings)} | {"max_examples": 200} | own
+
+    def add(name: str, words: str, **options: Any) -> None:
+        default = defaults[name]
+        words += "" if default is None else f"; default: {default}"
+        parser.add_argument(f"--{name}", default=default, help=words, **options)
+
+    add("n_texts", "texts that people are asked about, of each SAE the same", type=int)
+    add("n_controls", "controls of each SAE: concepts of other texts", type=int)
+    add("n_words", "words of a concept at most", type=int)
+    add("n_contexts", "contexts of a concept at most", type=int)
+    add("readout", "what a text's vector is; default: by the model", choices=get_args(Readout))
+    add("template", "what the model reads, with {text} in it; \\n is a line end", type=unescaped)
+    add("context_size", "tokens of a text at most", type=int)
+    add("max_examples", "labelled texts that are used", type=int)
+    add("salient", "how salient tokens are found", choices=(*get_args(Attribution), "readout"))
+    add("n_steps", "gradients a text, of integrated gradients", type=int)
+    add("n_folds", "each text is predicted by a probe of the others; default: 5", type=int)
+    add("batch_size", "texts a forward pass", type=int)
+    add("seed", "of samples, folds, probes and the quiz", type=int)
+
+
+def run_quiz(args: argparse.Namespace) -> int:
+    folders = [saved_folder(path) for path in args.paths]
+    settings = QuizSettings(**_given(args, QuizSettings))
+    recovering = RecoverySettings(**_given(args, RecoverySettings))
+    # Nothing is ablated.
+    ablation = AblationSettings(**_given(args, AblationSettings), causal=False, n_ordinary=0)
+    if args.n_reference < 1:
+        raise ValueError(f"--n_reference must be at least 1; got {args.n_reference}.")
+    output = Path(args.output)
+    for path in (output, key_path(output), *(folder / _RECOVERY for folder in folders)):
+        check_output(path)
+    _check_models(folders)
+    data, reference = _named(args), read_texts(args.reference, args.n_reference)
+    # One for each pair of hook points.
+    tasks: dict[tuple[str, str], RecoveryTask] = {}
+    recoveries: dict[str, Recovery] = {}
+    evidence: dict[str, Evidence] = {}
+    for name, folder in zip(names_of(folders), folders, strict=True):
+        saved = load_saved(folder, args.device)
+        sae = saved.folded()
+        hooks = probed_hooks(saved.model, sae, args.hook_name_out)
+        if hooks not in tasks:
+            tasks[hooks] = RecoveryTask.prepare(
+                saved.model, hooks, data, reference, recovering, ablation
+            )
+        evidence[name] = tasks[hooks].collect(sae)
+        recoveries[name] = tasks[hooks].recover(sae, evidence[name], name)
+        print(f"{recoveries[name].table()}\n")
+        recoveries[name].save(folder / _RECOVERY)
+        print(f"Written to {folder / _RECOVERY}\n")
+    key = write_quiz(output, recoveries, evidence, settings)
+    n_asked = len({item.text for item in key.items})
+    print(
+        f"{key.n_questions} questions about {n_asked} texts. Give people {output}, and keep "
+        f"{key_path(output)} from them; score the files that they save with\n\n"
+        f"    bae-lens score-quiz answers.json --key {key_path(output)}"
+    )
+    return 0
+
+
+def _given(args: argparse.Namespace, settings: Any) -> dict[str, Any]:
+    """Those of the settings that are options."""
+    return {f.name: getattr(args, f.name) for f in fields(settings) if f.name in args}
+
+
+def _check_models(folders: list[Path]) -> None:
+    """That people can compare: predictions are of one model."""
+    found = {SAE.load_from_disk(folder).cfg.metadata.model_name for folder in folders}
+    if len(found) > 1:
+        raise ValueError(
+            "A quiz asks about the predictions of one model; the SAEs are of "
+            f"{', '.join(map(repr, sorted(map(str, found))))}. Write one quiz for each model."
+        )
+
+
+def _named(args: argparse.Namespace) -> LabelledTexts:
+    data = read_data(args)
+    names = args.class_names
+    if names is None:
+        return data
+    if len(set(names)) < len(names) or len(names) != len(data.label_names):
+        raise ValueError(
+            f"--class_names must name each of the labels {', '.join(data.label_names)} differently; "
+            f"got {', '.join(names)}."
+        )
+    return replace(data, label_names=list(names))
