@@ -1,0 +1,144 @@
+"""The benchmark of interpretation scores: each piece on results whose answer is known."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from argparse import Namespace
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bae_lens.interp.recovery import Recovery, RecoverySettings
+from tests.report.helpers import make_evidence, make_intruder
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+trials: Any = importlib.import_module("interpretability_trials")
+benchmark: Any = importlib.import_module("interpretability")
+
+TASK = benchmark.lm_task(15, d_sae=32, n_train=64, n_validation=8, n_test=8, l0s=(2, 4, 8))
+
+
+def listened(n_heard: int, n_enough: int = 100, purity: float = 0.2) -> dict[str, Any]:
+    """A cell in which so many of ten latents are heard, and of the controls one less."""
+    result = make_intruder(make_evidence(12), 10)
+    heard, unheard = result.latents[0], result.control[0]
+
+    def of(n: int) -> tuple[Any, ...]:
+        own = [heard] * n + [unheard] * (10 - n)
+        return tuple(replace(t, latent=j, purity=purity) for j, t in enumerate(own))
+
+    result = replace(
+        result, latents=of(n_heard), control=of(max(n_heard - 1, 0)), n_enough=n_enough
+    )
+    numbers = {"explained_variance": 0.5, "l0": 4.0, "bits": 20.0}
+    return {**numbers, "result": result.to_dict()}
+
+
+def told(view: list[int], n_concepts: int = 3) -> dict[str, Any]:
+    n = len(view)
+    said = dict.fromkeys(("view", "words", "contexts", "class shares", "word", "text"), view)
+    return Recovery(
+        dictionary="any",
+        hook_names=("lower", "upper"),
+        class_names=("no", "yes"),
+        predictions=tuple(i % 2 for i in range(n)),
+        concepts=tuple(i % n_concepts for i in range(n)),
+        said={k: tuple(v) for k, v in said.items()},  # pyright: ignore[reportArgumentType]
+        n_reference=50,
+        settings=RecoverySettings(),
+    ).to_dict()
+
+
+# Latents
+
+
+def test_the_middle_level_has_every_seed_and_the_others_the_first():
+    found = benchmark.trials(TASK, Namespace(seeds=[3, 4], quick=False))
+    archs = [*trials.ARCHITECTURES, trials.RANDOM]
+    assert Counter(t.arch for t in found) == dict.fromkeys(archs, 4)
+    own = [(t.level, t.seed) for t in found if t.arch == "bae"]
+    assert sorted(own) == [(0, 3), (1, 3), (1, 4), (2, 3)]
+    assert {t.level for t in benchmark.trials(TASK, Namespace(seeds=[0], quick=True))} == {1}
+
+
+def test_latents_in_all_are_the_share_heard_of_those_with_enough_texts():
+    result = benchmark.IntruderResult.from_dict(listened(3, n_enough=50)["result"])
+    assert (benchmark.heard(result), benchmark.heard(result, control=True)) == (3, 2)
+    assert benchmark.in_all(result) == pytest.approx(15)
+    pure = benchmark.IntruderResult.from_dict(listened(3, purity=0.9)["result"])
+    assert benchmark.in_all(pure) == pytest.approx(30)
+    assert benchmark.in_all(pure, 0.5) == 0
+
+
+def test_the_report_compares_with_the_best_peer_of_the_same_seed(capsys):
+    asked = benchmark.trials(TASK, Namespace(seeds=[0, 1], quick=True))
+    heard = {"bae": 6, "bae_no_cap": 2, "topk": 4, "batchtopk": 3, "jumprelu": 1}
+    cells = {f"latents/{t.key}": listened(heard.get(t.arch, 9)) for t in asked}
+
+    benchmark.report_latents(cells, TASK, asked)
+
+    out = capsys.readouterr().out
+    # The control with random directions is no peer.
+    assert "BAE over the best peer (TopK), latents that are heard: 1.50 ± 0.00" in out
+    assert "BAE, no cap over the best peer (TopK), latents that are heard: 0.50 ± 0.00" in out
+    [line] = [line for line in out.splitlines() if line.startswith("| BAE  ")]
+    cells_of = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells_of[5:9] == ["0.60 ± 0.00", "0.50 ± 0.00", "60 ± 0", "60 ± 0"]
+
+
+def test_random_directions_are_k_of_them_from_the_mean():
+    trial = benchmark.Trial(TASK.name, trials.RANDOM, 1, 0.0, 0)
+    acts = torch.randn(64, TASK.d_in, generator=torch.Generator().manual_seed(0)) + 5
+    sae = trials.random_directions(trial, TASK, acts)
+    assert (sae.encode(acts) != 0).sum(1).tolist() == [4] * 64
+    assert sae.cfg.metadata.hook_name == "blocks.15.hook_resid_post"
+    # Centred: no direction is on for most of the tokens.
+    assert (sae.encode(acts) != 0).float().mean(0).max() < 0.5
+    same = trials.random_directions(trial, TASK, acts)
+    assert torch.equal(same.W_dec, sae.W_dec)
+
+
+# Codes
+
+
+def test_random_tokens_are_tokens_that_count(tmp_path):
+    plan = trials.Plan(None, ("movies",), n_codes=8)
+    d_in = plan.hooks(trials.MODEL).d_in
+    rows = torch.randn(40, 2 * d_in + 1)
+    rows[:, -1] = torch.arange(40) % 2
+    torch.save({"rows": rows}, tmp_path / f"{trials.MODEL}.pt")
+    clusters = trials.random_tokens(plan, tmp_path, 0)
+    lower = rows[1::2, :d_in]
+    assert all((lower == own).all(1).any() for own in clusters.centroids)
+    assert len(clusters.centroids.unique(dim=0)) == 8
+
+
+def test_credits_are_pooled_text_by_text():
+    pooled = benchmark.pooled([torch.tensor([1.0, 0, 1, 1]).numpy()] * 3, [0, 0, 0, 1])
+    assert pooled.mean == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_the_report_of_codes_has_each_method_and_its_controls(capsys):
+    right, wrong = [0, 1] * 10, [0] * 20
+    methods = ["CLVQ-VAE", "k-means"]
+    recoveries = {"CLVQ-VAE/0": told(right), "CLVQ-VAE/1": told(right), "k-means/0": told(wrong)}
+    intruders = {key: listened(4)["result"] for key in recoveries}
+
+    benchmark.report_codes(
+        {"codes/ag_news": {"recoveries": recoveries, "intruders": intruders}}, methods
+    )
+
+    out = capsys.readouterr().out
+    lines = [line for line in out.splitlines() if line.startswith(("| CLVQ-VAE", "| k-means"))]
+    told_of = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert told_of[0][:3] == ["CLVQ-VAE", "3 ± 0", "1.000 ± 0.000"]
+    assert told_of[1][2] == "0.500"
+    # One seed of it is compared with the same seed.
+    assert told_of[2] == ["k-means", "+0.500 [+0.500, +0.500]"]
+    assert "The same reader given the word: 1.000, the text: 1.000." in out
+    assert told_of[-2][2] == "0.40"
