@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bae_lens.evals.concept_ablation.probes import Interval
     from bae_lens.interp.comsem import ComSemResult
     from bae_lens.interp.intruder import IntruderResult
+    from bae_lens.interp.ranking import Ranking
     from bae_lens.interp.recovery import Recovery
 
 # Two hues that stay apart for the colour-blind and in grey; line styles tell them apart as well.
@@ -357,24 +358,53 @@ def plot_recovery(result: Recovery, title: str = "") -> Figure:
     )
     for i, (name, scores) in enumerate(drawn):
         for one, score in scores.items():
-            axes.errorbar(
-                *(score.mean, given.index(one) + 0.24 * i),
-                xerr=[[score.mean - score.low], [score.high - score.mean]],
-                fmt="os"[i],
-                markersize=5,
-                markerfacecolor=COLOURS[i] if i == 0 else "white",
-                color=COLOURS[i],
-                label=name if one == given[0] else None,
-            )
+            label = name if one == given[0] else None
+            _interval(axes, i, given.index(one) + 0.24 * i, score, label)
     axes.axvline(result.chance, color="0.3", linestyle=":", linewidth=0.9, label="chance")
-    axes.set_yticks(range(len(given)), [SHOWN[one] for one in given])
-    axes.invert_yaxis()
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xlabel("balanced accuracy of the reader")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    _finish_intervals(axes, [SHOWN[one] for one in given], "balanced accuracy of the reader", title)
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
+
+
+def plot_ranking(result: Ranking, title: str = "") -> Figure:
+    """Win rate of each dictionary against all others with its 95 % interval, the best first.
+
+    Args:
+        result: of ``rank_dictionaries``.
+        title: of the figure.
+    """
+    plt = require_matplotlib()
+    figure, axes = plt.subplots(figsize=(6.0, 0.42 * len(result.names) + 1.2), layout="constrained")
+    for y, name in enumerate(result.order):
+        rate = result.win_rate(name)
+        if rate is not None:
+            _interval(axes, 0, y, rate, None)
+    axes.axvline(0.5, color="0.3", linestyle=":", linewidth=0.9)
+    _finish_intervals(axes, result.order, "win rate against all others, ties 1/2", title)
+    return figure
+
+
+def _interval(axes: Any, i: int, y: float, interval: Interval, label: str | None) -> None:
+    """A point with its interval, on a line of its own."""
+    axes.errorbar(
+        *(interval.mean, y),
+        xerr=[[interval.mean - interval.low], [interval.high - interval.mean]],
+        fmt="os"[i],
+        markersize=5,
+        markerfacecolor=COLOURS[i] if i == 0 else "white",
+        color=COLOURS[i],
+        label=label,
+    )
+
+
+def _finish_intervals(axes: Any, names: Sequence[str], measure: str, title: str) -> None:
+    axes.set_yticks(range(len(names)), names)
+    # From the top down, and room for one without an interval.
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel(measure)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.figure.suptitle(title)
 
 
 def _plot_sorted(axes: Any, i: int, label: str, values: Sequence[float]) -> None:

@@ -16,6 +16,7 @@ from bae_lens.evals import CodeStatistics, CodeSummary
 from bae_lens.evals.concept_ablation import AblationRow, ConceptAblationResult, SalientTokens
 from bae_lens.evals.concept_ablation.result import CAUSAL, CONTROLS, STORED
 from bae_lens.interp.intruder import LatentTrials, Tally
+from bae_lens.interp.ranking import Comparison, Ranking, RankingSettings
 from bae_lens.plots import plot_densities, plot_training, read_metric_log
 from tests.quiz.quizzes import recovery
 from tests.report.helpers import make_comsem, make_evidence, make_intruder
@@ -433,6 +434,20 @@ def test_recovery_is_drawn_beside_the_concepts_of_other_texts():
     assert other == (result.shuffled().mean, 0.24)
     [chance] = [line for line in axes.lines if line.get_label() == "chance"]
     assert chance.get_xdata() == [0.5, 0.5]
+
+
+def test_a_ranking_is_drawn_from_the_best_down():
+    names, n = ("worse", "better"), 4
+    won = tuple(Comparison(0, (0, 1), (j, j), (-1, -1)) for j in range(n))
+    ranking = Ranking(names, (n, n), ("judge",), ("",), RankingSettings(), won)
+    [axes] = panels(ranking.plot("A title"))
+
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["better", "worse"]
+    points = [tuple(bar.lines[0].get_xydata()[0]) for bar in axes.containers]
+    assert points == [(1, 0), (0, 1)]
+    assert axes.figure.get_suptitle() == "A title"
+    empty = replace(ranking, comparisons=())
+    assert [label.get_text() for label in panels(empty.plot())[0].get_yticklabels()] == [*names]
 
 
 # Without matplotlib

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from bae_lens.interp.judges import Judge, MarkedText, Question
 from bae_lens.interp.prompts import FIRST, SECOND, TIE, compare
 from bae_lens.interp.subjects import n_texts, one_a_text, some
 from bae_lens.suggest import index_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # An outcome, for the one who wins by 1.
 _WORTH = {1: 1.0, 0: 0.5, -1: 0.0}
@@ -191,6 +194,19 @@ class Ranking:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "".join(
             f"\n\n{note}" for note in notes
         )
+
+    def plot(self, title: str = "") -> Figure:
+        """Win rates against all others, with their intervals.
+
+        Args:
+            title: of the figure.
+
+        Raises:
+            ImportError: if matplotlib is missing; the message is the command to run.
+        """
+        from bae_lens.plots import plot_ranking
+
+        return plot_ranking(self, title)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
