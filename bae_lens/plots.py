@@ -340,7 +340,7 @@ def plot_comsem(result: ComSemResult, title: str = "") -> Figure:
 
 
 def plot_recovery(result: Recovery, title: str = "") -> Figure:
-    """Balanced accuracy by what the reader sees with 95 % intervals, and of other texts' concepts.
+    """Balanced accuracy by what the reader sees, with 95 % intervals, beside chance.
 
     Args:
         result: of ``RecoveryTask.recover``.
@@ -350,19 +350,14 @@ def plot_recovery(result: Recovery, title: str = "") -> Figure:
     from bae_lens.interp.recovery import GIVEN, OF_CONCEPT, SHOWN, Given
 
     given: list[Given] = [one for one in GIVEN if one in result.said]
-    figure, axes = plt.subplots(figsize=(6.8, 0.42 * len(given) + 1.5), layout="constrained")
-    of_concept: list[Given] = [one for one in given if one in OF_CONCEPT]
-    drawn: tuple[tuple[str, dict[Given, Interval]], ...] = (
-        ("this text's", {one: result.score(one) for one in given}),
-        ("another text's concept", {one: result.shuffled(one) for one in of_concept}),
+    figure, axes = plt.subplots(figsize=(6.8, 0.36 * len(given) + 1.4), layout="constrained")
+    for y, one in enumerate(given):
+        _interval(axes, int(one not in OF_CONCEPT), y, result.score(one))
+    axes.axvline(result.chance, color="0.3", linestyle=":", linewidth=0.9)
+    axes.text(
+        result.chance, 1.0, " chance", transform=axes.get_xaxis_transform(), va="bottom", fontsize=8
     )
-    for i, (name, scores) in enumerate(drawn):
-        for one, score in scores.items():
-            label = name if one == given[0] else None
-            _interval(axes, i, given.index(one) + 0.24 * i, score, label)
-    axes.axvline(result.chance, color="0.3", linestyle=":", linewidth=0.9, label="chance")
     _finish_intervals(axes, [SHOWN[one] for one in given], "balanced accuracy of the reader", title)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
@@ -378,14 +373,14 @@ def plot_ranking(result: Ranking, title: str = "") -> Figure:
     for y, name in enumerate(result.order):
         rate = result.win_rate(name)
         if rate is not None:
-            _interval(axes, 0, y, rate, None)
+            _interval(axes, 0, y, rate)
     axes.axvline(0.5, color="0.3", linestyle=":", linewidth=0.9)
     _finish_intervals(axes, result.order, "win rate against all others, ties 1/2", title)
     return figure
 
 
-def _interval(axes: Any, i: int, y: float, interval: Interval, label: str | None) -> None:
-    """A point with its interval, on a line of its own."""
+def _interval(axes: Any, i: int, y: float, interval: Interval) -> None:
+    """A point with its interval, on a line of its own; the second kind for comparison."""
     axes.errorbar(
         *(interval.mean, y),
         xerr=[[interval.mean - interval.low], [interval.high - interval.mean]],
@@ -393,7 +388,6 @@ def _interval(axes: Any, i: int, y: float, interval: Interval, label: str | None
         markersize=5,
         markerfacecolor=COLOURS[i] if i == 0 else "white",
         color=COLOURS[i],
-        label=label,
     )
 
 

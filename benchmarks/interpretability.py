@@ -17,8 +17,8 @@ the number of latents with enough texts. That a latent is heard may be for a sin
 **Codes.** CLVQ-VAE, VQ-VAE and k-means as ``concept_ablation.py`` trains them (512 codes, after block 10;
 TopK SAE and BAE with 2,048 latents for comparison, one seed), and as a control the activations of 512 random
 tokens as centroids. What the probe predicts of a text is told by a classifier of words from the view of
-the salient token's concept alone, whose words and contexts are from other texts. Beside it: the concept
-of another text, the concept's class shares, the salient word alone, and the whole text. DIR holds the
+the salient token's concept alone, whose words and contexts are from other texts, which it does not know.
+Beside it: the concept's class shares, the salient word alone, and the whole text. DIR holds the
 labelled texts, by the names in ``concept_ablation_trials.DATASETS``; without it movie reviews are read.
 """
 
@@ -27,7 +27,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ from untangling_trials import MIDDLE, NAMES, Task, Trial, lm_task, prepare
 
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp import IntruderResult
-from bae_lens.interp.intervals import balanced_interval, wilson
+from bae_lens.interp.intervals import wilson
 from bae_lens.interp.recovery import GIVEN, OF_CONCEPT, Given, Recovery
 
 QUICK_TASK: dict[str, Any] = {
@@ -184,6 +184,8 @@ def ratios(
                 for t in own
                 if t.seed == trial.seed and t.arch not in ("bae", "bae_no_cap", RANDOM)
             }
+            if not peers:
+                continue
             name = max(peers, key=lambda p: peers[p])
             best.append(name)
             found.append(
@@ -224,27 +226,25 @@ def report_codes(cells: dict[str, Any], methods: Sequence[str]) -> None:
         print(
             f"Balanced accuracy, mean ± over seeds; {len(any_of.predictions)} texts, predicted as "
             f"{dict(zip(any_of.class_names, counts, strict=True))}; chance {any_of.chance:.3f}; reader "
-            f"learned from {any_of.n_reference} other texts. Beyond: of the view, beyond the concept of "
-            "another text, 95 % bootstrap over texts."
+            f"learned from {any_of.n_learned} other texts, views are of {any_of.n_shown} others still. "
+            "Beyond the word: of the view, paired by text, 95 % (bounds: means of the seeds' bounds)."
         )
-        header = ["", "concepts", "view", "of another text", "beyond", "words", "contexts"]
+        header = ["", "concepts", "view", "beyond the word", "words", "contexts", "class shares"]
         lines = []
         for method in methods:
             own = recoveries(cell, method)
-            beyond = pooled([r.credits() - r.shuffled_credits() for r in own], any_of.predictions)
             lines.append(
                 [
                     method,
                     spread([float(r.n_concepts) for r in own], 0),
                     spread([r.score().mean for r in own], 3),
-                    spread([r.shuffled().mean for r in own], 3),
-                    f"{beyond.mean:+.3f} [{beyond.low:+.3f}, {beyond.high:+.3f}]",
+                    signed(pooled([r.beyond("word") for r in own])),
                     spread([r.score("words").mean for r in own], 3),
                     spread([r.score("contexts").mean for r in own], 3),
                     spread([r.score("class shares").mean for r in own], 3),
                 ]
             )
-        table([*header, "class shares"], lines)
+        table(header, lines)
         others: list[Given] = [given for given in GIVEN if given not in OF_CONCEPT]
         said = [f"{given}: {any_of.score(given).mean:.3f}" for given in others]
         print(f"The same reader given the {', the '.join(said)}.")
@@ -252,10 +252,14 @@ def report_codes(cells: dict[str, Any], methods: Sequence[str]) -> None:
     report_heard_codes(found, methods)
 
 
-def pooled(credits: Iterable[Any], classes: Sequence[int]) -> Interval:
-    """Of means over seeds, text by text, balanced over classes, with the interval over texts."""
-    every = np.stack(list(credits))
-    return balanced_interval(every.mean(0).tolist(), classes)
+def pooled(intervals: Sequence[Interval]) -> Interval:
+    """Means of means and of bounds: seeds are asked about the same texts, so that several are hardly
+    surer than one."""
+    return Interval(*np.mean(intervals, axis=0).tolist())
+
+
+def signed(interval: Interval) -> str:
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
 
 
 def summarise_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
@@ -269,11 +273,10 @@ def summarise_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
         for cell in found.values():
             first, others = recoveries(cell, methods[0]), recoveries(cell, method)
             # Of those with one seed only that one.
-            pairs = list(zip(first, others, strict=False))
-            own = pooled([a.credits() - b.credits() for a, b in pairs], first[0].predictions)
-            line.append(f"{own.mean:+.3f} [{own.low:+.3f}, {own.high:+.3f}]")
+            pairs = zip(first, others, strict=False)
+            line.append(signed(pooled([a.difference(b) for a, b in pairs])))
         lines.append(line)
-    table(["95 % interval over texts", *(DATASETS[name].title for name in found)], lines)
+    table(["95 % interval", *(DATASETS[name].title for name in found)], lines)
 
 
 def report_heard_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
@@ -311,7 +314,7 @@ def main() -> None:
     parser.add_argument("--n_latents", type=int, default=200, help="tested a dictionary")
     parser.add_argument("--n_tokens", type=int, default=40_000, help="read with each dictionary")
     parser.add_argument(
-        "--n_texts_read", type=int, default=1200, help="that the reader learns from"
+        "--n_texts_read", type=int, default=2400, help="half to learn from, half to show"
     )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true")
@@ -328,7 +331,7 @@ def main() -> None:
     if args.quick:
         args.seeds = args.seeds[:1]
         args.listening = {"n_latents": 20, "n_tokens": 4000, "n_trials": 5}
-        args.n_texts_read = 80
+        args.n_texts_read = 120
         task, plan = replace(task, **QUICK_TASK), replace(plan, **QUICK_PLAN)
     # Where the folder lies does not change what is measured.
     settings = {"task": asdict(task), "plan": asdict(replace(plan, data=None))}

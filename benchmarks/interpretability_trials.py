@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -63,6 +66,29 @@ def encoder() -> ModelEncoder:
     return ModelEncoder.minilm()
 
 
+@lru_cache(maxsize=1)
+def remembering_model(folder: Path) -> Any:
+    """The language model, which reads each batch of the corpus once: all dictionaries are shown the same
+    text, and what stands at a hook point is kept in files."""
+    model = load_model(MODEL)
+    read = model.run_with_cache
+    folder.mkdir(exist_ok=True)
+
+    def run_with_cache(tokens: torch.Tensor, **options: Any) -> Any:
+        mask = options.get("attention_mask")
+        asked = [str(options["names_filter"]), tokens.tolist(), mask is not None and mask.tolist()]
+        path = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}.pt"
+        if not path.exists():
+            _, cache = read(tokens, **options)
+            partial = path.with_suffix(f".{os.getpid()}")
+            torch.save({name: cache[name].clone() for name in options["names_filter"]}, partial)
+            partial.rename(path)
+        return None, torch.load(path)
+
+    model.run_with_cache = run_with_cache
+    return model
+
+
 def listen(trial: Trial, task: Task, folder: Path, listening: Listening) -> dict[str, Any]:
     """One training and its intruder test; what a worker process does."""
     torch.set_num_threads(1)
@@ -75,7 +101,7 @@ def listen(trial: Trial, task: Task, folder: Path, listening: Listening) -> dict
     settings = EvidenceSettings(
         n_tokens=listening.n_tokens, n_random=20, n_strongest=1, n_neighbours=0, n_top_tokens=0
     )
-    evidence = collect_evidence(load_model(MODEL), sae, None, settings)
+    evidence = collect_evidence(remembering_model(folder / "seen"), sae, None, settings)
     result = intruder_test(evidence, None, listening.test(), encoder=encoder())
     code = CodeStatistics(sae.cfg.d_sae, pair_counts=True, flipped=getattr(sae, "flipped", None))
     with torch.no_grad():
@@ -132,7 +158,7 @@ def recover_cell(
     read = unlabelled_texts(plan, data)[:n_texts_read]
     settings = replace(plan.settings(MODEL, data), causal=False, label_words=None)
     texts = AblationTask.prepare(
-        load_model(MODEL),
+        remembering_model(folder / "seen"),
         (hooks.hook_name, hooks.hook_name_out),
         labelled_texts(plan, data),
         settings,

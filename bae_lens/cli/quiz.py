@@ -113,6 +113,8 @@ def run_quiz(args: argparse.Namespace) -> int:
         saved = load_saved(folder, args.device)
         sae = saved.folded()
         hooks = probed_hooks(saved.model, sae, args.hook_name_out)
+        if not tasks:
+            _check_probe(saved.model, folders, args.hook_name_out)
         if hooks not in tasks:
             tasks[hooks] = RecoveryTask.prepare(
                 saved.model, hooks, data, reference, recovering, ablation
@@ -144,6 +146,16 @@ def _check_models(folders: list[Path]) -> None:
         raise ValueError(
             "A quiz asks about the predictions of one model; the SAEs are of "
             f"{', '.join(map(repr, sorted(map(str, found))))}. Write one quiz for each model."
+        )
+
+
+def _check_probe(model: Any, folders: list[Path], hook_name_out: str | None) -> None:
+    """The same: probes of different hook points predict differently."""
+    found = {probed_hooks(model, SAE.load_from_disk(f), hook_name_out)[1] for f in folders}
+    if len(found) > 1:
+        raise ValueError(
+            "A quiz asks about the predictions of one probe; by where the SAEs write it would read at "
+            f"{', '.join(map(repr, sorted(found)))}. Choose one of them as --hook_name_out."
         )
 
 

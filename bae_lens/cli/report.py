@@ -138,6 +138,7 @@ def run_report(args: argparse.Namespace) -> int:
             sentences,
             results=own.results,
             title=f"{name}: {own.evidence.dictionary} at {own.evidence.hook_name}",
+            about=own.about,
         )
         print(f"Written to {output}")
         compared.append(own._replace(evidence=_without_examples(own.evidence), link=link))
@@ -221,7 +222,22 @@ def _collect(
         store = held_out_store(sae, model, args.dataset, settings.batch_size)
         options = {"n_code_tokens": args.n_code_tokens, **read().options}
         summary, _ = run_evals(sae, store, model, verbose=True, **options)
-    return Compared(name, evidence, summary, training, results=results), sentences
+    about = _about(args, folder)
+    return Compared(name, evidence, summary, training, None, results, about), sentences
+
+
+def _about(args: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """What a reader of the report should know of the model and the text."""
+    metadata = read_json(folder / "cfg.json", "config of an SAE").get("metadata") or {}
+    # Evidence that was saved may be of any text; a file's folder is nobody else's business.
+    trained_on = None if args.evidence else metadata.get("dataset_path")
+    text = Path(args.data).name if args.data else args.dataset or trained_on
+    found = {
+        "writes at": metadata.get("hook_name_out"),
+        "model": metadata.get("model_name"),
+        "text": text,
+    }
+    return {name: str(value) for name, value in found.items() if value}
 
 
 def _without_examples(evidence: Evidence) -> Evidence:
@@ -243,10 +259,11 @@ def _read_evidences(files: list[str] | None, folders: list[Path]) -> list[Eviden
 
 def _read_evidence(path: Path, folder: Path) -> Evidence:
     evidence = Evidence.load(path)
-    n_latents = read_json(folder / "cfg.json", "config of an SAE").get("d_sae")
-    if len(evidence) != n_latents:
+    cfg = read_json(folder / "cfg.json", "config of an SAE")
+    n_latents, hook_name = cfg.get("d_sae"), (cfg.get("metadata") or {}).get("hook_name")
+    if (len(evidence), evidence.hook_name) != (n_latents, hook_name):
         raise ValueError(
-            f"{path} is evidence of {len(evidence)} latents, and the SAE in {folder} has {n_latents}. "
-            "Give the evidence that was collected of it."
+            f"{path} is evidence of {len(evidence)} latents at {evidence.hook_name!r}, and the SAE in "
+            f"{folder} has {n_latents} at {hook_name!r}. Give the evidence that was collected of it."
         )
     return evidence

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from sae_lens import SAE
+from sae_lens import SAE, BatchTopKTrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
 from scipy import sparse
 from torch import Tensor
@@ -31,7 +31,8 @@ class Coder:
         scaler: as SAELens trains with, while it is not folded in yet.
 
     Raises:
-        ValueError: if the dictionary's metadata names no hook point.
+        ValueError: if the dictionary's metadata names no hook point, or what fires at a token depends
+            on the others of a batch (BatchTopK in training).
     """
 
     dictionary: SAE[Any] | Clusters
@@ -39,6 +40,11 @@ class Coder:
 
     def __post_init__(self) -> None:
         dictionary_hooks(self.dictionary)
+        if isinstance(self.dictionary, BatchTopKTrainingSAE):
+            raise ValueError(
+                "What fires in a BatchTopK SAE in training depends on which tokens are in a batch. "
+                "Convert it: save_inference_model(folder), and SAE.load_from_disk(folder)."
+            )
 
     @property
     def name(self) -> str:

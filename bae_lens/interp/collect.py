@@ -70,8 +70,8 @@ def collect_evidence(
 
     Args:
         model: a HookedTransformer, TransformerBridge or another model with their interface.
-        dictionary: an SAE, transcoder, BAE, CLVQ-VAE or VQ-VAE, or clusters. A code in training may
-            depend on the batch (BatchTopK); convert it first.
+        dictionary: an SAE, transcoder, BAE, CLVQ-VAE or VQ-VAE, or clusters. A BatchTopK SAE in
+            training has to be converted first, see ``Coder``.
         source: the corpus. A list of texts is read text by text; a dataset or its name as the
             dictionary was trained (``held_out_store``; None: on the dataset in its metadata), or
             text by text with labels and for clusters; both in random order, so that ``n_tokens`` are
@@ -86,7 +86,8 @@ def collect_evidence(
     Raises:
         ImportError: if lemmas are asked for and simplemma is missing.
         ValueError: if there is not one label a text, the model lacks the dictionary's hook point or
-            has activations of another width there, or there is no token that counts.
+            has activations of another width there, its code depends on the batch, or there is no token
+            that counts.
     """
     settings = settings or EvidenceSettings()
     coder = Coder(dictionary, activation_scaler or ActivationScaler())
@@ -352,8 +353,9 @@ def _examples(
 def _classes(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
     """Names of the classes, numbers in their own order, and the class of each text."""
     plain = np.asarray(labels).tolist()
-    if not all(isinstance(label, (str, int)) for label in plain):
-        raise ValueError("labels must be one number or name a text; got something else.")
+    wrong = [label for label in plain if not isinstance(label, (str, int))]
+    if wrong:
+        raise ValueError(f"labels must be one whole number or name a text; got {wrong[0]!r}.")
     are_numbers = all(isinstance(label, int) for label in plain)
     names = sorted(set(plain)) if are_numbers else sorted(set(map(str, plain)))
     number_of = {name: i for i, name in enumerate(names)}

@@ -21,9 +21,9 @@ from bae_lens.interp import prompts
 from bae_lens.interp.embedding import Embedder, Encoder
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import mean_interval, rank_correlation, seed_agreement, shown, wilson
-from bae_lens.interp.json_file import read_json, write_json
+from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.judges import Judge, MarkedText, Question
-from bae_lens.interp.subjects import Subjects, draw, some
+from bae_lens.interp.subjects import Subjects, draw, one_a_text, some
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -383,7 +383,7 @@ class ComSemResult:
         Raises:
             ValueError: if the file holds something else.
         """
-        return cls.from_dict(read_json(path, "result of comsem_test", "runs", "pairs", "settings"))
+        return load_json(path, "result of comsem_test", cls.from_dict, "runs", "pairs", "settings")
 
     def _mean_of_runs(self, values: Sequence[float | None]) -> Interval | None:
         """Over latents, of means over seeds."""
@@ -539,8 +539,7 @@ class _Case(NamedTuple):
 def _mended_case(subjects: Subjects, latent: int, s: int, settings: ComSemSettings) -> _Case:
     rng = np.random.default_rng([settings.seed + s, latent])
     strongest = some(rng, subjects.examples(latent, "strongest"), settings.n_shown // 2)
-    texts = {e.text for e in strongest}
-    others = [e for e in subjects.examples(latent) if e.text not in texts]
+    others = one_a_text(subjects.examples(latent), besides=strongest)
     others = some(rng, others, len(others))
     n_random = settings.n_shown - len(strongest)
     explained = some(rng, [*strongest, *others[:n_random]], settings.n_shown)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bae_lens.interp.json_file import read_json
+from bae_lens.interp.json_file import load_json
 
 Strength = Literal["activation", "surprise", "nearness"]
 NeighbourMeasure = Literal["phi", "distance"]
@@ -306,12 +306,7 @@ class Evidence:
             FileNotFoundError: if there is no such file.
             ValueError: if it holds something else.
         """
-        expected = "evidence of collect_evidence"
-        values = read_json(path, expected)
-        try:
-            return cls.from_dict(values)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} is no {expected}: {error!r}.") from error
+        return load_json(path, "evidence of collect_evidence", cls.from_dict)
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.embedding import Embedder, EmbeddingJudge, Encoder
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import mean_interval, seed_agreement, shown, wilson
-from bae_lens.interp.json_file import read_json, write_json
+from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.judges import Judge, MarkedText, Question
 from bae_lens.interp.prompts import intruder as intruder_question
 from bae_lens.interp.subjects import Subjects, draw, n_texts, one_a_text, purity, some
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 IntruderKind = Literal["random", "hard"]
 KINDS: tuple[IntruderKind, ...] = ("random", "hard")
+# Latents, or controls, that are asked about at once, so that a judge can take questions side by side; of
+# all latents of a large dictionary they would be gigabytes.
+_CASES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,7 @@ class IntruderResult:
         Raises:
             ValueError: if the file holds something else.
         """
-        return cls.from_dict(read_json(path, "result of intruder_test", "control", "latents"))
+        return load_json(path, "result of intruder_test", cls.from_dict, "control", "latents")
 
 
 def intruder_test(
@@ -303,13 +306,15 @@ def intruder_test(
     chosen = draw(enough, settings.n_latents, settings.seed)
     cases = [_Case(latent, latent, subjects.examples(latent)) for latent in chosen]
     cases += [_shuffled(case, subjects, enough, settings.seed) for case in cases]
-    trials = [_trials(case, subjects, settings) for case in cases]
-    # All at once, so that a judge can take them side by side.
-    answers = iter(judge.ask([trial.question for own in trials for trial in own]))
-    found = [
-        _counted(case, [(trial, next(answers)) for trial in own], settings)
-        for case, own in zip(cases, trials, strict=True)
-    ]
+    found: list[LatentTrials] = []
+    for begin in range(0, len(cases), _CASES_AT_ONCE):
+        part = cases[begin : begin + _CASES_AT_ONCE]
+        trials = [_trials(case, subjects, settings) for case in part]
+        answers = iter(judge.ask([trial.question for own in trials for trial in own]))
+        found += [
+            _counted(case, [(trial, next(answers)) for trial in own], settings)
+            for case, own in zip(part, trials, strict=True)
+        ]
     return IntruderResult(
         dictionary=evidence.dictionary,
         hook_name=evidence.hook_name,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def write_json(path: str | Path, values: Mapping[str, Any]) -> None:
@@ -43,3 +45,26 @@ def read_json(path: str | Path, expected: str, *names: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not set(names) <= set(values):
         raise ValueError(f"{path} is no {expected}: it must have {', '.join(names)}.")
     return values
+
+
+def load_json(
+    path: str | Path, expected: str, from_dict: Callable[[dict[str, Any]], T], *names: str
+) -> T:
+    """What was made into a dict and written by ``write_json``.
+
+    Args:
+        path: the file.
+        expected: see ``read_json``.
+        from_dict: makes it again.
+        names: see ``read_json``.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it holds something else.
+    """
+    values = read_json(path, expected, *names)
+    try:
+        return from_dict(values)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        why = str(error) if isinstance(error, ValueError) else repr(error)
+        raise ValueError(f"{path} is no {expected}: {why.removesuffix('.')}.") from error

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple, Protocol
 
 from bae_lens.interp.evidence import Example
@@ -120,6 +121,8 @@ def quoted(text: str) -> str:
     return "".join(map(_escaped, json.dumps(text, ensure_ascii=False)))
 
 
+# Questions show the same examples again and again.
+@lru_cache(maxsize=4096)
 def quoted_example(example: MarkedText) -> str:
     """The same of an example, with «» around the marked token; no other « or » is left in it."""
     begin, end = example.span

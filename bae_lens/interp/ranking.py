@@ -13,7 +13,7 @@ import numpy as np
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import krippendorff_alpha, mean_interval, shown
-from bae_lens.interp.json_file import read_json, write_json
+from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.judges import Judge, MarkedText, Question
 from bae_lens.interp.prompts import FIRST, SECOND, TIE, compare
 from bae_lens.interp.subjects import n_texts, one_a_text, some
@@ -234,7 +234,7 @@ class Ranking:
         Raises:
             ValueError: if the file holds something else.
         """
-        return cls.from_dict(read_json(path, "result of rank_dictionaries", "comparisons", "names"))
+        return load_json(path, "result of rank_dictionaries", cls.from_dict, "comparisons", "names")
 
     def _orders(self, judge: int) -> list[tuple[int, int]]:
         """Outcomes of one judge in both orders, where there are both."""

@@ -25,20 +25,23 @@ class RecoveryTask:
 
     The CLVQ-VAE paper has people tell a model's prediction from a concept's word cloud or sentences.
     In their place a logistic regression on words, which knows what words mean for the prediction
-    from reference texts, and sees only what a view shows. Its own limits are those of the row
-    ``"text"``. Views are of the reference texts, never of the texts that are asked about.
+    from one half of the reference texts, and sees only what a view shows, which is of the other half:
+    neither of the texts that are asked about nor of those that it knows. Its own limits are those of
+    the row ``"text"``.
 
     Attributes:
         texts: labelled texts, probes and salient tokens.
-        reference_texts: other texts, without labels.
-        reference_predictions: what the probes predict of them.
-        reader: fitted on these.
+        shown_texts: reference texts that views are of.
+        shown_predictions: what the probes predict of them.
+        n_learned: reference texts that the reader has learned from.
+        reader: fitted on those, as far as the model reads them.
         settings: as given.
     """
 
     texts: AblationTask
-    reference_texts: tuple[str, ...]
-    reference_predictions: tuple[int, ...]
+    shown_texts: tuple[str, ...]
+    shown_predictions: tuple[int, ...]
+    n_learned: int
     reader: PlainReader
     settings: RecoverySettings
 
@@ -60,14 +63,16 @@ class RecoveryTask:
             model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
             hook_names: where concepts are read, and where the probe reads.
             dataset: labelled texts that are asked about, as for ``AblationTask.prepare``.
-            reference_texts: other texts of the same kind, without labels.
+            reference_texts: other texts of the same kind, without labels: the reader learns
+                from one half of them, and views are of the other.
             settings: the defaults if omitted.
             ablation: how texts are read, probes fitted and salient tokens found; nothing is ablated.
             verbose: show progress bars.
 
         Raises:
-            ValueError: if all of the reference texts are among those that are asked about, too few of
-                them are of a class, or see ``AblationTask.prepare``.
+            ValueError: if fewer than two of the reference texts are not asked about, too few of
+                them are of a class, the same class is predicted of all texts, or see
+                ``AblationTask.prepare``.
             ImportError: if ``concept-erasure`` (extra ``interp``) is missing.
         """
         texts = AblationTask.prepare(
@@ -90,21 +95,36 @@ class RecoveryTask:
         """The same of texts that were read before."""
         settings = settings or RecoverySettings()
         asked = {text.strip() for text in texts.data.texts}
-        # A text that is asked about must not be among those that its concept is shown by.
-        others = tuple(text for text in reference_texts if text.strip() not in asked)
-        if not others:
+        # A text that is asked about must not be among those that its concept is shown by, nor one that
+        # the reader knows: it would know whole windows of it by heart.
+        others = list(dict.fromkeys(t for t in map(str.strip, reference_texts) if t not in asked))
+        if len(others) < 2:
             raise ValueError(
-                "The reader learns from reference texts that are not asked about, and there are none. "
-                "Give other texts of the same kind."
+                "The reader learns from one half of the reference texts that are not asked about, and is "
+                f"shown the other; there are {len(others)}. Give other texts of the same kind."
             )
-        predictions = tuple(texts.predict(others).tolist())
-        reader = PlainReader.fit(others, predictions, settings.seed)
-        return cls(texts, others, predictions, reader, settings)
+        names = texts.data.label_names
+        said = texts.predictions(texts.vectors[1], texts.probes[1]).unique().tolist()
+        if len(said) < 2:
+            raise ValueError(
+                f"The probe predicts {names[said[0]]!r} of each of the {len(texts.data)} texts, so that "
+                "there is nothing to tell. Take more texts, of all classes as many, or a hook point at "
+                "which the classes differ."
+            )
+        # At random, since in some datasets every second text is of one class.
+        order = np.random.default_rng(settings.seed).permutation(len(others))
+        others = [others[i] for i in order]
+        predictions, as_read = texts.predict(others)
+        classes, n = predictions.tolist(), (len(others) + 1) // 2
+        reader = PlainReader.fit(as_read[:n], classes[:n], settings.seed)
+        return cls(texts, tuple(others[n:]), tuple(classes[n:]), n, reader, settings)
 
     def collect(
         self, dictionary: SAE[Any] | Clusters, settings: EvidenceSettings | None = None
     ) -> Evidence:
-        """Evidence of the reference texts, cut where the others are, with the predictions as classes.
+        """Evidence of the texts that views are of, with the predictions as their classes.
+
+        They are cut to as many tokens as those that are asked about, and read without a template.
 
         Args:
             dictionary: see ``collect_evidence``.
@@ -114,7 +134,7 @@ class RecoveryTask:
         model: Any = self.texts.reader.model
         store = SentenceStore(
             model,
-            list(self.reference_texts),
+            list(self.shown_texts),
             [self.texts.reader.hook_names[0]],
             context_size=own.context_size,
             store_batch_size_prompts=own.batch_size,
@@ -132,7 +152,7 @@ class RecoveryTask:
             dictionary,
             store,
             settings or default,
-            labels=[names[i] for i in self.reference_predictions],
+            labels=[names[i] for i in self.shown_predictions],
         )
 
     def recover(
@@ -151,7 +171,7 @@ class RecoveryTask:
             name: what the dictionary is called; None: its architecture.
 
         Raises:
-            ValueError: if the evidence is of another number of latents.
+            ValueError: if the evidence is of another number of latents, or of other classes.
         """
         evidence = self.collect(dictionary) if evidence is None else evidence
         task, settings = self.texts, self.settings
@@ -164,7 +184,17 @@ class RecoveryTask:
                 f"The evidence is of {len(evidence)} latents, the dictionary has {n_latents}. Give the "
                 "evidence that was collected of this dictionary."
             )
-        concepts = tuple(found.active(task.salient.lower, 1)[:, 0].tolist())
+        names = task.data.label_names
+        if not set(evidence.class_names or ()) <= set(names):
+            raise ValueError(
+                f"The evidence is of the classes {', '.join(evidence.class_names or ())}, the texts of "
+                f"{', '.join(names)}. Collect it with RecoveryTask.collect, or without labels."
+            )
+        concepts = tuple(
+            # Of a bit that is mostly on it is seen where it is off, and not what its being on says.
+            -1 if latent >= 0 and evidence[latent].when_off else latent
+            for latent in found.active(task.salient.lower, 1)[:, 0].tolist()
+        )
         views = {
             latent: view_of(evidence, latent, settings.n_words, settings.n_contexts)
             for latent in set(concepts) - {-1}
@@ -179,20 +209,21 @@ class RecoveryTask:
             "contexts": read(contexts),
         }
         if evidence.class_names is not None:
-            shares = _by_class_shares(evidence, task.data.label_names)
+            shares = _by_class_shares(evidence, names)
             said["class shares"] = tuple(
                 CANNOT_TELL if latent < 0 else shares[latent] for latent in concepts
             )
         said["word"] = read(self._salient_words())
-        said["text"] = read(task.data.texts)
+        said["text"] = read(task.reader.texts.as_read(task.data.texts))
         return Recovery(
             dictionary=found.name,
             hook_names=task.reader.hook_names,
-            class_names=tuple(task.data.label_names),
+            class_names=tuple(names),
             predictions=tuple(task.predictions(task.vectors[1], task.probes[1]).tolist()),
             concepts=concepts,
             said=said,
-            n_reference=len(self.reference_texts),
+            n_learned=self.n_learned,
+            n_shown=len(self.shown_texts),
             settings=settings,
         )
 
@@ -211,6 +242,7 @@ def _by_class_shares(evidence: Evidence, names: Sequence[str]) -> list[int]:
     found = []
     for own in evidence.latents:
         shares = np.array(own.class_shares)
-        is_known = own.n_firings > 0
-        found.append(order[int((shares / base).argmax())] if is_known else CANNOT_TELL)
+        # A class that no token is of is the commonest nowhere.
+        lift = np.divide(shares, base, out=np.zeros_like(base), where=base > 0)
+        found.append(order[int(lift.argmax())] if own.n_firings > 0 else CANNOT_TELL)
     return found

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bae_lens.evals.concept_ablation.probes import Interval
-from bae_lens.interp.intervals import balanced_interval, shown
-from bae_lens.interp.json_file import read_json, write_json
+from bae_lens.interp.intervals import balanced_interval, shown, wider
+from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.plain_reader import CANNOT_TELL
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class RecoverySettings:
     Args:
         n_words (int): Words of a view at most.
         n_contexts (int): Contexts of a view at most.
-        seed (int): Of the evidence, and of the folds that the reader's penalty is chosen on.
+        seed (int): Of the halves of the reference texts, the evidence, and the folds that the reader's
+            penalty is chosen on.
 
     Raises:
         ValueError: if a value is outside its range.
@@ -66,13 +67,15 @@ class Recovery:
         hook_names: where its concepts are read, and where the probe reads.
         class_names: of the classes.
         predictions: what the probe predicts of each text (never its label).
-        concepts: the concept of each text's salient token; −1: none is active there.
+        concepts: the concept of each text's salient token; −1: none is active there, or only a bit
+            that is mostly on, of which evidence is where it is off.
         said: by what the reader was given, the class that it tells of each text; −1: it cannot tell.
             ``"view"``: the concept's words and contexts; ``"words"`` and ``"contexts"``: one of them;
             ``"class shares"``: no reader, but the class that is commonest, for its share of all
             tokens, where the concept fires in the reference texts: what the concept tells if not put
             in words; ``"word"``: the salient token's word alone; ``"text"``: the whole text.
-        n_reference: texts that the reader, and the views, are from.
+        n_learned: texts that the reader learned from.
+        n_shown: other texts, which views are of.
         settings: of the task.
     """
 
@@ -82,40 +85,33 @@ class Recovery:
     predictions: tuple[int, ...]
     concepts: tuple[int, ...]
     said: Mapping[Given, tuple[int, ...]]
-    n_reference: int
+    n_learned: int
+    n_shown: int
     settings: RecoverySettings
 
     def score(self, given: Given = "view") -> Interval:
-        """Balanced accuracy over the classes that are predicted, with its 95 % bootstrap interval over
-        texts. "Cannot tell" counts as a guess.
+        """Balanced accuracy over the classes that are predicted, with its 95 % bootstrap interval.
+
+        "Cannot tell" counts as a guess. Of what a concept shows the bootstrap is over concepts or over
+        texts, whichever leaves more open: a view that misleads does so for all texts of its concept.
+        That other texts would have shown other views is in neither.
 
         Raises:
             ValueError: if nothing was told from that.
         """
-        return self._interval(self.credits(given))
+        return self._interval(self.credits(given), given)
 
     def credits(self, given: Given = "view") -> np.ndarray:
         """``[n]``: 1 where the reader is right, 0 where it is wrong, chance where it cannot tell."""
         said = self._said(given)
         return (said == self.predictions) + (said == CANNOT_TELL) * self.chance
 
-    def shuffled_credits(self, given: Given = "view") -> np.ndarray:
-        """``[n]``, the expectation of ``credits`` over the concepts of other texts, each as likely."""
-        if given not in OF_CONCEPT:
-            raise ValueError(f"{given!r} is of no concept; these are: {', '.join(OF_CONCEPT)}.")
-        said, predictions = self._said(given), np.array(self.predictions)
-        every = (said == predictions[:, None]) + (said == CANNOT_TELL) * self.chance
-        n = len(said)
-        return (every.sum(1) - every.diagonal()) / (n - 1)
+    def beyond(self, other: Given = "word", given: Given = "view") -> Interval:
+        """By how much what is given tells more than something else, paired by text.
 
-    def shuffled(self, given: Given = "view") -> Interval:
-        """The same of the concepts of other texts: each text's chance with the concept of another one."""
-        return self._interval(self.shuffled_credits(given))
-
-    def beyond_shuffled(self, given: Given = "view") -> Interval:
-        """By how much the own concept is better, paired by text."""
-        difference = self.credits(given) - self.shuffled_credits(given)
-        return self._interval(difference)
+        More than the salient word alone is what a concept adds to it.
+        """
+        return self._interval(self.credits(given) - self.credits(other), given)
 
     def difference(self, other: Recovery, given: Given = "view") -> Interval:
         """By how much another dictionary is worse on the same texts, paired by text.
@@ -129,7 +125,7 @@ class Recovery:
                 "RecoveryTask."
             )
         difference = self.credits(given) - other.credits(given)
-        return self._interval(difference)
+        return wider(self._interval(difference, given), other._interval(difference, given))
 
     @property
     def chance(self) -> float:
@@ -142,12 +138,13 @@ class Recovery:
         return len(set(self.concepts) - {-1})
 
     def table(self) -> str:
-        """Markdown: each number beside that of other texts' concepts."""
-        lines = ["| the reader sees | balanced accuracy | of another text |", "| --- | --- | --- |"]
+        """Markdown: what the concept shows beside what the salient word says alone."""
+        lines = ["| the reader sees | balanced accuracy | beyond the word |", "| --- | --- | --- |"]
         for given in GIVEN:
             if given in self.said:
-                other = shown(self.shuffled(given)) if given in OF_CONCEPT else "–"
-                lines.append(f"| {SHOWN[given]} | {shown(self.score(given))} | {other} |")
+                has_both = given in OF_CONCEPT and "word" in self.said
+                beyond = shown(self.beyond("word", given)) if has_both else "–"
+                lines.append(f"| {SHOWN[given]} | {shown(self.score(given))} | {beyond} |")
         counts = Counter(self.predictions)
         classes = ", ".join(f"{counts[i]} {name}" for i, name in enumerate(self.class_names))
         n_silent = self.said["view"].count(CANNOT_TELL)
@@ -158,13 +155,13 @@ class Recovery:
                 f"{self.dictionary}, concepts of {self.hook_names[0]}. What the probe predicts of "
                 f"{len(self.predictions)} texts: {classes}; chance is {self.chance:.3f}. They have "
                 f"{self.n_concepts} different concepts; of {n_silent} texts the view has no word that "
-                f"the reader knows. It learned from {self.n_reference} other texts. 95 % bootstrap "
-                "intervals over texts.",
+                f"the reader knows. It learned from {self.n_learned} other texts, and views are of "
+                f"{self.n_shown} others still. 95 % bootstrap intervals over concepts or texts, the wider.",
             ]
         )
 
     def plot(self, title: str = "") -> Figure:
-        """Balanced accuracy by what the reader sees, beside the concepts of other texts and chance.
+        """Balanced accuracy by what the reader sees, beside chance.
 
         Args:
             title: of the figure.
@@ -199,12 +196,16 @@ class Recovery:
         Raises:
             ValueError: if the file holds something else.
         """
-        return cls.from_dict(read_json(path, "result of RecoveryTask.recover", "said", "concepts"))
+        return load_json(path, "result of RecoveryTask.recover", cls.from_dict, "said", "concepts")
 
     def _said(self, given: Given) -> np.ndarray:
         if given not in self.said:
             raise ValueError(f"Nothing was told from {given!r}; there is {', '.join(self.said)}.")
         return np.array(self.said[given])
 
-    def _interval(self, values: np.ndarray) -> Interval:
-        return balanced_interval(values.tolist(), self.predictions, self.settings.seed)
+    def _interval(self, values: np.ndarray, given: Given) -> Interval:
+        seed, classes = self.settings.seed, self.predictions
+        by_text = balanced_interval(values.tolist(), classes, seed=seed)
+        if given not in OF_CONCEPT:
+            return by_text
+        return wider(by_text, balanced_interval(values.tolist(), classes, self.concepts, seed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,14 +116,29 @@ def some(rng: np.random.Generator, examples: Sequence[Example], n: int) -> list[
     return [examples[i] for i in rng.permutation(len(examples))[:n]]
 
 
-def one_a_text(examples: Iterable[Example]) -> tuple[Example, ...]:
-    """The first of each text."""
-    return tuple({e.text: e for e in reversed(tuple(examples))}.values())[::-1]
+def one_a_text(examples: Iterable[Example], besides: Iterable[Example] = ()) -> tuple[Example, ...]:
+    """The first of each text that none of ``besides`` is from.
+
+    A corpus may have a text several times: examples that read the same are taken for one text's.
+    """
+    seen = {sign for example in besides for sign in _signs_of_text(example)}
+    found = []
+    for example in examples:
+        own = _signs_of_text(example)
+        if seen.isdisjoint(own):
+            found.append(example)
+        seen |= own
+    return tuple(found)
 
 
 def n_texts(examples: Iterable[Example]) -> int:
-    """Texts that they are from."""
-    return len({example.text for example in examples})
+    """Texts that they are from, see ``one_a_text``."""
+    return len(one_a_text(examples))
+
+
+def _signs_of_text(example: Example) -> set[Any]:
+    """What two examples of one text have in common: its number, or all that is shown of it."""
+    return {example.text, (example.strings, example.marked)}
 
 
 def purity(examples: Sequence[Example]) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from bae_lens.interp.answer_cache import key_of
 from bae_lens.interp.evidence import Evidence
-from bae_lens.interp.json_file import read_json, write_json
+from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.views import view_of
 from bae_lens.report.html import html_page, write_html
 
@@ -126,12 +126,8 @@ class QuizKey:
             FileNotFoundError: if there is no such file.
             ValueError: if it holds something else.
         """
-        expected = "key of a quiz"
-        values = read_json(path, expected, *(field.name for field in fields(cls)))
-        try:
-            return cls.from_dict(values)
-        except TypeError as error:
-            raise ValueError(f"{path} is no {expected}: {error}.") from error
+        names = (field.name for field in fields(cls))
+        return load_json(path, "key of a quiz", cls.from_dict, *names)
 
 
 def write_quiz(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -12,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bae_lens.evals.concept_ablation.probes import Interval
-from bae_lens.interp.intervals import balanced_interval, krippendorff_alpha, shown
-from bae_lens.interp.json_file import read_json, write_json
+from bae_lens.interp.intervals import balanced_interval, krippendorff_alpha, shown, wider
+from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.plain_reader import CANNOT_TELL
 from bae_lens.quiz.questions import QuizItem, QuizKey
 from bae_lens.suggest import index_of
@@ -84,11 +85,8 @@ class QuizAnswers:
             ValueError: if it holds something else.
         """
         expected = "file of answers that a quiz saved"
-        values = read_json(path, expected, *(field.name for field in fields(cls)))
-        try:
-            return cls.from_dict(values, _name(Path(path).stem))
-        except ValueError as error:
-            raise ValueError(f"{path} is no {expected}: {error}.") from error
+        of_file = partial(cls.from_dict, name=_name(Path(path).stem))
+        return load_json(path, expected, of_file, *(field.name for field in fields(cls)))
 
 
 class QuizTally(NamedTuple):
@@ -128,7 +126,8 @@ class QuizResult:
         """Balanced accuracy over the classes that are predicted, with its 95 % bootstrap interval.
 
         "Cannot tell" counts as a guess, so that nothing is won or lost by guessing; what is unanswered
-        is left out. The bootstrap is over texts, of each the mean of its readers: that other readers, or
+        is left out. The bootstrap is over texts, of each the mean of its readers, or over
+        questions, whichever leaves more open: that other readers, or
         the same ones another day, would answer differently is not in it.
 
         Args:
@@ -142,12 +141,20 @@ class QuizResult:
         Raises:
             ValueError: if there is no such name.
         """
-        values, classes = [], []
+        values, classes, questions = [], [], []
         for item, choices in self._choices(dictionary, reader, control):
             if known := [choice for choice in choices if choice is not None]:
                 values.append(fmean(self._worth(item, choice) for choice in known))
                 classes.append(item.predicted)
-        return balanced_interval(values, classes, self.key.settings.seed) if values else None
+                questions.append(item.question)
+        if not values:
+            return None
+        seed = self.key.settings.seed
+        return wider(
+            balanced_interval(values, classes, seed=seed),
+            # One that was answered once counts for several items.
+            balanced_interval(values, classes, questions, seed),
+        )
 
     def tally(
         self, dictionary: str, reader: str | None = None, *, control: bool = False
@@ -248,7 +255,7 @@ class QuizResult:
         Raises:
             ValueError: if the file holds something else.
         """
-        return cls.from_dict(read_json(path, "result of score_quiz", "key", "answers"))
+        return load_json(path, "result of score_quiz", cls.from_dict, "key", "answers")
 
     def _rows(self) -> list[_Row]:
         readers = (None, *self.readers) if len(self.readers) > 1 else self.readers

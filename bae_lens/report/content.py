@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from bae_lens.evals.code_statistics import CodeSummary
 from bae_lens.interp.evidence import Count, Evidence, Example, LatentEvidence
-from bae_lens.report.metrics import HEADLINES, list_metrics
+from bae_lens.report.metrics import HEADLINES, OF_LATENTS, list_metrics
 from bae_lens.report.packing import ALPHABET, StringTable
 from bae_lens.report.scores import (
     Column,
@@ -44,6 +44,7 @@ class Compared(NamedTuple):
         training: see ``write_report``.
         link: its own report, relative to the comparison's file; None: there is none.
         results: see ``write_report``.
+        about: see ``write_report``.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Compared(NamedTuple):
     training: Mapping[str, Sequence[float]] | None = None
     link: str | None = None
     results: Sequence[Result] = ()
+    about: Mapping[str, str] = {}
 
 
 def report_content(
@@ -116,11 +118,13 @@ def comparison_content(title: str, dictionaries: Sequence[Compared]) -> dict[str
 
 
 def _page(kind: str, title: str, dictionaries: Sequence[Compared]) -> dict[str, Any]:
+    overviews = [_overview(own) for own in dictionaries]
+    left_out = OF_LATENTS if all(own["unit"] == "code" for own in overviews) else frozenset[str]()
     return {
         "kind": kind,
         "title": title,
-        "headlines": list(HEADLINES),
-        "dictionaries": [_overview(own) for own in dictionaries],
+        "headlines": [name for name in HEADLINES if name not in left_out],
+        "dictionaries": overviews,
     }
 
 
@@ -131,13 +135,14 @@ def _overview(own: Compared) -> dict[str, Any]:
         "link": own.link,
         "architecture": evidence.dictionary,
         "hook": evidence.hook_name,
+        "about": dict(own.about),
         "unit": "code" if evidence.strength == "nearness" else "latent",
         "nTokens": evidence.n_tokens,
         "nTexts": evidence.n_texts,
         "nFirings": [latent.n_firings for latent in evidence.latents],
         "whenOff": [latent.index for latent in evidence.latents if latent.when_off],
         "metrics": [
-            [metric.name, _rounded(metric.value), metric.explanation]
+            [metric.name, _rounded(metric.value), metric.explanation, metric.label]
             for metric in list_metrics(own.summary)
         ],
         "training": None if own.training is None else _training(own.training),
@@ -159,6 +164,7 @@ def _column(column: Column, n_latents: int) -> dict[str, Any]:
         "values": _rounded_all([column.values.get(j) for j in range(n_latents)]),
         "bounds": bounds if column.bounds else None,
         "beside": column.beside,
+        "about": column.about,
     }
 
 

@@ -23,6 +23,27 @@ HEADLINES = (
     "code/share_of_codes_in_use",
 )
 
+# Of latents that fire side by side. Where each token has one code, these say nothing, or less than the
+# perplexity and the codes in use do: the bounds of the entropy are then far above it.
+OF_LATENTS = frozenset(
+    f"code/{name}"
+    for name in ("l0", "dead_share", "dense_share_10", "marginal_entropy", "chow_liu_entropy")
+)
+
+_ABBREVIATIONS = {"l0", "l1", "l2", "mse", "kl", "ce", "sae"}
+_LABELS = {
+    "chow_liu_entropy": "Chow–Liu entropy",
+    "cossim": "cosine similarity",
+    "kl_div_score": "KL divergence score",
+    "kl_div_with_ablation": "KL divergence with ablation",
+    "kl_div_with_sae": "KL divergence with SAE",
+    "l0_5th": "L0, 5th percentile",
+    "l0_95th": "L0, 95th percentile",
+    "dense_share_10": "dense share, above 10 %",
+    "dense_share_10_folded": "dense share, above 10 %, folded",
+    "dense_share_1": "dense share, above 1 %",
+    "dense_share_1_folded": "dense share, above 1 %, folded",
+}
 _EXPLANATIONS = {
     "explained_variance": "Share of the activations' variance that the reconstruction explains; 1 is all of it.",
     "explained_variance_legacy": "Explained variance as a mean over tokens, as older reports have it.",
@@ -43,14 +64,14 @@ _EXPLANATIONS = {
     "ce_loss_with_sae": "Cross-entropy with the reconstruction at the hook point.",
     "ce_loss_without_sae": "Cross-entropy of the untouched model.",
     "l0": "Latents that fire at a token, on average.",
-    "l0_raw": "Latents that fire at a token, with the polarity of training.",
+    "l0_raw": "Latents that fire at a token; a bit fires where it is 1.",
     "l0_folded": "Latents that fire at a token, one that is mostly on counted where it is off.",
     "l0_std": "How much the latents that fire vary in number between tokens (standard deviation).",
     "l0_5th": "5 % of tokens have at most so many latents.",
     "l0_median": "Half of the tokens have at most so many latents.",
     "l0_95th": "95 % of tokens have at most so many latents.",
     "l1": "Sum of the strengths at a token, on average.",
-    "dense_share_10": "Share of latents that fire at more than 10 % of tokens, with the polarity of training.",
+    "dense_share_10": "Share of latents that fire at more than 10 % of tokens; a bit fires where it is 1.",
     "dense_share_10_folded": "Share above 10 %, a latent that is mostly on counted where it is off.",
     "dense_share_1": "Share of latents that fire at more than 1 % of tokens.",
     "dense_share_1_folded": "Share above 1 %, a latent that is mostly on counted where it is off.",
@@ -59,12 +80,12 @@ _EXPLANATIONS = {
     "dead_share": "Share of latents that never fire.",
     "antipodal_dense_pairs": "Pairs of dense latents that point in opposite directions: one axis cut in two.",
     "exclusive_dense_pairs": "Pairs of dense latents that never fire together.",
-    "marginal_entropy": "Bits per token if latents were independent: no code needs more.",
+    "marginal_entropy": "Bits per token if latents were independent: an upper bound of the code's entropy.",
     "minibatch_entropy": "Marginal entropy of a minibatch, as in training; lower, since a minibatch is small.",
     "minibatch_entropy_miller_madow": "Marginal entropy of a minibatch, corrected for its size.",
     "minibatch_size": "Tokens of a minibatch.",
     "n_minibatches": "Minibatches seen.",
-    "chow_liu_entropy": "Bits per token less what pairs of latents share: a tighter bound.",
+    "chow_liu_entropy": "A tighter upper bound: the marginal entropy less what a tree of pairs of latents shares.",
     "total_correlation": "Bits per token that pairs of latents share (by a tree of pairs).",
     "chance_total_correlation": "What independent latents would seem to share on so few tokens.",
     "plug_in_entropy": "Entropy of the distinct codes seen, in bits per token.",
@@ -76,7 +97,7 @@ _EXPLANATIONS = {
     "support_entropy": "Bits per token of which latents fire.",
     "description_length": "Bits per token that the code needs in all.",
     "n_tokens": "Tokens behind these numbers.",
-    "perplexity": "Codes that, used evenly, would say as much.",
+    "perplexity": "How many codes, used evenly, would have the same entropy.",
     "codes_in_use": "Codes that some token has.",
     "share_of_codes_in_use": "Codes that some token has, as a share of all codes.",
     "bits_per_token": "Bits that the code of a token has, on average.",
@@ -94,11 +115,13 @@ class Metric(NamedTuple):
         name: group and name.
         value: None where it is not known.
         explanation: empty where there is none.
+        label: what it is called on the page.
     """
 
     name: str
     value: float | int | bool | str | None
     explanation: str
+    label: str
 
 
 def list_metrics(summary: CodeSummary | Mapping[str, Any] | None) -> list[Metric]:
@@ -125,9 +148,16 @@ def _metrics(group: str, values: Mapping[str, Any]) -> Iterator[Metric]:
             yield from _metrics(str(name), value)
         elif value is None or isinstance(value, (bool, int, float, str)):
             explanation = _EXPLANATIONS.get(str(name), "")
-            yield Metric(f"{group}/{name}", finite_or_none(value), explanation)
+            label = _label(group, str(name))
+            yield Metric(f"{group}/{name}", finite_or_none(value), explanation, label)
         else:
             raise ValueError(
                 f"The metric {name!r} must be a number, or a group of numbers by name; got "
                 f"{type(value).__name__}."
             )
+
+
+def _label(group: str, name: str) -> str:
+    words = [word.upper() if word in _ABBREVIATIONS else word for word in name.split("_")]
+    label = _LABELS.get(name, " ".join(words))
+    return label if group == "code" else f"{group.replace('_', ' ')}: {label}"

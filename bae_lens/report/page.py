@@ -31,6 +31,7 @@ def write_report(
     scores: Mapping[str, Sequence[float | None]] | None = None,
     phrases: Sequence[str | None] | None = None,
     title: str | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> None:
     """Write what is known of a dictionary as one HTML file, all or nothing.
 
@@ -51,12 +52,13 @@ def write_report(
         phrases: what each latent stands for, in words; None: the judge's of the results, of each
             latent the one that held best.
         title: of the page; default: the architecture and hook point.
+        about: more that a reader should know, by what it is called: the model, the text.
 
     Raises:
         ValueError: if an input does not fit the evidence.
     """
     title = title or f"{evidence.dictionary} at {evidence.hook_name}"
-    own = Compared(title, evidence, summary, training, results=results)
+    own = Compared(title, evidence, summary, training, None, results, about or {})
     _write(Path(path), report_content(title, own, sentences or (), scores or {}, phrases))
 
 

@@ -112,7 +112,7 @@
         el(
           "p",
           {},
-          `There are ${plural(questions.length, "question")}. At the end you save your answers as a file, and give it to whoever gave you this page. `,
+          `There are ${plural(questions.length, "question")}. At the end you save your answers as a file, and give it to whoever gave you this page. Nothing else is in it than your answers, how long you looked at each question, and your name if you give one. `,
           isKept
             ? "Until then this browser keeps them, and you can close the page and come back."
             : "This browser does not keep them until then: leave the page open.",

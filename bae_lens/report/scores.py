@@ -16,6 +16,30 @@ Result = IntruderResult | ComSemResult
 
 _INTRUDER = {"random": "intruder score", "hard": "hard-intruder score"}
 _PURITY = "token purity"
+_COMSEM = {"mended": "ComSem score", "released": "ComSem score, released"}
+_APART = "How far the protocols are apart"
+_ABOUT = {
+    "intruder test": "A judge sees tokens at which a latent fires and one at which it is silent, the "
+    "intruder, each in its context, and says which is the intruder. Accuracy: how often it is right. "
+    "Shuffled latents: the same, but with examples of many latents mixed.",
+    "ComSem, mended": "A judge puts a few examples of a latent into one phrase, or says that there is "
+    "no pattern. By the phrase alone, it then tells other tokens at which the latent fires from as many "
+    "at which it is silent. Score: balanced accuracy.",
+    "ComSem, released": "As the BAE paper's release has it: a judge puts a few examples into a phrase, "
+    "and says of other tokens at which the latent fires whether the phrase fits. Tokens at which it is "
+    "silent are left out, so a phrase that fits everything scores 1.",
+    _APART: "Both protocols' scores of the same latents.",
+    _INTRUDER["random"]: "How often a judge picks out the one token, drawn at random, at which the "
+    "latent is silent, among those at which it fires.",
+    _INTRUDER["hard"]: "The same with a silent token that is as like the examples as can be.",
+    _PURITY: "Share of the commonest token among its random examples. At 1 a latent may say no more "
+    "than which token it is.",
+    _COMSEM["mended"]: "How well its phrases tell tokens at which it fires from others: balanced "
+    "accuracy, a mean over runs.",
+    _COMSEM[
+        "released"
+    ]: "Share of tokens at which it fires that its phrase fits; no others are tested.",
+}
 
 
 class Column(NamedTuple):
@@ -26,12 +50,14 @@ class Column(NamedTuple):
         values: by latent.
         bounds: of their 95 % intervals; empty where there are none.
         beside: what a value is to be read beside.
+        about: what it is, in a sentence.
     """
 
     name: str
     values: Mapping[int, float]
     bounds: Mapping[int, tuple[float, float]]
     beside: str = ""
+    about: str = ""
 
 
 class Section(NamedTuple):
@@ -39,6 +65,7 @@ class Section(NamedTuple):
 
     Attributes:
         title: of the test.
+        about: what is asked in it, and what its score is.
         head: of its table; empty: it has none but the title.
         rows: of its table, as many cells each.
         notes: below it, a paragraph each.
@@ -46,6 +73,7 @@ class Section(NamedTuple):
     """
 
     title: str
+    about: str
     head: list[str]
     rows: list[list[str]]
     notes: list[str]
@@ -59,11 +87,13 @@ class Mean(NamedTuple):
         name: what it is.
         value: as text.
         beside: what it is to be read beside, as text; empty: nothing.
+        about: what it is, in a sentence; empty: its name says it.
     """
 
     name: str
     value: str
     beside: str = ""
+    about: str = ""
 
 
 class Said(NamedTuple):
@@ -111,7 +141,7 @@ def list_sections(results: Sequence[Result]) -> list[Section]:
     comsem = _comsem(results)
     if len(comsem) == 2:
         table = protocol_distance(comsem["mended"], comsem["released"]).table()
-        found.append(_section("How far the protocols are apart", table))
+        found.append(_section(_APART, table))
     return found
 
 
@@ -167,7 +197,7 @@ def _named(dictionary: str, hook_name: str, n_latents: int) -> str:
 
 def _columns(result: Result) -> Iterator[Column]:
     if isinstance(result, ComSemResult):
-        yield Column(_comsem_name(result), _rounded(result.scores()), {}, _nothing(result))
+        yield _column(_comsem_name(result), result.scores(), {}, _nothing(result))
         return
     for kind in KINDS:
         found = {own.latent: own.accuracy(kind) for own in result.latents}
@@ -175,15 +205,29 @@ def _columns(result: Result) -> Iterator[Column]:
         if known:
             guessing = f"; guessing: {result.chance:.2f}" if kind == "random" else ""
             beside = f"{_shuffled(_mean(result.accuracy(kind, control=True)))}{guessing}"
-            values = _rounded({j: interval.mean for j, interval in known.items()})
+            values = {j: interval.mean for j, interval in known.items()}
             bounds = {j: (round(low, 3), round(high, 3)) for j, (_, low, high) in known.items()}
-            yield Column(_INTRUDER[kind], values, bounds, beside)
-    values = _rounded({own.latent: own.purity for own in result.latents})
-    yield Column(_PURITY, values, {}, _shuffled(_mean(result.purity(control=True))))
+            yield _column(_INTRUDER[kind], values, bounds, beside)
+    values = {own.latent: own.purity for own in result.latents}
+    yield _column(_PURITY, values, {}, _shuffled(_mean(result.purity(control=True))))
+
+
+def _column(
+    name: str,
+    values: Mapping[int, float],
+    bounds: Mapping[int, tuple[float, float]],
+    beside: str,
+) -> Column:
+    return Column(name, _rounded(values), bounds, beside, _ABOUT[name])
 
 
 def _means(result: Result) -> Iterator[Mean]:
-    n = f"{len(result.latents)} of {result.n_latents}"
+    for mean in _values(result):
+        yield mean._replace(about=_ABOUT.get(mean.name, ""))
+
+
+def _values(result: Result) -> Iterator[Mean]:
+    n = f"{len(result.latents):,} of {result.n_latents:,}"
     yield Mean(f"{_title(result)}: latents tested", n, f"judge: {result.judge}")
     if isinstance(result, ComSemResult):
         yield Mean(_comsem_name(result), shown(result.score(), 2), _nothing(result))
@@ -201,7 +245,7 @@ def _rounded(shares: Mapping[int, float]) -> dict[int, float]:
 
 
 def _comsem_name(result: ComSemResult) -> str:
-    return "ComSem score" + (", released" if result.settings.protocol == "released" else "")
+    return _COMSEM[result.settings.protocol]
 
 
 def _nothing(result: ComSemResult) -> str:
@@ -227,5 +271,5 @@ def _section(title: str, markdown: str, caveat: str = "") -> Section:
     ]
     notes = [line for line in lines if not line.startswith("|")]
     head, _dashes, *rows = cells
-    title = title[:1].upper() + title[1:]
-    return Section(title, [] if head[0] == title else head, rows, notes, caveat)
+    about, title = _ABOUT[title], title[:1].upper() + title[1:]
+    return Section(title, about, [] if head[0] == title else head, rows, notes, caveat)

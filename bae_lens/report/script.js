@@ -47,11 +47,21 @@
     : [];
   const nameOf = (j) => `${Unit} ${j}`;
 
-  const STRENGTHS = {
-    activation: "activation",
-    surprise: "surprise in bits",
-    nearness: "minus squared distance to the code",
-  };
+  // Of each kind: what stands behind the number, what a latent's greatest is called, and that in a
+  // sentence.
+  const [strengthUnit, greatest, aboutGreatest] = {
+    activation: ["activation", "strongest", "Its activation where it fires most strongly."],
+    surprise: [
+      "bits",
+      "surprise",
+      "Bits of surprise that it fires: −log₂ of how often it does. All of its firings have the same.",
+    ],
+    nearness: [
+      "minus squared distance",
+      "nearest",
+      "Minus the squared distance to the code of the token that is nearest to it; 0 would be the code itself.",
+    ],
+  }[isReport ? data.strength : "activation"];
 
   // How full the bar of a strength is, among the latent's own.
   function fullness(strength, strengths) {
@@ -68,6 +78,7 @@
 
   // ---------------------------------------------------------------- overview: charts
 
+  const hasWhenOff = dictionaries.some((d) => d.whenOff.length);
   // Of which dictionary something is said, where there are several.
   const ofEach = (series, say) =>
     series.map((s) => (isSeveral ? `${plain(s.name)}: ${say(s)}` : say(s))).join(" ");
@@ -106,9 +117,10 @@
       chart({
         title: "How often each fires",
         about:
-          "Histogram of the share of tokens. What stands far right fires nearly always and says little; a mostly-on bit is counted where it is on.",
+          "Histogram of the share of tokens. What stands far right fires nearly always and says little" +
+          (hasWhenOff ? "; a mostly-on bit is counted where it is on." : "."),
         x: { label: "share of tokens", log: true },
-        y: { label: `${unit}s a bin`, zero: true },
+        y: { label: `${unit}s per bin`, zero: true },
         series,
         extra: never,
       }) || el("p", {}, never)
@@ -133,7 +145,8 @@
     return chart({
       title: `How evenly ${unit}s are used`,
       about:
-        "Share of all firings that the most used have together. A straight line would be even use; a steep start means that few do most of the work.",
+        "Share of all firings that the most used have together. A straight line would be even use; a steep start means that few do most of the work." +
+        (hasWhenOff ? " A mostly-on bit fires here where it is off." : ""),
       x: { label: `most used ${unit}s` },
       y: { label: "share of firings", zero: true },
       series,
@@ -149,8 +162,11 @@
       says: `from ${number(points[0][1])} to ${number(points[points.length - 1][1])} bits.`,
     }));
     const isOfCodes = known.some((d) => d.training.isOfCodes);
+    const title = "Entropy over training";
+    if (!known.length)
+      return section(title, note("Not known: no log of training with an entropy was given."));
     return chart({
-      title: "Entropy over training",
+      title,
       about:
         "Bits per token of a minibatch's code" +
         (isOfCodes ? "; of codebooks, log₂ of the perplexity." : ", if latents were independent."),
@@ -165,11 +181,13 @@
   const below = (...children) => el("span", { class: "note below" }, children);
 
   function factsTable() {
+    const abouts = [...new Set(dictionaries.flatMap((d) => Object.keys(d.about)))];
     const facts = [
       ["dictionary", (d) => (d.link ? el("a", { href: d.link }, shown(d.name)) : shown(d.name))],
       ["kind", (d) => shown(d.architecture)],
       ["hook point", (d) => shown(d.hook)],
       ["size", (d) => plural(d.nFirings.length, d.unit)],
+      ...abouts.map((name) => [shown(name), (d) => shown(d.about[name] ?? "–")]),
       ["read", (d) => `${plural(d.nTokens, "token")} of ${plural(d.nTexts, "text")}`],
     ];
     return table({
@@ -181,32 +199,39 @@
 
   function metricsTable(names, caption) {
     const values = dictionaries.map((d) => new Map(d.metrics.map(([name, value]) => [name, value])));
-    const words = new Map(dictionaries.flatMap((d) => d.metrics.map(([name, , text]) => [name, text])));
+    const words = new Map(
+      dictionaries.flatMap((d) => d.metrics.map(([name, , ...about]) => [name, about])),
+    );
     const hasColumn = !isSeveral && !isNarrow();
     return table({
       class: "metrics",
       caption,
       heads: [
-        head("number"),
+        head("metric"),
         dictionaries.map((d) => numberHead(isSeveral ? shown(d.name) : "value")),
         hasColumn && head("what it is"),
       ],
-      rows: names.map((name) => [
-        rowHead(
-          shown(name.replaceAll("_", " ").replace(/^code\//, "")),
-          hasColumn ? null : below(words.get(name)),
-        ),
-        values.map((of) => numberCell(number(of.get(name)))),
-        hasColumn && cell(words.get(name)),
-      ]),
+      rows: names.map((name) => {
+        const [about, label] = words.get(name);
+        return [
+          rowHead(shown(label), hasColumn ? null : below(about)),
+          values.map((of) => numberCell(number(of.get(name)))),
+          hasColumn && cell(about),
+        ];
+      }),
     });
   }
 
   function metrics() {
     const names = [...new Set(dictionaries.flatMap((d) => d.metrics.map(([name]) => name)))];
-    const heads = data.headlines.filter((name) => names.includes(name));
+    const isKnown = (name) =>
+      dictionaries.some((d) => d.metrics.some(([own, value]) => own === name && value !== null));
+    const heads = data.headlines.filter(isKnown);
+    const evaluated =
+      "Metrics are of the text of the evaluation, which need not be the text that was read for the examples.";
     return [
       names.length ? null : note("No metrics were given."),
+      names.length ? note(evaluated) : null,
       heads.length ? metricsTable(heads, "Metrics") : null,
       names.length > heads.length
         ? lazyDetails(`All ${names.length} metrics`, () => metricsTable(names, "All metrics"))
@@ -223,6 +248,7 @@
       "Scores",
       own.tests.map((test) => [
         el("h4", {}, shown(test.title)),
+        note(shown(test.about)),
         table({
           class: "tests",
           heads: test.head.length > 0 && test.head.map((label, i) => (i ? numberHead : head)(shown(label))),
@@ -240,7 +266,8 @@
   // The same of several: means only, side by side.
   function means() {
     const values = dictionaries.map((d) => new Map(d.means.map(([name, ...rest]) => [name, rest])));
-    const names = [...new Set(values.flatMap((of) => [...of.keys()]))];
+    const abouts = new Map(dictionaries.flatMap((d) => d.means.map(([name, , , about]) => [name, about])));
+    const names = [...abouts.keys()];
     if (!names.length) return null;
     const caveats = new Set(dictionaries.flatMap((d) => d.tests.map((test) => test.caveat)));
     return section(
@@ -250,7 +277,7 @@
         class: "tests",
         heads: [head(""), dictionaries.map((d) => numberHead(shown(d.name)))],
         rows: names.map((name) => [
-          rowHead(shown(name)),
+          rowHead(shown(name), abouts.get(name) && below(shown(abouts.get(name)))),
           values.map((of) => {
             const [value, beside] = of.get(name) || ["not scored"];
             return numberCell(shown(value), beside && below(shown(beside)));
@@ -288,7 +315,7 @@
     if (said.length) return said[0].status;
     return Object.keys(data.said).length ? NOT_SCORED : "–";
   }
-  // key, label, of: what is sorted by, null where it is not known; cell: what is shown of it.
+  // key, label, about: what it is; of: what is sorted by, null where it is not known; cell: what is shown.
   const columns = isReport
     ? [
         {
@@ -300,6 +327,7 @@
         data.phrases && {
           key: "phrase",
           label: "phrase",
+          about: `What the ${unit} stands for, in words.`,
           isText: true,
           of: ({ phrase }) => phrase,
           cell: (latent) => (latent.phrase === null ? quiet(noPhrase(latent)) : isolated(latent.phrase)),
@@ -307,27 +335,52 @@
         {
           key: "tokens",
           label: "commonest tokens",
+          about: "Tokens at which it fires most often.",
           isText: true,
           of: (latent) => firstToken(latent) && data.strings[firstToken(latent)[0]].trim(),
           cell: (latent) => (firstToken(latent) ? commonest(latent) : quiet("never fires")),
         },
-        ...data.scores.map(({ name, values }, i) => ({
+        ...data.scores.map(({ name, values, about }, i) => ({
           key: `score-${i}`,
           label: plain(name),
+          about: plain(about),
           isNumber: true,
           of: ({ j }) => values[j],
           show: (value) => (value === null ? quiet(NOT_SCORED) : number(value)),
         })),
-        { key: "rate", label: "fires at", isNumber: true, of: ({ rate }) => rate, show: percent },
-        { key: "strongest", label: "strongest", isNumber: true, of: ({ peak }) => peak },
+        {
+          key: "rate",
+          label: "fires at",
+          about: "Share of tokens at which it fires.",
+          isNumber: true,
+          of: ({ rate }) => rate,
+          show: percent,
+        },
+        {
+          key: "strongest",
+          label: greatest,
+          about: aboutGreatest,
+          isNumber: true,
+          of: ({ peak }) => peak,
+        },
         {
           key: "lift",
           label: "lift of 1st token",
+          about: "How many times commoner its commonest token is where it fires than in all of the text.",
           isNumber: true,
           of: (latent) => firstToken(latent)?.[2] ?? null,
         },
       ].filter(Boolean)
     : [];
+
+  // What the numbers of a latent are.
+  const glossary = (title) =>
+    lazyDetails(title, () =>
+      table({
+        class: "facts",
+        rows: columns.filter(({ about }) => about).map(({ label, about }) => [rowHead(label), cell(about)]),
+      }),
+    );
 
   function searchable(latent) {
     latent.text ??= [
@@ -381,7 +434,7 @@
             class: column.isNumber ? "n" : null,
             "data-label": column.label,
           },
-          shownIn(column),
+          i ? el("div", {}, shownIn(column)) : shownIn(column),
         ),
       ),
     );
@@ -413,6 +466,7 @@
     }
     list.select.value = list.sort;
     list.way.textContent = list.descending ? "▼ descending" : "▲ ascending";
+    list.way.setAttribute("aria-label", `${list.way.textContent}: turn the order round`);
   }
 
   function sortBy(key, flips) {
@@ -438,7 +492,7 @@
   function listCaption() {
     const nScored = latents.filter(({ j }) => data.scores.some(({ values }) => values[j] !== null)).length;
     return [
-      `One row a ${unit}; strength is ${STRENGTHS[data.strength]}. Lift: how many times commoner the token is where it fires.`,
+      `One row per ${unit}.`,
       data.scores.length && nScored < latents.length
         ? ` ${whole.format(nScored)} of ${plural(latents.length, unit)} are scored; sorted by a score, the others come last.`
         : null,
@@ -459,7 +513,6 @@
     );
     list.way = el("button", {
       type: "button",
-      "aria-label": "Turn the order round",
       onclick: () => {
         list.descending = !list.descending;
         refresh();
@@ -517,6 +570,7 @@
         ),
       ),
       list.status,
+      glossary("What the columns are"),
       el(
         "div",
         { class: "wide" },
@@ -604,17 +658,17 @@
         : el("p", {}, "There are none: it never fired."),
     );
 
-  function countsTable(title, counts, error) {
+  function countsTable(what, counts, error) {
     if (!counts || !counts.length) return null;
     const most = counts[0][1];
     return section(
-      title,
+      `Commonest ${what}s`,
       note(
         "Lift: its share where this fires, over its share of all tokens.",
         error ? ` Counts may be too low by ${whole.format(error)}.` : null,
       ),
       table({
-        heads: [head(""), numberHead("times"), numberHead("lift"), head("")],
+        heads: [head(what), numberHead("times"), numberHead("lift"), cell()],
         rows: counts.map(([s, n, lift]) => [
           rowHead(alone(data.strings[s])),
           numberCell(number(n)),
@@ -639,7 +693,7 @@
           : "Distance in the codebook, the nearest first.",
       ),
       table({
-        heads: [head(""), numberHead(isPhi ? "φ" : "distance"), isPhi && numberHead("together")],
+        heads: [head(unit), numberHead(isPhi ? "φ" : "distance"), isPhi && numberHead("together")],
         rows: neighbours.map(([j, value, together]) => [
           linkWithGist(j),
           numberCell(number(value)),
@@ -655,7 +709,7 @@
       "Classes",
       note("Share of its firings that are in texts of the class, beside the class's share of all tokens."),
       table({
-        heads: [head(""), numberHead("of its firings"), numberHead("of all tokens"), head("")],
+        heads: [head("class"), numberHead("of its firings"), numberHead("of all tokens"), cell()],
         rows: data.classes.map((name, i) => [
           rowHead(isolated(name)),
           numberCell(percent(classes[i])),
@@ -697,7 +751,7 @@
     const all = [
       ["fires at", `${plural(own.nFirings[j], "token")}, ${percent(rate)}`],
       whenOff.has(j) && ["fires", "where its bit is off, since it is mostly on"],
-      peak !== null && ["strongest", `${number(peak)} (${STRENGTHS[data.strength]})`],
+      peak !== null && [greatest, [number(peak), below(strengthUnit)]],
       ...data.scores.map((score) => [plain(score.name), scoreOf(j, score)]),
     ];
     return el(
@@ -733,6 +787,7 @@
       ),
       el("h2", { tabindex: -1 }, nameOf(j), latent.phrase !== null && [": ", isolated(latent.phrase)]),
       facts(latent),
+      glossary("What these numbers are"),
       el(
         "div",
         { class: "columns" },
@@ -751,8 +806,8 @@
           "div",
           {},
           phrasesTable(latent),
-          countsTable("Commonest tokens", latent.tokens, latent.countError),
-          countsTable("Commonest lemmas", latent.lemmas, latent.countError),
+          countsTable("token", latent.tokens, latent.countError),
+          countsTable("lemma", latent.lemmas, latent.countError),
           classTable(latent),
           neighboursTable(latent),
           sentencesTable(j),
@@ -805,7 +860,7 @@
     );
   }
 
-  const sharesHeads = () => [head(""), numberHead("share"), head("where")];
+  const sharesHeads = (what) => [head(what), numberHead("share"), head("where")];
   const shareCells = (s, places) => [numberCell(percent(places.length / nCoded(s))), cell(strip(s, places))];
 
   function sentencesTable(j) {
@@ -825,7 +880,7 @@
         amongStrongest,
       ),
       table({
-        heads: sharesHeads(),
+        heads: sharesHeads("sentence"),
         rows: [...found]
           .sort((a, b) => share(b) - share(a) || a[0] - b[0])
           .slice(0, 20)
@@ -853,8 +908,10 @@
     refreshSentences();
     return [
       el("h2", { tabindex: -1 }, "Sentences"),
-      note(
-        `The ${sentences.length} stored sentences with their ${unit}s. This page has no model in it, so what you type finds stored sentences; for codes of a new text, run the report again with it among the texts.`,
+      el(
+        "p",
+        { class: "note screen" },
+        `The ${sentences.length} stored sentences with their ${unit}s. This page has no model in it, so what you type finds stored sentences; for ${unit}s of a new text, run the report again with it among the texts.`,
       ),
       el("div", { class: "tools", role: "search" }, labelledSearch),
       picker.status,
@@ -890,19 +947,29 @@
     else if (goal < links.length) links[goal].focus();
   }
 
+  // Within the list only: the page stays where it is.
+  function showChosen() {
+    const item = picker.list.querySelector("[aria-current]");
+    if (!item) return;
+    const [own, seen] = [item, picker.list].map((node) => node.getBoundingClientRect());
+    if (own.top < seen.top) picker.list.scrollTop -= seen.top - own.top;
+    else if (own.bottom > seen.bottom) picker.list.scrollTop += own.bottom - seen.bottom;
+  }
+
   function showSentence(s) {
     picker.chosen = s;
     for (const item of picker.list.querySelectorAll("a")) {
       if (Number(item.dataset.sentence) === s) item.setAttribute("aria-current", "true");
       else item.removeAttribute("aria-current");
     }
+    showChosen();
     const { packed, codes, label } = sentences[s];
     const strings = unpack(packed);
     const strengths = codes.flat().map(([, value]) => value);
     const codesOf = el(
       "div",
       { class: "codes", role: "status" },
-      el("p", {}, "Pick a token to see what fires there."),
+      el("p", { class: "screen" }, "Pick a token to see what fires there."),
     );
     const buttons = strings.map((string, t) =>
       el(
@@ -927,7 +994,7 @@
         el("h4", {}, "Token ", alone(strings[t])),
         codes[t].length
           ? table({
-              heads: [head(unit), numberHead("strength"), head("")],
+              heads: [head(unit), numberHead("strength"), cell()],
               rows: codes[t].map(([j, value]) => [
                 linkWithGist(j),
                 numberCell(number(value)),
@@ -947,7 +1014,9 @@
     };
     picker.detail.replaceChildren(
       el("h3", {}, `Sentence ${s}`, label !== null && [" · class ", isolated(label)]),
-      note(`Below each token: its strongest ${unit}, and a bar for how strong.`),
+      note(
+        `Below each token: ${{ activation: "its strongest latent", surprise: "its rarest latent", nearness: "its code" }[data.strength]}, and a bar for how ${data.strength === "nearness" ? "near" : "strong"}.`,
+      ),
       el(
         "div",
         {
@@ -971,7 +1040,7 @@
       `${Unit}s along the sentence`,
       note("Share of its tokens, and which.", amongStrongest),
       table({
-        heads: sharesHeads(),
+        heads: sharesHeads(unit),
         rows: found.slice(0, 30).map(([j, places]) => [linkWithGist(j), shareCells(s, places)]),
       }),
       found.length > 30 && note(`${found.length - 30} more are at fewer tokens.`),
@@ -1056,6 +1125,15 @@
         event.preventDefault();
         first.focus();
       }
+    } else if (["ArrowLeft", "ArrowRight"].includes(event.key) && isReport && !single.hidden) {
+      // What scrolls sideways has these keys first.
+      if (event.target.closest(".wide, details")) return;
+      const way = event.key === "ArrowLeft" ? "prev" : "next";
+      const other = single.querySelector(`[rel=${way}]`);
+      if (other) {
+        event.preventDefault();
+        location.hash = other.hash;
+      }
     } else if (event.key === "Escape" && isTyping) {
       if (event.target.value === "") event.target.blur();
       else {
@@ -1078,7 +1156,7 @@
     ["/", "search"],
     ["↑ ↓", "move in a list"],
     ["Enter", "open"],
-    ["← →", "tokens of a sentence"],
+    ["← →", `previous and next ${unit}, or token of a sentence`],
     ["Esc", "back"],
   ];
   document.title = plain(data.title);
@@ -1092,7 +1170,7 @@
     isReport &&
       el(
         "p",
-        {},
+        { class: "keys" },
         "Keys: ",
         KEYS.map(([key, what]) => [el("kbd", {}, key), ` ${what}  `]),
       ),

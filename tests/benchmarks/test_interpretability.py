@@ -49,7 +49,8 @@ def told(view: list[int], n_concepts: int = 3) -> dict[str, Any]:
         predictions=tuple(i % 2 for i in range(n)),
         concepts=tuple(i % n_concepts for i in range(n)),
         said={k: tuple(v) for k, v in said.items()},  # pyright: ignore[reportArgumentType]
-        n_reference=50,
+        n_learned=50,
+        n_shown=50,
         settings=RecoverySettings(),
     ).to_dict()
 
@@ -118,9 +119,9 @@ def test_random_tokens_are_tokens_that_count(tmp_path):
     assert len(clusters.centroids.unique(dim=0)) == 8
 
 
-def test_credits_are_pooled_text_by_text():
-    pooled = benchmark.pooled([torch.tensor([1.0, 0, 1, 1]).numpy()] * 3, [0, 0, 0, 1])
-    assert pooled.mean == pytest.approx((2 / 3 + 1) / 2)
+def test_seeds_are_pooled_by_their_bounds():
+    own = [benchmark.Interval(0.5, 0.4, 0.7), benchmark.Interval(0.7, 0.6, 0.8)]
+    assert benchmark.pooled(own) == pytest.approx((0.6, 0.5, 0.75))
 
 
 def test_the_report_of_codes_has_each_method_and_its_controls(capsys):

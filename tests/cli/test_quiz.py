@@ -121,6 +121,17 @@ def test_a_quiz_of_two_dictionaries_is_written_and_scored(paths, files, tmp_path
     assert "| first_codes | anna | 0.500" in capsys.readouterr().out
 
 
+def test_probes_at_different_hook_points_are_refused_before_texts_are_read(
+    paths, files, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(quiz.RecoveryTask, "prepare", None)
+    monkeypatch.chdir(tmp_path)
+    other = save(tmp_path / "other", make_clvq(d_out=D_IN), hook_name_out="blocks.0.hook_mlp_out")
+    err = refused(capsys, paths[0], other, *files)
+    assert f"it would read at 'blocks.0.hook_mlp_out', '{HOOK_OUT}'" in err
+    assert "--hook_name_out" in err
+
+
 def test_what_cannot_be_asked_is_refused_before_anything_is_read(
     paths, files, tmp_path, capsys, monkeypatch
 ):

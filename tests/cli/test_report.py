@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,9 @@ def test_a_report_is_written_into_the_folder(folder, capsys, asked):
     assert data["title"] == f"sae: bae at {HOOK}"
     [own] = data["dictionaries"]
     assert (own["nTokens"], len(own["nFirings"]), own["training"]) == (300, 40, None)
+    assert own["about"] == {"model": "bae-lens/tiny", "text": "bae-lens/tiny-text"}
     assert ("bae-lens/tiny-text", "test") in asked
-    values = {name: value for name, value, _ in own["metrics"]}
+    values = {name: value for name, value, *_ in own["metrics"]}
     assert values["code/n_tokens"] == 200
     assert len(data["sentences"]) == 3
     assert {len(row[0]) for row in data["latents"]} <= {0, 1, 2}
@@ -117,7 +119,7 @@ def test_metrics_and_training_that_lie_there_are_shown(folder):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
     assert main(["report", str(folder), *SMALL]) == 0
     [own] = Page(folder / "report.html").data["dictionaries"]
-    assert [(name, value) for name, value, _ in own["metrics"]] == [
+    assert [(name, value) for name, value, *_ in own["metrics"]] == [
         ("code/l0", 7.5),
         ("code/mse", None),
     ]
@@ -139,7 +141,7 @@ def test_labelled_texts(folder, tmp_path):
 
 
 def test_saved_evidence_needs_no_model(folder, tmp_path, asked):
-    make_evidence(40).save(tmp_path / "evidence.json")
+    replace(make_evidence(40), hook_name=HOOK).save(tmp_path / "evidence.json")
     output = tmp_path / "new" / "out.html"
     argv = ["--evidence", str(tmp_path / "evidence.json"), "--output", str(output)]
     argv += ["--n_sentences", "0", "--n_code_tokens", "0"]
@@ -153,7 +155,7 @@ def test_saved_evidence_needs_no_model(folder, tmp_path, asked):
 
 def test_what_was_collected_can_be_kept(folder, asked):
     argv = ["report", str(folder), "--n_tokens", "300", "--judge", "none"]
-    argv += ["--n_sentences", "0", "--n_code_tokens", "0"]
+    argv += ["--dataset", "bae-lens/tiny-text", "--n_sentences", "0", "--n_code_tokens", "0"]
     assert main([*argv, "--save_evidence"]) == 0
     first, n_asked = (folder / "report.html").read_bytes(), len(asked)
     assert main([*argv, "--evidence", str(folder / "evidence.json")]) == 0
@@ -372,14 +374,14 @@ def test_scores_of_several_are_compared(folder, tmp_path, with_minilm):
     output = tmp_path / "both.html"
     assert main(["report", str(folder), str(other), *SCORED, "--output", str(output)]) == 0
     for own in Page(output).data["dictionaries"]:
-        names = [name for name, _, _ in own["means"]]
+        names = [name for name, *_ in own["means"]]
         assert names[:2] == ["intruder test: latents tested", "intruder score"]
-        assert all("shuffled latents: 0" in beside for _, _, beside in own["means"][1:])
+        assert all("shuffled latents: 0" in beside for _, _, beside, *_ in own["means"][1:])
 
 
 def test_evidence_without_background(folder, tmp_path, with_minilm, capsys, asked):
     path = tmp_path / "evidence.json"
-    make_evidence(40).save(path)
+    replace(make_evidence(40), hook_name=HOOK).save(path)
     argv = [str(folder), "--evidence", str(path), "--n_sentences", "0", "--n_code_tokens", "0"]
     err = refused(capsys, *argv, "--judge", "offline")
     assert f"{path} has no tokens at which a latent is known to be silent" in err
@@ -471,4 +473,8 @@ def test_evidence_with_a_broken_latent(folder, tmp_path, capsys):
 def test_evidence_of_another_sae(folder, tmp_path, capsys):
     make_evidence(12).save(tmp_path / "evidence.json")
     argv = (str(folder), "--evidence", str(tmp_path / "evidence.json"))
-    assert "is evidence of 12 latents, and the SAE in" in refused(capsys, *argv)
+    assert "is evidence of 12 latents at" in refused(capsys, *argv)
+    # SAEs of one sweep have as many latents.
+    own = make_evidence(json.loads((folder / "cfg.json").read_text())["d_sae"])
+    replace(own, hook_name="blocks.7.hook_mlp_out").save(tmp_path / "evidence.json")
+    assert "latents at 'blocks.7.hook_mlp_out', and the SAE in" in refused(capsys, *argv)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
+from sae_lens.registry import get_sae_training_class
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from bae_lens.evals.concept_ablation import Clusters
@@ -41,6 +42,18 @@ CODES = {
 
 def make_coder(dictionary: Any, **kwargs: Any) -> Coder:
     return Coder(between(dictionary, hook_out=None), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("batchtopk", {}), ("matryoshka_batchtopk", {"matryoshka_widths": [8, 24]})],
+)
+def test_a_code_that_depends_on_the_batch_is_refused(kind, options):
+    made, config = get_sae_training_class(kind)
+    chosen: dict[str, Any] = {"d_in": D_IN, "d_sae": 24, "k": 3, **options}
+    sae = made(config(**chosen))
+    with pytest.raises(ValueError, match="Convert it: save_inference_model"):
+        make_coder(sae)
 
 
 @pytest.mark.parametrize("kind", LATENTS)

@@ -281,3 +281,23 @@ def test_through_an_endpoint_with_faults_and_limits(tmp_path):
         assert len(asked) == len(set(asked)) + n_faults
         # A dry run takes every latent for explained.
         assert len(set(asked)) <= dry.expected.calls <= 3 * (3 * (1 + 16) + 3)
+
+
+def test_what_is_shown_is_not_tested_where_texts_are_repeated():
+    evidence = planted_evidence()
+    own = evidence[PURE]
+    # Every one of the strongest is among the random ones again, as of another text.
+    again = tuple(e._replace(text=e.text + 10**6) for e in own.strongest)
+    latents = (replace(own, random=(*again, *own.random)), *evidence.latents[1:])
+    judge = RuleJudge(lambda q: "cat" if q.kind == "explain" else "yes")
+
+    comsem_test(replace(evidence, latents=latents), judge, SETTINGS)
+
+    # Latents are asked about in order, this one first, with as many questions each.
+    explained, tested = judge.of_kind("explain"), judge.of_kind("match")
+    n = len(tested) // len(explained)
+    for i, question in enumerate(explained[: SETTINGS.n_seeds]):
+        shown = set(re.findall(r"before\d+", question.user))
+        assert len(shown) == SETTINGS.n_shown
+        about = {q.groups[0][0].before.strip() for q in tested[n * i : n * (i + 1)]}
+        assert not shown & about

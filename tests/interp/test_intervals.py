@@ -13,6 +13,7 @@ from bae_lens.interp.intervals import (
     rank_correlation,
     seed_agreement,
     shown,
+    wider,
     wilson,
 )
 
@@ -70,6 +71,27 @@ def test_that_a_balanced_interval_of_one_class_is_that_of_the_mean():
     values = np.random.default_rng(1).random(80).tolist()
     own, plain = balanced_interval(values, [3] * 80), mean_interval(values)
     assert own == pytest.approx(plain, abs=0.01)
+
+
+def test_that_a_group_counts_as_one_example():
+    values, classes = np.random.default_rng(2).random(40), [0, 1] * 20
+    alone = balanced_interval(values.tolist(), classes)
+    assert balanced_interval(values.tolist(), classes, range(40)) == alone
+    # Said nine times, it is no surer than said once.
+    again = balanced_interval(
+        np.repeat(values, 9).tolist(),
+        np.repeat(classes, 9).tolist(),
+        np.repeat(range(40), 9).tolist(),
+    )
+    assert again == pytest.approx(alone)
+    by_itself = balanced_interval(np.repeat(values, 9).tolist(), np.repeat(classes, 9).tolist())
+    assert by_itself.high - by_itself.low < 0.5 * (again.high - again.low)
+    assert wider(by_itself, again) == wider(again, by_itself) == again
+
+
+def test_that_one_group_says_nothing_of_others():
+    interval = balanced_interval([1.0, 0.0, 1.0], [0, 0, 1], ["same"] * 3)
+    assert interval == (0.75, 0.75, 0.75)
 
 
 def test_alpha_of_the_package():

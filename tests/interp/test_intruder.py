@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from bae_lens.interp import intruder
 from bae_lens.interp.embedding import EmbeddingJudge
 from bae_lens.interp.intruder import IntruderResult, IntruderSettings, Tally, intruder_test
 from bae_lens.interp.judges import Question
@@ -67,8 +68,8 @@ def test_trials():
     for question in judge.asked[: 2 * n]:
         groups = [tuple(text) for [text] in question.groups]
         assert len(set(groups)) == SMALL.n_shown
-        [intruder] = [g for g in groups if g not in own]
-        assert PURE not in firing[intruder]
+        [odd] = [g for g in groups if g not in own]
+        assert PURE not in firing[odd]
     # Whoever always says the first is right as often as by chance.
     assert mean(result.accuracy()) == pytest.approx(0.2, abs=0.1)
 
@@ -100,6 +101,20 @@ def test_what_is_not_answered_counts_for_nothing():
     assert result.latents[0].by_seed()[0] is None
     assert result.accuracy() is not None
     assert intruder_test(planted_evidence(), RuleJudge(lambda q: None), SMALL).accuracy() is None
+
+
+def test_questions_are_asked_in_parts(monkeypatch):
+    asked = []
+
+    class Counting(EmbeddingJudge):
+        def ask(self, questions):
+            asked.append(len(questions))
+            return super().ask(questions)
+
+    evidence, whole = planted_evidence(), result_of()
+    monkeypatch.setattr(intruder, "_CASES_AT_ONCE", 2)
+    assert intruder_test(evidence, Counting(class_encoder), SMALL) == whole
+    assert asked == [2 * 2 * SMALL.n_trials * SMALL.n_seeds] * 3
 
 
 def test_the_seed_and_the_latent_decide():

@@ -23,7 +23,8 @@ def make_recovery(**said: tuple[int, ...]) -> Recovery:
         predictions=(0, 0, 0, 0, 1, 1),
         concepts=(3, 3, 3, 3, 4, -1),
         said={"view": (0, 0, 0, 0, 1, 1), "text": (0, 0, 0, 0, 1, 1)} | said,  # pyright: ignore[reportArgumentType]
-        n_reference=10,
+        n_learned=10,
+        n_shown=10,
         settings=RecoverySettings(),
     )
 
@@ -40,18 +41,27 @@ def test_that_cannot_tell_is_a_guess() -> None:
     assert make_recovery(view=(0, 0, 0, 0, 1, CANNOT_TELL)).score().mean == pytest.approx(0.875)
 
 
-def test_that_shuffled_is_the_mean_over_all_other_texts() -> None:
-    recovery = make_recovery(view=(0, 0, 0, 1, 1, CANNOT_TELL))
-    said, predictions = recovery.said["view"], recovery.predictions
-    by_class: dict[int, list[float]] = {0: [], 1: []}
-    for i, own in enumerate(predictions):
-        others = [s for j, s in enumerate(said) if j != i]
-        right = [1.0 if s == own else 0.5 if s == CANNOT_TELL else 0.0 for s in others]
-        by_class[own].append(sum(right) / len(right))
-    expected = sum(sum(own) / len(own) for own in by_class.values()) / 2
-    assert recovery.shuffled().mean == pytest.approx(expected)
-    beyond = recovery.score().mean - recovery.shuffled().mean
-    assert recovery.beyond_shuffled().mean == pytest.approx(beyond)
+def test_that_beyond_is_paired_by_text() -> None:
+    recovery = make_recovery(view=(0, 0, 0, 1, 1, 1), word=(0, 1, 1, 1, 1, 0))
+    beyond = recovery.beyond("word")
+    assert beyond.mean == pytest.approx(recovery.score().mean - recovery.score("word").mean)
+    assert recovery.beyond("view") == (0, 0, 0)
+
+
+def test_that_texts_of_one_concept_count_together() -> None:
+    predictions, own = (0, 1) * 20, (0, 1, 1, 0) * 10
+    changes = {"predictions": predictions, "said": {"view": own, "word": own}}
+    apart = replace(make_recovery(), **changes, concepts=tuple(range(40)))
+    together = replace(make_recovery(), **changes, concepts=tuple(i // 10 for i in range(40)))
+    widths = [r.score().high - r.score().low for r in (apart, together)]
+    assert apart.score().mean == together.score().mean == 0.5
+    assert widths[1] >= widths[0]
+    right = tuple(int((i // 10 % 2) == p) for i, p in enumerate(predictions))
+    few = replace(together, said={"view": right, "word": right})
+    # All texts of a concept are right or all are wrong: four throws, not forty.
+    assert few.score().high - few.score().low > 2 * widths[0]
+    # A word's texts are no concept's.
+    assert few.score("word").high - few.score("word").low < 2 * widths[0]
 
 
 def test_that_a_difference_is_paired_and_of_the_same_texts() -> None:
@@ -65,8 +75,6 @@ def test_that_a_difference_is_paired_and_of_the_same_texts() -> None:
 def test_that_only_what_was_told_has_a_score() -> None:
     with pytest.raises(ValueError, match="'words'"):
         make_recovery().score("words")
-    with pytest.raises(ValueError, match="of no concept"):
-        make_recovery().shuffled("text")
 
 
 def test_that_json_holds_everything(tmp_path: Any) -> None:
@@ -77,8 +85,9 @@ def test_that_json_holds_everything(tmp_path: Any) -> None:
 
 
 def test_that_the_table_has_each_number_beside_its_control() -> None:
-    table = make_recovery(words=(0, 0, 1, 1, -1, 1)).table()
-    assert "| its words | 0.6" in table
+    table = make_recovery(words=(0, 0, 1, 1, -1, 1), word=(0,) * 6).table()
+    assert "| its words | 0.625" in table
+    assert "| 0.500 [0.500, 0.500] |" in table
     assert "| the whole text | 1.000 [1.000, 1.000] | – |" in table
     assert "4 no, 2 yes; chance is 0.500" in table
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bae_lens.interp.embedding import Embedder
-from bae_lens.interp.subjects import Subjects, draw, one_a_text, purity, some
+from bae_lens.interp.subjects import Subjects, draw, n_texts, one_a_text, purity, some
 from tests.interp.planted import DEAD, MIXED, PURE, TOKEN, class_encoder, example, planted_evidence
 
 
@@ -67,6 +67,26 @@ def test_drawing():
 def test_one_a_text():
     first, second, other = example(1, " a"), example(1, " b"), example(2, " c")
     assert one_a_text([other, first, second]) == (other, first)
+    assert one_a_text([first, other], besides=[second]) == (other,)
+    assert n_texts([other, first, second]) == 2
+
+
+def test_a_text_that_is_twice_in_the_corpus_is_one_text():
+    own = example(1, " a")
+    again = own._replace(text=2, position=9)
+    elsewhere = example(3, " b")._replace(text=2)
+    assert one_a_text([own, again]) == (own,)
+    assert one_a_text([again, elsewhere], besides=[own]) == ()
+    assert one_a_text([own._replace(marked=0), again]) == (own._replace(marked=0), again)
+    evidence = planted_evidence(5)
+    doubled = tuple(
+        e._replace(text=e.text + 10**6 * i) for i in range(2) for e in evidence[PURE].random
+    )
+    latents = (replace(evidence[PURE], random=doubled), *evidence.latents[1:])
+    subjects = Subjects(replace(evidence, latents=latents))
+    assert PURE in subjects.with_texts(5)
+    assert PURE not in subjects.with_texts(6)
+    assert subjects.examples(PURE) == evidence[PURE].random
 
 
 def test_purity():

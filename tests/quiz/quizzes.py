@@ -31,7 +31,8 @@ def recovery(concepts: Sequence[int], **changes: Any) -> Recovery:
         "predictions": PREDICTIONS,
         "concepts": tuple(concepts),
         "said": {},
-        "n_reference": 100,
+        "n_learned": 100,
+        "n_shown": 100,
         "settings": RecoverySettings(),
     }
     return Recovery(**{**own, **changes})

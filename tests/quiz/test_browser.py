@@ -168,6 +168,8 @@ def test_answers_survive_a_reload_until_they_are_forgotten(browser, quiz):
     browser.driver.refresh()
     assert browser.one("#reader").get_attribute("value") == "ben"
     assert "this browser keeps them" in browser.one("main").text
+    # What the file will say of the reader.
+    assert "how long you looked at each question" in browser.one("main").text
     browser.press("ENTER")
     assert heading(browser).startswith("Question 2")
     browser.one("button.last").click()

@@ -294,10 +294,13 @@ def test_sorting_by_the_heads_and_by_the_menu(browser, report):
 def test_rows_come_as_they_are_scrolled_to(browser, report):
     browser.open(report, "#latents")
     assert len(rows(browser)) < N
-    for _ in range(6):
+    # A busy machine takes its time to tell the page that its end can be seen.
+    for _ in range(60):
         browser.run(
             "scrollTo(0, document.body.scrollHeight); return new Promise((r) => setTimeout(r, 60))"
         )
+        if not browser.one(".more").is_displayed():
+            break
     assert len(rows(browser)) == N
     assert not browser.one(".more").is_displayed()
 
@@ -325,6 +328,22 @@ def test_the_list_by_keyboard_alone(browser, report):
     assert browser.one("#search").get_attribute("value") == ""
     browser.press("ESCAPE", "ESCAPE")
     assert browser.fragment == "#overview"
+
+
+def test_from_latent_to_latent_by_arrow_keys(browser, report):
+    browser.open(report, "#latents")
+    browser.one("#search").send_keys("number 1")
+    browser.go("#latent-10")
+    browser.press("ARROW_RIGHT")
+    assert browser.focused == "Latent 11: mentions of number 11"
+    browser.press("ARROW_LEFT", "ARROW_LEFT")
+    assert browser.fragment == "#latent-1"
+    # It is the first that was found.
+    browser.press("ARROW_LEFT")
+    assert browser.fragment == "#latent-1"
+    browser.go("#latents")
+    browser.press("ARROW_RIGHT")
+    assert browser.fragment == "#latents"
 
 
 def test_focus_can_be_seen_and_the_content_skipped_to(browser, report):
@@ -361,6 +380,16 @@ def test_sentences_by_keyboard(browser, report):
     assert browser.texts(".codes td.n") == ["4", "3", "2"]
     browser.press("ESCAPE")
     assert "word12" in browser.focused
+
+
+def test_the_chosen_sentence_can_be_seen_in_the_list(browser, report):
+    browser.open(report, "#sentence-19")
+    own, seen = (
+        browser.run("return document.querySelector(arguments[0]).getBoundingClientRect()", selector)
+        for selector in (".sentences [aria-current]", ".sentences")
+    )
+    assert seen["top"] <= own["top"] < own["bottom"] <= seen["bottom"] + 1
+    assert browser.run("return scrollY") == 0
 
 
 def test_share_of_codes_along_a_sentence(browser, tmp_path):
@@ -429,6 +458,15 @@ def test_no_part_is_wider_than_the_screen(browser, report, hostile, size, fragme
         assert browser.run("return document.documentElement.scrollWidth") <= SIZES[size][0]
 
 
+def test_what_is_not_drawn_on_a_phone_has_no_focus(browser, report):
+    browser.resize(*SIZES["phone"])
+    browser.open(report, "#latents")
+    heads = browser.all(".list thead button")
+    assert heads
+    assert {e.value_of_css_property("visibility") for e in heads} == {"hidden"}
+    assert browser.one("#sort").is_displayed()
+
+
 def contrast(one: str, other: str) -> float:
     """Of two colours, as WCAG counts it."""
 
@@ -474,6 +512,42 @@ def test_on_paper_all_rows_are_there(browser, report):
     browser.open(report, "#latents")
     browser.driver.execute_cdp_cmd("Page.printToPDF", {})
     assert len(rows(browser)) == N
+
+
+def test_on_paper_the_list_is_a_table_without_controls(browser, report):
+    """A page of paper is as narrow as a phone's screen is for a list, and longer."""
+    browser.open(report, "#latents")
+    browser.resize(700, 1000)
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert browser.one(".list tbody tr").value_of_css_property("display") == "table-row"
+        assert not [e for e in browser.all("input, select, .keys, kbd") if e.is_displayed()]
+    finally:
+        browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_numbers_are_explained(browser, report, tmp_path):
+    browser.open(report)
+    assert browser.texts(".metrics tbody th") == [
+        *("explained variance", "L0", "dead share", "marginal entropy"),
+    ]
+    assert all(browser.texts(".metrics tbody td:last-child"))
+    path = tmp_path / "report.html"
+    evidence = make_evidence(12, strength="surprise")
+    write_report(path, evidence, SUMMARY, results=[make_intruder(evidence, 3)])
+    for fragment, title in (("#latents", "columns"), ("#latent-2", "numbers")):
+        browser.open(path, fragment)
+        details = next(e for e in browser.all("details") if e.is_displayed())
+        assert details.text.endswith(f"{title} are")
+        browser.run("arguments[0].querySelector('summary').click()", details)
+        browser.settle()
+        told = dict(row.split("\t") for row in browser.texts("details[open] tr"))
+        assert {"surprise", "fires at", "intruder score", "token purity"} <= set(told)
+        assert all(told.values())
+    assert "surprise\n3.25\nbits" in browser.texts("dl > div")
+    browser.open(path)
+    assert "A judge sees tokens" in browser.one("#view-overview h4 + .note").text
+    assert "Not known: no log of training" in browser.one("#view-overview").text
 
 
 # Scores
@@ -575,15 +649,19 @@ def test_a_comparison_in_the_browser(browser, report, tmp_path):
         [
             Compared("first", first, SUMMARY, TRAINING, "a%20b/report.html", results),
             Compared("second", make_evidence(30, strength="nearness"), {"l0": 1.0}, log),
-            Compared("</script>third", make_evidence(20), SUMMARY),
+            Compared("</script>third", make_evidence(20), SUMMARY, about={"model": "<b>gpt</b>"}),
         ],
     )
     browser.open(path)
     assert browser.logs()[0] == []
+    facts = [text.split("\t") for text in browser.texts(".facts tr")]
+    assert [name.strip() for name, *_ in facts][2:5] == ["hook point", "size", "model"]
+    assert [value.strip() for value in facts[4][1:]] == ["–", "–", "<b>gpt</b>"]
     assert browser.one(".facts a").get_attribute("href").endswith("/a%20b/report.html")
-    assert browser.texts(".metrics thead th") == ["number", "first", "second", "</script>third"]
-    assert [text.strip() for text in browser.texts(".tests tbody tr")[1].split("\t")] == [
-        "intruder score",
+    assert browser.texts(".metrics thead th") == ["metric", "first", "second", "</script>third"]
+    name, *values = [text.strip() for text in browser.texts(".tests tbody tr")[1].split("\t")]
+    assert name.startswith("intruder score\nHow often a judge")
+    assert values == [
         f"{shown(results[0].accuracy(), 2)}\nshuffled latents: 0.20 [0.20, 0.20]",
         *("not scored", "not scored"),
     ]

@@ -170,6 +170,22 @@ def test_metrics_begin_with_the_headlines_and_nan_is_none():
     assert list_metrics(None) == []
 
 
+def test_metrics_are_called_as_people_call_them():
+    labels = {m.name: m.label for m in list_metrics(SUMMARY)}
+    assert labels["code/l0"] == "L0"
+    assert labels["code/chow_liu_entropy"] == "Chow–Liu entropy"
+    assert labels["code/of_its_own_kind"] == "of its own kind"
+    assert labels["reconstruction_quality/mse"] == "reconstruction quality: MSE"
+
+
+def test_headlines_of_codes_leave_out_what_is_said_of_latents(path):
+    codes = make_evidence(N, strength="nearness")
+    assert "code/l0" not in written(path, codes, SUMMARY).data["headlines"]
+    assert "code/l0" in written(path, make_evidence(N), SUMMARY).data["headlines"]
+    write_comparison(path, [Compared("a", codes), Compared("b", make_evidence(N))])
+    assert Page(path).data["headlines"] == list(HEADLINES)
+
+
 def test_all_scalars_of_a_code_are_explained():
     statistics = CodeStatistics(16, pair_counts=True)
     statistics.update((make_activations(64) > 0).float())
@@ -234,7 +250,10 @@ def test_hostile_text_stays_data(path):
     data = html.data
     assert data["title"] == "".join(HOSTILE)
     assert set(HOSTILE) <= set(data["strings"])
-    assert data["dictionaries"][0]["metrics"] == [[f"{HOSTILE[0]}/{HOSTILE[2]}", HOSTILE[0], ""]]
+    group, name = HOSTILE[0], HOSTILE[2]
+    assert data["dictionaries"][0]["metrics"] == [
+        [f"{group}/{name}", HOSTILE[0], "", f"{group}: {name}"]
+    ]
     raw = html.scripts[0]
     assert raw.isascii()
     assert not set(raw) & set("<>&\x00\x1b\x7f\n\r\t")
@@ -315,6 +334,14 @@ def test_a_comparison_takes_no_result_of_another_dictionary(path):
 # Comparison
 
 
+def test_what_a_reader_should_know_is_there(path):
+    about = {"model": "any </script> model", "text": "reviews"}
+    [own] = written(path, make_evidence(N), about=about).data["dictionaries"]
+    assert own["about"] == about
+    [own] = written(path, make_evidence(N)).data["dictionaries"]
+    assert own["about"] == {}
+
+
 def test_a_comparison_has_every_overview_and_no_latents(path):
     first = make_evidence(N)
     write_comparison(
@@ -334,7 +361,7 @@ def test_a_comparison_has_every_overview_and_no_latents(path):
         None,
     )
     assert (one["nTokens"], len(two["nFirings"])) == (N_TOKENS, 5)
-    assert [name for name, _, _ in one["means"]][1:] == [
+    assert [name for name, *_ in one["means"]][1:] == [
         *("intruder score", "hard-intruder score", "token purity"),
     ]
     assert two["means"] == two["tests"] == []

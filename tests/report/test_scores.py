@@ -40,6 +40,7 @@ def test_columns_of_an_intruder_test():
     assert hard.beside == "shuffled latents: 0.10"
     assert hard.values[0] == 0.5
     assert (purity.values[3], purity.bounds) == (0.5, {})
+    assert all(column.about.endswith(".") for column in (random, hard, purity))
 
 
 def test_what_has_no_answers_has_no_value():
@@ -113,6 +114,8 @@ def test_sections_have_all_of_the_results_tables():
     # The title stands above it already.
     assert mended.head == []
     assert sections[3].rows[2][0] == "released − mended"
+    assert "says which is the intruder" in intruder.about
+    assert all(section.about.endswith(".") for section in sections)
 
 
 def test_one_protocol_has_no_distance():
@@ -122,11 +125,12 @@ def test_one_protocol_has_no_distance():
 
 def test_means_stand_beside_their_controls():
     means = {mean.name: mean for mean in list_means([INTRUDER, MENDED])}
-    assert means["intruder test: latents tested"][1:] == ("4 of 12", "judge: embeddings of a test")
+    assert means["intruder test: latents tested"][1:3] == ("4 of 12", "judge: embeddings of a test")
     own = means["intruder score"]
     assert own.value.startswith("0.85 [")
     assert own.beside == "shuffled latents: 0.20 [0.20, 0.20]"
     assert means["ComSem score"].beside == "guessing, or no pattern: 0.5"
+    assert own.about == list_columns([INTRUDER])[0].about != ""
     assert means["explained, mended"].value.startswith("0.67 [")
 
 

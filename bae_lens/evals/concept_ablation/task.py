@@ -166,9 +166,9 @@ class AblationTask:
         return tuple(correct[self.fold == f].float().mean().item() for f in self.fold.unique())
 
     @torch.no_grad()
-    def predict(self, texts: Sequence[str]) -> Int[Tensor, " n_others"]:
+    def predict(self, texts: Sequence[str]) -> tuple[Int[Tensor, " n_others"], list[str]]:
         """What all folds' probes together, by the mean of their logits, say of other texts, which are
-        read as the labelled ones are."""
+        read as the labelled ones are; and of each what the model has read of it."""
         own = self.reader
         reader = _reader(own.model, own.hook_names, texts, own.readout, self.settings, own.verbose)
         found = torch.empty(len(reader), dtype=torch.int64)
@@ -177,7 +177,7 @@ class AblationTask:
             vectors = pool(acts, batch.read.to(acts.device)).float().cpu()
             logits = torch.stack([probe(vectors) for probe in self.probes[1]])
             found[batch.examples] = logits.mean(0).argmax(-1)
-        return found
+        return found, reader.texts.as_read(texts)
 
     def centres(self, batch: Batch) -> Float[Tensor, "batch pos d_in"]:
         """What lower activations are centred on: the mean token; the mean vector where that is read.

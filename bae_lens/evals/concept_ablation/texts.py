@@ -42,6 +42,12 @@ class EncodedTexts(NamedTuple):
     readout: Int[Tensor, " n"]
     n_truncated: int
 
+    def as_read(self, texts: Sequence[str]) -> list[str]:
+        """The texts that these tokens are of, up to the last word that the model reads."""
+        return [
+            text[: own[-1][1]] if own else "" for text, own in zip(texts, self.spans, strict=True)
+        ]
+
 
 def encode_texts(
     model: Any,
