@@ -36,6 +36,15 @@ REDUCED = {
         "TOKENS": 1100,
         "STEPS": 3,
     },
+    "05_read_the_concepts.ipynb": {
+        "TOKENS": 4096,
+        "TRAINING_TOKENS": 20_480,
+        "EVIDENCE_TOKENS": 3000,
+        "LATENTS": 10,
+        "REVIEWS": 20,
+        "OTHER_REVIEWS": 80,
+        "OUTPUT": "output",
+    },
 }
 
 
