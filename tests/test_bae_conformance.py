@@ -155,6 +155,28 @@ def test_row01_registration_takes_the_newest_of_our_own_classes(fresh_import):
     )
 
 
+def test_row01_what_was_there_before_a_fresh_import_goes_on_working(fresh_import):
+    codes = (torch.rand(16, 8) < 0.3).float()
+    weight = torch.randn(8, 4, requires_grad=True)
+
+    def results(package):
+        nn = importlib.import_module(f"{package.__name__}.nn")
+        code = codes.clone().requires_grad_()
+        value = nn.off_diagonal_covariance(code) + nn.decode_sparse(code, weight).square().sum()
+        return [value, *torch.autograd.grad(value, [code, weight])]
+
+    old = importlib.import_module("bae_lens.nn")
+    before = results(bae_lens)
+    again = fresh_import()
+    after_new = results(again)
+    code = codes.clone().requires_grad_()
+    value = old.off_diagonal_covariance(code) + old.decode_sparse(code, weight).square().sum()
+    after_old = [value, *torch.autograd.grad(value, [code, weight])]
+    for one, two, three in zip(before, after_new, after_old, strict=True):
+        torch.testing.assert_close(two, one)
+        torch.testing.assert_close(three, one)
+
+
 @pytest.mark.parametrize("known", ["SAE_CLASS_REGISTRY", "SAE_TRAINING_CLASS_REGISTRY"])
 def test_row01_another_plug_ins_architecture_is_not_overwritten(fresh_import, monkeypatch, known):
     theirs = type("TheirBAE", (), {"__module__": "another_plug_in"})

@@ -11,6 +11,7 @@ from torch import Tensor
 from bae_lens.nn.covariance_pairs import pairs_value_and_grad
 from bae_lens.nn.covariance_strips import strips_value_and_grad
 from bae_lens.nn.covariance_tiles import tiles_value_and_grad
+from bae_lens.nn.operators import custom_op
 from bae_lens.nn.sparse_code import BitCounts, SparseCode
 
 Method = Literal["auto", "tiles", "strips", "pairs"]
@@ -66,10 +67,9 @@ def off_diagonal_covariance(
 
 # An operator of its own, so that a compiled training pass need not look into it: which method is
 # cheaper depends on the data.
-@torch.library.custom_op(
-    "bae_lens::off_diagonal_covariance",
-    mutates_args=(),
-    schema="(Tensor codes, str method, bool is_binary, bool needs_grad) -> (Tensor, Tensor)",
+@custom_op(
+    "off_diagonal_covariance",
+    "(Tensor codes, str method, bool is_binary, bool needs_grad) -> (Tensor, Tensor)",
 )
 def _operator(
     codes: Tensor, method: Method, is_binary: bool, needs_grad: bool

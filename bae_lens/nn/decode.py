@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bae_lens.nn.operators import custom_op
 from bae_lens.nn.sparse_rows import SparseRows
 
 # Share of a code up to which its rows are added up; above it a dense product is as fast, on two cores.
@@ -37,16 +38,12 @@ def decode_sparse(
 
 # Operators of their own, so that a compiled training pass need not look into them: what is cheaper
 # depends on the data.
-@torch.library.custom_op(
-    "bae_lens::decode_sparse", mutates_args=(), schema="(Tensor acts, Tensor weight) -> Tensor"
-)
+@custom_op("decode_sparse", "(Tensor acts, Tensor weight) -> Tensor")
 def _product(acts: Tensor, weight: Tensor) -> Tensor:
     return SparseRows.of(acts) @ weight if _is_sparse(acts) else acts @ weight
 
 
-@torch.library.custom_op(
-    "bae_lens::decode_sparse_weight", mutates_args=(), schema="(Tensor acts, Tensor grad) -> Tensor"
-)
+@custom_op("decode_sparse_weight", "(Tensor acts, Tensor grad) -> Tensor")
 def _weight_grad(acts: Tensor, grad: Tensor) -> Tensor:
     if _is_sparse(acts):
         return SparseRows.of(acts).transposed(acts.shape[1]) @ grad.contiguous()
