@@ -63,13 +63,13 @@ class Browser:
         return self.driver.execute_script(script, *args)
 
     def press(self, *keys: str) -> None:
-        """Keys at the element that has the focus."""
+        """Keys at the element that has the focus, one after the other is done."""
         from selenium.webdriver.common.action_chains import ActionChains
         from selenium.webdriver.common.keys import Keys
 
-        named = [getattr(Keys, key, key) for key in keys]
-        ActionChains(self.driver).send_keys(*named).perform()
-        self.settle()
+        for key in keys:
+            ActionChains(self.driver).send_keys(getattr(Keys, key, key)).perform()
+            self.settle()
 
     def go(self, fragment: str) -> None:
         """To another part of the page that is open."""
