@@ -7,22 +7,18 @@ from typing import Any
 
 import torch
 
-# Where they are kept: torch takes an operator down when its definition goes, or when another one of its
-# name comes, and whoever still has the old one crashes.
-_KEPT = "_kept"
-
 
 def custom_op(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
-    """As ``torch.library.custom_op``, but one that is there already stays.
+    """A torch custom operator that mutates nothing; one that is there already stays.
+
+    Torch takes an operator down when its definition goes, or another one of its name comes, and
+    whoever still calls the old one crashes. So the first one is kept where no import forgets it.
 
     Args:
         name: in the namespace ``bae_lens``.
         schema: of arguments and results.
     """
-    namespace: Any = torch.ops.bae_lens
-    if _KEPT not in vars(namespace):
-        setattr(namespace, _KEPT, {})
-    kept = vars(namespace)[_KEPT]
+    kept = vars(torch.ops.bae_lens).setdefault("_kept", {})
 
     def define(function: Callable[..., Any]) -> Any:
         if name not in kept:
