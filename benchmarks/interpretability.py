@@ -6,9 +6,9 @@
 **Latents.** BAE and SAELens' TopK, BatchTopK and JumpReLU after block 15, all of the same width and
 trained on the same activations with the same batches and steps, at the learning rates that
 ``feature_untangling.py`` chose by explained variance at this shape; none is chosen by what is measured
-here. Three levels of about equal bits a token (75, 150, 300 for BAE; L0 8, 16, 48 for the others), the
-middle one with all seeds, the others with the first. The control is a TopK SAE with random directions
-that was not trained. The same held-out text is read with each; of the latents that fire in enough
+here. Three levels: budgets of 75, 150 and 300 bits a token for BAE, L0 8, 16 and 48 for the others, whose
+magnitudes come on top of the bits that are printed. The middle one with all seeds, the others with the
+first. The control is a TopK SAE with random directions that was not trained. The same held-out text is read with each; of the latents that fire in enough
 texts, an equal number is drawn and given the intruder test with the offline judge. A latent is *heard*
 if the intruder is found in 80 % of trials, by chance in 20 %; "in all" is the share that is heard times
 the number of latents with enough texts. That a latent is heard may be for a single token: the column

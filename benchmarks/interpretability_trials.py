@@ -181,7 +181,7 @@ def recover_cell(
             evidence = task.collect(dictionary, seen)
             key = f"{method}/{seed}"
             recoveries[key] = task.recover(dictionary, evidence, method).to_dict()
-            test = IntruderSettings(n_latents=100, n_trials=20 if n_texts_read > 100 else 3)
+            test = IntruderSettings(n_latents=100)
             intruders[key] = intruder_test(evidence, None, test, encoder=encoder()).to_dict()
     return {"recoveries": recoveries, "intruders": intruders}
 

@@ -18,6 +18,7 @@ from bae_lens.evals.concept_ablation.labelled_texts import read_texts
 from bae_lens.evals.concept_ablation.passes import Readout
 from bae_lens.evals.concept_ablation.run import probed_hooks
 from bae_lens.interp.evidence import Evidence
+from bae_lens.interp.json_file import read_json
 from bae_lens.interp.recoverability import RecoveryTask
 from bae_lens.interp.recovery import Recovery, RecoverySettings
 from bae_lens.quiz.questions import QuizSettings, key_path, write_quiz
@@ -141,7 +142,8 @@ def _given(args: argparse.Namespace, settings: Any) -> dict[str, Any]:
 
 def _check_models(folders: list[Path]) -> None:
     """That people can compare: predictions are of one model."""
-    found = {SAE.load_from_disk(folder).cfg.metadata.model_name for folder in folders}
+    configs = [read_json(folder / "cfg.json", "config of an SAE") for folder in folders]
+    found = {(config.get("metadata") or {}).get("model_name") for config in configs}
     if len(found) > 1:
         raise ValueError(
             "A quiz asks about the predictions of one model; the SAEs are of "
