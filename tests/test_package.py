@@ -24,6 +24,8 @@ from importlib import metadata, resources
 from pathlib import Path
 
 import bae_lens
+from bae_lens.report import page
+from bae_lens.report.html import html_page
 from bae_lens.training.config_file import list_configs
 from sae_lens import SAE, registry
 
@@ -37,18 +39,8 @@ for name, sae, training_sae in (
     ("topk_transcoder", bae_lens.TopKTranscoder, bae_lens.TrainingTopKTranscoder),
 ):
     assert [r[name][0] for r in known] == [sae, training_sae]
-for name in (
-    "py.typed",
-    "report/template.html",
-    "report/style.css",
-    "report/elements.js",
-    "report/charts.js",
-    "report/script.js",
-    "report/quiz.html",
-    "report/quiz.css",
-    "report/quiz.js",
-):
-    assert (resources.files("bae_lens") / name).is_file(), name
+assert (resources.files("bae_lens") / "py.typed").is_file()
+assert "</html>" in html_page({}, "template.html", ["style.css"], page.SCRIPTS)
 assert {"synthetic-bae", "smollm2-clvq-vae", "minilm-clvq-vae"} <= set(list_configs())
 
 sae = SAE.load_from_disk(output)

@@ -1,4 +1,4 @@
-"""What a page holds, as plain values for JSON. ``script.js`` reads them by these names and orders."""
+"""What a page holds, as plain values for JSON. ``data.js`` reads them by these names and orders."""
 
 from __future__ import annotations
 

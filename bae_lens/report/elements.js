@@ -1,7 +1,6 @@
-"use strict";
 // What pages are made of: elements, text and numbers to read, tables. Text is only ever put into text
-// nodes and our own attributes: none of it is read as HTML. Scripts of a page are joined in order, so
-// that those that follow have all of this.
+// nodes and our own attributes: none of it is read as HTML. Scripts of a page are joined in order
+// into one function, so that those that follow have all of this.
 
 // ---------------------------------------------------------------- elements
 
@@ -59,6 +58,17 @@ const NOTHING = () => el("span", { class: "point" }, "nothing");
 function alone(text) {
   if (text === "") return NOTHING();
   return el("bdi", { class: "token" }, shown(text.replace(/^ +| +$/g, (s) => "␣".repeat(s.length))));
+}
+// A token among the text around it; its own space stays outside of the mark.
+function inContext(before, token, after) {
+  const space = /^ */.exec(token)[0];
+  return el(
+    "p",
+    { class: "text", dir: "auto" },
+    shown((before + space).replace(/^ +/, "")),
+    el("mark", {}, token === "" ? NOTHING() : shown(token.slice(space.length))),
+    shown(after),
+  );
 }
 const note = (...children) => el("p", { class: "note" }, children);
 const section = (title, ...children) => el("section", {}, el("h3", {}, title), children);

@@ -29,7 +29,9 @@ def html_page(
     Raises:
         ValueError: if a number in the content is NaN or infinite.
     """
-    style, script = ("\n".join(map(_resource, names)) for names in (styles, scripts))
+    style, joined = ("\n".join(map(_resource, names)) for names in (styles, scripts))
+    # In a function, so that names of theirs are not the window's.
+    script = f'(() => {{\n"use strict";\n{joined}}})();\n'
     parts = {
         "style": style,
         "style_hash": _hash(style),

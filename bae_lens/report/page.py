@@ -17,7 +17,10 @@ from bae_lens.report.sentences import CodedSentence
 logger = logging.getLogger(__name__)
 
 _LARGE = 10_000_000
-_SCRIPTS = ("elements.js", "charts.js", "script.js")
+SCRIPTS = tuple(
+    f"{name}.js"
+    for name in ("elements", "charts", "data", "overview", "list", "latent", "sentences", "page")
+)
 
 
 def write_report(
@@ -80,7 +83,7 @@ def write_comparison(
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    html = html_page(content, "template.html", ["style.css"], _SCRIPTS).encode("utf-8")
+    html = html_page(content, "template.html", ["style.css"], SCRIPTS).encode("utf-8")
     if len(html) > _LARGE:
         logger.warning(
             "%s is large: %.0f MB. Fewer examples, or shorter ones (n_left, n_right), make it smaller.",

@@ -162,7 +162,8 @@ def rows(browser: Browser) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "fragment", ["", "#latents", "#latent-5", "#sentences", "#sentence-3", "#nothing-9"]
+    "fragment",
+    ["", "#latents", "#latent-5", "#latent-999999", "#sentences", "#sentence-3", "#nothing-9"],
 )
 def test_every_part_opens_without_an_error_or_a_request(browser, report, fragment):
     browser.open(report, fragment)
@@ -170,7 +171,8 @@ def test_every_part_opens_without_an_error_or_a_request(browser, report, fragmen
     assert messages == []
     assert asked == {report.as_uri() + fragment} or asked == {report.as_uri()}
     assert len([h for h in browser.all("main h2") if h.is_displayed()]) == 1
-    assert browser.driver.title == "A title"
+    expected = "Latent 5 – A title" if fragment == "#latent-5" else "A title"
+    assert browser.driver.title == expected
 
 
 def test_nothing_can_be_sent(browser, report):
@@ -422,6 +424,7 @@ def test_a_latents_page_has_its_parts(browser, report):
     strongest = evidence[0].strongest[0]
     item = browser.one(".examples li")
     assert f"strength {strongest.strength:.4g}" in item.text
+    assert item.find_elements("css selector", ".bar")
     assert browser.one(".examples mark").text == strongest.strings[strongest.marked].strip()
     assert browser.one(".examples .text").text == "".join(strongest.strings).strip()
     browser.one("a[rel=next]").click()
@@ -545,6 +548,9 @@ def test_numbers_are_explained(browser, report, tmp_path):
         assert {"surprise", "fires at", "intruder score", "token purity"} <= set(told)
         assert all(told.values())
     assert "surprise\n3.25\nbits" in browser.texts("dl > div")
+    # It is the same in each example, so that no bar compares them.
+    assert browser.all("#view-one .examples li")
+    assert browser.all("#view-one .examples .bar") == []
     browser.open(path)
     assert "A judge sees tokens" in browser.one("#view-overview h4 + .note").text
     assert "Not known: no log of training" in browser.one("#view-overview").text

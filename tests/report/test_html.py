@@ -32,7 +32,8 @@ def test_styles_and_scripts_are_joined_and_the_policy_allows_these(tmp_path):
     page = written(tmp_path / "new" / "page.html", {"x": 1})
     [style], [data, script] = page.styles, page.scripts
     assert style == resource("style.css") + "\n" + resource("quiz.css")
-    assert script == resource("elements.js") + "\n" + resource("quiz.js")
+    joined = resource("elements.js") + "\n" + resource("quiz.js")
+    assert script == f'(() => {{\n"use strict";\n{joined}}})();\n'
     assert json.loads(data) == {"x": 1}
     hashes = re.findall(r"-src 'sha256-([^']+)'", page.policy)
     expected = [hashlib.sha256(part.encode()).digest() for part in (style, script)]

@@ -1,0 +1,77 @@
+// The data of a report of one dictionary, or of a comparison of several.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const isReport = data.kind === "report";
+const dictionaries = data.dictionaries;
+const isSeveral = dictionaries.length > 1;
+const own = dictionaries[0];
+const unit = dictionaries.every((d) => d.unit === "code") ? "code" : "latent";
+const Unit = unit[0].toUpperCase() + unit.slice(1);
+const main = document.getElementById("main");
+const isNarrow = () => innerWidth < 720;
+
+// ---------------------------------------------------------------- packed strings
+
+const digits = new Map();
+if (isReport) [...data.alphabet].forEach((character, i) => digits.set(character.charCodeAt(0), i));
+const half = digits.size / 2;
+
+function unpack(packed) {
+  const strings = [];
+  let n = 0;
+  let step = 1;
+  for (let i = 0; i < packed.length; i++) {
+    const digit = digits.get(packed.charCodeAt(i));
+    n += digit * step;
+    if (digit < half) {
+      strings.push(data.strings[n]);
+      n = 0;
+      step = 1;
+    } else step *= half;
+  }
+  return strings;
+}
+
+// ---------------------------------------------------------------- latents
+
+const whenOff = new Set(own.whenOff);
+const latents = isReport
+  ? data.latents.map(([strongest, random, tokens, lemmas, countError, neighbours, classes], j) => ({
+      ...{ j, strongest, random, tokens, lemmas, countError, neighbours, classes },
+      rate: own.nFirings[j] / own.nTokens,
+      peak: strongest.length ? strongest[0][2] : null,
+      phrase: data.phrases ? data.phrases[j] : null,
+      // What each seed's judge said.
+      said: data.said[j] || [],
+    }))
+  : [];
+const nameOf = (j) => `${Unit} ${j}`;
+
+// Of each kind: what stands behind the number, what a latent's greatest is called, and that in a
+// sentence.
+const [strengthUnit, greatest, aboutGreatest] = {
+  activation: ["activation", "strongest", "Its activation where it fires most strongly."],
+  surprise: [
+    "bits",
+    "surprise",
+    "Bits of surprise that it fires: −log₂ of how often it does. All of its firings have the same.",
+  ],
+  nearness: [
+    "minus squared distance",
+    "nearest",
+    "Minus the squared distance to the code of the token that is nearest to it; 0 would be the code itself.",
+  ],
+}[isReport ? data.strength : "activation"];
+
+// How full the bar of a strength is, among the latent's own.
+function fullness(strength, strengths) {
+  if (data.strength !== "nearness") return strength / Math.max(...strengths, 1e-12);
+  const farthest = Math.min(...strengths);
+  return farthest < 0 ? 1 - (strength / farthest) * 0.9 : 1;
+}
+
+const link = (j) => el("a", { href: `#${unit}-${j}` }, nameOf(j));
+const linkWithGist = (j) => rowHead(link(j), el("span", { class: "note below" }, gist(j)));
+const commonest = ({ tokens }) => tokens.slice(0, 5).map(([s]) => [alone(data.strings[s]), " "]);
+// In words, or by its tokens.
+const gist = (j) => (latents[j].phrase === null ? commonest(latents[j]) : isolated(latents[j].phrase));

@@ -1,0 +1,321 @@
+// The list of latents, to search and sort.
+
+const FIRST = 60;
+const MORE = 120;
+const list = { order: [], shown: 0, sort: "number", descending: false, query: "", inExamples: false };
+const byName = new Intl.Collator("en");
+const NOT_SCORED = "not scored";
+const quiet = (text) => el("span", { class: "note" }, text);
+
+const firstToken = ({ tokens }) => (tokens.length ? tokens[0] : null);
+// What there is in place of a phrase.
+function noPhrase({ said }) {
+  if (said.length) return said[0].status;
+  return Object.keys(data.said).length ? NOT_SCORED : "–";
+}
+// key, label, about: what it is; of: what is sorted by, null where it is not known; cell: what is shown.
+const columns = isReport
+  ? [
+      {
+        key: "number",
+        label: Unit,
+        of: ({ j }) => j,
+        cell: ({ j }) => [link(j), whenOff.has(j) && quiet(" (when off)")],
+      },
+      data.phrases && {
+        key: "phrase",
+        label: "phrase",
+        about: `What the ${unit} stands for, in words.`,
+        isText: true,
+        of: ({ phrase }) => phrase,
+        cell: (latent) => (latent.phrase === null ? quiet(noPhrase(latent)) : isolated(latent.phrase)),
+      },
+      {
+        key: "tokens",
+        label: "commonest tokens",
+        about: "Tokens at which it fires most often.",
+        isText: true,
+        of: (latent) => firstToken(latent) && data.strings[firstToken(latent)[0]].trim(),
+        cell: (latent) => (firstToken(latent) ? commonest(latent) : quiet("never fires")),
+      },
+      ...data.scores.map(({ name, values, about }, i) => ({
+        key: `score-${i}`,
+        label: plain(name),
+        about: plain(about),
+        isNumber: true,
+        of: ({ j }) => values[j],
+        show: (value) => (value === null ? quiet(NOT_SCORED) : number(value)),
+      })),
+      {
+        key: "rate",
+        label: "fires at",
+        about: "Share of tokens at which it fires.",
+        isNumber: true,
+        of: ({ rate }) => rate,
+        show: percent,
+      },
+      {
+        key: "strongest",
+        label: greatest,
+        about: aboutGreatest,
+        isNumber: true,
+        of: ({ peak }) => peak,
+      },
+      {
+        key: "lift",
+        label: "lift of 1st token",
+        about: "How many times commoner its commonest token is where it fires than in all of the text.",
+        isNumber: true,
+        of: (latent) => firstToken(latent)?.[2] ?? null,
+      },
+    ].filter(Boolean)
+  : [];
+
+// What the numbers of a latent are.
+const glossary = (title) =>
+  lazyDetails(title, () =>
+    table({
+      class: "facts",
+      rows: columns.filter(({ about }) => about).map(({ label, about }) => [rowHead(label), cell(about)]),
+    }),
+  );
+
+function searchable(latent) {
+  latent.text ??= [
+    nameOf(latent.j),
+    latent.phrase || "",
+    ...latent.tokens.concat(latent.lemmas || []).map(([s]) => data.strings[s]),
+  ]
+    .join("\n")
+    .toLowerCase();
+  if (!list.inExamples) return latent.text;
+  latent.examplesText ??= latent.strongest
+    .concat(latent.random)
+    .map(([packed]) => unpack(packed).join(""))
+    .join("\n")
+    .toLowerCase();
+  return latent.text + "\n" + latent.examplesText;
+}
+
+function chosen() {
+  const query = list.query.toLowerCase().trim();
+  const index = /^#?\d+$/.test(query) ? Number(query.replace("#", "")) : null;
+  const found = latents.filter(
+    (latent) => query === "" || latent.j === index || searchable(latent).includes(query),
+  );
+  const { of, isText } = columns.find((column) => column.key === list.sort);
+  const sign = list.descending ? -1 : 1;
+  const order = found
+    .map((latent) => [of(latent), latent])
+    .sort(([a, one], [b, other]) => {
+      // What is not known comes last either way.
+      if (a === null || b === null) return (a === null) - (b === null) || one.j - other.j;
+      return sign * (isText ? byName.compare(a, b) : a - b) || one.j - other.j;
+    })
+    .map(([, latent]) => latent);
+  if (index === null) return order;
+  // The one that was asked for by its number comes first.
+  return order.filter(({ j }) => j === index).concat(order.filter(({ j }) => j !== index));
+}
+
+function listRow(latent) {
+  const shownIn = ({ of, show = number, cell }) => (cell ? cell(latent) : show(of(latent)));
+  return el(
+    "tr",
+    { role: "row", "data-latent": latent.j },
+    columns.map((column, i) =>
+      el(
+        i ? "td" : "th",
+        {
+          role: i ? "cell" : "rowheader",
+          scope: i ? null : "row",
+          class: column.isNumber ? "n" : null,
+          "data-label": column.label,
+        },
+        i ? el("div", {}, shownIn(column)) : shownIn(column),
+      ),
+    ),
+  );
+}
+
+function showMore(n) {
+  const rows = list.order.slice(list.shown, list.shown + n).map(listRow);
+  list.body.append(...rows);
+  list.shown += rows.length;
+  const left = list.order.length - list.shown;
+  list.more.hidden = left === 0;
+  list.more.textContent = `Show more (${whole.format(left)} left)`;
+}
+
+function refresh() {
+  list.order = chosen();
+  list.shown = 0;
+  list.body.replaceChildren();
+  showMore(FIRST);
+  list.status.textContent =
+    list.order.length === latents.length
+      ? plural(latents.length, unit)
+      : `${whole.format(list.order.length)} of ${plural(latents.length, unit)}` +
+        (list.order.length ? "" : ": nothing matches. Try a shorter search.");
+  for (const head of list.heads.children) {
+    const isSorted = head.dataset.key === list.sort;
+    head.setAttribute("aria-sort", isSorted ? (list.descending ? "descending" : "ascending") : "none");
+    head.querySelector(".way").textContent = isSorted ? (list.descending ? "\u00a0▼" : "\u00a0▲") : "";
+  }
+  list.select.value = list.sort;
+  list.way.textContent = list.descending ? "▼ descending" : "▲ ascending";
+  list.way.setAttribute("aria-label", `${list.way.textContent}: turn the order round`);
+}
+
+function sortBy(key, flips) {
+  const column = columns.find((c) => c.key === key);
+  list.descending = flips && list.sort === key ? !list.descending : Boolean(column.isNumber);
+  list.sort = key;
+  refresh();
+}
+
+// A field to search by, with its label.
+function searchField(id, statusId, label, search) {
+  const field = el("input", {
+    type: "search",
+    id,
+    autocomplete: "off",
+    spellcheck: "false",
+    "aria-describedby": statusId,
+    oninput: () => search(field.value),
+  });
+  return [field, el("p", {}, el("label", { for: id }, label), field)];
+}
+
+function listCaption() {
+  const nScored = latents.filter(({ j }) => data.scores.some(({ values }) => values[j] !== null)).length;
+  return [
+    `One row per ${unit}.`,
+    data.scores.length && nScored < latents.length
+      ? ` ${whole.format(nScored)} of ${plural(latents.length, unit)} are scored; sorted by a score, the others come last.`
+      : null,
+  ];
+}
+
+function listView() {
+  const label = `Search tokens${data.phrases ? ", phrases" : ""} and numbers`;
+  const [search, labelledSearch] = searchField("search", "status", label, (query) => {
+    list.query = query;
+    refresh();
+  });
+  list.search = search;
+  list.select = el(
+    "select",
+    { id: "sort", onchange: () => sortBy(list.select.value, false) },
+    columns.map((c) => el("option", { value: c.key }, c.label)),
+  );
+  list.way = el("button", {
+    type: "button",
+    onclick: () => {
+      list.descending = !list.descending;
+      refresh();
+    },
+  });
+  const inExamples = el("input", {
+    type: "checkbox",
+    id: "in-examples",
+    onchange: () => {
+      list.inExamples = inExamples.checked;
+      refresh();
+    },
+  });
+  list.status = el("p", { id: "status", role: "status" });
+  const sortButton = (c) =>
+    el(
+      "button",
+      { type: "button", onclick: () => sortBy(c.key, true) },
+      c.label,
+      el("span", { class: "way", "aria-hidden": "true" }),
+    );
+  // Roles are said, since on a narrow screen rows are drawn as blocks, which takes them away.
+  list.heads = el(
+    "tr",
+    { role: "row" },
+    columns.map((c) =>
+      el(
+        "th",
+        { scope: "col", role: "columnheader", class: c.isNumber ? "n" : null, "data-key": c.key },
+        sortButton(c),
+      ),
+    ),
+  );
+  list.body = el("tbody", { role: "rowgroup", onkeydown: moveInList });
+  list.more = el("button", { type: "button", class: "more", onclick: () => showMore(MORE) });
+  new IntersectionObserver(
+    (entries) => {
+      if (entries.some((e) => e.isIntersecting) && !list.more.hidden) showMore(MORE);
+    },
+    { rootMargin: "400px" },
+  ).observe(list.more);
+  refresh();
+  return [
+    el("h2", { tabindex: -1 }, `${Unit}s`),
+    el(
+      "div",
+      { class: "tools", role: "search" },
+      labelledSearch,
+      el("p", { class: "check" }, inExamples, el("label", { for: "in-examples" }, "in examples too")),
+      el(
+        "p",
+        {},
+        el("label", { for: "sort" }, "Sort by"),
+        el("span", { class: "pair" }, list.select, list.way),
+      ),
+    ),
+    list.status,
+    glossary("What the columns are"),
+    el(
+      "div",
+      { class: "wide" },
+      el(
+        "table",
+        { class: "list", role: "table" },
+        el("caption", {}, listCaption()),
+        el("thead", { role: "rowgroup" }, list.heads),
+        list.body,
+      ),
+    ),
+    list.more,
+  ];
+}
+
+function moveInList(event) {
+  const row = event.target.closest("tr");
+  if (!row || event.altKey || event.ctrlKey || event.metaKey) return;
+  let goal = null;
+  if (event.key === "ArrowDown") {
+    if (!row.nextElementSibling) showMore(MORE);
+    goal = row.nextElementSibling;
+  } else if (event.key === "ArrowUp") {
+    goal = row.previousElementSibling;
+    if (!goal) {
+      event.preventDefault();
+      list.search.focus();
+      return;
+    }
+  } else if (event.key === "Home") goal = list.body.firstElementChild;
+  else if (event.key === "End") {
+    showMore(list.order.length);
+    goal = list.body.lastElementChild;
+  } else return;
+  event.preventDefault();
+  if (goal) focusRow(goal);
+}
+
+function focusRow(row) {
+  row.querySelector("a").focus();
+  row.scrollIntoView({ block: "nearest" });
+}
+
+function focusLatent(j) {
+  const place = list.order.findIndex((latent) => latent.j === j);
+  if (place < 0) return false;
+  if (place >= list.shown) showMore(place + 1 - list.shown);
+  focusRow(list.body.children[place]);
+  return true;
+}
