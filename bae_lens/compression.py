@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from bae_lens.bae import BAE, TrainingBAE
+from bae_lens.json_file import finite_or_none
 from bae_lens.nn import binary_entropy
 from bae_lens.rice import (
     INCONSISTENT,
@@ -27,7 +28,6 @@ from bae_lens.rice import (
     take,
     take_bits,
 )
-from bae_lens.strict_json import finite_or_none
 
 # The last byte is the version of the format. A CRC-32 of everything after it follows.
 _MAGIC = b"BAEC\x01"

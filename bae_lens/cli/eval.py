@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from bae_lens.cli.saved import load_saved, saved_folder
-from bae_lens.strict_json import finite_or_none
+from bae_lens.json_file import finite_or_none, write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,12 +65,11 @@ def run_eval(args: argparse.Namespace) -> int:
     )
     print_metrics(metrics)
     output = Path(args.output) if args.output else path / "eval_metrics.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
     strict = {
         group: {name: finite_or_none(value) for name, value in values.items()}
         for group, values in metrics.items()
     }
-    output.write_text(json.dumps(strict, indent=2, allow_nan=False) + "\n")
+    write_json(output, strict)
     print(f"\nWritten to {output}")
     return 0
 

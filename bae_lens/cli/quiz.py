@@ -18,9 +18,9 @@ from bae_lens.evals.concept_ablation.labelled_texts import read_texts
 from bae_lens.evals.concept_ablation.passes import Readout
 from bae_lens.evals.concept_ablation.run import probed_hooks
 from bae_lens.interp.evidence import Evidence
-from bae_lens.interp.json_file import read_json
 from bae_lens.interp.recoverability import RecoveryTask
 from bae_lens.interp.recovery import Recovery, RecoverySettings
+from bae_lens.json_file import read_json
 from bae_lens.quiz.questions import QuizSettings, key_path, write_quiz
 
 _OUTPUT, _RECOVERY = "quiz.html", "recovery.json"

@@ -17,7 +17,7 @@ from bae_lens.cli.scores import Scoring, add_score_arguments
 from bae_lens.evals.held_out import held_out_store
 from bae_lens.evals.run import run_evals
 from bae_lens.interp import Evidence, EvidenceSettings, collect_evidence
-from bae_lens.interp.json_file import read_json
+from bae_lens.json_file import read_json
 from bae_lens.plots import read_metric_log
 from bae_lens.report import (
     CodedSentence,

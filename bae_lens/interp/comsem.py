@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from typing_extensions import Self
 
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp import prompts
 from bae_lens.interp.embedding import Embedder, Encoder
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import mean_interval, rank_correlation, seed_agreement, shown, wilson
-from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.judges import Judge, MarkedText, Question
 from bae_lens.interp.subjects import Subjects, draw, one_a_text, some
+from bae_lens.json_file import JsonResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,7 +185,7 @@ class PhrasePair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ComSemResult:
+class ComSemResult(JsonResult):
     """Result of ``comsem_test``.
 
     Attributes:
@@ -201,6 +201,8 @@ class ComSemResult:
         runs: of each latent tested and each seed, in order.
         pairs: of phrases that were compared.
     """
+
+    _file_of = "result of comsem_test"
 
     dictionary: str
     hook_name: str
@@ -357,12 +359,8 @@ class ComSemResult:
 
         return plot_comsem(self, title)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return asdict(self)
-
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ComSemResult:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
         own: dict[str, Any] = dict(values) | {"settings": ComSemSettings(**values["settings"])}
         own["runs"] = tuple(map(LatentRun.from_dict, values["runs"]))
@@ -371,19 +369,6 @@ class ComSemResult:
             for latent, seeds, is_same in values["pairs"]
         )
         return cls(**own)
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> ComSemResult:
-        """What ``save`` wrote.
-
-        Raises:
-            ValueError: if the file holds something else.
-        """
-        return load_json(path, "result of comsem_test", cls.from_dict, "runs", "pairs", "settings")
 
     def _mean_of_runs(self, values: Sequence[float | None]) -> Interval | None:
         """Over latents, of means over seeds."""

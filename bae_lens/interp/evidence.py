@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bae_lens.interp.json_file import load_json
+from typing_extensions import Self
+
+from bae_lens.json_file import JsonResult, write_json
 
 Strength = Literal["activation", "surprise", "nearness"]
 NeighbourMeasure = Literal["phi", "distance"]
@@ -212,7 +213,7 @@ _PARTS: dict[str, type[Example] | type[Count] | type[Neighbour]] = {
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Evidence(JsonResult):
     """Result of ``collect_evidence``.
 
     Attributes:
@@ -236,6 +237,8 @@ class Evidence:
         class_shares: share of all tokens that are in texts of each class.
         background: tokens drawn at random; None where they were not asked for.
     """
+
+    _file_of = "evidence of collect_evidence"
 
     dictionary: str
     hook_name: str
@@ -266,18 +269,8 @@ class Evidence:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Evidence:
-        """What ``to_dict`` gave.
-
-        Raises:
-            ValueError: if it is something else.
-        """
-        missing = {field.name for field in fields(cls)} - {"background"} - set(values)
-        if missing:
-            raise ValueError(
-                "This is no evidence of collect_evidence: it has no "
-                f"{', '.join(map(repr, sorted(missing)))}."
-            )
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What ``to_dict`` gave."""
         own = dict(values)
         own["settings"] = EvidenceSettings(**own["settings"])
         own["latents"] = tuple(map(LatentEvidence.from_dict, own["latents"]))
@@ -289,24 +282,8 @@ class Evidence:
         return cls(**_with_tuples(own))
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        # A line for each latent would be nicer to look at, and slow: json's C encoder is for one.
-        content = json.dumps(self.to_dict(), allow_nan=False, ensure_ascii=False)
-        partial.write_text(content + "\n", encoding="utf-8")
-        partial.replace(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Evidence:
-        """What ``save`` wrote.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it holds something else.
-        """
-        return load_json(path, "evidence of collect_evidence", cls.from_dict)
+        """Write as JSON in one line, all or nothing."""
+        write_json(path, self.to_dict(), indent=None)
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

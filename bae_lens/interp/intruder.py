@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+from typing_extensions import Self
 
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.embedding import Embedder, EmbeddingJudge, Encoder
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import mean_interval, seed_agreement, shown, wilson
-from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.judges import Judge, MarkedText, Question
 from bae_lens.interp.prompts import intruder as intruder_question
 from bae_lens.interp.subjects import Subjects, draw, n_texts, one_a_text, purity, some
+from bae_lens.json_file import JsonResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,7 +125,7 @@ class LatentTrials:
 
 
 @dataclass(frozen=True)
-class IntruderResult:
+class IntruderResult(JsonResult):
     """Result of ``intruder_test``.
 
     Attributes:
@@ -141,6 +141,8 @@ class IntruderResult:
         control: of each of them the same with examples drawn from different latents: what the judge
             hears where there is nothing to hear.
     """
+
+    _file_of = "result of intruder_test"
 
     dictionary: str
     hook_name: str
@@ -239,30 +241,13 @@ class IntruderResult:
 
         return plot_intruder(self, title)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return asdict(self)
-
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> IntruderResult:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
         own: dict[str, Any] = dict(values) | {"settings": IntruderSettings(**values["settings"])}
         for name in ("latents", "control"):
             own[name] = tuple(map(LatentTrials.from_dict, values[name]))
         return cls(**own)
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> IntruderResult:
-        """What ``save`` wrote.
-
-        Raises:
-            ValueError: if the file holds something else.
-        """
-        return load_json(path, "result of intruder_test", cls.from_dict, "control", "latents")
 
 
 def intruder_test(

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from typing_extensions import Self
 
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import krippendorff_alpha, mean_interval, shown
-from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.judges import Judge, MarkedText, Question
 from bae_lens.interp.prompts import FIRST, SECOND, TIE, compare
 from bae_lens.interp.subjects import n_texts, one_a_text, some
+from bae_lens.json_file import JsonResult
 from bae_lens.suggest import index_of
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Comparison(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranking(JsonResult):
     """Result of ``rank_dictionaries``.
 
     Attributes:
@@ -88,6 +88,8 @@ class Ranking:
         settings: of the comparisons.
         comparisons: all of them.
     """
+
+    _file_of = "result of rank_dictionaries"
 
     names: tuple[str, ...]
     n_enough: tuple[int, ...]
@@ -112,8 +114,10 @@ class Ranking:
             None where there are no answers.
 
         Raises:
-            ValueError: if there is no such name.
+            ValueError: if there is no such name, or both are the same.
         """
+        if against == name:
+            raise ValueError(f"{name!r} was not compared with itself. Give another as against.")
         own = index_of(self.names, name, "dictionary")
         other = None if against is None else index_of(self.names, against, "dictionary")
         by = None if judge is None else index_of(self.judges, judge, "judge")
@@ -208,12 +212,8 @@ class Ranking:
 
         return plot_ranking(self, title)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return asdict(self)
-
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Ranking:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
         own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         own["settings"] = RankingSettings(**values["settings"])
@@ -222,19 +222,6 @@ class Ranking:
             for judge, which, latents, outcomes in values["comparisons"]
         )
         return cls(**own)
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Ranking:
-        """What ``save`` wrote.
-
-        Raises:
-            ValueError: if the file holds something else.
-        """
-        return load_json(path, "result of rank_dictionaries", cls.from_dict, "comparisons", "names")
 
     def _orders(self, judge: int) -> list[tuple[int, int]]:
         """Outcomes of one judge in both orders, where there are both."""

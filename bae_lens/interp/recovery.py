@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from typing_extensions import Self
 
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.intervals import balanced_interval, shown, wider
-from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.plain_reader import CANNOT_TELL
+from bae_lens.json_file import JsonResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ class RecoverySettings:
 
 
 @dataclass(frozen=True)
-class Recovery:
+class Recovery(JsonResult):
     """What a plain reader tells of a model's predictions from a dictionary's concepts.
 
     Attributes:
@@ -78,6 +78,8 @@ class Recovery:
         n_shown: other texts, which views are of.
         settings: of the task.
     """
+
+    _file_of = "result of RecoveryTask.recover"
 
     dictionary: str
     hook_names: tuple[str, str]
@@ -173,30 +175,13 @@ class Recovery:
 
         return plot_recovery(self, title)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return asdict(self)
-
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Recovery:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
         own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         own["settings"] = RecoverySettings(**values["settings"])
         own["said"] = {given: tuple(said) for given, said in values["said"].items()}
         return cls(**own)
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Recovery:
-        """What ``save`` wrote.
-
-        Raises:
-            ValueError: if the file holds something else.
-        """
-        return load_json(path, "result of RecoveryTask.recover", cls.from_dict, "said", "concepts")
 
     def _said(self, given: Given) -> np.ndarray:
         if given not in self.said:

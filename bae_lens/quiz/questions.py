@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from typing_extensions import Self
 
 from bae_lens.interp.answer_cache import key_of
 from bae_lens.interp.evidence import Evidence
-from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.views import view_of
+from bae_lens.json_file import JsonResult
 from bae_lens.report.html import html_page, write_html
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class QuizItem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class QuizKey:
+class QuizKey(JsonResult):
     """What a quiz asks, and of what: the part of it that readers must not see.
 
     Attributes:
@@ -92,6 +93,8 @@ class QuizKey:
         n_with_concepts: those in which every dictionary has a concept, of which some were drawn.
         settings: of the quiz.
     """
+
+    _file_of = "key of a quiz"
 
     quiz: str
     class_names: tuple[str, ...]
@@ -107,27 +110,12 @@ class QuizKey:
         return asdict(self) | {"items": [item._asdict() for item in self.items]}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> QuizKey:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
         own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         own["items"] = tuple(QuizItem(**item) for item in values["items"])
         own["settings"] = QuizSettings(**values["settings"])
         return cls(**own)
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> QuizKey:
-        """What ``save`` wrote.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if it holds something else.
-        """
-        names = (field.name for field in fields(cls))
-        return load_json(path, "key of a quiz", cls.from_dict, *names)
 
 
 def write_quiz(

@@ -11,11 +11,12 @@ from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import numpy as np
+from typing_extensions import Self
 
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.intervals import balanced_interval, krippendorff_alpha, shown, wider
-from bae_lens.interp.json_file import load_json, write_json
 from bae_lens.interp.plain_reader import CANNOT_TELL
+from bae_lens.json_file import JsonResult, load_json
 from bae_lens.quiz.questions import QuizItem, QuizKey
 from bae_lens.suggest import index_of
 
@@ -99,13 +100,15 @@ class QuizTally(NamedTuple):
 
 
 @dataclass(frozen=True)
-class QuizResult:
+class QuizResult(JsonResult):
     """Result of ``score_quiz``.
 
     Attributes:
         key: what was asked.
         answers: of each reader, each with a name of its own.
     """
+
+    _file_of = "result of score_quiz"
 
     key: QuizKey
     answers: tuple[QuizAnswers, ...]
@@ -239,23 +242,10 @@ class QuizResult:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> QuizResult:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
         answers = tuple(map(QuizAnswers.from_dict, values["answers"]))
         return cls(QuizKey.from_dict(values["key"]), answers)
-
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        write_json(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | Path) -> QuizResult:
-        """What ``save`` wrote.
-
-        Raises:
-            ValueError: if the file holds something else.
-        """
-        return load_json(path, "result of score_quiz", cls.from_dict, "key", "answers")
 
     def _rows(self) -> list[_Row]:
         readers = (None, *self.readers) if len(self.readers) > 1 else self.readers

@@ -14,7 +14,7 @@ import torch
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
-from bae_lens.strict_json import finite_or_none
+from bae_lens.json_file import finite_or_none
 
 
 class MetricLog:

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import HookedSAETransformer
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from bae_lens import demo
 from bae_lens.cli import ablate, main
 from bae_lens.evals.concept_ablation import AblationSettings, ConceptAblationResult
+from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,
@@ -24,7 +23,6 @@ from tests.helpers import (
     HOOK_OUT,
     make_bae,
     make_clvq,
-    make_model,
     make_text,
     make_training_bae,
 )
@@ -40,26 +38,14 @@ SMALL += ("--n_ordinary", "2", "--n_reference", "20")
 
 
 @pytest.fixture(autouse=True)
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The names that were resolved, to a tiny model and tiny text."""
-    asked: list[Any] = []
-
-    def load_model(
-        name: str, class_name: str = "HookedTransformer", device: Any = "cpu"
-    ) -> HookedSAETransformer:
-        asked.append((name, class_name))
-        return make_model()
-
-    def load_dataset(name: str, split: str = "train") -> Dataset | None:
-        asked.append((name, split))
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    def text_of(name: str) -> Dataset | None:
         if not name.startswith("bae-lens/"):
             return None
         texts = make_text(30, 6)
         return texts.add_column("label", [i % 2 for i in range(30)])  # pyright: ignore[reportCallIssue]
 
-    monkeypatch.setattr(demo, "load_model", load_model)
-    monkeypatch.setattr(demo, "load_dataset", load_dataset)
-    return asked
+    return resolve_to_tiny(monkeypatch, text_of)
 
 
 def save(folder: Path, sae: Any = None, **metadata: Any) -> Path:

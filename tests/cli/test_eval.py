@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import HookedSAETransformer
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from bae_lens import demo
 from bae_lens.cli import main
 from bae_lens.cli.eval import add_arguments, print_metrics, run_eval
+from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,
@@ -25,8 +25,6 @@ from tests.helpers import (
     make_bae,
     make_clvq,
     make_headless_encoder,
-    make_model,
-    make_text,
     make_training_bae,
 )
 
@@ -42,23 +40,8 @@ GROUPS = {
 
 
 @pytest.fixture(autouse=True)
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """The names that were resolved, to a tiny model and tiny text."""
-    asked: list[tuple[str, Any]] = []
-
-    def load_model(
-        name: str, class_name: str = "HookedTransformer", device: Any = "cpu"
-    ) -> HookedSAETransformer:
-        asked.append((name, class_name))
-        return make_model()
-
-    def load_dataset(name: str, split: str = "train") -> Dataset:
-        asked.append((name, split))
-        return make_text()
-
-    monkeypatch.setattr(demo, "load_model", load_model)
-    monkeypatch.setattr(demo, "load_dataset", load_dataset)
-    return asked
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    return resolve_to_tiny(monkeypatch)
 
 
 @pytest.fixture

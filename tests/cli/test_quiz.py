@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sae_lens import HookedSAETransformer
 
-from bae_lens import demo
 from bae_lens.cli import main, quiz
-from bae_lens.interp.json_file import write_json
 from bae_lens.interp.recovery import Recovery
+from bae_lens.json_file import write_json
 from bae_lens.quiz.questions import QuizKey
+from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,
@@ -21,7 +20,6 @@ from tests.helpers import (
     HOOK_OUT,
     make_bae,
     make_clvq,
-    make_model,
     make_text,
 )
 from tests.quiz.quizzes import answered
@@ -39,12 +37,7 @@ SMALL += ("--n_texts", "6", "--n_controls", "2", "--n_words", "4", "--n_contexts
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_model(
-        name: str, class_name: str = "HookedTransformer", device: Any = "cpu"
-    ) -> HookedSAETransformer:
-        return make_model()
-
-    monkeypatch.setattr(demo, "load_model", load_model)
+    resolve_to_tiny(monkeypatch)
 
 
 def save(folder: Path, sae: Any, **metadata: Any) -> str:

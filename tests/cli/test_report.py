@@ -11,10 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset
-from sae_lens import HookedSAETransformer
 
-from bae_lens import demo
 from bae_lens.cli import main
 from bae_lens.demo import minilm
 from bae_lens.interp import (
@@ -26,11 +23,11 @@ from bae_lens.interp import (
     ModelEncoder,
 )
 from bae_lens.interp.endpoint import MODEL_VARIABLE, URL_VARIABLE
+from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
     HOOK,
     make_bae,
-    make_model,
     make_text,
     make_transcoder,
 )
@@ -50,23 +47,8 @@ SMALL = ("--n_tokens", "300", "--n_code_tokens", "200", "--n_sentences", "3")
 
 
 @pytest.fixture(autouse=True)
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The names that were resolved, to a tiny model and tiny text."""
-    asked: list[Any] = []
-
-    def load_model(
-        name: str, class_name: str = "HookedTransformer", device: Any = "cpu"
-    ) -> HookedSAETransformer:
-        asked.append(name)
-        return make_model()
-
-    def load_dataset(name: str, split: str = "train") -> Dataset:
-        asked.append((name, split))
-        return make_text()
-
-    monkeypatch.setattr(demo, "load_model", load_model)
-    monkeypatch.setattr(demo, "load_dataset", load_dataset)
-    return asked
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    return resolve_to_tiny(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -66,6 +66,8 @@ def test_the_clearer_dictionary_wins():
     assert mean(ranking.win_rate("vague one", "clear one")) == 0
     assert mean(ranking.win_rate("clear one", "half one")) == 0.75
     assert mean(ranking.win_rate("clear one")) > 0.75
+    with pytest.raises(ValueError, match="'clear one' was not compared with itself"):
+        ranking.win_rate("clear one", "clear one")
     assert ranking.consistency("rule") == 1
     assert ranking.first_bias("rule") == 0
     assert ranking.alpha() is None

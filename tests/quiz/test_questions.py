@@ -201,7 +201,7 @@ def test_what_is_no_key(tmp_path, path):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         QuizKey.load(tmp_path / "none.json")
     (tmp_path / "no.json").write_text("{}")
-    with pytest.raises(ValueError, match="is no key of a quiz: it must have quiz"):
+    with pytest.raises(ValueError, match="is no key of a quiz: it has no 'quiz', 'class_names'"):
         QuizKey.load(tmp_path / "no.json")
     write_quiz(path, RECOVERIES, EVIDENCE)
     values = json.loads(key_path(path).read_text())

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from typing_extensions import Self
 
 from bae_lens.evals.concept_ablation.probes import Interval, paired_bootstrap
-from bae_lens.strict_json import finite_or_none
+from bae_lens.json_file import JsonResult, finite_or_none
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,7 +137,7 @@ class SalientTokens:
 
 
 @dataclass(frozen=True)
-class ConceptAblationResult:
+class ConceptAblationResult(JsonResult):
     """Result of ``concept_ablation``.
 
     Attributes:
@@ -156,6 +155,8 @@ class ConceptAblationResult:
         concept_in_evidence: share of the occurrences, in texts with an evidence span, of the
             examples' concepts that lie in it; ``salient.evidence_words`` is chance.
     """
+
+    _file_of = "result of concept_ablation"
 
     dictionary: str
     hook_names: tuple[str, str]
@@ -276,35 +277,14 @@ class ConceptAblationResult:
             "rows": [row.to_dict() for row in self.rows],
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write as JSON, all or nothing."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        content = json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
-        partial.write_text(content + "\n", encoding="utf-8")
-        partial.replace(path)
-
     @classmethod
-    def load(cls, path: str | Path) -> ConceptAblationResult:
-        """What ``save`` wrote.
-
-        Raises:
-            ValueError: if the file holds something else.
-        """
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or "rows" not in values:
-            raise ValueError(f"{path} is not a result of concept_ablation: it has no 'rows'.")
-        return cls.from_dict(values)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ConceptAblationResult:
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
-        values = {name: value for name, value in values.items() if name != "chance"}
+        own = {name: value for name, value in values.items() if name != "chance"}
         for name in ("hook_names", "label_names", "labels"):
-            values[name] = tuple(values[name])
-        values["concept_ids"] = tuple(map(tuple, values["concept_ids"]))
-        salient = SalientTokens(**values["salient"])
-        values["salient"] = replace(salient, words=tuple(salient.words))
-        values["rows"] = tuple(map(AblationRow.from_dict, values["rows"]))
-        return cls(**values)
+            own[name] = tuple(own[name])
+        own["concept_ids"] = tuple(map(tuple, own["concept_ids"]))
+        salient = SalientTokens(**own["salient"])
+        own["salient"] = replace(salient, words=tuple(salient.words))
+        own["rows"] = tuple(map(AblationRow.from_dict, own["rows"]))
+        return cls(**own)

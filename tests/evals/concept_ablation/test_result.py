@@ -233,7 +233,7 @@ def test_numbers_that_json_lacks_are_left_out(tmp_path):
 def test_another_file_is_refused(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"other.json is not a result of concept_ablation"):
+    with pytest.raises(ValueError, match=r"other.json is no result of concept_ablation"):
         ConceptAblationResult.load(path)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bae_lens.interp import ComSemResult, IntruderResult, Ranking, Recovery
-from bae_lens.interp.json_file import load_json, read_json, write_json
-from bae_lens.quiz import QuizResult
+from bae_lens.evals.concept_ablation import ConceptAblationResult
+from bae_lens.interp import ComSemResult, Evidence, IntruderResult, Ranking, Recovery
+from bae_lens.json_file import finite_or_none, load_json, read_json, write_json
+from bae_lens.quiz import QuizKey, QuizResult
 
 
 def test_that_what_was_written_is_read(tmp_path: Path) -> None:
@@ -52,20 +55,36 @@ def test_that_values_of_something_else_are_refused(tmp_path: Path, error: Except
     assert load_json(tmp_path / "x.json", "result", len, "a") == 1
 
 
-@pytest.mark.parametrize("values", [[], {}, None], ids=["list", "dict", "null"])
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [
-        (Recovery, ("said", "concepts")),
-        (IntruderResult, ("control", "latents")),
-        (ComSemResult, ("runs", "pairs", "settings")),
-        (Ranking, ("comparisons", "names")),
-        (QuizResult, ("key", "answers")),
-    ],
+RESULTS = (
+    ComSemResult,
+    ConceptAblationResult,
+    Evidence,
+    IntruderResult,
+    QuizKey,
+    QuizResult,
+    Ranking,
 )
-def test_that_no_result_is_loaded_from_values_that_are_none(
-    tmp_path: Path, kind: Any, names: Any, values: Any
-) -> None:
-    write_json(tmp_path / "x.json", dict.fromkeys(names, values))
-    with pytest.raises(ValueError, match=r"x\.json is no "):
-        kind.load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("kind", [*RESULTS, Recovery])
+def test_that_no_result_is_loaded_from_something_else(tmp_path: Path, kind: Any) -> None:
+    path = tmp_path / "x.json"
+    names = [field.name for field in fields(kind)]
+    for values in ([], None):
+        write_json(path, dict.fromkeys(names, values))
+        with pytest.raises(ValueError, match=r"x\.json is no "):
+            kind.load(path)
+    write_json(path, dict.fromkeys(names[:-1]))
+    with pytest.raises(ValueError, match=f"x.json is no .*: it has no {names[-1]!r}"):
+        kind.load(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_that_what_json_cannot_hold_is_none(value: float) -> None:
+    assert finite_or_none(value) is None
+
+
+@pytest.mark.parametrize("value", [0.5, -1, True, "nan", None, [1.0]])
+def test_that_anything_else_is_left_alone(value: Any) -> None:
+    assert finite_or_none(value) == value
+    json.dumps(finite_or_none(value), allow_nan=False)
