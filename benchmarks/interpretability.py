@@ -4,15 +4,15 @@
     python benchmarks/interpretability.py --quick         # minutes: little data, few steps, one seed
 
 **Latents.** BAE and SAELens' TopK, BatchTopK and JumpReLU after block 15, all of the same width and
-trained on the same activations with the same batches and steps, at the learning rates that
-``feature_untangling.py`` chose by explained variance at this shape; none is chosen by what is measured
-here. Three levels: budgets of 75, 150 and 300 bits a token for BAE, L0 8, 16 and 48 for the others, whose
-magnitudes come on top of the bits that are printed. The middle one with all seeds, the others with the
-first. The control is a TopK SAE with random directions that was not trained. The same held-out text is read with each; of the latents that fire in enough
-texts, an equal number is drawn and given the intruder test with the offline judge. A latent is *heard*
-if the intruder is found in 80 % of trials, by chance in 20 %; "in all" is the share that is heard times
-the number of latents with enough texts. That a latent is heard may be for a single token: the column
-"not one token" counts those whose commonest token makes up at most half of the examples.
+trained on the same activations with the same batches and steps. Five levels: budgets of 19 to 300 bits a
+token for BAE, L0 2 to 48 for the others, whose magnitudes come on top of the bits that are printed. At
+each level each has the learning rate, of four, that explains the most of held-out activations; nothing is
+chosen by what is measured here. The control is a TopK SAE with random directions that was not trained.
+The same held-out text is read with each; of the latents that fire in enough texts, an equal number is
+drawn and given the intruder test with the offline judge. A latent is *heard* if the intruder is found in
+80 % of trials, by chance in 20 %; "in all" is the share that is heard times the number of latents with
+enough texts. That a latent is heard may be for a single token: the column "not one token" counts those
+whose commonest token makes up at most half of the examples.
 
 **Codes.** CLVQ-VAE, VQ-VAE and k-means as ``concept_ablation.py`` trains them (512 codes, after block 10;
 TopK SAE and BAE with 2,048 latents for comparison, one seed), and as a control the activations of 512 random
@@ -39,23 +39,26 @@ from cross_layer import table
 from interpretability_trials import (
     ARCHITECTURES,
     CODES,
-    LEVELS,
+    ENTROPIES,
+    L0S,
     MODEL,
     PEERS,
     RANDOM,
     TOKENS,
     Listening,
-    learning_rate,
     listen,
     recover_cell,
+    validate,
 )
-from untangling_trials import MIDDLE, NAMES, Task, Trial, lm_task, prepare
+from untangling_trials import NAMES, OURS, Task, Trial, lm_task, prepare
 
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp import IntruderResult
 from bae_lens.interp.intervals import wilson
 from bae_lens.interp.recovery import GIVEN, OF_CONCEPT, Given, Recovery
 
+# With the token purity that they may have at most.
+KINDS = (("latents that are heard", 1.0), ("of them not one token", 0.5))
 QUICK_TASK: dict[str, Any] = {
     "steps": 30,
     "n_train": 8192,
@@ -74,18 +77,42 @@ QUICK_PLAN: dict[str, Any] = {
 }
 
 
-def trials(task: Task, args: argparse.Namespace) -> list[Trial]:
-    """The middle level with each seed, the others with the first."""
-    pairs = [(MIDDLE, seed) for seed in args.seeds]
-    pairs += [(level, args.seeds[0]) for level in LEVELS if level != MIDDLE and not args.quick]
-    found = []
-    for arch in (*ARCHITECTURES, RANDOM):
-        found += [Trial(task.name, arch, level, learning_rate(arch), s) for level, s in pairs]
-    return found
+def candidates(task: Task, args: argparse.Namespace) -> list[Trial]:
+    """What learning rates are chosen by: each with the first seed. Without its cap a BAE has the one
+    that it has with it."""
+    return [
+        Trial(task.name, arch, level, lr, args.seeds[0])
+        for arch in ARCHITECTURES
+        if arch != "bae_no_cap"
+        for level in args.levels
+        for lr in args.learning_rates
+    ]
+
+
+def trials(task: Task, args: argparse.Namespace, cells: dict[str, Any]) -> list[Trial]:
+    """Each at the learning rate that explains the most of the activations held out for validation."""
+    best: dict[tuple[str, int], tuple[float, float]] = {}
+    for trial in candidates(task, args):
+        if cell := cells.get(f"validation/{trial.key}"):
+            place = trial.arch, trial.level
+            best[place] = max(best.get(place, (-1.0, 0.0)), (cell["validation_ev"], trial.lr))
+    return [
+        Trial(task.name, arch, level, lr, seed)
+        for seed in args.seeds
+        for level in args.levels
+        for arch in (*ARCHITECTURES, RANDOM)
+        for lr in [0.0 if arch == RANDOM else best[arch.removesuffix("_no_cap"), level][1]]
+    ]
 
 
 def run(task: Task, plan: Plan, args: argparse.Namespace, cells: Cells, folder: Path) -> None:
     """All that is not in the file yet."""
+
+    def finish(jobs: dict[str, Any]) -> None:
+        left = {key: job for key, job in jobs.items() if key not in cells.cells}
+        for key, cell in run_jobs(left, args.workers):
+            cells.add(key, cell)
+
     jobs: dict[str, Any] = {}
     if "codes" in args.parts:
         collect(plan, MODEL, folder)
@@ -104,12 +131,13 @@ def run(task: Task, plan: Plan, args: argparse.Namespace, cells: Cells, folder: 
             jobs[f"codes/{name}"] = (recover_cell, own)
     if "latents" in args.parts:
         prepare([task], folder, "cpu")
+        for trial in candidates(task, args):
+            jobs[f"validation/{trial.key}"] = (validate, (trial, task, folder))
+    finish(jobs)
+    if "latents" in args.parts:
         listening = Listening(**args.listening)
-        for trial in trials(task, args):
-            jobs[f"latents/{trial.key}"] = (listen, (trial, task, folder, listening))
-    left = {key: job for key, job in jobs.items() if key not in cells.cells}
-    for key, cell in run_jobs(left, args.workers):
-        cells.add(key, cell)
+        own = trials(task, args, cells.cells)
+        finish({f"latents/{t.key}": (listen, (t, task, folder, listening)) for t in own})
 
 
 # Latents
@@ -138,12 +166,10 @@ def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) ->
         f"Intruder test, {len(first.latents)} latents each at most; judge: {first.judge}.\n"
         f"{first.caveat}"
     )
-    for level in LEVELS:
+    for level in dict.fromkeys(t.level for t in found):
         own = [t for t in found if t.level == level]
-        if not own:
-            continue
         print(f"\n## Level {level}: {task.entropies[level]:g} bits, L0 {task.l0s[level]:g}\n")
-        header = ["", "L0", "bits/token", "EV", "enough texts", "heard", "shuffled", "in all"]
+        header = ["", "lr", "L0", "bits/token", "EV", "enough texts", "heard", "shuffled", "in all"]
         header += ["not one token", "purity", "accuracy", "hard", "hard, shuffled", "agreement"]
         lines = []
         for arch in dict.fromkeys(t.arch for t in own):
@@ -166,23 +192,47 @@ def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) ->
             ]
             digits = (1, 0, 3, 0, 2, 2, 0, 0, 2, 3, 3, 3, 2)
             cells_of = [spread(c, d) for c, d in zip(columns, digits, strict=True)]
-            lines.append([NAMES.get(arch, arch), *cells_of])
+            lr = "–" if arch == RANDOM else f"{same[0].lr:g}"
+            lines.append([NAMES.get(arch, arch), lr, *cells_of])
         table(header, lines)
-        for what, limit in (("latents that are heard", 1.0), ("of them not one token", 0.5)):
+        for what, limit in KINDS:
             ratios(own, results, what, limit)
+    summarise_latents(found, results, task)
+
+
+def summarise_latents(
+    found: dict[Trial, Any], results: dict[Trial, IntruderResult], task: Task
+) -> None:
+    """Over all levels: one sparser code is not another's equal by its L0."""
+    levels = list(dict.fromkeys(t.level for t in found))
+    kinds: list[tuple[str, int, dict[Trial, float | None]]] = [
+        (what, 0, {t: in_all(results[t], limit) for t in found}) for what, limit in KINDS
+    ]
+    kinds.append(("explained variance", 3, {t: found[t]["explained_variance"] for t in found}))
+    for what, digits, of in kinds:
+        print(f"\n## All levels: {what}\n")
+        lines = []
+        for arch in dict.fromkeys(t.arch for t in found):
+            by_level = (
+                spread([of[t] for t in found if (t.arch, t.level) == (arch, level)], digits)
+                for level in levels
+            )
+            lines.append([NAMES.get(arch, arch), *by_level])
+        titles = [f"{task.entropies[level]:g} bits, L0 {task.l0s[level]:g}" for level in levels]
+        table(["", *titles], lines)
 
 
 def ratios(
     own: Sequence[Trial], results: dict[Trial, IntruderResult], what: str, max_purity: float
 ) -> None:
     """BAE's number over that of the best peer of the same seed."""
-    for arch in (a for a in ("bae", "bae_no_cap") if any(t.arch == a for t in own)):
+    for arch in (a for a in OURS if any(t.arch == a for t in own)):
         found, best = [], []
         for trial in (t for t in own if t.arch == arch):
             peers = {
                 NAMES[t.arch]: in_all(results[t], max_purity)
                 for t in own
-                if t.seed == trial.seed and t.arch not in ("bae", "bae_no_cap", RANDOM)
+                if t.seed == trial.seed and t.arch not in (*OURS, RANDOM)
             }
             if not peers:
                 continue
@@ -311,6 +361,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=["latents", "codes"], default=None)
     parser.add_argument("--methods", nargs="+", choices=CODES, default=list(CODES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3])
     parser.add_argument("--n_latents", type=int, default=200, help="tested a dictionary")
     parser.add_argument("--n_tokens", type=int, default=40_000, help="read with each dictionary")
     parser.add_argument(
@@ -326,10 +377,11 @@ def main() -> None:
     if args.data is None and names != ["movies"]:
         parser.error("--datasets other than movies need --data, the folder of their files.")
     args.listening = {"n_latents": args.n_latents, "n_tokens": args.n_tokens}
-    task = lm_task(15, l0s=(8, 16, 48), entropies=(75, 150, 300))
+    task = lm_task(15, l0s=L0S, entropies=ENTROPIES)
+    args.levels = range(len(L0S))
     plan = Plan(args.data, tuple(names))
     if args.quick:
-        args.seeds = args.seeds[:1]
+        args.seeds, args.levels, args.learning_rates = args.seeds[:1], [2], [4e-3]
         args.listening = {"n_latents": 20, "n_tokens": 4000, "n_trials": 5}
         args.n_texts_read = 120
         task, plan = replace(task, **QUICK_TASK), replace(plan, **QUICK_PLAN)
@@ -341,7 +393,8 @@ def main() -> None:
         folder = args.cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         run(task, plan, args, cells, folder)
-    report_latents(cells.cells, task, trials(task, args))
+    if "latents" in args.parts:
+        report_latents(cells.cells, task, trials(task, args, cells.cells))
     report_codes(cells.cells, args.methods)
 
 

@@ -36,10 +36,12 @@ from bae_lens.interp.recoverability import RecoveryTask
 from bae_lens.interp.recovery import RecoverySettings
 
 MODEL = "smollm2"
-LEVELS = LOW, MIDDLE, HIGH = (0, 1, 2)
+# Bits of a BAE and L0 of the others, each half of the next (but for L0 48, which all of README's tables
+# have): from where few of a BAE's bits are heard to where its peers lose most of their latents.
+ENTROPIES = (18.75, 37.5, 75, 150, 300)
+L0S = (2, 4, 8, 16, 48)
 RANDOM, TOKENS = "random directions", "random tokens"
-# With the learning rates that feature_untangling.py chose at its middle level and this shape.
-ARCHITECTURES = {"bae": 8e-3, "bae_no_cap": 8e-3, "topk": 2e-3, "batchtopk": 4e-3, "jumprelu": 4e-3}
+ARCHITECTURES = ("bae", "bae_no_cap", "topk", "batchtopk", "jumprelu")
 # Those of latents are there for comparison, with the first seed.
 PEERS = ("TopK SAE", "BAE")
 CODES = ("CLVQ-VAE", "VQ-VAE", "k-means", TOKENS, *PEERS)
@@ -55,10 +57,6 @@ class Listening:
 
     def test(self, seed: int = 0) -> IntruderSettings:
         return IntruderSettings(n_latents=self.n_latents, n_trials=self.n_trials, seed=seed)
-
-
-def learning_rate(arch: str) -> float:
-    return ARCHITECTURES.get(arch, 0.0)
 
 
 @lru_cache(maxsize=1)
@@ -87,6 +85,14 @@ def remembering_model(folder: Path) -> Any:
 
     model.run_with_cache = run_with_cache
     return model
+
+
+def validate(trial: Trial, task: Task, folder: Path) -> dict[str, Any]:
+    """One training, for the choice of its learning rate; what a worker process does."""
+    torch.set_num_threads(1)
+    splits = load(folder / task.filename)
+    sae = trained(trial, task, splits["train"], folder)
+    return {"validation_ev": explained_variance(sae, splits["validation"])}
 
 
 def listen(trial: Trial, task: Task, folder: Path, listening: Listening) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class Task:
     d_in: int
     d_sae: int
     steps: int
-    l0s: tuple[float, float, float]
-    entropies: tuple[float, float, float]
+    l0s: tuple[float, ...]
+    entropies: tuple[float, ...]
     n_train: int
     n_test: int
     layer: int | None = None

@@ -21,6 +21,15 @@ trials: Any = importlib.import_module("interpretability_trials")
 benchmark: Any = importlib.import_module("interpretability")
 
 TASK = benchmark.lm_task(15, d_sae=32, n_train=64, n_validation=8, n_test=8, l0s=(2, 4, 8))
+ARGS = Namespace(seeds=[3, 4], levels=[0, 2], learning_rates=[1e-3, 2e-3])
+
+
+def validated(**better: float) -> dict[str, Any]:
+    """Cells of the candidates, of which those of an architecture's better learning rate explain more."""
+    return {
+        f"validation/{t.key}": {"validation_ev": 0.5 + 0.1 * (better.get(t.arch, 1e-3) == t.lr)}
+        for t in benchmark.candidates(TASK, ARGS)
+    }
 
 
 def listened(n_heard: int, n_enough: int = 100, purity: float = 0.2) -> dict[str, Any]:
@@ -58,13 +67,19 @@ def told(view: list[int], n_concepts: int = 3) -> dict[str, Any]:
 # Latents
 
 
-def test_the_middle_level_has_every_seed_and_the_others_the_first():
-    found = benchmark.trials(TASK, Namespace(seeds=[3, 4], quick=False))
+def test_each_has_the_learning_rate_that_explains_the_most_with_the_first_seed():
+    found = benchmark.candidates(TASK, ARGS)
+    assert {t.seed for t in found} == {3}
+    assert len(found) == len(set(found)) == 4 * 2 * 2
+    found = benchmark.trials(TASK, ARGS, validated(bae=2e-3, topk=2e-3))
+    assert len(found) == len(set(found))
     archs = [*trials.ARCHITECTURES, trials.RANDOM]
     assert Counter(t.arch for t in found) == dict.fromkeys(archs, 4)
-    own = [(t.level, t.seed) for t in found if t.arch == "bae"]
-    assert sorted(own) == [(0, 3), (1, 3), (1, 4), (2, 3)]
-    assert {t.level for t in benchmark.trials(TASK, Namespace(seeds=[0], quick=True))} == {1}
+    for trial in found:
+        assert (trial.level, trial.seed) in {(0, 3), (0, 4), (2, 3), (2, 4)}
+        # The BAE without its cap has that of the one with it.
+        is_better = trial.arch in ("bae", "bae_no_cap", "topk")
+        assert trial.lr == (0 if trial.arch == trials.RANDOM else 2e-3 if is_better else 1e-3)
 
 
 def test_latents_in_all_are_the_share_heard_of_those_with_enough_texts():
@@ -77,7 +92,7 @@ def test_latents_in_all_are_the_share_heard_of_those_with_enough_texts():
 
 
 def test_the_report_compares_with_the_best_peer_of_the_same_seed(capsys):
-    asked = benchmark.trials(TASK, Namespace(seeds=[0, 1], quick=True))
+    asked = benchmark.trials(TASK, ARGS, validated())
     heard = {"bae": 6, "bae_no_cap": 2, "topk": 4, "batchtopk": 3, "jumprelu": 1}
     cells = {f"latents/{t.key}": listened(heard.get(t.arch, 9)) for t in asked}
 
@@ -87,9 +102,12 @@ def test_the_report_compares_with_the_best_peer_of_the_same_seed(capsys):
     # The control with random directions is no peer.
     assert "BAE over the best peer (TopK), latents that are heard: 1.50 ± 0.00" in out
     assert "BAE, no cap over the best peer (TopK), latents that are heard: 0.50 ± 0.00" in out
-    [line] = [line for line in out.splitlines() if line.startswith("| BAE  ")]
-    cells_of = [cell.strip() for cell in line.split("|")[1:-1]]
-    assert cells_of[5:9] == ["0.60 ± 0.00", "0.50 ± 0.00", "60 ± 0", "60 ± 0"]
+    lines = [line for line in out.splitlines() if line.startswith("| BAE  ")]
+    cells_of = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    # A level each, and then over levels.
+    for own in cells_of[:2]:
+        assert own[6:10] == ["0.60 ± 0.00", "0.50 ± 0.00", "60 ± 0", "60 ± 0"]
+    assert [own[1:] for own in cells_of[2:]] == [["60 ± 0"] * 2] * 2 + [["0.500 ± 0.000"] * 2]
 
 
 def test_random_directions_are_k_of_them_from_the_mean():
