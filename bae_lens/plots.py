@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from bae_lens.entropy.result import EntropyProfile
     from bae_lens.evals.concept_ablation.probes import Interval
-    from bae_lens.interp.comsem import ComSemResult
+    from bae_lens.interp.comsem_result import ComSemResult
     from bae_lens.interp.intruder import IntruderResult
     from bae_lens.interp.ranking import Ranking
     from bae_lens.interp.recovery import Recovery

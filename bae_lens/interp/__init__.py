@@ -13,7 +13,8 @@ classifier of words) → ``recoverability`` → ``recovery``.
 
 from bae_lens.interp.budget import Limits
 from bae_lens.interp.collect import collect_evidence
-from bae_lens.interp.comsem import ComSemResult, ComSemSettings, comsem_test, protocol_distance
+from bae_lens.interp.comsem import comsem_test
+from bae_lens.interp.comsem_result import ComSemResult, ComSemSettings, protocol_distance
 from bae_lens.interp.embedding import EmbeddingJudge, ModelEncoder
 from bae_lens.interp.endpoint import DryRun, EndpointJudge, EndpointSettings
 from bae_lens.interp.evidence import (

@@ -9,12 +9,10 @@ import pytest
 
 from bae_lens.interp import prompts
 from bae_lens.interp.budget import Limits
-from bae_lens.interp.comsem import (
+from bae_lens.interp.comsem import comsem_test
+from bae_lens.interp.comsem_result import (
     ComSemResult,
     ComSemSettings,
-    LatentRun,
-    Votes,
-    comsem_test,
     protocol_distance,
 )
 from bae_lens.interp.endpoint import DryRun, EndpointJudge, EndpointSettings
@@ -195,56 +193,11 @@ def test_what_is_not_answered():
     assert result.n_unanswered == 3
 
 
-def test_scores_by_hand():
-    run = LatentRun(0, 0, "explained", "p", Votes(3, 1, 4), Votes(1, 3, 1), Votes(2, 2, 0))
-    assert run.balanced_accuracy == (3 / 4 + 5 / 8) / 2
-    assert run.positives_only == 3 / 8
-    assert LatentRun(0, 0, "explained", "p", Votes(3, 1, 0)).balanced_accuracy is None
-    assert LatentRun(0, 0, "no pattern").positives_only is None
-
-
-def test_json_and_back(tmp_path):
-    result = result_of(encoder=class_encoder)
-    result.save(tmp_path / "c.json")
-    assert ComSemResult.load(tmp_path / "c.json") == result
-
-
-def test_table():
-    table = result_of(encoder=class_encoder).table()
-    assert "balanced accuracy; 2 of 3 latents tested have 0.8 or more" in table
-    assert "It follows a rule." in table
-    assert "positives only" not in result_of(settings=RELEASED).table()
-
-
-def test_other_results_have_no_distance():
-    mended = result_of()
-    with pytest.raises(ValueError, match="'mended' and then"):
-        protocol_distance(mended, mended)
-    with pytest.raises(ValueError, match="same judge"):
-        protocol_distance(mended, replace(result_of(settings=RELEASED), judge="other"))
-
-
 def test_evidence_that_is_too_little():
     with pytest.raises(ValueError, match="n_background"):
         comsem_test(replace(planted_evidence(), background=None), RuleJudge(careful))
     with pytest.raises(ValueError, match="8 texts"):
         comsem_test(planted_evidence(7), RuleJudge(careful))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"protocol": "new"},
-        {"n_shown": 1},
-        {"n_positive": 2},
-        {"n_latents": 0},
-        {"threshold": -0.1},
-        {"seed": -1},
-    ],
-)
-def test_wrong_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        ComSemSettings(**wrong)
 
 
 def test_through_an_endpoint_with_faults_and_limits(tmp_path):

@@ -23,7 +23,7 @@ from bae_lens.interp import (
     LatentEvidence,
     Neighbour,
 )
-from bae_lens.interp.comsem import LatentRun, Protocol, Votes
+from bae_lens.interp.comsem_result import LatentRun, Protocol, Votes
 from bae_lens.interp.intruder import LatentTrials, Tally
 from bae_lens.report import CodedSentence, write_report
 

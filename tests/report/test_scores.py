@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bae_lens.interp.comsem import ComSemResult, LatentRun, Votes
+from bae_lens.interp.comsem_result import ComSemResult, LatentRun, Votes
 from bae_lens.interp.intruder import LatentTrials, Tally
 from bae_lens.report.scores import (
     Section,
