@@ -12,8 +12,8 @@ from torch import Tensor
 from bae_lens.nn.sparse_code import SparseCode
 from bae_lens.nn.sparse_rows import SparseRows
 
-# Entries of a strip: 2 MB of floats, which a cache holds. No narrower than a row that is worth adding up.
-_STRIP, _MIN_WIDTH = 2**19, 64
+# Entries of a strip: 3 MB of floats, more of which is no faster. No narrower than a row that is worth adding up.
+_STRIP, _MIN_WIDTH = 3 * 2**18, 64
 
 
 def strips_value_and_grad(
