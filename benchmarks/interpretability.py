@@ -67,7 +67,7 @@ QUICK_TASK: dict[str, Any] = {
     "d_sae": 256,
 }
 QUICK_PLAN: dict[str, Any] = {
-    "n_examples": 30,
+    "n_examples": 60,
     "n_train": 9000,
     "n_steps": 2,
     "n_reference": 60,
@@ -95,7 +95,8 @@ def trials(task: Task, args: argparse.Namespace, cells: dict[str, Any]) -> list[
     for trial in candidates(task, args):
         if cell := cells.get(f"validation/{trial.key}"):
             place = trial.arch, trial.level
-            best[place] = max(best.get(place, (-1.0, 0.0)), (cell["validation_ev"], trial.lr))
+            own = (cell["validation_ev"], trial.lr)
+            best[place] = max(best.get(place, own), own)
     return [
         Trial(task.name, arch, level, lr, seed)
         for seed in args.seeds
@@ -383,7 +384,7 @@ def main() -> None:
     if args.quick:
         args.seeds, args.levels, args.learning_rates = args.seeds[:1], [2], [4e-3]
         args.listening = {"n_latents": 20, "n_tokens": 4000, "n_trials": 5}
-        args.n_texts_read = 120
+        args.n_texts_read = 240
         task, plan = replace(task, **QUICK_TASK), replace(plan, **QUICK_PLAN)
     # Where the folder lies does not change what is measured.
     settings = {"task": asdict(task), "plan": asdict(replace(plan, data=None))}

@@ -32,15 +32,20 @@ class PlainReader:
     def fit(cls, texts: Sequence[str], classes: Sequence[int], seed: int = 0) -> PlainReader:
         """Each class weighs the same; the penalty has the best balanced accuracy on held-out folds.
 
+        A class of fewer than three texts is not learned, and so never told.
+
         Raises:
-            ValueError: if there are fewer than two classes, or too few texts of one.
+            ValueError: if there are fewer than two classes of three texts at least.
         """
-        counts = np.unique(np.asarray(classes), return_counts=True)[1].tolist()
-        if len(counts) < 2 or min(counts) < _N_FOLDS:
+        names, counts = np.unique(np.asarray(classes), return_counts=True)
+        common = names[counts >= _N_FOLDS].tolist()
+        if len(common) < 2:
             raise ValueError(
                 f"A reader learns from {_N_FOLDS} texts at least of each of two classes at least; got "
                 f"classes of {', '.join(map(str, counts)) or 'no'} texts. Give more reference texts."
             )
+        known = [i for i, own in enumerate(classes) if own in common]
+        texts, classes = [texts[i] for i in known], [classes[i] for i in known]
         words = TfidfVectorizer(sublinear_tf=True)
         features = words.fit_transform(texts)
         search = GridSearchCV(

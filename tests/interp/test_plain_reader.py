@@ -34,6 +34,11 @@ def test_that_a_rare_class_is_told_as_well() -> None:
     assert reader.read(["red", "blue"]) == (1, 0)
 
 
+def test_that_a_class_too_rare_to_learn_is_not_told() -> None:
+    reader = PlainReader.fit([*TEXTS, "odd", "odd"], [*CLASSES, 2, 2])
+    assert reader.read(["fine", "dull", "odd"]) == (1, 0, CANNOT_TELL)
+
+
 def test_that_it_is_deterministic() -> None:
     weights = [PlainReader.fit(TEXTS, CLASSES, seed=3).classifier.coef_ for _ in range(2)]
     assert (weights[0] == weights[1]).all()
