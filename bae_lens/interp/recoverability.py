@@ -70,9 +70,9 @@ class RecoveryTask:
             verbose: show progress bars.
 
         Raises:
-            ValueError: if fewer than two of the reference texts are not asked about, too few of
-                them are of a class, the same class is predicted of all texts, or see
-                ``AblationTask.prepare``.
+            ValueError: if fewer than two of the reference texts are not asked about, those learned
+                from have no two classes of three texts each, the same class is predicted of all
+                texts, or see ``AblationTask.prepare``.
             ImportError: if ``concept-erasure`` (extra ``interp``) is missing.
         """
         texts = AblationTask.prepare(
