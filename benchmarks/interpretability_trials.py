@@ -36,8 +36,8 @@ from bae_lens.interp.recoverability import RecoveryTask
 from bae_lens.interp.recovery import RecoverySettings
 
 MODEL = "smollm2"
-# Bits of a BAE and L0 of the others, each half of the next (but for L0 48, which all of README's tables
-# have): from where few of a BAE's bits are heard to where its peers lose most of their latents.
+# Bits of a BAE and L0 of the others, each half of the next, but for L0 48 and 300 bits, the middle of
+# feature_untangling.py: from where few of a BAE's bits are heard to where peers lose most of their latents.
 ENTROPIES = (18.75, 37.5, 75, 150, 300)
 L0S = (2, 4, 8, 16, 48)
 RANDOM, TOKENS = "random directions", "random tokens"
