@@ -11,6 +11,10 @@ from typing import Any, ClassVar, TypeVar
 
 from typing_extensions import Self
 
+from bae_lens.files import write_bytes
+
+_MOST_DIGITS = 20  # of an integer of 64 bits, with its sign
+
 T = TypeVar("T")
 
 
@@ -55,14 +59,57 @@ def write_json(path: str | Path, values: Mapping[str, Any], indent: int | None =
     """All or nothing; without indent much faster, as json's C encoder is for one line only.
 
     Raises:
-        ValueError: if a number is NaN or infinite.
+        ValueError: if a number is NaN or infinite, or something that is no regular file is in the way.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
     content = json.dumps(values, indent=indent, allow_nan=False, ensure_ascii=False)
-    partial.write_text(content + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        encoded = content.encode("utf-8")
+    except UnicodeEncodeError:
+        # Half a surrogate pair, which only an escape can hold. Nothing is lost over one letter.
+        encoded = json.dumps(values, indent=indent, allow_nan=False).encode("ascii")
+    write_bytes(path, encoded + b"\n")
+
+
+def parse_json(content: str | bytes) -> Any:
+    """JSON of which nothing is taken that it does not say clearly.
+
+    Raises:
+        ValueError: if it is no JSON, is nested too deep, has a name twice in one object, or a number
+            that is not finite or an integer of more than 64 bits.
+    """
+    try:
+        return json.loads(
+            content,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            parse_constant=_parse_float,
+            object_pairs_hook=_unique_names,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def _parse_int(digits: str) -> int:
+    # What is longer overflows, and costs time and memory, in the hands of the next one.
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits: {digits[:_MOST_DIGITS]}…")
+    return int(digits)
+
+
+def _parse_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"a number that is not finite: {digits[:_MOST_DIGITS]}")
+    return value
+
+
+def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:80]!r} stands twice in one object")
+    return values
 
 
 def read_json(path: str | Path, expected: str, *names: str) -> dict[str, Any]:
@@ -80,9 +127,11 @@ def read_json(path: str | Path, expected: str, *names: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
-        values = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
+        values = parse_json(Path(path).read_bytes())
+    except ValueError as error:
         raise ValueError(f"{path} is no {expected}: it is no JSON ({error}).") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is no {expected}: it is no object of names and values.")
     missing = [name for name in names if name not in values]
@@ -109,6 +158,6 @@ def load_json(
     values = read_json(path, expected, *names)
     try:
         return from_dict(values)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         why = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"{path} is no {expected}: {why.removesuffix('.')}.") from error

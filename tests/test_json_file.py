@@ -88,3 +88,36 @@ def test_that_what_json_cannot_hold_is_none(value: float) -> None:
 def test_that_anything_else_is_left_alone(value: Any) -> None:
     assert finite_or_none(value) == value
     json.dumps(finite_or_none(value), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"a": %s}' % ("9" * 400), "a number of 400 digits"),
+        ('{"a": [{"b": -%s}]}' % ("9" * 5000), "a number of 5001 digits"),
+        ('{"a": 1e999}', "not finite: 1e999"),
+        ('{"a": NaN}', "not finite: NaN"),
+        ('{"a": -Infinity}', "not finite: -Infinity"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "'c' stands twice"),
+        ('{"a": %s' % ("[" * 200_000), "nested too deep"),
+        ('{"a": %s' % ('{"a":' * 200_000), "nested too deep"),
+    ],
+)
+def test_that_what_json_does_not_say_clearly_is_refused(
+    tmp_path: Path, content: str, why: str
+) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"x\.json is no result: it is no JSON \(.*{why}"):
+        read_json(tmp_path / "x.json", "result")
+
+
+def test_that_half_a_surrogate_pair_costs_no_result(tmp_path: Path) -> None:
+    values = {"a": "\ud800 kind", "b": "„ß“"}
+    write_json(tmp_path / "x.json", values)
+    assert read_json(tmp_path / "x.json", "result") == values
+
+
+def test_that_integers_of_64_bits_are_kept(tmp_path: Path) -> None:
+    values = {"a": [2**64 - 1, -(2**63)]}
+    write_json(tmp_path / "x.json", values)
+    assert read_json(tmp_path / "x.json", "result") == values

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from typing_extensions import Self
 
+from bae_lens.files import write_bytes
 from bae_lens.interp.answer_cache import key_of
 from bae_lens.interp.evidence import Evidence
 from bae_lens.interp.views import view_of
 from bae_lens.json_file import JsonResult
-from bae_lens.report.html import html_page, write_html
+from bae_lens.report.html import html_page
 
 if TYPE_CHECKING:
     from bae_lens.interp.recovery import Recovery
@@ -189,7 +190,7 @@ def write_quiz(
         ["elements.js", "quiz.js"],
     )
     key.save(key_path(path))
-    write_html(Path(path), html.encode("utf-8"))
+    write_bytes(path, html.encode("utf-8"))
     return key
 
 

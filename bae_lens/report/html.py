@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
@@ -41,14 +40,6 @@ def html_page(
     }
     # In one go, since the data may hold what looks like a place.
     return _PLACE.sub(lambda place: parts[place[1]], _resource(template))
-
-
-def write_html(path: Path, html: bytes) -> None:
-    """All or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(html)
-    partial.replace(path)
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

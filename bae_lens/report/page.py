@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.evals.code_statistics import CodeSummary
+from bae_lens.files import write_bytes
 from bae_lens.interp.evidence import Evidence
 from bae_lens.report.content import Compared, comparison_content, report_content
-from bae_lens.report.html import html_page, write_html
+from bae_lens.report.html import html_page
 from bae_lens.report.scores import Result
 from bae_lens.report.sentences import CodedSentence
 
@@ -89,4 +90,4 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
             "%s is large: %.0f MB. Fewer examples, or shorter ones (n_left, n_right), make it smaller.",
             *(path, len(html) / 1e6),
         )
-    write_html(path, html)
+    write_bytes(path, html)

@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from bae_lens.report.html import html_page, write_html
+from bae_lens.files import write_bytes
+from bae_lens.report.html import html_page
 from tests.report.helpers import HOSTILE, Page
 
 PARTS = ("quiz.html", ["style.css", "quiz.css"], ["elements.js", "quiz.js"])
 
 
 def written(path: Path, content: dict[str, Any]) -> Page:
-    write_html(path, html_page(content, *PARTS).encode())
+    write_bytes(path, html_page(content, *PARTS).encode())
     return Page(path)
 
 
