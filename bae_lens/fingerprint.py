@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
-def weights_sha256(sae: torch.nn.Module) -> str:
-    """A hash of an autoencoder's weights and buffers: names, types, shapes and every byte.
+def weights_sha256(weights: torch.nn.Module | Mapping[str, Tensor]) -> str:
+    """A hash of an autoencoder's weights and buffers, or of tensors by name: names, types, shapes and
+    every byte.
 
     It is that of the autoencoder in memory, so that it tells what was measured whatever folder stands
     for it now. The same weights on another device have the same hash, in another dtype another one.
@@ -18,8 +24,28 @@ def weights_sha256(sae: torch.nn.Module) -> str:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for name, value in sorted(sae.state_dict().items()):
+    named = weights.state_dict() if isinstance(weights, torch.nn.Module) else weights
+    for name, value in sorted(named.items()):
         head = json.dumps([name, str(value.dtype), list(value.shape)])
         digest.update(head.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def is_of_weights(found: object, expected: str, what: str) -> bool:
+    """Whether a result that was read is of these weights.
+
+    Args:
+        found: its ``weights_sha256``. None, of a version that did not write one, passes with a logged
+            warning: it cannot be told.
+        expected: of the weights.
+        what: the result is, for the warning.
+    """
+    if found is None:
+        logger.warning(
+            "%s does not say which weights it is of (an earlier version wrote it); it is taken for "
+            "the weights that lie beside it.",
+            what,
+        )
+    return found is None or found == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -46,8 +46,21 @@ class JsonResult:
             FileNotFoundError: if there is no such file.
             ValueError: if it holds something else.
         """
-        names: Any = cls
-        return load_json(path, cls._file_of, cls.from_dict, *(f.name for f in fields(names)))
+        own: Any = cls
+        # Files of an earlier version lack what has come since, which has a default.
+        needed = [f.name for f in fields(own) if f.default is MISSING]
+        return load_json(path, cls._file_of, cls.from_dict, *needed)
+
+
+@dataclass(frozen=True)
+class ResultOfWeights(JsonResult):
+    """A result that says which dictionary it is of, beyond its name.
+
+    Attributes:
+        weights_sha256: see ``bae_lens.fingerprint``; None in files of versions before it.
+    """
+
+    weights_sha256: str | None = field(default=None, kw_only=True)
 
 
 def finite_or_none(value: Any) -> Any:

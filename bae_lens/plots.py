@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from bae_lens.evals.code_statistics import CodeSummary
 from bae_lens.evals.concept_ablation import result as ablation
 from bae_lens.evals.concept_ablation.result import AblationRow, ConceptAblationResult
+from bae_lens.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,6 +99,13 @@ def plot_densities(codes: Mapping[str, CodeSummary], title: str = "") -> Figure:
     axes.legend(loc="upper left", bbox_to_anchor=(0.1, 1.0), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+    """As an image file, in the format that the path's ending says; all or nothing."""
+    image = BytesIO()
+    figure.savefig(image, dpi=dpi, format=Path(path).suffix[1:])
+    write_bytes(path, image.getvalue())
 
 
 def read_metric_log(path: str | Path) -> dict[str, list[float]]:

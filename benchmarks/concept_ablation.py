@@ -51,6 +51,8 @@ from bae_lens.evals.concept_ablation import AblationRow, ConceptAblationResult
 from bae_lens.evals.concept_ablation import result as names
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.evals.concept_ablation.result import drop_difference
+from bae_lens.files import write_text
+from bae_lens.plots import save_figure
 
 QUICK: dict[str, Any] = {
     "n_examples": 40,
@@ -85,9 +87,7 @@ class Cells:
     def add(self, key: str, cell: dict[str, Any]) -> None:
         self.cells[key] = cell
         if self.path is not None:
-            partial = self.path.with_name(self.path.name + ".part")
-            partial.write_text(json.dumps({"plan": self.plan, "cells": self.cells}))
-            partial.replace(self.path)
+            write_text(self.path, json.dumps({"plan": self.plan, "cells": self.cells}))
 
 
 def run_jobs(jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]], workers: int) -> Any:
@@ -418,7 +418,7 @@ def plot(cells: dict[str, Any], path: Path) -> None:
     figure.legend(
         *axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False
     )
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 # Command line

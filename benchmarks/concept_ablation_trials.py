@@ -37,6 +37,7 @@ from bae_lens.evals.concept_ablation.concepts import describe
 from bae_lens.evals.concept_ablation.interventions import ablate_passes, ablate_vectors
 from bae_lens.evals.concept_ablation.measure import concept_subspace
 from bae_lens.evals.concept_ablation.removals import Shrunk
+from bae_lens.files import whole_file, whole_folder
 from bae_lens.packing import Packed
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.training.fit import fit_activations
@@ -224,9 +225,8 @@ def collect(plan: Plan, model: str, folder: Path) -> None:
         n = plan.n_train // len(plan.datasets)
         parts.append(collect_pairs(store, n, plan.length, f"{model} {name}"))
     joined = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    partial = path.with_suffix(".part")
-    torch.save(joined, partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        torch.save(joined, partial)
 
 
 @lru_cache(maxsize=1)
@@ -248,19 +248,18 @@ def fit(plan: Plan, model: str, method: str, seed: int, folder: Path) -> None:
     torch.manual_seed(seed)
     hooks = plan.hooks(model)
     split = _split(folder / f"{model}.pt", hooks.d_in)
-    path_new = path.with_name(path.name + ".part")
-    path_new.mkdir(exist_ok=True)
     if method == "k-means":
         lower = split.lower.contiguous()
         clusters = Clusters.fit(lower, plan.n_codes, hooks.hook_name, seed)
-        torch.save(clusters.centroids, path_new / "centroids.pt")
-    else:
-        sae = _train(plan, hooks, method, Trial(hooks, seed, split, split, None))
-        sae.cfg.metadata.hook_name = hooks.hook_name
-        if sae.cfg.architecture() in ("clvq_vae", "topk_transcoder") and method != "VQ-VAE":
-            sae.cfg.metadata.hook_name_out = hooks.hook_name_out
-        sae.save_inference_model(path_new)
-    path_new.rename(path)
+        with whole_folder(path) as partial:
+            torch.save(clusters.centroids, partial / "centroids.pt")
+        return
+    sae = _train(plan, hooks, method, Trial(hooks, seed, split, split, None))
+    sae.cfg.metadata.hook_name = hooks.hook_name
+    if sae.cfg.architecture() in ("clvq_vae", "topk_transcoder") and method != "VQ-VAE":
+        sae.cfg.metadata.hook_name_out = hooks.hook_name_out
+    with whole_folder(path) as partial:
+        sae.save_inference_model(partial)
 
 
 def _train(plan: Plan, hooks: Hooks, method: str, trial: Trial) -> Any:

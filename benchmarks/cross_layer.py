@@ -62,6 +62,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from bae_lens import TrainingCLVQVAE
+from bae_lens.files import write_text
 from bae_lens.nn import EMACodebook
 from bae_lens.nn.quantize import Quantized
 from bae_lens.training.fit import trainer_config
@@ -115,10 +116,8 @@ class Results:
     def write(self) -> None:
         if self.path is None:
             return
-        partial = self.path.with_name(self.path.name + ".part")
         content = {"settings": self.settings, "groups": self.groups} | self.figures
-        partial.write_text(json.dumps(content, indent=1))
-        partial.replace(self.path)
+        write_text(self.path, json.dumps(content, indent=1))
 
     def rows(self, task: Task, seeds: Sequence[int]) -> list[Row]:
         """Of these seeds, in the order of the table."""

@@ -15,6 +15,7 @@ from sae_lens import ActivationsStore
 from torch import Tensor
 
 from bae_lens import demo
+from bae_lens.files import whole_file
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.training.paired_activations import ContextStore, PairedStore
 from bae_lens.training.sentences import SentenceStore
@@ -157,9 +158,8 @@ def prepare(task: Task, folder: Path) -> None:
         name: collect_pairs(_store(task, name), n, task.length, f"{task.name} {name}")
         for name, n in sizes.items()
     }
-    partial = path.with_name(path.name + ".part")
-    torch.save(splits, partial)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        torch.save(splits, partial)
 
 
 @lru_cache(maxsize=1)

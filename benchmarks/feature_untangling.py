@@ -50,6 +50,9 @@ from untangling_trials import (
     synthetic_task,
 )
 
+from bae_lens.files import write_text
+from bae_lens.plots import save_figure
+
 DEFAULT_ARCHS = ["bae", "bae_no_cap", "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu"]
 # Of a training's points the one of fewest bits that loses at most this much explained variance.
 TOLERANCE = 0.01
@@ -77,9 +80,7 @@ class Results:
         self.rows[row.trial.key] = row
         if self.path is not None and write:
             rows = [asdict(row) for row in self.rows.values()]
-            partial = self.path.with_name(self.path.name + ".part")
-            partial.write_text(json.dumps({"settings": self.settings, "rows": rows}, indent=1))
-            partial.replace(self.path)
+            write_text(self.path, json.dumps({"settings": self.settings, "rows": rows}, indent=1))
 
 
 def make_pool(n: int) -> ProcessPoolExecutor:
@@ -381,7 +382,7 @@ def plot(
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("explained variance, magnitudes quantised")
     panels[0][-1].legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 # Command line

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,6 +24,7 @@ from untangling_trials import Task, Trial, explained_variance, load, metadata, t
 
 from bae_lens.evals.code_statistics import CodeStatistics
 from bae_lens.evals.concept_ablation import AblationTask, Clusters
+from bae_lens.files import whole_file, whole_folder
 from bae_lens.interp import (
     EvidenceSettings,
     IntruderSettings,
@@ -78,9 +78,8 @@ def remembering_model(folder: Path) -> Any:
         path = folder / f"{hashlib.sha256(json.dumps(asked).encode()).hexdigest()}.pt"
         if not path.exists():
             _, cache = read(tokens, **options)
-            partial = path.with_suffix(f".{os.getpid()}")
-            torch.save({name: cache[name].clone() for name in options["names_filter"]}, partial)
-            partial.rename(path)
+            with whole_file(path) as partial:
+                torch.save({name: cache[name].clone() for name in options["names_filter"]}, partial)
         return None, torch.load(path)
 
     model.run_with_cache = run_with_cache
@@ -129,9 +128,8 @@ def trained(trial: Trial, task: Task, acts: torch.Tensor, folder: Path) -> SAE[A
     path = folder / f"{trial.key.replace('/', '-')}-{task.d_sae}-{task.steps}"
     if not path.exists():
         sae = train(trial, task, acts, "cpu")
-        partial = path.with_name(path.name + ".part")
-        sae.save_model(partial)
-        partial.rename(path)
+        with whole_folder(path) as partial:
+            sae.save_model(partial)
     return SAE.load_from_disk(path).eval()
 
 

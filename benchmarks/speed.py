@@ -48,6 +48,7 @@ from torch import Tensor
 
 from bae_lens import TrainingBAE, TrainingBAEConfig
 from bae_lens import bae as bae_module
+from bae_lens.files import write_text
 from bae_lens.nn import covariance, off_diagonal_covariance, sample_codes
 from bae_lens.nn.sparse_code import BitCounts
 from bae_lens.training.fit import trainer_config
@@ -490,7 +491,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for part in args.parts:
         found[part] = RUN[part][0](args)
         if args.output is not None:
-            args.output.write_text(json.dumps(found, indent=1))
+            write_text(args.output, json.dumps(found, indent=1))
     for part in args.parts:
         RUN[part][1](found[part])
 

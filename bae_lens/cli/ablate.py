@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -23,6 +23,7 @@ from bae_lens.evals.concept_ablation.passes import Readout
 from bae_lens.evals.concept_ablation.probes import ProbeKind
 from bae_lens.evals.concept_ablation.removals import leace_fitters
 from bae_lens.evals.concept_ablation.settings import Protocol
+from bae_lens.fingerprint import weights_sha256
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -99,6 +100,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     leace_fitters(0, 1, 2)
     data = read_data(args)
     saved = load_saved(path, args.device)
+    sha256 = weights_sha256(saved.sae)  # Of the folder's weights, before anything is folded in.
     result = concept_ablation(
         saved.model,
         saved.folded(),
@@ -109,7 +111,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     )
     print_summary(result)
     print(f"\n{result.table()}")
-    result.save(output)
+    replace(result, weights_sha256=sha256).save(output)
     print(f"\nWritten to {output}")
     return 0
 

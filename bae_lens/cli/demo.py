@@ -7,7 +7,6 @@ and SAELens' TopK, and both are scored on held-out reviews.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -69,7 +68,14 @@ def run_demo(args: argparse.Namespace) -> int:
 
     from bae_lens import demo
     from bae_lens.evals.held_out import held_out_store
-    from bae_lens.plots import plot_densities, plot_training, read_metric_log, require_matplotlib
+    from bae_lens.json_file import write_json
+    from bae_lens.plots import (
+        plot_densities,
+        plot_training,
+        read_metric_log,
+        require_matplotlib,
+        save_figure,
+    )
     from bae_lens.training.replay import ReplayedActivations
     from bae_lens.training.runner import METRICS_FILENAME, TrainingRunner
 
@@ -116,14 +122,13 @@ def run_demo(args: argparse.Namespace) -> int:
         name: read_metric_log(Path(cfg.output_path) / METRICS_FILENAME)
         for name, cfg in configs.items()
     }
-    plot_densities({name: score.code for name, score in scores.items()}, title).savefig(
-        output / "densities.png", dpi=150
+    save_figure(
+        plot_densities({name: score.code for name, score in scores.items()}, title),
+        output / "densities.png",
     )
-    plot_training(logs, cfg.sae.target_entropy_bits, title).savefig(
-        output / "training.png", dpi=150
-    )
+    save_figure(plot_training(logs, cfg.sae.target_entropy_bits, title), output / "training.png")
     result = {name: score.to_dict() for name, score in scores.items()}
-    (output / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(output / "scores.json", result, indent=2)
     print(
         f"\n{title}: {len(replay.activations):,} tokens replayed, {cfg.training_tokens:,} trained on; "
         f"scored on {len(held_out.activations):,} held-out tokens, cross-entropy on "

@@ -6,8 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bae_lens.cli.saved import load_saved, saved_folder
+from bae_lens.cli.saved import check_output, load_saved, saved_folder
+from bae_lens.fingerprint import weights_sha256
 from bae_lens.json_file import finite_or_none, write_json
+
+METRICS_FILENAME = "eval_metrics.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dataset", help="another dataset than the one in the metadata")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--output", help="JSON file to write; default: PATH/eval_metrics.json")
+    parser.add_argument("--output", help="JSON file to write; default: PATH/" + METRICS_FILENAME)
 
 
 def run_eval(args: argparse.Namespace) -> int:
@@ -42,6 +45,8 @@ def run_eval(args: argparse.Namespace) -> int:
     from bae_lens.evals.held_out import held_out_store
 
     path = saved_folder(args.path)
+    output = Path(args.output) if args.output else path / METRICS_FILENAME
+    check_output(output)
     for name in ("n_eval_batches", "batch_size_prompts"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
@@ -64,11 +69,11 @@ def run_eval(args: argparse.Namespace) -> int:
         magnitude_bits=args.magnitude_bits,
     )
     print_metrics(metrics)
-    output = Path(args.output) if args.output else path / "eval_metrics.json"
     strict = {
         group: {name: finite_or_none(value) for name, value in values.items()}
         for group, values in metrics.items()
     }
+    strict["sae"] = {"weights_sha256": weights_sha256(sae)}
     write_json(output, strict)
     print(f"\nWritten to {output}")
     return 0

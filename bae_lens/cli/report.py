@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cache, partial
@@ -11,12 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from sae_lens import SAE
+
 from bae_lens.cli.data import add_data_arguments, read_data
+from bae_lens.cli.eval import METRICS_FILENAME as EVAL_FILENAME
 from bae_lens.cli.saved import Saved, check_output, load_saved, names_of, saved_folder
 from bae_lens.cli.scores import Scoring, add_score_arguments
 from bae_lens.evals.held_out import held_out_store
 from bae_lens.evals.run import run_evals
+from bae_lens.fingerprint import is_of_weights, weights_sha256
 from bae_lens.interp import Evidence, EvidenceSettings, collect_evidence
+from bae_lens.interp.evidence import check_evidence_of
 from bae_lens.json_file import read_json
 from bae_lens.plots import read_metric_log
 from bae_lens.report import (
@@ -30,7 +36,7 @@ from bae_lens.report import (
 from bae_lens.training.runner import METRICS_FILENAME
 
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"
-_METRICS, _EVIDENCE = "eval_metrics.json", "evidence.json"
+_EVIDENCE = "evidence.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--n_code_tokens",
         type=int,
         default=65_536,
-        help=f"tokens for the metrics of an SAE without {_METRICS} (of bae-lens eval); 0 for none; "
+        help=f"tokens for the metrics of an SAE without {EVAL_FILENAME} (of bae-lens eval); 0 for none; "
         "default: %(default)s",
     )
     add_score_arguments(parser)
@@ -116,7 +122,9 @@ def run_report(args: argparse.Namespace) -> int:
     else:
         for output in [*outputs, *([] if is_one else [comparison])]:
             check_output(output)
-    evidences = _read_evidences(args.evidence, folders)
+    # The weights themselves say what is theirs: what lies beside them may be of those before.
+    sha256s = [weights_sha256(SAE.load_from_disk(folder)) for folder in folders]
+    evidences = _read_evidences(args.evidence, folders, sha256s)
     texts = _Texts.read(args)
     names = names_of(folders)
     scoring = Scoring.of(args)
@@ -124,10 +132,12 @@ def run_report(args: argparse.Namespace) -> int:
         if evidence is not None:
             scoring.check(evidence, file)
     compared = []
-    for name, folder, evidence, output in zip(names, folders, evidences, outputs, strict=True):
+    for name, folder, sha256, evidence, output in zip(
+        names, folders, sha256s, evidences, outputs, strict=True
+    ):
         link = quote(Path(os.path.relpath(output, comparison.parent)).as_posix())
         score = partial(scoring.scores, name, output=output)
-        own, sentences = _collect(args, folder, name, evidence, settings, texts, score)
+        own, sentences = _collect(args, folder, name, sha256, evidence, settings, texts, score)
         if args.dry_run:
             continue
         write_report(
@@ -189,15 +199,14 @@ def _collect(
     args: argparse.Namespace,
     folder: Path,
     name: str,
+    sha256: str,
     evidence: Evidence | None,
     settings: EvidenceSettings,
     texts: _Texts,
     score: Callable[[Evidence], Sequence[Result]],
 ) -> tuple[Compared, list[CodedSentence]]:
     """All that the reports show of one SAE."""
-    summary = (
-        read_json(folder / _METRICS, "file of metrics") if (folder / _METRICS).is_file() else None
-    )
+    summary = _read_metrics(folder / EVAL_FILENAME, sha256)
     log = folder / METRICS_FILENAME
     training = read_metric_log(log) if log.is_file() else None
     measures = summary is None and args.n_code_tokens > 0
@@ -222,7 +231,7 @@ def _collect(
         store = held_out_store(sae, model, args.dataset, settings.batch_size)
         options = {"n_code_tokens": args.n_code_tokens, **read().options}
         summary, _ = run_evals(sae, store, model, verbose=True, **options)
-    about = _about(args, folder)
+    about = _about(args, folder) | {"weights": f"{sha256[:12]}…"}
     return Compared(name, evidence, summary, training, None, results, about), sentences
 
 
@@ -246,7 +255,24 @@ def _without_examples(evidence: Evidence) -> Evidence:
     return replace(evidence, latents=tuple(bare))
 
 
-def _read_evidences(files: list[str] | None, folders: list[Path]) -> list[Evidence | None]:
+def _read_metrics(path: Path, sha256: str) -> dict[str, Any] | None:
+    """What ``bae-lens eval`` has written; None where there is nothing, or it is of other weights."""
+    if not path.is_file():
+        return None
+    summary = read_json(path, "file of metrics")
+    about = summary.pop("sae", None)
+    found = about.get("weights_sha256") if isinstance(about, dict) else None
+    if is_of_weights(found, sha256, str(path)):
+        return summary
+    print(
+        f"bae-lens: {path} is of other weights than lie beside it: measured anew", file=sys.stderr
+    )
+    return None
+
+
+def _read_evidences(
+    files: list[str] | None, folders: list[Path], sha256s: list[str]
+) -> list[Evidence | None]:
     """One for each folder; None where it is to be collected."""
     if files is None:
         return [None] * len(folders)
@@ -254,10 +280,13 @@ def _read_evidences(files: list[str] | None, folders: list[Path]) -> list[Eviden
         raise ValueError(
             f"--evidence must name one file a PATH; got {len(files)} files for {len(folders)} PATHs."
         )
-    return [_read_evidence(Path(file), folder) for file, folder in zip(files, folders, strict=True)]
+    return [
+        _read_evidence(Path(file), folder, sha256)
+        for file, folder, sha256 in zip(files, folders, sha256s, strict=True)
+    ]
 
 
-def _read_evidence(path: Path, folder: Path) -> Evidence:
+def _read_evidence(path: Path, folder: Path, sha256: str) -> Evidence:
     evidence = Evidence.load(path)
     cfg = read_json(folder / "cfg.json", "config of an SAE")
     n_latents, hook_name = cfg.get("d_sae"), (cfg.get("metadata") or {}).get("hook_name")
@@ -266,4 +295,5 @@ def _read_evidence(path: Path, folder: Path) -> Evidence:
             f"{path} is evidence of {len(evidence)} latents at {evidence.hook_name!r}, and the SAE in "
             f"{folder} has {n_latents} at {hook_name!r}. Give the evidence that was collected of it."
         )
+    check_evidence_of(evidence, len(evidence), sha256, str(path))
     return evidence

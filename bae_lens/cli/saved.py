@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bae_lens.files import check_output_file
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -100,8 +101,6 @@ def check_output(output: Path) -> None:
         ValueError: if it cannot.
     """
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--output {output}: {error.strerror} ({error.filename}).") from error
-    if output.is_dir() or not os.access(output.parent, os.W_OK):
-        raise ValueError(f"--output {output} has to be a file in a folder that can be written to.")
+        check_output_file(output)
+    except ValueError as error:
+        raise ValueError(f"--output {error}") from error

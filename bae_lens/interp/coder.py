@@ -13,7 +13,11 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from scipy import sparse
 from torch import Tensor
 
-from bae_lens.evals.concept_ablation.concepts import Clusters, dictionary_hooks
+from bae_lens.evals.concept_ablation.concepts import (
+    Clusters,
+    dictionary_hooks,
+    dictionary_sha256,
+)
 from bae_lens.evals.summarise import flat_heads, is_one_bit, is_one_hot
 from bae_lens.interp.evidence import Strength
 from bae_lens.nn import squared_distances
@@ -74,6 +78,11 @@ class Coder:
         """Number of latents or codes."""
         own = self.dictionary
         return len(own.centroids) if isinstance(own, Clusters) else own.cfg.d_sae
+
+    @property
+    def weights_sha256(self) -> str:
+        """See ``bae_lens.fingerprint``."""
+        return dictionary_sha256(self.dictionary)
 
     @property
     def strength(self) -> Strength:

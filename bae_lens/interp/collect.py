@@ -118,6 +118,7 @@ def collect_evidence(
         class_names=names,
         class_shares=None if names is None else tuple(shares.tolist()),
         background=collector.background_tokens(strings),
+        weights_sha256=coder.weights_sha256,
     )
 
 

@@ -96,6 +96,7 @@ def comsem_test(
         has_hard=subjects.embedder is not None,
         runs=runs,
         pairs=_compared(runs, judge, settings) if settings.compare_phrases else (),
+        weights_sha256=evidence.weights_sha256,
     )
 
 

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.intervals import mean_interval, rank_correlation, seed_agreement, shown, wilson
-from bae_lens.json_file import JsonResult
+from bae_lens.json_file import ResultOfWeights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -174,7 +174,7 @@ class PhrasePair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ComSemResult(JsonResult):
+class ComSemResult(ResultOfWeights):
     """Result of ``comsem_test``.
 
     Attributes:

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from typing_extensions import Self
 
-from bae_lens.json_file import JsonResult, write_json
+from bae_lens.fingerprint import is_of_weights
+from bae_lens.json_file import ResultOfWeights, write_json
 
 Strength = Literal["activation", "surprise", "nearness"]
 NeighbourMeasure = Literal["phi", "distance"]
@@ -213,7 +214,7 @@ _PARTS: dict[str, type[Example] | type[Count] | type[Neighbour]] = {
 
 
 @dataclass(frozen=True)
-class Evidence(JsonResult):
+class Evidence(ResultOfWeights):
     """Result of ``collect_evidence``.
 
     Attributes:
@@ -284,6 +285,33 @@ class Evidence(JsonResult):
     def save(self, path: str | Path) -> None:
         """Write as JSON in one line, all or nothing."""
         write_json(path, self.to_dict(), indent=None)
+
+
+def check_evidence_of(
+    evidence: Evidence, n_latents: int, sha256: str, what: str = "The evidence"
+) -> None:
+    """That evidence is of a dictionary.
+
+    Args:
+        evidence: whatever somebody gives.
+        n_latents: of the dictionary.
+        sha256: of its weights, see ``bae_lens.fingerprint``.
+        what: to call the evidence in messages.
+
+    Raises:
+        ValueError: if it is of another one.
+    """
+    if len(evidence) != n_latents:
+        raise ValueError(
+            f"{what} is of {len(evidence)} latents, the dictionary has {n_latents}. Give the evidence "
+            "that was collected of this dictionary."
+        )
+    if not is_of_weights(evidence.weights_sha256, sha256, what):
+        raise ValueError(
+            f"{what} is of other weights ({evidence.weights_sha256}) than the dictionary's ({sha256}): "
+            "it may have been trained anew. Give the evidence that was collected of this dictionary, "
+            "or collect it again."
+        )
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from bae_lens.interp.intervals import mean_interval, seed_agreement, shown, wils
 from bae_lens.interp.judges import Judge, MarkedText, Question
 from bae_lens.interp.prompts import intruder as intruder_question
 from bae_lens.interp.subjects import Subjects, draw, n_texts, one_a_text, purity, some
-from bae_lens.json_file import JsonResult
+from bae_lens.json_file import ResultOfWeights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -125,7 +125,7 @@ class LatentTrials:
 
 
 @dataclass(frozen=True)
-class IntruderResult(JsonResult):
+class IntruderResult(ResultOfWeights):
     """Result of ``intruder_test``.
 
     Attributes:
@@ -311,6 +311,7 @@ def intruder_test(
         n_enough=len(enough),
         latents=tuple(found[: len(chosen)]),
         control=tuple(found[len(chosen) :]),
+        weights_sha256=evidence.weights_sha256,
     )
 
 

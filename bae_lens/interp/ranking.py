@@ -87,6 +87,8 @@ class Ranking(JsonResult):
         caveats: what their answers can and cannot say.
         settings: of the comparisons.
         comparisons: all of them.
+        weights_sha256: of the dictionaries, see ``bae_lens.fingerprint``; none in files of versions
+            before it.
     """
 
     _file_of = "result of rank_dictionaries"
@@ -97,6 +99,7 @@ class Ranking(JsonResult):
     caveats: tuple[str, ...]
     settings: RankingSettings
     comparisons: tuple[Comparison, ...]
+    weights_sha256: tuple[str | None, ...] = ()
 
     def win_rate(
         self, name: str, against: str | None = None, judge: str | None = None
@@ -289,6 +292,7 @@ def rank_dictionaries(
         caveats=tuple(judge.caveat for judge in asked),
         settings=settings,
         comparisons=tuple(comparisons),
+        weights_sha256=tuple(one.weights_sha256 for one in evidence.values()),
     )
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from sae_lens import SAE
 
 from bae_lens.evals.concept_ablation import AblationSettings, AblationTask, Clusters
-from bae_lens.evals.concept_ablation.concepts import describe
+from bae_lens.evals.concept_ablation.concepts import describe, dictionary_sha256
 from bae_lens.interp.collect import collect_evidence
-from bae_lens.interp.evidence import Evidence, EvidenceSettings
+from bae_lens.interp.evidence import Evidence, EvidenceSettings, check_evidence_of
 from bae_lens.interp.plain_reader import CANNOT_TELL, PlainReader
 from bae_lens.interp.recovery import Given, Recovery, RecoverySettings
 from bae_lens.interp.views import View, view_of
@@ -171,7 +171,8 @@ class RecoveryTask:
             name: what the dictionary is called; None: its architecture.
 
         Raises:
-            ValueError: if the evidence is of another number of latents, or of other classes.
+            ValueError: if the evidence is of another number of latents, of other weights, or of other
+                classes.
         """
         evidence = self.collect(dictionary) if evidence is None else evidence
         task, settings = self.texts, self.settings
@@ -179,11 +180,8 @@ class RecoveryTask:
         n_latents = (
             len(dictionary.centroids) if isinstance(dictionary, Clusters) else dictionary.cfg.d_sae
         )
-        if len(evidence) != n_latents:
-            raise ValueError(
-                f"The evidence is of {len(evidence)} latents, the dictionary has {n_latents}. Give the "
-                "evidence that was collected of this dictionary."
-            )
+        sha256 = dictionary_sha256(dictionary)
+        check_evidence_of(evidence, n_latents, sha256)
         names = task.data.label_names
         if not set(evidence.class_names or ()) <= set(names):
             raise ValueError(
@@ -225,6 +223,7 @@ class RecoveryTask:
             n_learned=self.n_learned,
             n_shown=len(self.shown_texts),
             settings=settings,
+            weights_sha256=sha256,
         )
 
     def _salient_words(self) -> list[str]:

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.intervals import balanced_interval, shown, wider
 from bae_lens.interp.plain_reader import CANNOT_TELL
-from bae_lens.json_file import JsonResult
+from bae_lens.json_file import ResultOfWeights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ class RecoverySettings:
 
 
 @dataclass(frozen=True)
-class Recovery(JsonResult):
+class Recovery(ResultOfWeights):
     """What a plain reader tells of a model's predictions from a dictionary's concepts.
 
     Attributes:

@@ -17,7 +17,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from bae_lens.evals.concept_ablation.concepts import Clusters
 from bae_lens.evals.text_batch import read_hooks, take_heads
 from bae_lens.interp.coder import Coder
-from bae_lens.interp.evidence import Evidence
+from bae_lens.interp.evidence import Evidence, check_evidence_of
 from bae_lens.interp.reading import Texts
 from bae_lens.interp.strings import TokenStrings
 from bae_lens.special_tokens import special_token_ids
@@ -70,17 +70,13 @@ def collect_sentences(
         model_kwargs: passed to the model.
 
     Raises:
-        ValueError: if a number is below 1, or the evidence is of another number of latents.
+        ValueError: if a number is below 1, or the evidence is of another dictionary.
     """
     for name, value in (("n_sentences", n_sentences), ("n_codes", n_codes), ("n_tokens", n_tokens)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1; got {value}.")
     coder = Coder(dictionary, activation_scaler or ActivationScaler())
-    if coder.n_latents != len(evidence):
-        raise ValueError(
-            f"The evidence is of {len(evidence)} latents, the dictionary has {coder.n_latents}. Give "
-            "the evidence that was collected of this dictionary."
-        )
+    check_evidence_of(evidence, coder.n_latents, coder.weights_sha256)
     special = special_token_ids(model, exclude_special_tokens)
     # That there are labels decides how texts are read; which class is which does not matter here.
     classes = None if labels is None else np.zeros(len(labels), dtype=np.int64)

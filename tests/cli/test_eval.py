@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from sae_lens import SAE
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from bae_lens import demo
 from bae_lens.cli import main
 from bae_lens.cli.eval import add_arguments, print_metrics, run_eval
+from bae_lens.fingerprint import weights_sha256
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
@@ -29,6 +31,7 @@ from tests.helpers import (
 )
 
 GROUPS = {
+    "sae",
     "model_behavior_preservation",
     "model_performance_preservation",
     "reconstruction_quality",
@@ -108,6 +111,19 @@ def test_metrics_are_written_into_the_folder_and_printed(folder, capsys):
         assert all(f"  {name} " in out for name in values)
     assert f"{metrics['code']['l0']:.4f}" in out
     assert f"Written to {folder / 'eval_metrics.json'}" in out
+
+
+def test_the_metrics_name_the_weights_that_they_are_of(folder):
+    assert run(folder) == 0
+    own = weights_sha256(SAE.load_from_disk(folder))
+    assert strict_json(folder / "eval_metrics.json")["sae"] == {"weights_sha256": own}
+
+
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_loaded(folder, asked, capsys):
+    for output in (folder, folder / "cfg.json" / "x", Path("/proc/x.json")):
+        assert main(["eval", str(folder), "--output", str(output)]) == 2
+        assert f"bae-lens: error: --output {output} " in capsys.readouterr().err
+    assert not asked
 
 
 def test_a_second_time_gives_the_same(folder):
@@ -193,6 +209,7 @@ def test_a_checkpoint_whose_scale_is_not_folded_in_yet_scores_as_it_would_folded
     for name in ("checkpoint", "folded"):
         assert run(tmp_path / name) == 0
         metrics = strict_json(tmp_path / name / "eval_metrics.json")
+        del metrics["sae"]
         scores.append(
             {g: {k: v for k, v in m.items() if v is not None} for g, m in metrics.items()}
         )

@@ -143,7 +143,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_read(
         (("--n_reference", "0"), "--n_reference must be at least 1"),
         (("--class_names", "a", "b", "c"), "labels 0, 1 differently; got a, b, c"),
         (("--class_names", "a", "a"), "differently; got a, a"),
-        (("--output", str(tmp_path)), "has to be a file"),
+        (("--output", str(tmp_path)), "a file is to be written there"),
     ):
         assert message in refused(capsys, paths[0], *files, *options)
     assert "none.jsonl" in refused(capsys, paths[0], *files[:3], str(tmp_path / "none.jsonl"))

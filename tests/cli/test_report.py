@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sae_lens import SAE
 
 from bae_lens.cli import main
 from bae_lens.demo import minilm
+from bae_lens.fingerprint import weights_sha256
 from bae_lens.interp import (
     ComSemResult,
     EmbeddingJudge,
@@ -86,7 +88,12 @@ def test_a_report_is_written_into_the_folder(folder, capsys, asked):
     assert data["title"] == f"sae: bae at {HOOK}"
     [own] = data["dictionaries"]
     assert (own["nTokens"], len(own["nFirings"]), own["training"]) == (300, 40, None)
-    assert own["about"] == {"model": "bae-lens/tiny", "text": "bae-lens/tiny-text"}
+    sha256 = weights_sha256(SAE.load_from_disk(folder))
+    assert own["about"] == {
+        "model": "bae-lens/tiny",
+        "text": "bae-lens/tiny-text",
+        "weights": f"{sha256[:12]}…",
+    }
     assert ("bae-lens/tiny-text", "test") in asked
     values = {name: value for name, value, *_ in own["metrics"]}
     assert values["code/n_tokens"] == 200
@@ -106,6 +113,31 @@ def test_metrics_and_training_that_lie_there_are_shown(folder):
         ("code/mse", None),
     ]
     assert own["training"]["points"][-1][0] == 900_000
+
+
+def test_metrics_without_a_fingerprint_are_shown_with_a_warning(folder, caplog):
+    (folder / "eval_metrics.json").write_text(json.dumps({"code": {"l0": 7.5}}))
+    assert main(["report", str(folder), *SMALL]) == 0
+    [own] = Page(folder / "report.html").data["dictionaries"]
+    assert [value for name, value, *_ in own["metrics"]] == [7.5]
+    assert caplog.text.count("eval_metrics.json does not say which weights it is of") == 1
+
+
+def test_metrics_of_the_weights_before_are_measured_anew(folder, capsys):
+    assert main(["eval", str(folder), "--n_eval_batches", "1", "--n_code_tokens", "200"]) == 0
+    shown = _bits(folder)
+    save(folder, make_bae(seed=7))
+    anew = _bits(folder)
+    assert "eval_metrics.json is of other weights" in capsys.readouterr().err
+    assert anew != shown
+    (folder / "eval_metrics.json").unlink()
+    assert _bits(folder) == anew
+
+
+def _bits(folder: Path) -> float:
+    assert main(["report", str(folder), *SMALL]) == 0
+    [own] = Page(folder / "report.html").data["dictionaries"]
+    return {name: value for name, value, *_ in own["metrics"]}["code/marginal_entropy"]
 
 
 def test_labelled_texts(folder, tmp_path):
@@ -424,7 +456,7 @@ def test_arguments_at_fault(folder, capsys, asked, argv, message):
 
 
 def test_an_output_that_is_a_folder(folder, capsys, asked):
-    assert "has to be a file" in refused(capsys, str(folder), "--output", str(folder))
+    assert "a file is to be written there" in refused(capsys, str(folder), "--output", str(folder))
     assert asked == []
 
 
@@ -460,3 +492,23 @@ def test_evidence_of_another_sae(folder, tmp_path, capsys):
     own = make_evidence(json.loads((folder / "cfg.json").read_text())["d_sae"])
     replace(own, hook_name="blocks.7.hook_mlp_out").save(tmp_path / "evidence.json")
     assert "latents at 'blocks.7.hook_mlp_out', and the SAE in" in refused(capsys, *argv)
+
+
+def test_evidence_of_the_weights_before(folder, tmp_path, capsys):
+    argv = ["report", str(folder), *SMALL, "--judge", "none"]
+    assert main([*argv, "--save_evidence"]) == 0
+    evidence = Evidence.load(folder / "evidence.json")
+    assert evidence.weights_sha256 == weights_sha256(SAE.load_from_disk(folder))
+    save(folder, make_bae(seed=7))
+    capsys.readouterr()
+    argv = (str(folder), *SMALL, "--evidence", str(folder / "evidence.json"))
+    assert "evidence.json is of other weights" in refused(capsys, *argv)
+
+
+def test_evidence_without_a_fingerprint_is_read_with_a_warning(folder, tmp_path, caplog):
+    values = replace(make_evidence(40), hook_name=HOOK).to_dict()
+    del values["weights_sha256"]
+    (tmp_path / "old.json").write_text(json.dumps(values))
+    argv = ["--evidence", str(tmp_path / "old.json"), "--n_sentences", "0", "--n_code_tokens", "0"]
+    assert main(["report", str(folder), *argv]) == 0
+    assert caplog.text.count("old.json does not say which weights it is of") == 1

@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from bae_lens.evals.summarise import decoder_vectors, flat_heads, is_one_bit, is_one_hot
+from bae_lens.fingerprint import weights_sha256
 from bae_lens.hook_points import hook_names
 from bae_lens.nn import squared_distances
 
@@ -102,6 +103,12 @@ def dictionary_hooks(dictionary: SAE[Any] | Clusters) -> tuple[str, str]:
     if isinstance(dictionary, Clusters):
         return dictionary.hook_name, dictionary.hook_name
     return hook_names(dictionary)
+
+
+def dictionary_sha256(dictionary: SAE[Any] | Clusters) -> str:
+    """Which weights, or centroids, these are: see ``bae_lens.fingerprint``."""
+    is_clusters = isinstance(dictionary, Clusters)
+    return weights_sha256({"centroids": dictionary.centroids} if is_clusters else dictionary)
 
 
 def describe(

@@ -11,7 +11,12 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from bae_lens.evals.concept_ablation import result as names
-from bae_lens.evals.concept_ablation.concepts import Clusters, Concepts, describe
+from bae_lens.evals.concept_ablation.concepts import (
+    Clusters,
+    Concepts,
+    describe,
+    dictionary_sha256,
+)
 from bae_lens.evals.concept_ablation.evidence import concepts_in_evidence, salient_tokens
 from bae_lens.evals.concept_ablation.interventions import (
     Outcome,
@@ -82,6 +87,7 @@ def ablate(
         n_truncated=task.reader.texts.n_truncated,
         ordinary_ce=_mean_or_none(ordinary_losses(task, None)),
         concept_in_evidence=concepts_in_evidence(task, concepts, ids),
+        weights_sha256=dictionary_sha256(dictionary),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from typing_extensions import Self
 
 from bae_lens.evals.concept_ablation.probes import Interval, paired_bootstrap
-from bae_lens.json_file import JsonResult, finite_or_none
+from bae_lens.json_file import ResultOfWeights, finite_or_none
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -137,7 +137,7 @@ class SalientTokens:
 
 
 @dataclass(frozen=True)
-class ConceptAblationResult(JsonResult):
+class ConceptAblationResult(ResultOfWeights):
     """Result of ``concept_ablation``.
 
     Attributes:
