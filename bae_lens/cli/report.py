@@ -37,6 +37,7 @@ from bae_lens.training.runner import METRICS_FILENAME
 
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"
 _EVIDENCE = "evidence.json"
+_CODE_TOKENS = 65_536
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n_code_tokens",
         type=int,
-        default=65_536,
-        help=f"tokens for the metrics of an SAE without {EVAL_FILENAME} (of bae-lens eval); 0 for none; "
-        "default: %(default)s",
+        help=f"tokens for the metrics of an SAE without {EVAL_FILENAME} (of bae-lens eval) of its own "
+        f"weights; 0 for none; default: as many as that file is of, or {_CODE_TOKENS}",
     )
     add_score_arguments(parser)
     parser.add_argument("--device", default="cpu")
@@ -110,8 +110,9 @@ def run_report(args: argparse.Namespace) -> int:
         **{f.name: getattr(args, f.name) for f in fields(EvidenceSettings) if f.name in args}
     )
     for name in ("n_sentences", "n_code_tokens"):
-        if getattr(args, name) < 0:
-            raise ValueError(f"--{name} must be at least 0; got {getattr(args, name)}.")
+        value = getattr(args, name)
+        if value is not None and value < 0:
+            raise ValueError(f"--{name} must be at least 0; got {value}.")
     is_one = len(folders) == 1
     comparison = Path(args.output or _COMPARISON)
     outputs = [Path(args.output or folders[0] / _OUTPUT)] if is_one else []
@@ -206,10 +207,12 @@ def _collect(
     score: Callable[[Evidence], Sequence[Result]],
 ) -> tuple[Compared, list[CodedSentence]]:
     """All that the reports show of one SAE."""
-    summary = _read_metrics(folder / EVAL_FILENAME, sha256)
+    summary, n_code_tokens = _read_metrics(folder / EVAL_FILENAME, sha256)
+    if args.n_code_tokens is not None:
+        n_code_tokens = args.n_code_tokens
     log = folder / METRICS_FILENAME
     training = read_metric_log(log) if log.is_file() else None
-    measures = summary is None and args.n_code_tokens > 0
+    measures = summary is None and n_code_tokens > 0
     # Nothing is loaded where all is given.
     read = cache(lambda: _Read.open(load_saved(folder, args.device), texts, settings.batch_size))
     if evidence is None:
@@ -229,7 +232,7 @@ def _collect(
         model, sae, _ = read().given
         # The metrics are of the held-out text, whatever the examples are of.
         store = held_out_store(sae, model, args.dataset, settings.batch_size)
-        options = {"n_code_tokens": args.n_code_tokens, **read().options}
+        options = {"n_code_tokens": n_code_tokens, **read().options}
         summary, _ = run_evals(sae, store, model, verbose=True, **options)
     about = _about(args, folder) | {"weights": f"{sha256[:12]}…"}
     return Compared(name, evidence, summary, training, None, results, about), sentences
@@ -255,19 +258,23 @@ def _without_examples(evidence: Evidence) -> Evidence:
     return replace(evidence, latents=tuple(bare))
 
 
-def _read_metrics(path: Path, sha256: str) -> dict[str, Any] | None:
-    """What ``bae-lens eval`` has written; None where there is nothing, or it is of other weights."""
+def _read_metrics(path: Path, sha256: str) -> tuple[dict[str, Any] | None, int]:
+    """What ``bae-lens eval`` has written; None where there is nothing, or it is of other weights.
+
+    Returns:
+        The metrics, and of how many tokens a new measurement should be.
+    """
     if not path.is_file():
-        return None
+        return None, _CODE_TOKENS
     summary = read_json(path, "file of metrics")
     about = summary.pop("sae", None)
     found = about.get("weights_sha256") if isinstance(about, dict) else None
     if is_of_weights(found, sha256, str(path)):
-        return summary
-    print(
-        f"bae-lens: {path} is of other weights than lie beside it: measured anew", file=sys.stderr
-    )
-    return None
+        return summary, _CODE_TOKENS
+    print(f"bae-lens: {path} is of other weights: measured anew", file=sys.stderr)
+    code = summary.get("code")
+    n_tokens = code.get("n_tokens") if isinstance(code, dict) else None
+    return None, n_tokens if isinstance(n_tokens, int) and n_tokens > 0 else _CODE_TOKENS
 
 
 def _read_evidences(
