@@ -1,18 +1,22 @@
 # make demo: install, then train and evaluate on a real language model, offline.
-# make test: install, then run every test. make check: ruff and pyright.
+# make test: install, then run every test but the slow ones (make check-slow). make check: ruff and pyright.
 PYTHON ?= python3
 # Pinned, so that figures repeat. Set TORCH= to keep pip's choice.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO_ARGS ?=
 
-.PHONY: demo test check install clean
+.PHONY: demo test check check-slow install clean
 
 demo: install
 	$(BIN)/bae-lens demo $(DEMO_ARGS)
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
+# The kills and bad inputs of which make test tries a few, at full count.
+check-slow: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff check .
