@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 from typing_extensions import Self
 
 from bae_lens.files import write_bytes
+from bae_lens.typed import check_types
 
 _MOST_DIGITS = 20  # of an integer of 64 bits, with its sign
 
@@ -170,7 +171,9 @@ def load_json(
     """
     values = read_json(path, expected, *names)
     try:
-        return from_dict(values)
+        result = from_dict(values)
+        check_types(result)
+        return result
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         why = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(f"{path} is no {expected}: {why.removesuffix('.')}.") from error

@@ -85,6 +85,8 @@ class AblationRow:
         """What ``to_dict`` gave."""
         own = {k: v for k, v in values.items() if k not in ("accuracy", "std")}
         own["correct"] = tuple(c == "1" for c in own["correct"])
+        if own["removed_norm"] is None:  # JSON has no NaN.
+            own["removed_norm"] = float("nan")
         for name in ("fold_accuracies", "ce_change"):
             own[name] = tuple(own[name])
         return cls(**own)

@@ -227,6 +227,7 @@ def test_numbers_that_json_lacks_are_left_out(tmp_path):
     loaded = ConceptAblationResult.load(tmp_path / "result.json")
     assert loaded.ordinary_ce is None
     assert loaded.rows[1].correct == rows[1].correct
+    assert math.isnan(loaded.rows[1].removed_norm)
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", '{"a": 1}', '"rows"'])
