@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +13,8 @@ from bae_lens.evals.code_statistics import CodeSummary
 from bae_lens.evals.concept_ablation import result as ablation
 from bae_lens.evals.concept_ablation.result import AblationRow, ConceptAblationResult
 from bae_lens.files import write_bytes
+from bae_lens.json_file import parse_json
+from bae_lens.typed import check_types
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,13 +110,31 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
 
 
 def read_metric_log(path: str | Path) -> dict[str, list[float]]:
-    """A training run's ``metrics.jsonl`` as columns, NaN where a line lacks a value."""
-    # Of a run that was killed, the last line may be cut short.
-    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    """A training run's ``metrics.jsonl`` as columns, NaN where a line lacks a value.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if a line is no object of numbers by name. The last one may be cut short, of a run
+            that was killed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    rows: list[dict[str, float | None]] = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            row = parse_json(line)
+            check_types(row, dict[str, float | None], "what it holds")
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is no log of a training run: line {number} is no object of numbers by name "
+                f"({str(error).removesuffix('.')})."
+            ) from error
+        rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     return {
-        name: [float("nan") if row.get(name) is None else row[name] for row in rows]
+        name: [float("nan") if (value := row.get(name)) is None else value for row in rows]
         for name in names
     }
 
