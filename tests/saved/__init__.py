@@ -1,0 +1,1 @@
+"""Files that earlier versions wrote, and what goes on reading them."""
