@@ -9,13 +9,20 @@ from typing import Any
 from sae_lens import SAE, HookedSAETransformer
 from sae_lens.analysis.hooked_sae_transformer import _SAEWrapper, get_deep_attr, set_deep_attr
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
 from bae_lens.clvq_vae import only_tokens
-from bae_lens.hook_points import hook_names, output_is_decoded_code
+from bae_lens.hook_points import (
+    flat_heads,
+    hook_names,
+    output_is_decoded_code,
+    put_heads,
+    take_heads,
+)
+from bae_lens.running_pass import PassTracker
 from bae_lens.special_tokens import special_token_ids, special_token_mask
 from bae_lens.suggest import did_you_mean
 
@@ -38,7 +45,14 @@ def attached(
 
     An SAE that writes to another hook point than it reads (a transcoder, a CLVQ-VAE) reads what is
     there after all hooks, so that an intervention at the lower hook point shows in what it writes.
-    From one that decodes whole sequences special tokens are hidden, as they were in training.
+    From one that decodes whole sequences special tokens are hidden, as they were in training. Where
+    a hook point has heads, an SAE of one head (``metadata.hook_head_index``) is attached to that
+    head, any other to all of them side by side.
+
+    Which tokens are special is known of whatever the model itself makes of text or token ids, also
+    while it generates. Given activations (``start_at_layer``) it has to be told which tokens they
+    are of, by ``tokens=``, and given embeddings it cannot be: an SAE that is reached without
+    knowing refuses.
 
     Args:
         model: the model; what was attached to the hook points before is back afterwards.
@@ -54,12 +68,17 @@ def attached(
     Raises:
         ValueError: if the model does not have the SAE's hook points (SAELens only logs a warning),
             or has no tokenizer to say which tokens are special; if what the SAE writes is not what
-            it decodes from its code, which is all that SAELens takes from it.
+            it decodes from its code, which is all that SAELens takes from it. Inside, when the model
+            runs: if the tokens are not known, the activations are not as wide as the SAE or have no
+            such head, or a decoder of whole sequences is given the last tokens of one only.
     """
     special = special_token_ids(model, exclude_special_tokens)
     names = hook_names(sae)
     path_in, path_out = (_path(model, name) for name in names)
     _check_output(sae, sae.use_error_term if use_error_term is None else use_error_term)
+    conversions = [
+        getattr(get_deep_attr(model, path), "hook_conversion", None) for path in (path_in, path_out)
+    ]
     capture: RemovableHandle | None = None
 
     def prepare() -> _Wrapper | None:
@@ -71,20 +90,21 @@ def attached(
             return None
         wrapper.__class__ = _Wrapper
         assert isinstance(wrapper, _Wrapper)
+        wrapper.tracker, wrapper.special, wrapper.hook_conversion = tracker, special, conversions[1]
         wrapper.reads_elsewhere = path_in != path_out
         if wrapper.reads_elsewhere:
             if capture is not None:
                 capture.remove()
-            capture = get_deep_attr(model, path_in).register_forward_hook(
-                lambda *args: wrapper.capture_input(args[-1])  # module, inputs, output
-            )
+            capture = get_deep_attr(model, path_in).register_forward_hook(note_input)
         return wrapper
 
-    def before_a_pass(module: nn.Module, inputs: tuple[Any, ...]) -> None:  # noqa: ARG001
-        wrapper = prepare()
-        if wrapper is not None and special:
-            wrapper.set_token_mask(special_token_mask(inputs[0], special))
+    def note_input(*args: Any) -> None:  # module, inputs, output
+        if tracker.running is not None:
+            convert = conversions[0]
+            acts = args[-1] if convert is None else convert.convert(args[-1])
+            tracker.running.captured = take_heads(acts, sae.cfg.metadata.hook_head_index)
 
+    tracker = PassTracker(model, prepare, of_decoder=path_out.startswith("decoder"))
     with _as_before_afterwards(model, names[0], path_out):
         _add(model, sae, use_error_term, path_in)
         if prepare() is None:
@@ -92,36 +112,82 @@ def attached(
                 f"The SAE cannot be attached to the {type(model).__name__}: another one, already "
                 f"attached, writes to {names[0]!r} or {names[1]!r} and hides the hook point."
             )
-        # The embedding sees token ids whatever the caller passed: text, tokens, with BOS or not.
-        handle = model.embed.register_forward_pre_hook(before_a_pass)
         try:
-            yield model
+            with tracker.following():
+                yield model
         finally:
-            handle.remove()
             if capture is not None:
                 capture.remove()
 
 
 class _Wrapper(_SAEWrapper):
-    """SAELens' wrapper; the tokens that pass by the SAE are also hidden from it."""
+    """SAELens' wrapper; the tokens that pass by the SAE are also hidden from it, and heads taken."""
 
+    tracker: PassTracker
+    special: Sequence[int]
+    # Of the hook point that it stands for: from the form of the model to that of hooks.
+    hook_conversion: Any = None
     reads_elsewhere: bool = False
 
     @override
     def forward(self, original_output: Tensor) -> Tensor:
-        if self.reads_elsewhere and self._captured_input is None:
-            hook_in, hook_out = hook_names(self.sae)
+        sae, convert = self.sae, self.hook_conversion
+        # Of one head is what it reads; where that is not where it writes, it writes to all.
+        head = None if self.reads_elsewhere else sae.cfg.metadata.hook_head_index
+        if sae.hook_z_reshaping_mode and head is None and not self.reads_elsewhere:
+            # Puts heads side by side and takes them apart again by itself.
+            return self._run(original_output)
+        acts = original_output if convert is None else convert.convert(original_output)
+        with flat_heads(sae):
+            new = put_heads(acts, self._run(take_heads(acts, head)), head)
+        return new if convert is None else convert.revert(new)
+
+    def _run(self, original_output: Tensor) -> Tensor:
+        """Of activations ``[batch, pos, d]``."""
+        hook_in, hook_out = hook_names(self.sae)
+        running = self.tracker.running
+        if self.reads_elsewhere:
+            self._captured_input = None if running is None else running.captured
+            if self._captured_input is None:
+                raise ValueError(
+                    f"The model came to {hook_out!r}, where the SAE writes, without having passed "
+                    f"{hook_in!r}, which it reads."
+                )
+        if getattr(self.sae.cfg, "decoder", None) == "transformer" and running and running.has_past:
             raise ValueError(
-                f"The model came to {hook_out!r}, where the SAE writes, without having passed "
-                f"{hook_in!r}, which it reads."
+                "The SAE decodes whole sequences, and a key-value cache hides from it the tokens "
+                "before the last: generate with use_past_kv_cache=False."
             )
-        mask = self._token_mask
+        _check_width(self._captured_input, original_output, self.sae)
+        mask = self._mask(original_output)
+        self.set_token_mask(mask)
         try:
             with nullcontext() if mask is None else only_tokens(self.sae, ~mask):
                 return super().forward(original_output)
         finally:
-            # Of this pass only.
-            self._token_mask = None
+            self.set_token_mask(None)
+            self._captured_input = None
+
+    def _mask(self, activations: Tensor) -> Tensor | None:
+        """True where a token is special; None where none is, whatever the tokens."""
+        if not self.special:
+            return None
+        running = self.tracker.running
+        tokens = None if running is None else running.tokens
+        hook = hook_names(self.sae)[1]
+        if tokens is None:
+            raise ValueError(
+                f"The model came to {hook!r}, where an SAE is attached, without token ids, and which "
+                "of its tokens are special is not known. Run it on text or token ids, give the "
+                "tokens beside start_at_layer (tokens=…), or attach with exclude_special_tokens=False."
+            )
+        if tokens.shape != activations.shape[:2]:
+            raise ValueError(
+                f"Activations at {hook!r} have shape {tuple(activations.shape)}, and the model's "
+                f"tokens have shape {tuple(tokens.shape)}: an SAE is attached to hook points with one "
+                "vector a token."
+            )
+        return special_token_mask(tokens, self.special).to(activations.device)
 
 
 def _path(model: Model, name: str) -> str:
@@ -137,6 +203,21 @@ def _path(model: Model, name: str) -> str:
         f"{type(model).__name__} has no hook point {name!r}, which the SAE's metadata names. "
         f"{did_you_mean(name, model.hook_dict)}"
     )
+
+
+def _check_width(captured: Tensor | None, written: Tensor, sae: SAE[Any]) -> None:
+    """Refuse activations that are not as wide as what the SAE reads and writes."""
+    d_out = getattr(sae.cfg, "d_out", None) or sae.cfg.d_in
+    read = written if captured is None else captured
+    if written.ndim == 4:
+        return  # Its heads are for the SAE itself to take.
+    sides = ((read, sae.cfg.d_in, "reads"), (written, d_out, "writes"))
+    for (acts, width, verb), hook in zip(sides, hook_names(sae), strict=True):
+        if acts.shape[-1] != width:
+            raise ValueError(
+                f"Activations at {hook!r} have width {acts.shape[-1]}, and the SAE {verb} width "
+                f"{width}. Check metadata.hook_name, hook_name_out and hook_head_index."
+            )
 
 
 def _check_output(sae: SAE[Any], use_error_term: bool) -> None:

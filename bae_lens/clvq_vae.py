@@ -53,7 +53,7 @@ class CLVQVAE(CLVQVAEBase):
     activation is worth, 1 unless the norms of ``W_dec`` were folded into it.
 
     With the transformer decoder, a model's key-value cache hides the codes of earlier tokens:
-    generate with ``use_past_kv_cache=False``.
+    generate with ``use_past_kv_cache=False`` (``attached`` refuses such a cache).
     """
 
     float32_buffers = (*CrossLayerSAE.float32_buffers, "codebook")

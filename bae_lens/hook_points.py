@@ -1,10 +1,13 @@
-"""Where an SAE reads and where it writes."""
+"""Where an SAE reads and where it writes, and the heads there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sae_lens import SAE
+from torch import Tensor
 
 
 def hook_names(sae: SAE[Any]) -> tuple[str, str]:
@@ -26,3 +29,41 @@ def output_is_decoded_code(sae: SAE[Any]) -> bool:
     a CLVQ-VAE with ``decoder_memory="encoder"``.
     """
     return not hasattr(sae, "W_skip") and getattr(sae.cfg, "decoder_memory", "codes") == "codes"
+
+
+def take_heads(activations: Tensor, head_index: int | None) -> Tensor:
+    """``[batch, pos, d]``: one head, or all of them side by side.
+
+    Raises:
+        ValueError: if there is no such head.
+    """
+    if head_index is None:
+        return activations.flatten(2)
+    n_heads = activations.shape[2] if activations.ndim == 4 else 0
+    if not -n_heads <= head_index < n_heads:
+        raise ValueError(
+            f"The SAE's metadata.hook_head_index is {head_index}, but its hook point has "
+            f"{n_heads or 'no'} heads: its activations have shape {tuple(activations.shape)}."
+        )
+    return activations[:, :, head_index]
+
+
+def put_heads(activations: Tensor, new: Tensor, head_index: int | None) -> Tensor:
+    """``activations`` with what ``take_heads`` takes replaced."""
+    if head_index is None:
+        return new.reshape(activations.shape)
+    activations = activations.clone()
+    activations[:, :, head_index] = new
+    return activations
+
+
+@contextmanager
+def flat_heads(sae: SAE[Any]) -> Iterator[None]:
+    """Let an SAE of ``hook_z`` take its heads flattened, as a store gives them."""
+    was_on = sae.hook_z_reshaping_mode
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        if was_on:
+            sae.turn_on_forward_pass_hook_z_reshaping()

@@ -26,14 +26,9 @@ from bae_lens.evals.reconstruction import (
     next_token_loss,
     predicts_next_token,
 )
-from bae_lens.evals.summarise import Reconstructed, flat_heads
-from bae_lens.evals.text_batch import (
-    MaskedTextStore,
-    TextBatch,
-    read_hooks,
-    take_heads,
-)
-from bae_lens.hook_points import hook_names, output_is_decoded_code
+from bae_lens.evals.summarise import Reconstructed
+from bae_lens.evals.text_batch import MaskedTextStore, TextBatch, read_hooks
+from bae_lens.hook_points import flat_heads, hook_names, output_is_decoded_code, take_heads
 
 
 def evaluates_here(sae: SAE[Any]) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from bae_lens.bae import BAE
 from bae_lens.evals.code_statistics import CodeStatistics, CodeSummary
 from bae_lens.evals.magnitudes import MagnitudeQuantiser
+from bae_lens.hook_points import flat_heads
 
 
 class Reconstructed(NamedTuple):
@@ -132,15 +132,3 @@ def decoder_vectors(sae: SAE[Any]) -> Tensor:
         # They include the norms of the decoder already; SAELens divides by them when decoding.
         return torch.nn.functional.normalize(sae.W_dec, dim=1)
     return sae.W_dec
-
-
-@contextmanager
-def flat_heads(sae: SAE[Any]) -> Iterator[None]:
-    """Let an SAE of ``hook_z`` take its heads flattened, as a store gives them."""
-    was_on = sae.hook_z_reshaping_mode
-    sae.turn_off_forward_pass_hook_z_reshaping()
-    try:
-        yield
-    finally:
-        if was_on:
-            sae.turn_on_forward_pass_hook_z_reshaping()

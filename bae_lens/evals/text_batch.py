@@ -132,17 +132,3 @@ def read_hooks(
                 f"fire. {did_you_mean(name, model.hook_dict)}"
             )
     return output, [cache[name] for name in hook_names]  # pyright: ignore[reportReturnType]
-
-
-def take_heads(activations: Tensor, head_index: int | None) -> Tensor:
-    """``[batch, pos, d]``: one head, or all of them side by side."""
-    return activations.flatten(2) if head_index is None else activations[:, :, head_index]
-
-
-def put_heads(activations: Tensor, new: Tensor, head_index: int | None) -> Tensor:
-    """``activations`` with what ``take_heads`` takes replaced."""
-    if head_index is None:
-        return new.reshape(activations.shape)
-    activations = activations.clone()
-    activations[:, :, head_index] = new
-    return activations

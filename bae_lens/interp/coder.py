@@ -18,7 +18,8 @@ from bae_lens.evals.concept_ablation.concepts import (
     dictionary_hooks,
     dictionary_sha256,
 )
-from bae_lens.evals.summarise import flat_heads, is_one_bit, is_one_hot
+from bae_lens.evals.summarise import is_one_bit, is_one_hot
+from bae_lens.hook_points import flat_heads
 from bae_lens.interp.evidence import Strength
 from bae_lens.nn import squared_distances
 

@@ -21,7 +21,8 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.concept_ablation.concepts import Clusters
 from bae_lens.evals.held_out import held_out_store
-from bae_lens.evals.text_batch import MaskedTextStore, TextBatch, read_hooks, take_heads
+from bae_lens.evals.text_batch import MaskedTextStore, TextBatch, read_hooks
+from bae_lens.hook_points import take_heads
 from bae_lens.interp.coder import Coder
 from bae_lens.interp.evidence import EvidenceSettings
 from bae_lens.training.sentences import SentenceStore

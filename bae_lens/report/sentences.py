@@ -15,7 +15,8 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.concept_ablation.concepts import Clusters
-from bae_lens.evals.text_batch import read_hooks, take_heads
+from bae_lens.evals.text_batch import read_hooks
+from bae_lens.hook_points import take_heads
 from bae_lens.interp.coder import Coder
 from bae_lens.interp.evidence import Evidence, check_evidence_of
 from bae_lens.interp.reading import Texts

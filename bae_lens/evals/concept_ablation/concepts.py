@@ -16,9 +16,9 @@ from sae_lens import SAE
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from bae_lens.evals.summarise import decoder_vectors, flat_heads, is_one_bit, is_one_hot
+from bae_lens.evals.summarise import decoder_vectors, is_one_bit, is_one_hot
 from bae_lens.fingerprint import weights_sha256
-from bae_lens.hook_points import hook_names
+from bae_lens.hook_points import flat_heads, hook_names
 from bae_lens.nn import squared_distances
 
 Vectors = Literal["decoder", "encoder"]
