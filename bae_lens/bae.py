@@ -8,8 +8,8 @@ its bits, the covariance between them, and the density of those that fire too of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepO
 from torch import Tensor, nn
 from typing_extensions import override
 
-from bae_lens.fields import number_or_none
+from bae_lens.fields import Number, OneOf, Rule, check_fields, number_or_none, positive, whole
 from bae_lens.nn import (
     SURROGATES,
     Float32Buffers,
@@ -34,12 +34,31 @@ from bae_lens.nn import (
     follow_budget,
     off_diagonal_covariance,
 )
+from bae_lens.sae_fields import SAE_FIELDS, TRAINING_SAE_FIELDS
 
 # The density penalty begins below the density that must not be passed, so that held-out text,
 # which varies about the minibatch's mean, does not pass it either.
 _DENSITY_MARGIN = 0.8
 # What counts as dense where no cap says so, as in the literature.
 _DENSE = 0.1
+_TRAINING_FIELDS: Mapping[str, Rule] = {
+    **TRAINING_SAE_FIELDS,
+    "surrogate": OneOf(SURROGATES),
+    "temperature": positive(),
+    "initial_firing_rate": Number(above=0, below=1, or_none=True),
+    "entropy_coefficient": Number(least=0),
+    "entropy_warm_up_steps": whole(0),
+    "entropy_start_step": whole(0),
+    "entropy_floor": Number(least=0),
+    "target_entropy": positive(
+        words=("d_in",), or_none=True, hint="bits per token; 'd_in' is one per input dimension"
+    ),
+    "target_unexplained_variance": Number(above=0, below=1, or_none=True),
+    "covariance_coefficient": Number(least=0),
+    "covariance_warm_up_steps": whole(0),
+    "max_density": Number(above=0, most=1, or_none=True),
+    "density_coefficient": Number(least=0),
+}
 _STATISTICS = ("firing_rate", "n_updates", "log_entropy_multiplier")
 # Firing rates are a running mean over about this many steps.
 _FIRING_RATE_STEPS = 100
@@ -47,12 +66,21 @@ _FIRING_RATE_STEPS = 100
 
 @dataclass
 class BAEConfig(SAEConfig):
-    """Configuration class for a BAE; all its fields are those of ``SAEConfig``."""
+    """Configuration class for a BAE; all its fields are those of ``SAEConfig``.
+
+    Raises:
+        ValueError: if a value is of another type than its field's or outside its range.
+    """
 
     @override
     @classmethod
     def architecture(cls) -> str:
         return "bae"
+
+    @override
+    def __post_init__(self) -> None:
+        check_fields(self, SAE_FIELDS)
+        super().__post_init__()
 
 
 @dataclass
@@ -100,7 +128,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
         normalize_activations (str): Inherited from SAEConfig; for the default see above.
 
     Raises:
-        ValueError: if a value is outside its range.
+        ValueError: if a value is of another type than its field's or outside its range.
     """
 
     normalize_activations: str = "expected_average_only_in"  # type: ignore[assignment]
@@ -125,32 +153,8 @@ class TrainingBAEConfig(TrainingSAEConfig):
 
     @override
     def __post_init__(self) -> None:
+        check_fields(self, _TRAINING_FIELDS)
         super().__post_init__()
-        if self.surrogate not in SURROGATES:
-            raise ValueError(
-                f"surrogate must be one of {', '.join(SURROGATES)}; got {self.surrogate!r}."
-            )
-        if isinstance(self.target_entropy, str) and self.target_entropy != "d_in":
-            raise ValueError(
-                "target_entropy must be a number of bits per token, 'd_in' (one bit per input "
-                f"dimension) or None; got the string {self.target_entropy!r}."
-            )
-        for name, is_valid, expected in (
-            ("temperature", lambda v: v is not None and v > 0, "greater than 0"),
-            ("initial_firing_rate", lambda v: 0 < v < 1, "between 0 and 1"),
-            ("max_density", lambda v: 0 < v <= 1, "in (0, 1]"),
-            ("target_entropy", lambda v: v == "d_in" or v > 0, "greater than 0"),
-            ("target_unexplained_variance", lambda v: 0 < v < 1, "between 0 and 1"),
-            *(
-                (f.name, lambda v: v is not None and v >= 0, "0 or greater")
-                for f in fields(self)
-                if _is_weight(f.name)
-            ),
-        ):
-            value = getattr(self, name)
-            may_be_none = name in ("initial_firing_rate", "max_density") or "target_" in name
-            if not (value is None and may_be_none) and not is_valid(value):
-                raise ValueError(f"{name} must be {expected}; got {value}.")
         if self.target_unexplained_variance is not None and self.target_entropy is not None:
             raise ValueError(
                 "The entropy coefficient can follow one target only: set target_entropy to None, or "
@@ -204,8 +208,17 @@ class TrainingBAEConfig(TrainingSAEConfig):
         return cls(**(recipe | overrides))
 
 
-def _is_weight(name: str) -> bool:
-    return name.startswith(("entropy_", "covariance_", "density_"))
+def _surrogate_of(cfg: BAEConfig) -> dict[str, Any]:
+    """How a saved BAE was trained, for ``binarize``; what it does not say is as by default."""
+    details = cfg.metadata.training_architecture_details
+    details = details if isinstance(details, dict) else {}
+    surrogate, temperature = details.get("surrogate"), details.get("temperature")
+    default = TrainingBAEConfig
+    is_number = isinstance(temperature, (int, float)) and 0 < temperature < float("inf")
+    return {
+        "surrogate": surrogate if surrogate in SURROGATES else default.surrogate,
+        "temperature": temperature if is_number else default.temperature,
+    }
 
 
 class _OneBitSAE(SAE[Any]):
@@ -234,6 +247,10 @@ class _OneBitSAE(SAE[Any]):
 class BAE(_OneBitSAE):
     """Binary Autoencoder for inference: ``encode`` gives ``scale`` or 0, never anything between.
 
+    A gradient with respect to its activations is exact, also where they are 0. Below them, at the
+    pre-activations and the input, it is the surrogate of the training (``surrogate`` and
+    ``temperature`` in ``metadata.training_architecture_details``), since a step has none of its own.
+
     Buffers: ``scale`` [d_sae], and ``flipped`` [d_sae], True where the bit was inverted when the SAE
     was saved because it was on for more than half of the tokens; the density before that is 1 minus
     the density of the bit here.
@@ -252,7 +269,7 @@ class BAE(_OneBitSAE):
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        return lambda pre: (pre > 0).to(pre.dtype)
+        return partial(binarize, **_surrogate_of(self.cfg))
 
     @override
     def encode(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -24,8 +24,8 @@ from typing_extensions import override
 from bae_lens.clvq_vae_base import CLVQVAEBase, only_tokens
 from bae_lens.clvq_vae_config import CLVQVAEConfig, TrainingCLVQVAEConfig
 from bae_lens.codebook_init import initial_codebook
-from bae_lens.cross_layer import CrossLayerSAE, masked, target_and_output
-from bae_lens.nn import EMACodebook, squared_distances, straight_through
+from bae_lens.cross_layer import CrossLayerSAE, is_hooked, masked, target_and_output
+from bae_lens.nn import EMACodebook, Quantized, one_hot, squared_distances, straight_through
 from bae_lens.packing import unpack_rows
 
 # pyright: reportIncompatibleVariableOverride=false
@@ -37,6 +37,19 @@ __all__ = [
     "TrainingCLVQVAEConfig",
     "only_tokens",
 ]
+
+
+class _HookedActs(NamedTuple):
+    """Activations of a training step as its hooks left them.
+
+    Attributes:
+        values: ``[n, K]``.
+        is_changed: whether a hook changed any.
+    """
+
+    values: Tensor
+    is_changed: Tensor
+
 
 # Buffers of the quantiser; in a state dict they stand at the top level, as the codebook does in the
 # inference class.
@@ -89,7 +102,8 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
     hook point; where the mask excludes a token, both it and the reconstruction are the mean of the
     others, which leaves the explained variance as it is (``explained_variance_legacy``, a mean over
     tokens, then means nothing). Its ``feature_acts`` are the nearest codes, also where another one was drawn, so that
-    SAELens' sparsity is that of evaluation.
+    SAELens' sparsity is that of evaluation. A hook at ``hook_sae_acts_post`` is shown the codes that
+    are decoded, drawn ones; what it puts there is decoded, and reported, in their place.
     """
 
     cfg: TrainingCLVQVAEConfig
@@ -178,10 +192,20 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
         n_valid = valid.sum().clamp(min=1)
 
         z = self.encoder(self.process_sae_in(masked(lower, valid, self.input_mean)))
+        hidden_pre = self._hooked_distances(z)
         quantized = self.quantizer.quantize(
-            z, valid, self.cfg.top_k if self.training else 1, self.cfg.temperature
+            z,
+            valid,
+            self.cfg.top_k if self.training else 1,
+            self.cfg.temperature,
+            distances=None if hidden_pre is None else -hidden_pre.detach(),
         )
-        decoded = self._decode_sequences(straight_through(z, quantized.codes), valid, z)
+        if hidden_pre is None or not is_hooked(self.hook_sae_acts_post):
+            acts = None
+            decoded = self._decode_sequences(straight_through(z, quantized.codes), valid, z)
+        else:
+            acts, decoded = self._decode_hooked(z, hidden_pre, quantized, valid)
+        decoded = self.hooked_recons(decoded, valid)
 
         # Both are zero where a token is not valid.
         upper = masked(upper, valid, self.target_mean)
@@ -199,12 +223,15 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
                 )
             feature_acts = torch.zeros_like(quantized.distances, dtype=z.dtype)
             feature_acts.scatter_(1, quantized.nearest[:, None], valid[:, None].to(z.dtype))
+            feature_acts *= self.scale
+            if acts is not None:
+                feature_acts = torch.where(acts.is_changed, acts.values, feature_acts)
             drawn = ((quantized.indices != quantized.nearest) & valid).sum() / n_valid
             sae_in, sae_out, metrics = target_and_output(upper, self.target_scale * error, valid)
         return TrainStepOutput(
             sae_in=sae_in,
             sae_out=sae_out,
-            feature_acts=feature_acts * self.scale,
+            feature_acts=feature_acts,
             hidden_pre=-quantized.distances,
             loss=losses["mse_loss"] + losses["commitment_loss"],
             losses=losses,
@@ -218,6 +245,37 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
                 "alpha": partial(torch.clone, self.encoder.alpha.detach()),
             },
         )
+
+    def _hooked_distances(self, z: Tensor) -> Tensor | None:
+        """Minus the squared distances after their hooks; None where no hook is at the code at all."""
+        if not (is_hooked(self.hook_sae_acts_pre) or is_hooked(self.hook_sae_acts_post)):
+            return None
+        with torch.no_grad():
+            distances = squared_distances(z, self.codebook)
+        # In the graph, so that a backward hook is called.
+        return self.hook_sae_acts_pre(-distances.requires_grad_())
+
+    def _decode_hooked(
+        self, z: Tensor, hidden_pre: Tensor, quantized: Quantized, valid: Tensor
+    ) -> tuple[_HookedActs, Tensor]:
+        """The drawn codes after the hooks of ``hook_sae_acts_post``, and what they decode to.
+
+        With the gradients of a step without hooks, and that of the activations.
+        """
+        drawn = one_hot(hidden_pre, quantized.indices).to(self.dtype) * self.scale
+        drawn = masked(drawn, valid)
+        before = drawn.detach().clone()
+        acts = self.hook_sae_acts_post(drawn)
+        # The codebook is moved before the gradient is taken.
+        codebook = self.codebook.to(acts.dtype, copy=True)
+        codes = (acts / self.scale) @ codebook + (z - z.detach())
+        has_code = valid & (acts != 0).any(-1)
+        decoded = self._decode_sequences(codes, has_code, z)
+        # As in decode, where a token without a code decodes to zero.
+        nothing = (-self.target_mean / self.target_scale).to(decoded.dtype)
+        decoded = torch.where((valid & ~has_code)[:, None], nothing, decoded)
+        values = acts.detach()
+        return _HookedActs(values, (values != before).any()), decoded
 
     def _decode_sequences(self, codes: Tensor, valid: Tensor, z: Tensor) -> Tensor:
         """``_run_decoder`` on flat tokens, put into their sequences for it."""

@@ -18,6 +18,7 @@ from bae_lens.nn import (
     CausalTransformerDecoder,
     TokenDecoder,
     nearest_codes,
+    one_hot,
     squared_distances,
 )
 
@@ -60,7 +61,7 @@ class CLVQVAEBase(CrossLayerSAE):
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        return _one_hot_of_largest
+        return one_hot
 
     # SAELens' names for the weights
 
@@ -120,7 +121,10 @@ class CLVQVAEBase(CrossLayerSAE):
 
     @override
     def encode(self, x: Tensor) -> Tensor:
-        """One-hot of the nearest code (times ``scale``): ``[..., d_in]`` → ``[..., K]``."""
+        """One-hot of the nearest code (times ``scale``): ``[..., d_in]`` → ``[..., K]``.
+
+        A gradient reaches each of its entries; none goes on to the input, see ``one_hot``.
+        """
         return self._encode(x)[2]
 
     @override
@@ -191,7 +195,3 @@ def only_tokens(sae: SAE[Any], valid: Bool[Tensor, "*batch"] | None) -> Iterator
     """``sae.only_tokens(valid)`` where an SAE has it: where tokens do not see each other, none."""
     with sae.only_tokens(valid) if isinstance(sae, CLVQVAEBase) else nullcontext():
         yield
-
-
-def _one_hot_of_largest(scores: Tensor) -> Tensor:
-    return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)

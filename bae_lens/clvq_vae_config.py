@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,11 +10,35 @@ from sae_lens import SAEConfig, TrainingSAEConfig
 from typing_extensions import override
 
 from bae_lens.codebook_init import CODEBOOK_INITS, CodebookInit
-from bae_lens.cross_layer import check_cross_layer
-from bae_lens.fields import number_or_none
+from bae_lens.cross_layer import TrainingAcrossLayers, check_cross_layer
+from bae_lens.fields import Number, OneOf, Rule, check_fields, number_or_none, positive, whole
+from bae_lens.sae_fields import CROSS_LAYER_FIELDS, SAE_FIELDS, TRAINING_SAE_FIELDS
 
 Decoder = Literal["transformer", "token"]
 DecoderMemory = Literal["codes", "encoder"]
+
+_DECODER_FIELDS: Mapping[str, Rule] = {
+    **CROSS_LAYER_FIELDS,
+    "decoder": OneOf(get_args(Decoder)),
+    "decoder_memory": OneOf(get_args(DecoderMemory)),
+    "decoder_layers": whole(0),
+    "decoder_width": whole(1, or_none=True),
+    "decoder_heads": whole(1, or_none=True),
+    "decoder_mlp_width": whole(1, or_none=True),
+}
+_TRAINING_FIELDS: Mapping[str, Rule] = {
+    "top_k": whole(1, hint="1 is the nearest code"),
+    "temperature": positive(hint="for the nearest code set top_k to 1"),
+    "ema_decay": Number(least=0, below=1),
+    "laplace_epsilon": positive(),
+    "revive_after": whole(1, or_none=True),
+    "max_revived": whole(0),
+    "commitment_coefficient": Number(least=0),
+    "codebook_init": OneOf(CODEBOOK_INITS),
+    # Of scikit-learn's generator.
+    "codebook_init_seed": whole(0, 2**32 - 1),
+    "sequence_length": whole(1, or_none=True),
+}
 
 
 @dataclass
@@ -51,7 +76,7 @@ class CLVQVAEConfig(_CrossLayerFields, SAEConfig):
         apply_b_dec_to_input (bool): Must be False: the decoder's bias is of another hook point.
 
     Raises:
-        ValueError: if a value is outside its range.
+        ValueError: if a value is of another type than its field's or outside its range.
     """
 
     @override
@@ -61,13 +86,14 @@ class CLVQVAEConfig(_CrossLayerFields, SAEConfig):
 
     @override
     def __post_init__(self) -> None:
+        check_fields(self, {**SAE_FIELDS, **_DECODER_FIELDS})
         _check_shared(self)
         super().__post_init__()
         self.d_out = self.d_in if self.d_out is None else self.d_out
 
 
 @dataclass
-class TrainingCLVQVAEConfig(_CrossLayerFields, TrainingSAEConfig):
+class TrainingCLVQVAEConfig(_CrossLayerFields, TrainingAcrossLayers, TrainingSAEConfig):
     """Configuration class for training a CLVQ-VAE.
 
     Inputs and targets are centred and scaled by the model itself, from the activations that it is
@@ -94,7 +120,7 @@ class TrainingCLVQVAEConfig(_CrossLayerFields, TrainingSAEConfig):
         decoder_init_norm (float | None): Not used. Inherited from TrainingSAEConfig.
 
     Raises:
-        ValueError: if a value is outside its range.
+        ValueError: if a value is of another type than its field's or outside its range.
     """
 
     top_k: int = 5
@@ -115,42 +141,12 @@ class TrainingCLVQVAEConfig(_CrossLayerFields, TrainingSAEConfig):
 
     @override
     def __post_init__(self) -> None:
+        check_fields(self, {**TRAINING_SAE_FIELDS, **_DECODER_FIELDS, **_TRAINING_FIELDS})
         _check_shared(self)
         super().__post_init__()
-        if self.codebook_init not in CODEBOOK_INITS:
-            raise ValueError(
-                f"codebook_init must be one of {', '.join(CODEBOOK_INITS)}; "
-                f"got {self.codebook_init!r}."
-            )
-        for name, is_valid, expected in (
-            ("top_k", lambda v: v >= 1, "at least 1 (the nearest code)"),
-            ("temperature", lambda v: v > 0, "greater than 0; for the nearest code set top_k to 1"),
-            ("ema_decay", lambda v: 0 <= v < 1, "at least 0 and below 1"),
-            ("laplace_epsilon", lambda v: v > 0, "greater than 0"),
-            ("revive_after", lambda v: v is None or v >= 1, "at least 1, or None"),
-            ("max_revived", lambda v: v >= 0, "0 or greater"),
-            ("commitment_coefficient", lambda v: v >= 0, "0 or greater"),
-            ("sequence_length", lambda v: v is None or v >= 1, "at least 1, or None"),
-        ):
-            if not is_valid(getattr(self, name)):
-                raise ValueError(f"{name} must be {expected}; got {getattr(self, name)}.")
 
 
 def _check_shared(cfg: CLVQVAEConfig | TrainingCLVQVAEConfig) -> None:
-    for name, choices in (
-        ("decoder", get_args(Decoder)),
-        ("decoder_memory", get_args(DecoderMemory)),
-    ):
-        if getattr(cfg, name) not in choices:
-            raise ValueError(
-                f"{name} must be one of {', '.join(choices)}; got {getattr(cfg, name)!r}."
-            )
-    for name in ("decoder_width", "decoder_heads", "decoder_mlp_width"):
-        value = getattr(cfg, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, or None; got {value}.")
-    if cfg.decoder_layers < 0:
-        raise ValueError(f"decoder_layers must be 0 or greater; got {cfg.decoder_layers}.")
     width, heads = cfg.decoder_width or cfg.d_in, cfg.decoder_heads
     if cfg.decoder == "transformer" and heads is not None and width % heads:
         raise ValueError(f"decoder_heads = {heads} must divide the decoder's width, {width}.")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
+from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
 from bae_lens.nn import Float32Buffers
@@ -96,12 +99,32 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
         return (self.target_mean + self.target_scale * decoded).to(decoded.dtype)
 
     def refuse_error_term(self) -> None:
-        """Raises ``ValueError`` if SAELens' error term is on: it is of the input's hook point."""
-        if self.use_error_term:
-            raise ValueError(
-                f"A {self.cfg.architecture()} alone does not know the activation that its error "
-                "refers to: use bae_lens.attached(model, sae, use_error_term=True)."
-            )
+        refuse_error_term(self)
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        cfg = self.cfg
+        self.cfg = replace(cfg, d_out=self.d_out)
+        try:
+            return super().save_model(path)
+        finally:
+            self.cfg = cfg
+
+    def hooked_recons(self, decoded: Float[Tensor, "n d_out"], valid: Bool[Tensor, " n"]) -> Tensor:
+        """What the decoder says in a training step, after the hooks of ``hook_sae_recons``.
+
+        They are shown what ``decode`` gives them, in units of the higher hook point and zero where
+        not valid. Where they change nothing, ``decoded`` itself is returned.
+        """
+        if not is_hooked(self.hook_sae_recons):
+            return decoded
+        recons = masked(self.to_target(decoded), valid)
+        version = recons._version
+        hooked = self.hook_sae_recons(recons)
+        # A hook may also write into the tensor that it is shown.
+        if hooked is recons and recons._version == version:
+            return decoded
+        return masked((hooked - self.target_mean) / self.target_scale, valid)
 
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
@@ -119,6 +142,35 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
             f"A {self.cfg.architecture()} centres and scales its activations itself and cannot take "
             "a whitening in. Train it with normalize_activations='none'."
         )
+
+
+def is_hooked(point: HookPoint) -> bool:
+    """Whether anything at a hook point looks at what passes, or at its gradient, or may change it."""
+    return bool(point._forward_hooks or point._backward_hooks)
+
+
+def refuse_error_term(sae: SAE[Any]) -> None:
+    """Raises ``ValueError`` if SAELens' error term is on: it is of the input's hook point."""
+    if sae.use_error_term:
+        raise ValueError(
+            f"A {sae.cfg.architecture()} alone does not know the activation that its error refers "
+            "to: use bae_lens.attached(model, sae, use_error_term=True)."
+        )
+
+
+class TrainingAcrossLayers:
+    """What configs for training share whose ``d_out`` is that of the input unless it is said.
+
+    It stays None while ``d_in`` may still be set, by a command line or SAELens' synthetic runner; in
+    the files of an SAE it is a number.
+    """
+
+    d_in: int
+    d_out: int | None
+
+    def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
+        cfg = super().get_inference_sae_cfg_dict()  # pyright: ignore[reportAttributeAccessIssue]
+        return cfg | {"d_out": self.d_in if self.d_out is None else self.d_out}
 
 
 def check_cross_layer(cfg: Any) -> None:
@@ -144,8 +196,6 @@ def check_cross_layer(cfg: Any) -> None:
             "reshape_activations to 'none' and hook a point without heads; got "
             f"{cfg.reshape_activations!r}."
         )
-    if cfg.d_out is not None and cfg.d_out < 1:
-        raise ValueError(f"d_out must be at least 1, or None; got {cfg.d_out}.")
 
 
 def masked(x: Tensor, valid: Bool[Tensor, " n"], other: Tensor | float = 0.0) -> Tensor:

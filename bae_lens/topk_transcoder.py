@@ -6,7 +6,7 @@ points, and is the plain baseline that a cross-layer method has to be measured a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +18,28 @@ from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 from torch import Tensor, nn
 from typing_extensions import override
 
-from bae_lens.cross_layer import CrossLayerSAE, check_cross_layer, masked, target_and_output
+from bae_lens.cross_layer import (
+    CrossLayerSAE,
+    TrainingAcrossLayers,
+    check_cross_layer,
+    masked,
+    refuse_error_term,
+    target_and_output,
+)
+from bae_lens.fields import Flag, Number, Rule, check_fields, whole
 from bae_lens.packing import unpack_rows
+from bae_lens.sae_fields import CROSS_LAYER_FIELDS, SAE_FIELDS, TRAINING_SAE_FIELDS
 
 # pyright: reportIncompatibleVariableOverride=false
 
 _UNITS = CrossLayerSAE.float32_buffers
 _RESCALE = "rescale_acts_by_decoder_norm"
+_TRAINING_FIELDS: Mapping[str, Rule] = {
+    "k": whole(1),
+    "use_sparse_activations": Flag(),
+    "aux_loss_coefficient": Number(least=0),
+    _RESCALE: Flag(),
+}
 
 
 @dataclass
@@ -47,6 +62,8 @@ class TopKTranscoderConfig(TranscoderConfig):
 
     @override
     def __post_init__(self) -> None:
+        check_fields(self, {**SAE_FIELDS, **CROSS_LAYER_FIELDS, "k": whole(1)})
+        check_cross_layer(self)
         super().__post_init__()
         # From a training config that does not say; SAELens' class wants a number.
         self.d_out = self.d_in if self.d_out is None else self.d_out
@@ -54,7 +71,7 @@ class TopKTranscoderConfig(TranscoderConfig):
 
 
 @dataclass
-class TrainingTopKTranscoderConfig(TopKTrainingSAEConfig):
+class TrainingTopKTranscoderConfig(TrainingAcrossLayers, TopKTrainingSAEConfig):
     """Configuration class for training a TopK transcoder.
 
     Args:
@@ -81,6 +98,7 @@ class TrainingTopKTranscoderConfig(TopKTrainingSAEConfig):
 
     @override
     def __post_init__(self) -> None:
+        check_fields(self, {**TRAINING_SAE_FIELDS, **CROSS_LAYER_FIELDS, **_TRAINING_FIELDS})
         check_cross_layer(self)
         _check_k(self.k, self.d_sae)
         super().__post_init__()
@@ -100,12 +118,22 @@ class TopKTranscoder(Transcoder):
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
         return TopK(self.cfg.k)
 
+    def __init__(self, cfg: TopKTranscoderConfig, use_error_term: bool = False):
+        super().__init__(cfg)
+        if use_error_term:
+            self.use_error_term = True
+
     @override
-    def fold_W_dec_norm(self) -> None:
-        raise NotImplementedError(
-            "Folding the norms of W_dec would change which latents are among the k largest. They are "
-            "folded already if it was trained with rescale_acts_by_decoder_norm, as by default."
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction at the higher hook point: ``[..., d_in]`` → ``[..., d_out]``."""
+        refuse_error_term(self)
+        return self.hook_sae_output(super().forward(x))
+
+    @override
+    @torch.no_grad()
+    def fold_and_get_W_dec_norm(self) -> Tensor:
+        """Fold a norm that all rows of ``W_dec`` share, as those of a trained one do."""
+        return _fold_common_norm(self)
 
     @override
     def fold_activation_whitening(
@@ -162,6 +190,18 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
         self.refuse_error_term()
         return super().forward(x)
 
+    @override
+    @torch.no_grad()
+    def fold_and_get_W_dec_norm(self) -> Tensor:
+        """Fold the norms of ``W_dec`` into the encoder, where that leaves the choice as it is."""
+        if self.cfg.rescale_acts_by_decoder_norm:
+            return super().fold_and_get_W_dec_norm()
+        return _fold_common_norm(self)
+
+    @override
+    def fold_W_dec_norm(self) -> None:
+        self.fold_and_get_W_dec_norm()
+
     def _decode(self, feature_acts: Tensor) -> Tensor:
         """In units of the target's standard deviation, about its mean."""
         rescale = self.cfg.rescale_acts_by_decoder_norm
@@ -179,7 +219,7 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
         feature_acts, hidden_pre = self.encode_with_hidden_pre(
             masked(lower, valid, self.input_mean)
         )
-        decoded = self._decode(feature_acts)
+        decoded = self.hooked_recons(self._decode(feature_acts), valid)
         upper = masked(upper, valid, self.target_mean)
         target = (upper - self.target_mean) / self.target_scale
         error = masked(decoded - target, valid)
@@ -234,8 +274,35 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
 
 
 def _check_k(k: int, d_sae: int) -> None:
-    if not 1 <= k <= d_sae:
-        raise ValueError(f"k must be between 1 and d_sae = {d_sae}; got {k}.")
+    if k > d_sae:
+        raise ValueError(f"k must be at most d_sae = {d_sae}; got {k}.")
+
+
+def _fold_common_norm(sae: Any) -> Tensor:
+    """Scale ``W_dec`` by one factor and the encoder by its inverse, which keeps the order of latents.
+
+    Rows that are zero have no norm to be folded, and stay.
+
+    Raises:
+        NotImplementedError: if norms differ by more than the rounding of their dtype.
+    """
+    W_dec = sae.W_dec
+    norms = W_dec.to(torch.promote_types(W_dec.dtype, torch.float32)).norm(dim=-1)
+    live = norms[norms > 0]
+    if len(live) == 0:
+        return sae.get_W_dec_norm()
+    norm = live.mean()
+    spread = ((live - norm).abs().max() / norm).item()
+    if spread > max(1e-4, 2 * torch.finfo(W_dec.dtype).eps):
+        raise NotImplementedError(
+            "Folding the norms of W_dec would change which latents are among the k largest, since they "
+            f"are between {live.min():g} and {live.max():g}. Train with rescale_acts_by_decoder_norm, "
+            "as by default, which leaves them equal in what is saved for inference."
+        )
+    W_dec.data.div_(norm)
+    sae.W_enc.data.mul_(norm)
+    sae.b_enc.data.mul_(norm)
+    return torch.where(norms > 0, norm, 0).clamp(min=1e-8).to(W_dec.dtype)
 
 
 @torch.no_grad()

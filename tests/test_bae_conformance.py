@@ -1010,7 +1010,9 @@ def test_row21_a_word_that_is_no_value_is_refused_with_the_flag(flags):
 
 
 def test_row21_a_value_out_of_range_is_refused_with_its_name():
-    with pytest.raises(ValueError, match=r"max_density must be in \(0, 1\]; got 2"):
+    with pytest.raises(
+        ValueError, match="max_density must be a number above 0 and at most 1 or None; got 2"
+    ):
         parse("--max_density", "2")
 
 

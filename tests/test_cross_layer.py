@@ -206,7 +206,7 @@ def test_a_whitening_is_refused(make):
         ("normalize_activations", "constant_norm_rescale", "got 'constant_norm_rescale'"),
         ("normalize_activations", "covariance_whitening", "got 'covariance_whitening'"),
         ("reshape_activations", "hook_z", "cannot reshape heads.*got 'hook_z'"),
-        ("d_out", 0, "d_out must be at least 1, or None; got 0"),
+        ("d_out", 0, "d_out must be a whole number of at least 1 or None; got 0"),
     ],
 )
 def test_options_without_a_meaning_between_two_hook_points_are_refused(

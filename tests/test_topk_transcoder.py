@@ -150,10 +150,15 @@ def test_the_inference_class_can_be_made_from_a_dict():
     assert sae.cfg == cfg
 
 
-@pytest.mark.parametrize("k", [0, D_SAE + 1])
-def test_k_is_between_one_and_all_latents(k):
-    with pytest.raises(ValueError, match=f"k must be between 1 and d_sae = {D_SAE}; got {k}"):
+@pytest.mark.parametrize(
+    ("k", "expected"),
+    [(0, "a whole number of at least 1; got 0"), (D_SAE + 1, f"at most d_sae = {D_SAE}; got 41")],
+)
+def test_k_is_between_one_and_all_latents(k, expected):
+    with pytest.raises(ValueError, match=f"k must be {expected}"):
         topk_cfg(k=k)
+    with pytest.raises(ValueError, match=f"k must be {expected}"):
+        TopKTranscoderConfig(d_in=D_IN, d_sae=D_SAE, d_out=D_OUT, k=k)
 
 
 def test_without_d_out_both_hook_points_are_of_a_width():
@@ -546,11 +551,49 @@ def test_folding_decoder_norms_is_exact_where_they_are_rescaled_anyway():
 
 def test_folding_decoder_norms_is_refused_where_it_would_change_the_choice(tmp_path):
     sae = make_sae(rescale_acts_by_decoder_norm=False)
-    with pytest.raises(NotImplementedError, match="not safe"):
-        sae.fold_W_dec_norm()
+    for fold in (sae.fold_W_dec_norm, sae.fold_and_get_W_dec_norm):
+        with pytest.raises(NotImplementedError, match="which latents are among the k largest"):
+            fold()
     sae.save_inference_model(tmp_path)
     with pytest.raises(NotImplementedError, match="which latents are among the k largest"):
         SAE.load_from_disk(tmp_path, fold_W_dec_norm=True)
+
+
+@pytest.mark.parametrize("d_out", [D_OUT, D_IN])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_norm_that_saved_decoder_rows_share_is_folded_exactly(tmp_path, d_out, dtype):
+    sae = make_sae(d_out=d_out)
+    sae.save_inference_model(tmp_path)
+    sae = SAE.load_from_disk(tmp_path, dtype=str(dtype).removeprefix("torch."))
+    norm = sae.W_dec.norm(dim=1).mean()
+    assert norm > 5  # target_scale
+    folded = copy.deepcopy(sae)
+    norms = folded.fold_and_get_W_dec_norm()
+    # That of the file is float32's.
+    rounding = 10 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    torch.testing.assert_close(norms, norm.expand(D_SAE), rtol=rounding, atol=0)
+    torch.testing.assert_close(
+        folded.W_dec.norm(dim=1), torch.ones(D_SAE, dtype=dtype), rtol=rounding, atol=0
+    )
+    x = inputs().to(dtype)
+    if dtype is not torch.bfloat16:
+        assert torch.equal(folded.encode(x) > 0, sae.encode(x) > 0)
+        close(folded.encode(x), sae.encode(x) * norm)
+    assert relative_error(folded(x), sae(x)) < 2 * rounding
+    loaded = SAE.load_from_disk(tmp_path, fold_W_dec_norm=True)
+    close(loaded.W_dec.norm(dim=1), torch.ones(D_SAE))
+
+
+@torch.no_grad()
+def test_a_decoder_row_of_zeros_keeps_no_other_from_being_folded(tmp_path):
+    make_sae().save_inference_model(tmp_path)
+    sae = SAE.load_from_disk(tmp_path)
+    sae.W_dec[3] = 0
+    expected = sae(inputs())
+    sae.fold_W_dec_norm()
+    close(sae(inputs()), expected)
+    assert all(weight.isfinite().all() for weight in sae.parameters())
+    close(sae.W_dec.norm(dim=1), (torch.arange(D_SAE) != 3).float())
 
 
 # Use
@@ -567,6 +610,7 @@ def test_hooks_have_the_values_they_are_named_after(tmp_path, kind):
     assert torch.equal(cache["hook_sae_input"], x)
     assert torch.equal(cache["hook_sae_acts_post"], sae.encode(x))
     close(cache["hook_sae_recons"], out)
+    assert torch.equal(cache["hook_sae_output"], out)
 
 
 def test_a_latent_can_be_ablated_by_its_hook(tmp_path):
@@ -584,12 +628,25 @@ def test_a_latent_can_be_ablated_by_its_hook(tmp_path):
     close(out, sae(x) - acts[:, [latent]] * sae.W_dec[latent])
 
 
-def test_alone_it_does_not_know_what_it_missed():
+@pytest.mark.parametrize("kind", ["training", "inference"])
+def test_alone_it_does_not_know_what_it_missed(tmp_path, kind):
     # The error is of the upper hook point, and there is only the lower here.
-    sae = make_sae(d_out=D_IN)
+    sae: Any = make_sae(d_out=D_IN)
+    if kind == "inference":
+        sae.save_inference_model(tmp_path)
+        sae = SAE.load_from_disk(tmp_path)
     sae.use_error_term = True
     with pytest.raises(ValueError, match="attached"):
         sae(inputs())
+
+
+@pytest.mark.parametrize(
+    "option", [{"reshape_activations": "hook_z"}, {"normalize_activations": "layer_norm"}]
+)
+def test_what_it_would_ignore_is_refused_for_inference_too(option):
+    for kind in (TopKTranscoderConfig, TrainingTopKTranscoderConfig):
+        with pytest.raises(ValueError, match=f"set {next(iter(option))}"):
+            kind(d_in=D_IN, d_sae=D_SAE, d_out=D_OUT, k=3, **option)
 
 
 def at_hooks(sae: TrainingTopKTranscoder, hook: str, hook_out: str, folder: Path) -> SAE[Any]:

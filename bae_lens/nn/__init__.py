@@ -17,6 +17,7 @@ from bae_lens.nn.joint_entropy import (
     mutual_information,
     plug_in_entropy,
 )
+from bae_lens.nn.one_hot import one_hot
 from bae_lens.nn.polarity import flip_bits
 from bae_lens.nn.precision import Float32Buffers
 from bae_lens.nn.projection import component, orthonormal_basis, subspace_rank
@@ -57,6 +58,7 @@ __all__ = [
     "mutual_information",
     "nearest_codes",
     "off_diagonal_covariance",
+    "one_hot",
     "orthonormal_basis",
     "plug_in_entropy",
     "prune_bits",

@@ -232,6 +232,7 @@ class EMACodebook(Float32Buffers):
         top_k: int = 1,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        distances: Float[Tensor, "*batch K"] | None = None,
     ) -> Quantized:
         """A code for every vector, and what ``update`` wants to know: of one snapshot.
 
@@ -244,6 +245,7 @@ class EMACodebook(Float32Buffers):
             top_k: 1, the nearest code; above, one of so many, drawn as in ``sample_codes``.
             temperature: of the draw.
             generator: of the draw.
+            distances: what to choose by instead of the squared distances.
 
         Raises:
             ValueError: if the width is not the codebook's, the mask is not boolean or has another
@@ -251,7 +253,8 @@ class EMACodebook(Float32Buffers):
         """
         self._check(z, mask)
         _check_sampling(top_k, temperature)
-        distances = squared_distances(z, self.codebook)
+        if distances is None:
+            distances = squared_distances(z, self.codebook)
         distance, nearest = distances.min(-1)
         indices = nearest
         if top_k > 1:

@@ -197,7 +197,7 @@ def test_an_unknown_field_is_refused_with_the_nearest(fields: dict[str, Any], me
             "sae.surrogate must be of type Literal[",
         ),
         ({"sae": {**CONTENT["sae"], "metadata": 3}}, "sae.metadata must be of type dict"),
-        ({"sae": {**CONTENT["sae"], "temperature": -1}}, "temperature must be greater than 0"),
+        ({"sae": {**CONTENT["sae"], "temperature": -1}}, "temperature must be a positive number; got -1"),
         ({"replay_tokens": "all"}, "replay_tokens must be of type int | None; got 'all'"),
         ({"replay_path": ["a"]}, "replay_path must be of type str | None; got ['a']"),
     ],
@@ -424,7 +424,7 @@ def test_fields_of_the_second_hook_point_can_be_changed(name: str):
         ({"decoder": "mlp"}, "decoder must be of type Literal["),
         ({"text_unit": "page"}, "text_unit must be of type Literal["),
         ({"hook_head_index": "3"}, "hook_head_index is not supported with two hook points; got 3"),
-        ({"d_out": "0"}, "d_out must be at least 1"),
+        ({"d_out": "0"}, "d_out must be a whole number of at least 1"),
         ({"hook_name_out": "x", "architecture": "topk"}, "Unknown field 'hook_name_out'"),
     ],
 )
