@@ -20,7 +20,16 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepO
 from torch import Tensor, nn
 from typing_extensions import override
 
-from bae_lens.fields import Number, OneOf, Rule, check_fields, number_or_none, positive, whole
+from bae_lens.fields import (
+    Number,
+    OneOf,
+    Rule,
+    check_fields,
+    is_valid,
+    number_or_none,
+    positive,
+    whole,
+)
 from bae_lens.nn import (
     SURROGATES,
     Float32Buffers,
@@ -214,10 +223,9 @@ def _surrogate_of(cfg: BAEConfig) -> dict[str, Any]:
     details = details if isinstance(details, dict) else {}
     surrogate, temperature = details.get("surrogate"), details.get("temperature")
     default = TrainingBAEConfig
-    is_number = isinstance(temperature, (int, float)) and 0 < temperature < float("inf")
     return {
         "surrogate": surrogate if surrogate in SURROGATES else default.surrogate,
-        "temperature": temperature if is_number else default.temperature,
+        "temperature": temperature if is_valid(temperature, positive()) else default.temperature,
     }
 
 

@@ -215,6 +215,15 @@ def check(name: str, value: Any, rule: Rule) -> Any:
         raise ValueError(f"{name} must be {rule.expected(value)}; got {shown(value)}.") from None
 
 
+def is_valid(value: Any, rule: Rule) -> bool:
+    """Whether a value is what a rule says."""
+    try:
+        rule.read(value)
+    except ValueError:
+        return False
+    return True
+
+
 def check_fields(config: Any, rules: Mapping[str, Rule]) -> None:
     """Check the fields of a config, frozen or not, and put Python's own types for numpy's there.
 

@@ -197,7 +197,10 @@ def test_an_unknown_field_is_refused_with_the_nearest(fields: dict[str, Any], me
             "sae.surrogate must be of type Literal[",
         ),
         ({"sae": {**CONTENT["sae"], "metadata": 3}}, "sae.metadata must be of type dict"),
-        ({"sae": {**CONTENT["sae"], "temperature": -1}}, "temperature must be a positive number; got -1"),
+        (
+            {"sae": {**CONTENT["sae"], "temperature": -1}},
+            "temperature must be a positive number; got -1",
+        ),
         ({"replay_tokens": "all"}, "replay_tokens must be of type int | None; got 'all'"),
         ({"replay_path": ["a"]}, "replay_path must be of type str | None; got ['a']"),
     ],
