@@ -20,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch_size_prompts", type=int, default=8, help="prompts a batch")
     parser.add_argument(
-        "--n_code_tokens", type=int, default=65_536, help="tokens for the code's statistics"
+        "--n_code_tokens",
+        type=int,
+        default=65_536,
+        help="tokens for the code's statistics; 0 for none",
     )
     parser.add_argument(
         "--pair_counts",
@@ -50,6 +53,8 @@ def run_eval(args: argparse.Namespace) -> int:
     for name in ("n_eval_batches", "batch_size_prompts"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
+    if args.n_code_tokens < 0:
+        raise ValueError(f"--n_code_tokens must be at least 0; got {args.n_code_tokens}.")
     sae, model, scaler = load_saved(path, args.device)
     store = held_out_store(
         sae, model, args.dataset, store_batch_size_prompts=args.batch_size_prompts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,8 +28,16 @@ from bae_lens.evals.reconstruction import (
     predicts_next_token,
 )
 from bae_lens.evals.summarise import Reconstructed
-from bae_lens.evals.text_batch import MaskedTextStore, TextBatch, read_hooks
+from bae_lens.evals.text_batch import (
+    READ_AGAIN,
+    MaskedTextStore,
+    TextBatch,
+    read_hooks,
+    text_of,
+)
 from bae_lens.hook_points import flat_heads, hook_names, output_is_decoded_code, take_heads
+
+logger = logging.getLogger(__name__)
 
 
 def evaluates_here(sae: SAE[Any]) -> bool:
@@ -84,6 +93,7 @@ class CrossLayerEvaluation:
         self.sae, self.store, self.model = sae, store, model
         self.scaler, self.model_kwargs = activation_scaler, model_kwargs
         self.special_tokens, self.verbose = special_tokens, verbose
+        self._reads_again = False
         self.hook_names = hook_names(sae)
         same = self.hook_names[0] == self.hook_names[1]
         if activation_scaler.whitening is not None and not same:
@@ -129,6 +139,8 @@ class CrossLayerEvaluation:
                 per_latent |= quality.per_latent()
         if config.compute_featurewise_weight_based_metrics:
             per_latent |= _weight_metrics(self.sae)
+        if self._reads_again:
+            logger.warning(READ_AGAIN)
         names = ("total_tokens_eval_reconstruction", "total_tokens_eval_sparsity_variance")
         metrics["token_stats"] = dict(zip(names, n_read, strict=True))
         return dict(metrics), per_latent
@@ -140,13 +152,11 @@ class CrossLayerEvaluation:
             n_tokens: how many, unless the text ends before.
             use: counts their codes, for an SAE of one latent a token.
         """
+        if n_tokens <= 0:
+            return
         # A store of sentences begins again; SAELens' goes on where the other groups have ended.
         self.store.reset_input_dataset()
-        while n_tokens > 0:
-            try:
-                batch = self._read(raise_at_epoch_end=True)
-            except StopIteration:
-                return
+        for batch in TextBatch.until_end(self.store, self.special_tokens):
             _, seen = self._see(batch)
             inputs, targets, acts, outputs = (
                 x[batch.valid.to(x.device)][:n_tokens].to(self.sae.device) for x in seen
@@ -155,6 +165,8 @@ class CrossLayerEvaluation:
                 use.update(acts.argmax(-1), batch.tokens[batch.valid][:n_tokens])
             n_tokens -= len(acts)
             yield torch.cat([inputs, targets, outputs], -1)
+            if n_tokens <= 0:
+                return
 
     def split(self, rows: Tensor) -> Reconstructed:
         """The parts of ``rows``."""
@@ -163,8 +175,11 @@ class CrossLayerEvaluation:
 
     # Parts
 
-    def _read(self, n_prompts: int | None = None, raise_at_epoch_end: bool = False) -> TextBatch:
-        return TextBatch.read(self.store, self.special_tokens, n_prompts, raise_at_epoch_end)
+    def _read(self, n_prompts: int | None = None) -> TextBatch:
+        begun = text_of(self.store)
+        batch = TextBatch.read(self.store, self.special_tokens, n_prompts)
+        self._reads_again |= text_of(self.store) is not begun
+        return batch
 
     def _bar(self, batches: Iterable[Any], what: str) -> Iterable[Any]:
         return tqdm(batches, desc=what, leave=False, disable=not self.verbose)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,16 @@ from bae_lens.evals.codebook_use import CodebookUse
 from bae_lens.evals.cross_layer import CrossLayerEvaluation, evaluates_here
 from bae_lens.evals.reconstruction import mean_ablation_ce
 from bae_lens.evals.summarise import Reconstructed, is_one_hot, summarise_code
-from bae_lens.evals.text_batch import MaskedTextStore, has_masks
+from bae_lens.evals.text_batch import (
+    READ_AGAIN,
+    MaskedTextStore,
+    has_masks,
+    no_sequence,
+    text_of,
+    tokens_until_end,
+)
+from bae_lens.fields import Number, check, whole
+from bae_lens.hook_points import hook_names
 from bae_lens.special_tokens import special_token_ids
 
 logger = logging.getLogger(__name__)
@@ -37,9 +47,15 @@ class _Recorder:
     def __init__(self, store: ActivationsStore) -> None:
         self._store = store
         self.served: list[Tensor] = []
+        self.reads_again = False
 
     def get_batch_tokens(self, *args: Any, **kwargs: Any) -> Tensor:
-        tokens = self._store.get_batch_tokens(*args, **kwargs)
+        begun = text_of(self._store)
+        try:
+            tokens = self._store.get_batch_tokens(*args, **kwargs)
+        except StopIteration:
+            raise ValueError(no_sequence(self._store)) from None
+        self.reads_again |= text_of(self._store) is not begun
         self.served.append(tokens)
         return tokens
 
@@ -67,7 +83,9 @@ def run_evals(
       ``eval_config.compute_ce_loss`` asks for that;
     * a group ``code``: all scalars of ``CodeSummary`` (densities, death, entropies, description
       length) and the explained variance, over ``n_code_tokens`` further tokens, mixed as SAELens
-      mixes them for training; for a CLVQ-VAE also those of ``CodebookSummary``, whose
+      mixes them for training; where the text has not so many left, over the first ones of the whole
+      text, and where it has not so many at all, over those that it has, with a warning
+      (``n_tokens`` says how many they are; where there is none it stands alone); for a CLVQ-VAE also those of ``CodebookSummary``, whose
       ``bits_per_token`` is then the description length.
 
     All else is what ``sae_lens.run_evals`` returns, untouched, for an SAE that reconstructs its own
@@ -101,45 +119,89 @@ def run_evals(
 
     Raises:
         ValueError: if the SAE's metadata names no hook point, the model lacks one of them, or it has
-            no tokenizer to say which tokens are special.
+            no tokenizer to say which tokens are special; the text has not one sequence.
     """
-    scaler = activation_scaler or ActivationScaler()
-    config = eval_config or EvalConfig()
+    n_code_tokens = check("n_code_tokens", n_code_tokens, whole(0))
+    magnitude_bits = check("magnitude_bits", magnitude_bits, Number(least=0))
+    scaler = ActivationScaler() if activation_scaler is None else activation_scaler
+    config = EvalConfig() if eval_config is None else eval_config
     kwargs = dict(model_kwargs or {})
     special = special_token_ids(model, exclude_special_tokens)
-    codes: Iterator[Tensor | Reconstructed]
-    use: CodebookUse | None = None
-    if has_masks(activation_store) or evaluates_here(sae):
+    evaluation: CrossLayerEvaluation | None = None
+    if (
+        has_masks(activation_store)
+        or evaluates_here(sae)
+        or _has_heads_unknown_to_saelens(sae, model, kwargs)
+    ):
         evaluation = CrossLayerEvaluation(
             sae, activation_store, model, scaler, kwargs, special, verbose
         )
         metrics, feature_metrics = evaluation.run(config)
-        use = CodebookUse(sae.cfg.d_sae) if is_one_hot(sae) else None
-        rows = evaluation.rows(n_code_tokens, use)
-        codes = map(evaluation.split, _mixed(_first(n_code_tokens, rows, verbose)))
     else:
         metrics, feature_metrics = _same_layer_groups(
             sae, activation_store, model, scaler, config, kwargs, special, verbose
         )
-        batches = _activations(sae, activation_store)
-        codes = _mixed(_first(n_code_tokens, batches, verbose))
-    if n_code_tokens > 0:
-        is_sound = sae.cfg.d_sae <= min(n_code_tokens // TOKENS_PER_LATENT, _MAX_PAIRED)
-        counts_pairs = is_sound if pair_counts is None else pair_counts
-        code, explained_variance, quantised = summarise_code(
-            sae, codes, scaler, pair_counts=counts_pairs, magnitude_bits=magnitude_bits
+    if n_code_tokens == 0:
+        return metrics, feature_metrics
+
+    is_sound = sae.cfg.d_sae <= min(n_code_tokens // TOKENS_PER_LATENT, _MAX_PAIRED)
+    counts_pairs = is_sound if pair_counts is None else pair_counts
+
+    def code() -> dict[str, Any]:
+        """Of the next tokens of the text, up to its end."""
+        use = CodebookUse(sae.cfg.d_sae) if evaluation is not None and is_one_hot(sae) else None
+        if evaluation is None:
+            assert not has_masks(activation_store)
+            batches = _first(n_code_tokens, _activations(sae, activation_store), verbose)
+            codes: Iterator[Tensor | Reconstructed] = _mixed(batches)
+        else:
+            rows = _first(n_code_tokens, evaluation.rows(n_code_tokens, use), verbose)
+            codes = map(evaluation.split, _mixed(rows))
+        one = next(codes, None)
+        if one is None:
+            return {"n_tokens": 0}
+        summary, explained_variance, quantised = summarise_code(
+            sae,
+            chain([one], codes),
+            scaler,
+            pair_counts=counts_pairs,
+            magnitude_bits=magnitude_bits,
         )
-        metrics["code"] = {
-            **code.to_dict(),
+        group = {
+            **summary.to_dict(),
             "explained_variance": explained_variance,
             "quantised_explained_variance": quantised,
         }
         if use is not None:
-            summary = use.compute()
+            used = use.compute()
             # Which latent fires is known exactly; as bits that are on or off it looks like more.
-            bits = dict.fromkeys(("support_entropy", "description_length"), summary.bits_per_token)
-            metrics["code"] |= bits | summary._asdict()
+            bits = dict.fromkeys(("support_entropy", "description_length"), used.bits_per_token)
+            group |= bits | used._asdict()
+        return group
+
+    metrics["code"] = code()
+    if metrics["code"]["n_tokens"] < n_code_tokens and not has_masks(activation_store):
+        # The other groups have read some of a short text, which now begins again: it counts whole.
+        metrics["code"] = code()
+    n_tokens = metrics["code"]["n_tokens"]
+    if n_tokens == 0:
+        logger.warning("There is no group 'code': no token of the text counts.")
+    elif n_tokens < n_code_tokens:
+        logger.warning("The text ended after %d of %d tokens.", n_tokens, n_code_tokens)
     return metrics, feature_metrics
+
+
+def _has_heads_unknown_to_saelens(
+    sae: SAE[Any], model: HookedRootModule, model_kwargs: Mapping[str, Any]
+) -> bool:
+    """Whether a hook point has heads and a name by which SAELens' ``run_evals`` does not know it."""
+    # Imported here, since training itself imports the evals.
+    from bae_lens.training.runner import hook_shape
+
+    hook_name = hook_names(sae)[0]
+    if any(name in hook_name for name in ("hook_q", "hook_k", "hook_v", "hook_z")):
+        return False
+    return len(hook_shape(model, hook_name, **model_kwargs)) > 1
 
 
 def _same_layer_groups(
@@ -164,6 +226,8 @@ def _same_layer_groups(
         exclude_special_tokens=special_tokens,
         verbose=verbose,
     )
+    if recorder.reads_again:
+        logger.warning(READ_AGAIN)
     if config.compute_ce_loss:
         group = metrics["model_performance_preservation"]
         ablated = mean_ablation_ce(
@@ -183,26 +247,36 @@ def _same_layer_groups(
 
 
 def _activations(sae: SAE[Any], store: ActivationsStore) -> Iterator[Tensor]:
-    while True:
-        try:
-            batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)
-        except StopIteration:
-            return
-        yield batch.to(sae.device)
+    """Of the tokens that count, batch by batch up to the end of the text."""
+    if store.cached_activation_dataset is not None:
+        while True:
+            try:
+                batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)
+            except StopIteration:
+                return
+            yield batch.to(sae.device)
+    for tokens in tokens_until_end(store):
+        # As SAELens' get_filtered_llm_batch.
+        activations = store.get_activations(tokens).flatten(0, 1)
+        ids = tokens[:, slice(*store.seqpos_slice)].flatten().to(activations.device)
+        excluded = store.exclude_special_tokens
+        if excluded is not None:
+            activations = activations[~torch.isin(ids, excluded.to(ids.device))]
+        yield activations.to(sae.device)
 
 
 def _first(n_tokens: int, batches: Iterator[Tensor], verbose: bool) -> Iterator[Tensor]:
-    """The first rows of batches; what is missing is logged."""
+    """The first rows of batches."""
     n = 0
     with tqdm(total=n_tokens, desc="Code", unit="tok", leave=False, disable=not verbose) as bar:
         for batch in batches:
             batch = batch[: n_tokens - n]
             n += len(batch)
             bar.update(len(batch))
-            yield batch
+            if len(batch) > 0:
+                yield batch
             if n >= n_tokens:
                 return
-    logger.warning("The text ended after %d of %d tokens.", n, n_tokens)
 
 
 def _mixed(batches: Iterator[Tensor]) -> Iterator[Tensor]:

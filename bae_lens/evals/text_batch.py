@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -63,13 +63,44 @@ class TextBatch(NamedTuple):
             store: gives the tokens, and their attention mask if it can.
             special_tokens: ids of tokens that do not count.
             n_prompts: how many sequences; as the store is set if omitted.
-            raise_at_epoch_end: raise ``StopIteration`` at the end of the text.
+            raise_at_epoch_end: raise ``StopIteration`` at the end of the text, of which SAELens'
+                store then loses the beginning of a batch that it cannot fill: see ``until_end``.
+
+        Raises:
+            StopIteration: if asked for.
+            ValueError: if the text has not one sequence.
         """
         if has_masks(store):
             tokens, mask = store.get_batch(n_prompts, raise_at_epoch_end=raise_at_epoch_end)
         else:
-            tokens = store.get_batch_tokens(n_prompts, raise_at_epoch_end=raise_at_epoch_end)
             mask = None
+            try:
+                tokens = store.get_batch_tokens(n_prompts, raise_at_epoch_end=raise_at_epoch_end)
+            except StopIteration:
+                if raise_at_epoch_end:
+                    raise
+                raise ValueError(no_sequence(store)) from None
+        return cls._counted(store, tokens, mask, special_tokens)
+
+    @classmethod
+    def until_end(
+        cls, store: ActivationsStore | MaskedTextStore, special_tokens: Iterable[int]
+    ) -> Iterator[TextBatch]:
+        """Batches up to the end of a store's text, the last one smaller; it then begins again."""
+        if has_masks(store):
+            while True:
+                try:
+                    yield cls.read(store, special_tokens, raise_at_epoch_end=True)
+                except StopIteration:
+                    return
+        for tokens in tokens_until_end(store):
+            yield cls._counted(store, tokens, None, special_tokens)
+
+    @classmethod
+    def _counted(
+        cls, store: Any, tokens: Tensor, mask: Tensor | None, special_tokens: Iterable[int]
+    ) -> TextBatch:
+        """With the tokens that count."""
         batch = cls.of(tokens, special_tokens)
         valid = torch.zeros_like(batch.valid)
         positions = slice(*getattr(store, "seqpos_slice", (None,)))
@@ -86,6 +117,41 @@ class TextBatch(NamedTuple):
     def model_kwargs(self) -> dict[str, Any]:
         """What a forward pass has to be told beside the tokens."""
         return {} if self.attention_mask is None else {"attention_mask": self.attention_mask.long()}
+
+
+def tokens_until_end(store: ActivationsStore) -> Iterator[Int[Tensor, "batch pos"]]:
+    """Batches of SAELens' store up to the end of its text, the last one smaller."""
+    sequences: list[Tensor] = []
+    while True:
+        # One at a time, for it throws away the beginning of a batch that it cannot fill.
+        try:
+            sequences.append(store.get_batch_tokens(1, raise_at_epoch_end=True))
+        except StopIteration:
+            break
+        if len(sequences) == store.store_batch_size_prompts:
+            yield torch.cat(sequences)
+            sequences = []
+    if sequences:
+        yield torch.cat(sequences)
+
+
+# Where a group of metrics asks for more text than there is.
+READ_AGAIN = (
+    "The text is shorter than the batches that were asked for: some of it was read more than once."
+)
+
+
+def text_of(store: Any) -> Any:
+    """The iterator that a store reads its text from: another one where the text has begun again."""
+    return getattr(store, "iterable_sequences", getattr(store, "_rows", None))
+
+
+def no_sequence(store: Any) -> str:
+    """What is wrong where a store has no text at all."""
+    return (
+        f"The text has no sequence of context_size = {store.context_size} tokens: it is empty or "
+        "too short. Give more text."
+    )
 
 
 def has_masks(store: ActivationsStore | MaskedTextStore) -> TypeIs[MaskedTextStore]:
