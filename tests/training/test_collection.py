@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+import os
 import pickle
+import signal
+import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +19,18 @@ from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 from typing_extensions import override
 
+from bae_lens.training import collection
 from bae_lens.training.collection import check_collection, kept_rows
 from bae_lens.training.paired_activations import PairedActivations
 from bae_lens.training.replay import ReplayedActivations
+from bae_lens.training.unfinished import sweep
 from tests.helpers import BATCH, CONTEXT_SIZE, D_IN, HOOK, make_model, make_text, runner_cfg
 from tests.training.test_paired_activations import context_store, counted_passes
 from tests.training.test_sentences import make_encoder
 from tests.training.test_sentences import store as sentence_store
 
 N_TOKENS = 5 * BATCH
+FILES = ("activations.bin", "activations_store_state.safetensors")
 DESCRIBED = {"hook_name": HOOK, "seqpos_slice": (1, None)}
 
 
@@ -135,6 +143,7 @@ def test_there_may_be_more_of_them_than_memory_holds(tmp_path: Path):
         file.truncate(4 * width * n_rows)
     store = make_store(tmp_path)
     store.save_to_checkpoint(folder)
+    store.d_in = width
     replay = ReplayedActivations(kept_rows(tmp_path, store, n_rows), 2)
     assert next(replay).shape == (2, width)
 
@@ -170,7 +179,11 @@ def test_too_little_text_for_a_batch_says_so(tmp_path: Path, dataset: Any):
 
 def test_they_are_described_for_people_too(kept: Path):
     description = json.loads((kept / "collection" / "description.json").read_text())
+    content, state = (kept / "collection" / name for name in FILES)
     assert description == {
+        "crc32_block_bytes": 64 * 2**20,
+        "crc32": [zlib.crc32(content.read_bytes())],
+        "crc32_state": zlib.crc32(state.read_bytes()),
         "format": 1,
         "n_rows": N_TOKENS,
         "width": D_IN,
@@ -234,6 +247,79 @@ def test_nothing_is_left_of_a_run_that_stops_while_it_collects(
     assert torch.equal(rows, expected)
 
 
+def collect_until(path: Path, folder: Path, number: int | None) -> int:
+    """Collect in a process that is sent a signal in the middle; how it ended."""
+    pid = os.fork()
+    if pid > 0:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        store = make_store(folder)
+        n_passes, read = 0, store.get_filtered_llm_batch
+
+        def read_and_stop(raise_on_epoch_end: bool = False) -> Tensor:
+            nonlocal n_passes
+            n_passes += 1
+            if n_passes == 2 and number is not None:
+                os.kill(os.getpid(), number)
+            return read(raise_on_epoch_end)
+
+        store.get_filtered_llm_batch = read_and_stop
+        kept_rows(path, store, N_TOKENS)
+    finally:
+        os._exit(0)
+
+
+def test_a_run_that_is_told_to_end_leaves_nothing_and_one_that_is_killed_is_swept(tmp_path: Path):
+    path = tmp_path / "kept"
+    # The signal still ends the process: nobody else has a handler for it.
+    assert collect_until(path, tmp_path, signal.SIGTERM) == -signal.SIGTERM
+    assert list(path.iterdir()) == []
+    assert collect_until(path, tmp_path, signal.SIGKILL) == -signal.SIGKILL
+    [left] = path.iterdir()
+    assert left.name.startswith(".collecting-")
+    expected = ReplayedActivations.collect(make_store(tmp_path), N_TOKENS).activations
+    for _ in range(2):
+        assert torch.equal(kept_rows(path, make_store(tmp_path), N_TOKENS), expected)
+        assert [entry.name for entry in path.iterdir()] == ["collection"]
+        # Also where there is nothing to collect.
+        left.mkdir()
+
+
+def test_a_run_that_still_collects_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path, store = tmp_path / "kept", make_store(tmp_path)
+    save = store.save_to_checkpoint
+
+    def sweep_meanwhile(folder: Path) -> None:
+        pid = os.fork()
+        if pid == 0:
+            sweep(path)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        save(folder)
+
+    monkeypatch.setattr(store, "save_to_checkpoint", sweep_meanwhile)
+    assert len(kept_rows(path, store, N_TOKENS)) == N_TOKENS
+
+
+def test_what_a_version_without_locks_left_is_swept_once_it_is_old(kept: Path, tmp_path: Path):
+    left = kept / ".collecting-abc"
+    (left / "collection").mkdir(parents=True)
+    for age, is_there in ((600, True), (7200, False)):
+        for path in (left, left / "collection"):
+            os.utime(path, (time.time() - age, time.time() - age))
+        kept_rows(kept, make_store(tmp_path), N_TOKENS, DESCRIBED)
+        assert left.exists() == is_there
+
+
+def test_a_handler_that_is_there_stays(kept: Path, tmp_path: Path):
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        kept_rows(tmp_path / "other", make_store(tmp_path), N_TOKENS)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def test_what_a_killed_run_left_is_not_read(kept: Path, tmp_path: Path):
     left = kept / ".collecting-abc"
     left.mkdir()
@@ -278,7 +364,81 @@ def test_rows_that_were_cut_off_are_refused(kept: Path, tmp_path: Path):
         kept_rows(kept, make_store(tmp_path), N_TOKENS, DESCRIBED)
 
 
-@pytest.mark.parametrize("text", ['{"format": 1, ', None])
+@pytest.mark.parametrize(("name", "place"), [(FILES[0], 0), (FILES[0], 17_000), (FILES[1], -1)])
+def test_one_flipped_bit_is_refused(kept: Path, tmp_path: Path, name: str, place: int):
+    path = kept / "collection" / name
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is not what was written there.*collect anew"):
+        kept_rows(kept, make_store(tmp_path), N_TOKENS, DESCRIBED)
+
+
+def test_the_damaged_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(collection, "_BLOCK", 1000)
+    kept_rows(tmp_path, make_store(tmp_path), N_TOKENS)
+    description = json.loads((tmp_path / "collection" / "description.json").read_text())
+    content = bytearray((tmp_path / "collection" / FILES[0]).read_bytes())
+    blocks = [content[begin : begin + 1000] for begin in range(0, len(content), 1000)]
+    assert description["crc32"] == [zlib.crc32(block) for block in blocks]
+    content[20_100] ^= 1
+    (tmp_path / "collection" / FILES[0]).write_bytes(content)
+    with pytest.raises(ValueError, match="bytes 20000 to 20480 differs"):
+        kept_rows(tmp_path, make_store(tmp_path), N_TOKENS)
+
+
+def test_without_checksums_there_is_one_warning(
+    kept: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path = kept / "collection" / "description.json"
+    old = {k: v for k, v in json.loads(path.read_text()).items() if not k.startswith("crc32")}
+    path.write_text(json.dumps(old))
+    with caplog.at_level(logging.WARNING):
+        assert len(kept_rows(kept, make_store(tmp_path), N_TOKENS, DESCRIBED)) == N_TOKENS
+    assert [r.getMessage() for r in caplog.records if "no checksum" in r.getMessage()] != []
+    assert len([r for r in caplog.records if r.name.startswith("bae_lens")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_rows": -1}, "n_rows has to be a whole number from 0 up; got -1"),
+        ({"n_rows": 320.0}, "n_rows has to be a whole number from 0 up; got 320.0"),
+        ({"n_rows": True}, "n_rows has to be a whole number"),
+        ({"n_rows": None}, "n_rows has to be a whole number from 0 up; got None"),
+        ({"width": "16"}, "width has to be a whole number from 0 up; got '16'"),
+        ({"width": [16]}, "width has to be a whole number"),
+        ({"n_rows": 2**70}, "n_rows|description.json cannot be read"),
+        ({"n_rows": 2**62}, "4611686018427387904 rows of 16 numbers, and 320 rows were asked for"),
+        ({"n_rows": 2**40, "width": 0}, "1099511627776 rows of 0 numbers"),
+        ({"n_rows": 320, "width": 0}, "320 rows of 0 numbers"),
+        ({"n_rows": 160, "width": 32}, "width is 32 there and 16 here"),
+        (
+            {"n_rows": 10, "width": 16},
+            "should have 640 bytes, 10 rows of 16 numbers, but has 20480",
+        ),
+        ({"crc32": 5}, "checksums cannot be read"),
+        ({"crc32": []}, "0 checksums for 1 blocks"),
+        ({"crc32": [1, 2]}, "checksum of bytes 0 to 20480 differs"),
+        ({"crc32_block_bytes": 0}, "checksums cannot be read"),
+        ({"crc32_block_bytes": 10**18, "crc32_state": "x"}, "state.safetensors is not what was"),
+    ],
+)
+def test_what_the_description_claims_is_not_believed(
+    kept: Path, tmp_path: Path, changes: dict[str, Any], message: str
+):
+    path = kept / "collection" / "description.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        kept_rows(kept, make_store(tmp_path), N_TOKENS, DESCRIBED)
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_read():
+    with pytest.raises(ValueError, match="/proc/bae cannot be written"):
+        check_collection("/proc/bae", {})
+
+
+@pytest.mark.parametrize("text", ['{"format": 1, ', None, "[" * 100_000, "[1]"])
 def test_rows_whose_description_cannot_be_read_are_refused(
     kept: Path, tmp_path: Path, text: str | None
 ):
