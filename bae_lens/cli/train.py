@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 from sae_lens.training._interruption import InterruptedException
 
 from bae_lens.training.config_file import RunConfig, list_configs, load_config
-from bae_lens.training.cross_layer_runner import (
-    CrossLayerRunnerConfig,
-    CrossLayerTrainingRunner,
-    is_cross_layer,
-)
-from bae_lens.training.runner import SyntheticTrainingRunner, TrainingRunner
+from bae_lens.training.cross_layer_runner import CrossLayerRunnerConfig, is_cross_layer
 
 _HELP = {"-h", "--help"}
 
@@ -40,7 +33,7 @@ def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
         parser.print_help()
         return 0
     try:
-        _runner_for(config).run()
+        config.run()
     except InterruptedException:
         raise KeyboardInterrupt from None
     _print_outcome(config.runner.output_path)
@@ -95,16 +88,6 @@ def _overrides(argv: list[str]) -> dict[str, str]:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         overrides[name] = value
     return overrides
-
-
-def _runner_for(config: RunConfig) -> TrainingRunner | SyntheticTrainingRunner:
-    runner = config.runner
-    replay: Any = {"replay_tokens": config.replay_tokens, "replay_path": config.replay_path}
-    if isinstance(runner, CrossLayerRunnerConfig):
-        return CrossLayerTrainingRunner(runner, **replay)
-    if isinstance(runner, LanguageModelSAERunnerConfig):
-        return TrainingRunner(runner, **replay)
-    return SyntheticTrainingRunner(runner)
 
 
 def _print_outcome(path: str | None) -> None:

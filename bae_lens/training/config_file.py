@@ -23,16 +23,24 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.synthetic import (
     SyntheticModelConfig,
     SyntheticSAERunnerConfig,
+    SyntheticSAERunnerResult,
     ZipfianFiringProbabilityConfig,
 )
+from transformer_lens.HookedRootModule import HookedRootModule
 
+from bae_lens.fields import shown
 from bae_lens.suggest import did_you_mean
-from bae_lens.training.cross_layer_runner import CrossLayerRunnerConfig, is_cross_layer
+from bae_lens.training.cross_layer_runner import (
+    CrossLayerRunnerConfig,
+    CrossLayerTrainingRunner,
+    is_cross_layer,
+)
+from bae_lens.training.runner import SyntheticTrainingRunner, TrainingRunner
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +55,10 @@ _OURS: dict[str, Any] = {"replay_tokens": int | None, "replay_path": str | None}
 
 
 class RunConfig(NamedTuple):
-    """What a config file says.
+    """What a config file says: ``run()`` trains as it says.
 
     Attributes:
-        runner: SAELens' config.
+        runner: SAELens' config, which knows nothing of what follows.
         replay_tokens: for ``TrainingRunner``.
         replay_path: for ``TrainingRunner``.
     """
@@ -58,6 +66,54 @@ class RunConfig(NamedTuple):
     runner: RunnerConfig
     replay_tokens: int | None = None
     replay_path: str | None = None
+
+    def run(
+        self,
+        override_dataset: Any = None,
+        override_model: HookedRootModule | None = None,
+        override_sae: TrainingSAE[Any] | None = None,
+    ) -> TrainingSAE[Any]:
+        """Train with all that the config says, save, and return the SAE.
+
+        Args:
+            override_dataset: as for SAELens' runner; not for synthetic data.
+            override_model: as for SAELens' runner; for synthetic data a ``SyntheticModel``.
+            override_sae: as for SAELens' runner.
+        """
+        runner = self.make_runner(override_dataset, override_model, override_sae)
+        trained = runner.run()
+        return trained.sae if isinstance(trained, SyntheticSAERunnerResult) else trained
+
+    def make_runner(
+        self,
+        override_dataset: Any = None,
+        override_model: Any = None,
+        override_sae: TrainingSAE[Any] | None = None,
+    ) -> TrainingRunner | SyntheticTrainingRunner:
+        """The runner that ``run`` runs, by the kind of the config.
+
+        Raises:
+            ValueError: if synthetic data are to be replayed, or replaced by a dataset.
+        """
+        if isinstance(self.runner, SyntheticSAERunnerConfig):
+            for name, value in (
+                ("replay_tokens", self.replay_tokens),
+                ("replay_path", self.replay_path),
+                ("override_dataset", override_dataset),
+            ):
+                if value is not None:
+                    raise ValueError(f"{name} is not for synthetic data; got {shown(value)}.")
+            return SyntheticTrainingRunner(self.runner, override_model, override_sae)
+        is_crossing = isinstance(self.runner, CrossLayerRunnerConfig)
+        runner_class = CrossLayerTrainingRunner if is_crossing else TrainingRunner
+        return runner_class(
+            self.runner,  # pyright: ignore[reportArgumentType]
+            override_dataset,
+            override_model,
+            override_sae,
+            replay_tokens=self.replay_tokens,
+            replay_path=self.replay_path,
+        )
 
 
 def list_configs() -> list[str]:

@@ -143,6 +143,7 @@ class CrossLayerTrainingRunner(TrainingRunner):
     """
 
     cfg: CrossLayerRunnerConfig
+    _has_second_hook = True
 
     @override
     def _load_model(self) -> HookedRootModule:

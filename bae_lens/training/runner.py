@@ -17,7 +17,12 @@ from sae_lens.constants import (
     TRAINER_STATE_FILENAME,
 )
 from sae_lens.load_model import load_model
-from sae_lens.synthetic import SyntheticDataEvalResult, SyntheticSAERunner
+from sae_lens.synthetic import (
+    SyntheticDataEvalResult,
+    SyntheticModel,
+    SyntheticSAERunner,
+    SyntheticSAERunnerConfig,
+)
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, str_to_dtype
@@ -90,12 +95,15 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             rounding, are left out.
 
     Raises:
-        ValueError: if the model has no such hook, ``cfg.sae.d_in`` is not the hook's width, a
+        ValueError: if ``cfg`` is another runner's, or what ``load_config`` returns, which has a
+            ``run()`` of its own; the model has no such hook, ``cfg.sae.d_in`` is not the hook's width, a
             training batch is larger than the buffer (or than ``replay_tokens``), or
             ``replay_path`` holds other activations or is given without ``replay_tokens``.
         FileNotFoundError: if ``cfg.resume_from_checkpoint`` is not a whole checkpoint.
         ImportError: if a ``bae-lens/`` name is given and its package is missing.
     """
+
+    _has_second_hook = False
 
     def __init__(
         self,
@@ -107,6 +115,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         replay_tokens: int | None = None,
         replay_path: str | Path | None = None,
     ) -> None:
+        check_config(cfg, LanguageModelSAERunnerConfig, self._has_second_hook)
         _check_batch(cfg, replay_tokens)
         if replay_path is not None:
             _check_replay_path(cfg, replay_tokens, replay_path)
@@ -218,6 +227,15 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
 class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
     """``SyntheticSAERunner``, with a sparsity file that matches a BAE's bits as saved."""
 
+    def __init__(
+        self,
+        cfg: SyntheticSAERunnerConfig[Any],
+        override_synthetic_model: SyntheticModel | None = None,
+        override_sae: TrainingSAE[Any] | None = None,
+    ) -> None:
+        check_config(cfg, SyntheticSAERunnerConfig)
+        super().__init__(cfg, override_synthetic_model, override_sae)
+
     @override
     def _save_outputs(
         self,
@@ -228,6 +246,26 @@ class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
     ) -> None:
         sparsity = _as_saved(sae, log_feature_sparsity)
         super()._save_outputs(output_path, sae, sparsity, eval_stats)
+
+
+def check_config(cfg: Any, config_class: type, has_second_hook: bool = False) -> None:
+    """
+    Raises:
+        ValueError: if a runner is given anything else than the config of its kind.
+    """
+    if isinstance(cfg, config_class) and hasattr(cfg, "hook_name_out") == has_second_hook:
+        return
+    if isinstance(cfg, config_class):
+        expected = "a CrossLayerRunnerConfig" if has_second_hook else "a config of one hook point"
+        hint = "CrossLayerTrainingRunner takes those of two, TrainingRunner those of one."
+    else:
+        expected = f"a {config_class.__name__}"
+        hint = (
+            "What load_config returns is trained by its own run(), with what it says of replay."
+            if hasattr(cfg, "replay_tokens") and hasattr(cfg, "runner")
+            else "Read a file with load_config, and call run() of what it returns."
+        )
+    raise ValueError(f"cfg must be {expected}; got a {type(cfg).__name__}. {hint}")
 
 
 def hook_shape(model: HookedRootModule, hook_name: str, **model_kwargs: Any) -> torch.Size:

@@ -21,9 +21,9 @@ from bae_lens import (
     TrainingCLVQVAEConfig,
     demo,
 )
-from bae_lens.cli import main, train
+from bae_lens.cli import main
 from bae_lens.demo import movie_reviews, smollm2
-from bae_lens.training import list_configs
+from bae_lens.training import TrainingRunner, config_file, list_configs
 from tests.helpers import (
     BATCH,
     CONTEXT_SIZE,
@@ -129,12 +129,12 @@ def record_runs(monkeypatch: pytest.MonkeyPatch, runner: str) -> list[tuple[Any,
     runs: list[tuple[Any, Any]] = []
 
     class Runner:
-        def __init__(self, cfg: Any, **ours: Any) -> None:
+        def __init__(self, cfg: Any, *overrides: Any, **ours: Any) -> None:
             runs.append((cfg, ours))
 
         def run(self) -> None: ...
 
-    monkeypatch.setattr(train, runner, Runner)
+    monkeypatch.setattr(config_file, runner, Runner)
     return runs
 
 
@@ -283,13 +283,13 @@ def test_an_exception_that_is_not_about_the_input_is_let_through(
     def run(self: Any) -> None:
         raise fault
 
-    monkeypatch.setattr(train.TrainingRunner, "run", run)
+    monkeypatch.setattr(TrainingRunner, "run", run)
     with pytest.raises(type(fault)):
         main(["train", str(config)])
 
 
 def test_nor_is_a_value_error_of_a_library_below(config: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train.TrainingRunner, "run", lambda self: json.loads("{"))
+    monkeypatch.setattr(TrainingRunner, "run", lambda self: json.loads("{"))
     with pytest.raises(ValueError, match="Expecting"):
         main(["train", str(config)])
 
@@ -304,7 +304,7 @@ def test_an_interrupted_run_ends_with_the_shells_status(
     def run(self: Any) -> None:
         raise stop
 
-    monkeypatch.setattr(train.TrainingRunner, "run", run)
+    monkeypatch.setattr(TrainingRunner, "run", run)
     assert main(["train", str(config)]) == 130
     assert capsys.readouterr() == ("", "bae-lens: interrupted\n")
 
