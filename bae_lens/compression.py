@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from bae_lens.bae import BAE, TrainingBAE
+from bae_lens.fields import shown
 from bae_lens.json_file import finite_or_none
 from bae_lens.nn import binary_entropy
 from bae_lens.rice import (
@@ -33,6 +34,9 @@ from bae_lens.rice import (
 _MAGIC = b"BAEC\x01"
 # Number of leading dimensions, d_sae, number of indices.
 _SIZES = struct.Struct("<BIQ")
+# Vectors without a bit that differs take no space in a file, so that its size says little of how many
+# there are. So many are believed in any case, and so many more for each byte.
+_FEW_VECTORS, _VECTORS_A_BYTE = 2**22, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +125,16 @@ class CodeIndices:
         return _MAGIC + struct.pack("<I", zlib.crc32(payload)) + payload
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> CodeIndices:
-        """Read what ``to_bytes`` wrote.
+    def from_bytes(cls, data: bytes, max_vectors: int | None = None) -> CodeIndices:
+        """Read what ``to_bytes`` wrote. Memory is by the size of the data, whatever they claim.
+
+        Args:
+            data: of a file.
+            max_vectors: that are read; None: about 4 million, or 64 a byte where that is more.
 
         Raises:
-            ValueError: if the data are something else, cut short, damaged or followed by more.
+            ValueError: if the data are something else, cut short, damaged or followed by more, or say
+                that they are of more vectors.
         """
         start = len(_MAGIC) + 4
         if data[: len(_MAGIC)] != _MAGIC:
@@ -138,12 +147,26 @@ class CodeIndices:
         stream = io.BytesIO(data[start:])
         n_dims, d_sae, n_indices = _SIZES.unpack(take(stream, _SIZES.size))
         shape = struct.unpack(f"<{n_dims}Q", take(stream, 8 * n_dims))
-        n, majority = math.prod(shape), take_bits(stream, d_sae).astype(bool)
+        n = math.prod(shape)
+        limit = _FEW_VECTORS + _VECTORS_A_BYTE * len(data) if max_vectors is None else max_vectors
+        if n > limit or max(shape, default=0) >= 2**63:
+            raise ValueError(
+                f"These codes say that they are of shape {shown(shape)}, more than the {limit} vectors that "
+                f"{len(data)} bytes are believed to hold. Give max_vectors if that is right."
+            )
+        majority = take_bits(stream, d_sae).astype(bool)
+        # Every index has a bit at least.
+        if n_indices > min(8 * len(data), n * d_sae):
+            raise ValueError(INCONSISTENT)
         counts = rice_decode(stream, rice_parameters(n_indices, d_sae))
+        if counts.max(initial=0) > n or counts.sum() != n_indices:
+            raise ValueError(INCONSISTENT)
         steps = 1 + rice_decode(stream, rice_parameters(n - counts, counts))
+        if steps.max(initial=0) > n or stream.read(1):
+            raise ValueError(INCONSISTENT)
         passed = np.cumsum(np.concatenate(([0], steps)))
         vectors = passed[1:] - np.repeat(passed[np.cumsum(counts) - counts], counts) - 1
-        if len(vectors) != n_indices or vectors.max(initial=-1) >= n or stream.read(1):
+        if vectors.max(initial=-1) >= n:
             raise ValueError(INCONSISTENT)
         latents = np.repeat(np.arange(d_sae, dtype=np.int32), counts)
         return cls(

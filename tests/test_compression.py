@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+import tracemalloc
 import zlib
 
 import pytest
@@ -356,6 +357,66 @@ def test_wrong_content_under_a_right_checksum_is_refused_or_is_another_code():
             assert read.bits().shape == (40, 30)
     assert len(messages) > len(wrong) / 2
     assert all("contradict themselves" in message for message in messages)
+
+
+def sealed(payload: bytes) -> bytes:
+    """With its magic and a right checksum."""
+    return b"BAEC\x01" + struct.pack("<I", zlib.crc32(payload)) + payload
+
+
+@pytest.mark.parametrize(
+    ("n_dims", "d_sae", "n_indices", "shape"),
+    [
+        (1, 3, 0, (2**40,)),
+        (1, 3, 2**60, (2**20,)),
+        (1, 3, 2**64 - 1, (2**20,)),
+        (1, 2**32 - 1, 0, (4,)),
+        (2, 3, 0, (2**63, 2)),
+        (2, 3, 0, (0, 2**64 - 1)),
+        (255, 3, 0, (2**64 - 1,) * 255),
+        (255, 3, 0, (1,)),
+    ],
+)
+def test_sizes_are_claims(n_dims, d_sae, n_indices, shape):
+    """Refused before anything is allocated for them."""
+    payload = struct.pack("<BIQ", n_dims, d_sae, n_indices)
+    payload += struct.pack(f"<{len(shape)}Q", *shape) + example()[30:]
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"contradict themselves|max_vectors"):
+            CodeIndices.from_bytes(sealed(payload))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_vectors_than_bytes_tell_need_a_word():
+    n = 2**22 + 10**4
+    codes = CodeIndices(
+        (n,),
+        torch.zeros(2, dtype=torch.bool),
+        torch.zeros(n, dtype=torch.int32),
+        torch.zeros(0, dtype=torch.int32),
+    )
+    data = codes.to_bytes()
+    with pytest.raises(ValueError, match=f"of shape .{n},"):
+        CodeIndices.from_bytes(data)
+    assert CodeIndices.from_bytes(data, max_vectors=n).shape == (n,)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_content_under_a_right_checksum_is_refused_or_is_codes(data):
+    payload = bytearray(data.draw(st.sampled_from([example()[9:], bytes.fromhex(FORMAT_1)[9:]])))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, max(0, len(payload) - 1)))
+        end = data.draw(st.integers(at, min(len(payload), at + 12)))
+        payload[at:end] = data.draw(st.binary(max_size=12))
+    try:
+        codes = CodeIndices.from_bytes(sealed(bytes(payload)))
+    except ValueError:
+        return
+    assert len(codes.lengths) <= 2**22 + 64 * (len(payload) + 9)
 
 
 # How much there is to store

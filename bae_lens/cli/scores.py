@@ -63,6 +63,12 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         f"{_ANSWERS} beside the report, and running again goes on from there",
     )
     parser.add_argument(
+        "--allow_plain_http",
+        action="store_true",
+        help="send OPENAI_API_KEY to an endpoint on another machine over http://, where everyone on the "
+        "way can read it",
+    )
+    parser.add_argument(
         "--dry_run",
         "--dry-run",
         action="store_true",
@@ -110,9 +116,12 @@ class Scoring:
             value = getattr(args, name)
             if value is not None and value < 0:
                 raise ValueError(f"--{name} must be at least 0; got {value}.")
-        if "endpoint" not in judges and (args.max_calls is not None or args.dry_run):
+        if "endpoint" not in judges and (
+            args.max_calls is not None or args.dry_run or args.allow_plain_http
+        ):
             raise ValueError(
-                "--max_calls and --dry_run are about --judge endpoint; give it as well."
+                "--max_calls, --allow_plain_http and --dry_run are about --judge endpoint; give it as "
+                "well."
             )
         if args.dry_run and args.n_scored == 0:
             raise ValueError("--dry_run counts nothing with --n_scored 0.")
@@ -121,7 +130,11 @@ class Scoring:
         endpoint = None
         if "endpoint" in judges:
             limits = Limits(max_calls=args.max_calls)
-            endpoint = EndpointJudge(EndpointSettings.from_environment(limits=limits))
+            endpoint = EndpointJudge(
+                EndpointSettings.from_environment(
+                    limits=limits, allow_plain_http=args.allow_plain_http
+                )
+            )
         lacks = "scores" if endpoint is None else "hard negatives"
         encoder = _encoder(args.device, lacks, "offline" in judges and is_asked)
         asks_offline = "offline" in judges and not args.dry_run and encoder is not None
@@ -168,6 +181,11 @@ class Scoring:
                 if self.dry is None:
                     result.save(_beside(output, file))
                     print(f"Written to {_beside(output, file)}")
+                    if result.n_unanswered:
+                        _say(
+                            f"{result.n_unanswered} questions about {name} are open: they have no usable "
+                            "answer, and are in no score. Run again to ask them again"
+                        )
         except (LimitReached, JudgeUnavailable) as error:
             # It is the user's to change, as the input is.
             raise ValueError(
@@ -201,9 +219,11 @@ class Scoring:
         """What a dry run has counted."""
         assert self.dry is not None
         calls, n_in, n_out, _ = self.dry.expected
+        n_again = self.dry.n_again
+        again = f"; {n_again:,} had no usable answer before and are asked again" if n_again else ""
         return (
             f"{calls:,} calls at most, with about {n_in:,} tokens of questions and {n_out:,} of answers; "
-            f"{self.dry.n_cached:,} questions are answered by the cache. Nothing was asked or written."
+            f"{self.dry.n_cached:,} questions are answered by the cache{again}. Nothing was asked or written."
         )
 
 

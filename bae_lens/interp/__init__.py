@@ -5,7 +5,9 @@ The data's way: ``reading`` (a corpus → blocks of tokens) with ``coder`` (acti
 
 Scores of it: ``subjects`` (texts in which a latent fires, tokens at which it is silent) → ``prompts``
 (questions) → ``judges`` (``endpoint`` with ``answer_cache`` and ``budget``, ``embedding`` without a
-network) → ``comsem``, ``intruder``, ``ranking``, with ``intervals``.
+network) → ``comsem``, ``intruder``, ``ranking``, with ``intervals``. An endpoint has its place and limits
+in ``endpoint_settings``, is spoken to by ``chat`` (the protocol) over ``exchange`` (one request, in time),
+and what it repeats of the key is taken out by ``redaction``.
 
 What it tells of predictions: ``views`` (words and contexts of a concept) → ``plain_reader`` (a
 classifier of words) → ``recoverability`` → ``recovery``.

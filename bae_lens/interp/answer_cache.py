@@ -6,12 +6,18 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, BinaryIO
+
+from bae_lens.files import check_output_file
+from bae_lens.json_file import parse_json
 
 logger = logging.getLogger(__name__)
+
+# Bytes of a line that are read: answers are short.
+_MAX_LINE = 2**20
 
 
 def key_of(request: Mapping[str, Any]) -> str:
@@ -27,16 +33,32 @@ class AnswerCache:
     and costs no other line. Threads may share it. Processes may not: neither sees what the other one
     writes, so that both would ask.
 
+    Versions before this one kept ``null`` for a question without a usable answer. Such a question is
+    open, as one that was never asked.
+
     Args:
         path: the file; None keeps answers in memory only.
+
+    Attributes:
+        path: as given.
+        was_open: keys that the file has ``null`` for.
+
+    Raises:
+        ValueError: if what is there is no file, or cannot be read.
     """
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)
+        self.was_open: frozenset[str] = frozenset()
         self._lock = Lock()
-        self._answers: dict[str, str | None] = {}
+        self._answers: dict[str, str] = {}
         if self.path is not None and self.path.exists():
-            self._read(self.path)
+            if not self.path.is_file():
+                raise ValueError(f"{self.path} is no file; answers are to be kept there.")
+            try:
+                self._read(self.path)
+            except OSError as error:
+                raise ValueError(f"{self.path} cannot be read: {error.strerror}.") from error
 
     def __len__(self) -> int:
         return len(self._answers)
@@ -44,35 +66,63 @@ class AnswerCache:
     def __contains__(self, key: str) -> bool:
         return key in self._answers
 
-    def __getitem__(self, key: str) -> str | None:
+    def __getitem__(self, key: str) -> str:
         return self._answers[key]
 
-    def put(self, key: str, answer: str | None, about: Mapping[str, Any] | None = None) -> None:
-        """Keep an answer; None: there is no usable one.
+    def check(self) -> None:
+        """That answers can be kept, before one is paid for.
+
+        Raises:
+            ValueError: if the file cannot be written.
+        """
+        if self.path is None:
+            return
+        check_output_file(self.path)
+        try:
+            if self.path.exists():
+                self.path.open("ab").close()
+        except OSError as error:
+            raise ValueError(f"{self.path} cannot be written: {error.strerror}.") from error
+
+    def put(self, key: str, answer: str, about: Mapping[str, Any] | None = None) -> None:
+        """Keep an answer.
 
         Args:
             key: see ``key_of``.
             answer: what is given back.
             about: written beside it, for people.
+
+        Raises:
+            ValueError: if the file cannot be written.
         """
         line = json.dumps({"key": key, "answer": answer, **(about or {})}, ensure_ascii=True)
         with self._lock:
             if self.path is not None:
-                self._append(self.path, line.encode() + b"\n")
+                try:
+                    self._append(self.path, line.encode() + b"\n")
+                except OSError as error:
+                    raise ValueError(
+                        f"{self.path} cannot be written: {error.strerror}. Answers up to now are in "
+                        "it: make room and run again to go on."
+                    ) from error
             self._answers[key] = answer
 
     def _read(self, path: Path) -> None:
-        n_broken = 0
-        for line in path.read_bytes().splitlines():
-            try:
-                record = json.loads(line)
-                key, answer = record["key"], record["answer"]
-            except (ValueError, KeyError, TypeError):
-                key, answer = None, None
-            if isinstance(key, str) and (answer is None or isinstance(answer, str)):
-                self._answers[key] = answer
-            elif line.strip():
-                n_broken += 1
+        n_broken, was_open = 0, set[str]()
+        with path.open("rb") as file:
+            for line in _lines(file):
+                try:
+                    record = parse_json(line)
+                    key, answer = record["key"], record["answer"]
+                except (ValueError, LookupError, TypeError):
+                    key, answer = None, None
+                if isinstance(key, str) and isinstance(answer, str):
+                    self._answers[key] = answer
+                elif isinstance(key, str) and answer is None:
+                    was_open.add(key)
+                elif line.strip():
+                    n_broken += 1
+        self.was_open = frozenset(was_open - set(self._answers))
         if n_broken:
             logger.warning("%d lines of %s are no answers and passed over.", n_broken, path)
 
@@ -87,3 +137,11 @@ class AnswerCache:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Of lines that are longer than any answer the beginning, which is none."""
+    while line := file.readline(_MAX_LINE):
+        yield line
+        while len(line) == _MAX_LINE and not line.endswith(b"\n"):
+            line = file.readline(_MAX_LINE)

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import NamedTuple
 
+from bae_lens.fields import Number, check_fields, whole
 from bae_lens.interp.judges import LimitReached
+
+_RULES = {
+    "max_calls": whole(0, or_none=True),
+    "max_tokens": whole(0, or_none=True),
+    "max_cost": Number(least=0, or_none=True),
+    "price_in": Number(least=0),
+    "price_out": Number(least=0),
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,7 @@ class Limits:
         price_out (float): Of a million tokens of answers.
 
     Raises:
-        ValueError: if a value is negative, or there is a ``max_cost`` without a price.
+        ValueError: if a value is no number or negative, or there is a ``max_cost`` without a price.
     """
 
     max_calls: int | None = None
@@ -31,9 +40,7 @@ class Limits:
     price_out: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not value >= 0:
-                raise ValueError(f"{name} must not be negative; got {value!r}.")
+        check_fields(self, _RULES)
         if self.max_cost is not None and not self.price_in + self.price_out > 0:
             raise ValueError("max_cost needs price_in and price_out; both are 0.")
 

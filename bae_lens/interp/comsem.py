@@ -26,7 +26,7 @@ from bae_lens.interp.comsem_result import (
 )
 from bae_lens.interp.embedding import Embedder, Encoder
 from bae_lens.interp.evidence import Evidence, Example
-from bae_lens.interp.judges import Judge, MarkedText, Question
+from bae_lens.interp.judges import Judge, MarkedText, Question, answers_of
 from bae_lens.interp.subjects import Subjects, draw, one_a_text, some
 
 # Examples of the release: shown, and tested at most.
@@ -62,7 +62,8 @@ def comsem_test(
 
     Raises:
         LimitReached, JudgeUnavailable: see ``Judge``. With a cache a rerun goes on from there.
-        ValueError: if the evidence has no background (mended), or no latent has enough texts.
+        ValueError: if the evidence has no background (mended), no latent has enough texts, or the
+            judge gives more or fewer answers than it was asked questions.
     """
     settings = settings or ComSemSettings()
     is_mended = settings.protocol == "mended"
@@ -141,12 +142,12 @@ def _run(cases: Sequence[_Case], judge: Judge, seed: int) -> tuple[LatentRun, ..
     explaining = [
         prompts.explain([MarkedText.of(e) for e in case.shown], seed + case.seed) for case in cases
     ]
-    phrases = judge.ask(explaining)
+    phrases = answers_of(judge, explaining)
     testing = [
         _tests(case, phrase, seed) if _status(phrase) == "explained" else []
         for case, phrase in zip(cases, phrases, strict=True)
     ]
-    answers = iter(judge.ask([question for own in testing for question in own]))
+    answers = iter(answers_of(judge, [question for own in testing for question in own]))
     return tuple(
         _scored(case, phrase, [next(answers) for _ in own])
         for case, phrase, own in zip(cases, phrases, testing, strict=True)
@@ -188,7 +189,7 @@ def _compared(
     pairs = [pair for own in by_latent.values() for pair in combinations(own, 2)]
     differ = [(a, b) for a, b in pairs if not _is_alike(a, b)]
     questions = [prompts.same(a.phrase or "", b.phrase or "", settings.seed) for a, b in differ]
-    answers = iter(judge.ask(questions))
+    answers = iter(answers_of(judge, questions))
     found = [prompts.YES if _is_alike(a, b) else next(answers) for a, b in pairs]
     return tuple(
         PhrasePair(a.latent, (a.seed, b.seed), None if answer is None else answer == prompts.YES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -151,10 +151,9 @@ class LatentRun:
 
     @property
     def positives_only(self) -> float | None:
-        """The release's score: share of positives said to fit; what is unanswered does not. None where
-        nothing was tested."""
-        n = sum(self.positive)
-        return self.positive.n_yes / n if n else None
+        """The release's score: share of positives said to fit, among those with an answer. None where
+        nothing was answered."""
+        return self.positive.share
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LatentRun:
@@ -237,8 +236,13 @@ class ComSemResult(ResultOfWeights):
 
     @property
     def explained(self) -> Interval | None:
-        """Share of latents explained, the mean over seeds."""
-        return self._mean_of_runs([float(run.status == "explained") for run in self.runs])
+        """Share of latents explained, the mean over seeds; runs without a usable answer are left out."""
+        return self._mean_of_runs(
+            [
+                None if run.status == "no answer" else float(run.status == "explained")
+                for run in self.runs
+            ]
+        )
 
     def n_above(self, threshold: float | None = None) -> int:
         """Latents with a score of the threshold or more."""
@@ -246,8 +250,8 @@ class ComSemResult(ResultOfWeights):
         return sum(score >= limit for score in self.scores().values())
 
     def share_above(self, threshold: float | None = None) -> Interval | None:
-        """Their share of those tested, with its Wilson interval."""
-        return wilson(self.n_above(threshold), len(self.latents))
+        """Their share of those with a score, with its Wilson interval."""
+        return wilson(self.n_above(threshold), len(self.scores()))
 
     @property
     def positives_only(self) -> Interval | None:
@@ -288,15 +292,20 @@ class ComSemResult(ResultOfWeights):
 
     @property
     def named_twice(self) -> Interval | None:
-        """Share of latents tested for which two seeds say the same, with its Wilson interval; None
-        where phrases were not compared."""
+        """Share of latents tested for which two seeds say the same, with its Wilson interval, but for
+        those of which a missing answer could say so; None where phrases were not compared."""
         if not self.pairs:
             return None
-        return wilson(len({pair.latent for pair in self.pairs if pair.same}), len(self.latents))
+        named = {pair.latent for pair in self.pairs if pair.same}
+        unknown = {pair.latent for pair in self.pairs if pair.same is None}
+        phrases = Counter(run.latent for run in self.runs if run.status != "no pattern")
+        no_answer = {run.latent for run in self.runs if run.status == "no answer"}
+        unknown |= {latent for latent in no_answer if phrases[latent] > 1}
+        return wilson(len(named), len(set(self.latents) - (unknown - named)))
 
     @property
     def n_unanswered(self) -> int:
-        """Questions without a usable answer."""
+        """Questions without a usable answer: they are in no score."""
         votes = [v for run in self.runs for v in (run.positive, run.random, run.hard)]
         return (
             sum(v.n_unanswered for v in votes)
@@ -328,15 +337,21 @@ class ComSemResult(ResultOfWeights):
         lines += [f"| {name} | {shown(value)} |" for name, value in rows]
         measure = "balanced accuracy" if is_mended else "share of positives that fit"
         hard = "" if self.has_hard or not is_mended else " No encoder: there are no hard negatives."
+        n_tested, n_scored, n_open = len(self.latents), len(self.scores()), self.n_unanswered
+        tested = "tested" if n_scored == n_tested else f"with a score ({n_tested} were tested)"
+        still_open = "No question is open."
+        if n_open:
+            still_open = (
+                f"{n_open} questions are open: no answer could be used, and they are in no score."
+            )
         return "\n".join(
             [
                 *lines,
                 "",
                 f"Judge: {self.judge}. The score is {measure}; {self.n_above()} of "
-                f"{len(self.latents)} latents tested have {own.threshold:g} or more. Of "
-                f"{self.n_latents} latents {self.n_firing} fire and {self.n_enough} have enough "
-                f"texts. {self.n_unanswered} questions had no usable answer. Intervals are 95 %, over "
-                f"latents.{hard}",
+                f"{n_scored} latents {tested} have {own.threshold:g} or more. Of {self.n_latents} latents "
+                f"{self.n_firing} fire and {self.n_enough} have enough texts. {still_open} Intervals "
+                f"are 95 %, over latents.{hard}",
                 "",
                 self.caveat,
             ]

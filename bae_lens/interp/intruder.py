@@ -13,7 +13,7 @@ from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.embedding import Embedder, EmbeddingJudge, Encoder
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import mean_interval, seed_agreement, shown, wilson
-from bae_lens.interp.judges import Judge, MarkedText, Question
+from bae_lens.interp.judges import Judge, MarkedText, Question, answers_of
 from bae_lens.interp.prompts import intruder as intruder_question
 from bae_lens.interp.subjects import Subjects, draw, n_texts, one_a_text, purity, some
 from bae_lens.json_file import ResultOfWeights
@@ -202,6 +202,15 @@ class IntruderResult(ResultOfWeights):
         means = [mean_interval([v for v in column if v is not None]) for column in columns]
         return tuple(None if mean is None else mean.mean for mean in means)
 
+    @property
+    def n_unanswered(self) -> int:
+        """Trials without a usable answer, of latents and of their controls: they are in no accuracy."""
+        return sum(
+            tally.n_unanswered
+            for own in (*self.latents, *self.control)
+            for tally in (*own.random, *own.hard)
+        )
+
     def purity(self, *, control: bool = False) -> Interval | None:
         """Mean token purity of latents, or of their controls, with its bootstrap interval."""
         own = self.control if control else self.latents
@@ -220,16 +229,27 @@ class IntruderResult(ResultOfWeights):
             f"| seeds' agreement | {shown(self.agreement(), 2)} | – |",
         ]
         means = ", ".join(shown(mean) for mean in self.seed_means())
+        n_open, n_heard = self.n_unanswered, self.n_heard()
+        # Of a latent without any answer it is not known whether it is heard.
+        n_known = len(_known([t.accuracy() for t in self.latents]))
+        heard = f"{n_heard} of those tested"
+        if n_known < len(self.latents):
+            heard = f"{n_heard} of the {n_known} with any answer"
         return "\n".join(
             [
                 *lines,
                 "",
                 f"Judge: {self.judge}. Chance is {self.chance:.3f}. Means over {len(self.latents)} "
                 f"latents with 95 % bootstrap intervals; by seed {means}. Of {self.n_latents} latents "
-                f"{self.n_firing} fire and {self.n_enough} have enough texts; {self.n_heard()} of "
-                f"those tested reach {self.settings.threshold:g} with random intruders. Hard intruders "
+                f"{self.n_firing} fire and {self.n_enough} have enough texts; {heard} "
+                f"reach {self.settings.threshold:g} with random intruders. Hard intruders "
                 "are the silent tokens nearest to the examples: an offline judge is below chance where "
-                "there is nothing to hear, so read them beside the shuffled latents.",
+                "there is nothing to hear, so read them beside the shuffled latents."
+                + (
+                    f" {n_open} trials are open: they have no usable answer, and are in no accuracy."
+                    if n_open
+                    else ""
+                ),
                 "",
                 self.caveat,
             ]
@@ -276,7 +296,8 @@ def intruder_test(
     Raises:
         ImportError: if MiniLM is needed and missing.
         LimitReached, JudgeUnavailable: see ``Judge``.
-        ValueError: if the evidence has no background, or no latent has enough texts.
+        ValueError: if the evidence has no background, no latent has enough texts, or the judge gives
+            more or fewer answers than it was asked questions.
     """
     settings = settings or IntruderSettings()
     subjects = Subjects(evidence)  # Before an encoder is loaded.
@@ -295,7 +316,7 @@ def intruder_test(
     for begin in range(0, len(cases), _CASES_AT_ONCE):
         part = cases[begin : begin + _CASES_AT_ONCE]
         trials = [_trials(case, subjects, settings) for case in part]
-        answers = iter(judge.ask([trial.question for own in trials for trial in own]))
+        answers = iter(answers_of(judge, [trial.question for own in trials for trial in own]))
         found += [
             _counted(case, [(trial, next(answers)) for trial in own], settings)
             for case, own in zip(part, trials, strict=True)

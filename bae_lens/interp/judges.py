@@ -20,6 +20,8 @@ MAX_PHRASE = 200
 # token, or be read as a control token of a chat format.
 _ESCAPED = {"«", "»", "<"}
 _ESCAPED_CATEGORIES = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+# Those that reverse what stands after them.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 class LimitReached(RuntimeError):
@@ -151,14 +153,45 @@ def read_answer(text: str, choices: Sequence[str]) -> str | None:
 
     Reasoning in ``<think>`` is left out. Of choices, one has to stand alone, in any case and with any
     punctuation around it: "Yes." is "yes", and "Yes, because …" is no answer, for it may end in a
-    "but". A phrase is one line, without quotation marks around it and no longer than ``MAX_PHRASE``.
+    "but". A phrase is one line, without quotation marks around it, no longer than ``MAX_PHRASE``, and
+    of characters that can be shown and saved.
     """
     text = re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.DOTALL).strip()
     if choices:
         bare = text.strip(" \t\r\n.,;:!?\"'`*()[]").casefold()
         return next((choice for choice in choices if choice.casefold() == bare), None)
-    lines = text.splitlines()
-    if len(lines) != 1 or len(text) > MAX_PHRASE:
+    if len(text) > MAX_PHRASE:
         return None
-    phrase = text.strip(" \t\"'`*").removesuffix(".")
-    return phrase or None
+    phrase = text.replace("\t", " ").strip(" \"'`*").removesuffix(".")
+    return phrase if is_answer(phrase, ()) else None
+
+
+def is_answer(answer: object, choices: Sequence[str]) -> bool:
+    """Whether it can be taken as it is: one of the choices, or a phrase on one line in which nothing is
+    half a character, or ends lines, moves the cursor or turns the order of letters around."""
+    if not isinstance(answer, str):
+        return False
+    if choices:
+        return answer in choices
+    return (
+        0 < len(answer) <= MAX_PHRASE
+        and len(answer.splitlines()) == 1
+        and not any(unicodedata.category(c) in ("Cc", "Cs") or c in _TURNING for c in answer)
+    )
+
+
+def answers_of(judge: Judge, questions: Sequence[Question]) -> list[str | None]:
+    """``judge.ask``, with None in place of what is no answer to its question.
+
+    Raises:
+        ValueError: if there is not one answer for each question.
+    """
+    answers = list(judge.ask(questions))
+    if len(answers) != len(questions):
+        raise ValueError(
+            f"The judge {judge.name!r} gave {len(answers)} answers to {len(questions)} questions."
+        )
+    return [
+        answer if is_answer(answer, question.choices) else None
+        for question, answer in zip(questions, answers, strict=True)
+    ]

@@ -13,7 +13,7 @@ from typing_extensions import Self
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import krippendorff_alpha, mean_interval, shown
-from bae_lens.interp.judges import Judge, MarkedText, Question
+from bae_lens.interp.judges import Judge, MarkedText, Question, answers_of
 from bae_lens.interp.prompts import FIRST, SECOND, TIE, compare
 from bae_lens.interp.subjects import n_texts, one_a_text, some
 from bae_lens.json_file import JsonResult
@@ -186,7 +186,7 @@ class Ranking(JsonResult):
             "Win rates of the row against the column, ties 1/2, with 95 % bootstrap intervals over "
             f"pairs of latents, {self.settings.n_pairs} at most. Judges saw no names; each pair was shown in "
             f"both orders, and counts as won where both say so. {n_none} comparisons had no usable "
-            "answer."
+            "answer, and are in no rate."
         ]
         notes += [
             f"{judge}: same outcome in both orders {shown(self.consistency(judge), 2)}, bias to the "
@@ -258,8 +258,9 @@ def rank_dictionaries(
 
     Raises:
         LimitReached, JudgeUnavailable: see ``Judge``.
-        ValueError: if there are fewer than two dictionaries, no judge, two judges of one name, or a
-            dictionary has no latent with enough texts.
+        ValueError: if there are fewer than two dictionaries, no judge, two judges of one name, a
+            dictionary has no latent with enough texts, or a judge gives more or fewer answers than it
+            was asked questions.
     """
     settings = settings or RankingSettings()
     asked: list[Judge] = list(judges) if isinstance(judges, Sequence) else [judges]
@@ -336,7 +337,7 @@ def _outcomes(
         questions += [compare(one, other, seed), compare(other, one, seed)]
     order = np.random.default_rng([seed, len(questions)]).permutation(len(questions))
     answers: list[str | None] = [None] * len(questions)
-    for i, answer in zip(order, judge.ask([questions[i] for i in order]), strict=True):
+    for i, answer in zip(order, answers_of(judge, [questions[i] for i in order]), strict=True):
         answers[i] = answer
     forth, back = {FIRST: 1, TIE: 0, SECOND: -1}, {FIRST: -1, TIE: 0, SECOND: 1}
     return [(_of(forth, answers[2 * i]), _of(back, answers[2 * i + 1])) for i in range(len(pairs))]

@@ -228,7 +228,9 @@ def _means(result: Result) -> Iterator[Mean]:
 
 def _values(result: Result) -> Iterator[Mean]:
     n = f"{len(result.latents):,} of {result.n_latents:,}"
-    yield Mean(f"{_title(result)}: latents tested", n, f"judge: {result.judge}")
+    n_open = result.n_unanswered
+    still_open = f"; {n_open:,} questions are open" if n_open else ""
+    yield Mean(f"{_title(result)}: latents tested", n, f"judge: {result.judge}{still_open}")
     if isinstance(result, ComSemResult):
         yield Mean(_comsem_name(result), shown(result.score(), 2), _nothing(result))
         yield Mean(f"explained, {result.settings.protocol}", shown(result.explained, 2))

@@ -301,6 +301,38 @@ def test_an_endpoint_gives_phrases_and_is_asked_once(folder, monkeypatch, with_m
     ]
 
 
+def test_what_stays_open_is_said_and_asked_again(folder, monkeypatch, with_minilm, capsys):
+    def unsure(request: dict[str, Any], i: int) -> str | Raw:
+        answer = reply(request, i)
+        return "perhaps" if answer == "no" else answer
+
+    argv = ["report", str(folder), *ASKED]
+    with endpoint(monkeypatch, unsure) as server:
+        assert main(argv) == 0
+        n_asked = len(server.requests)
+        n_open = ComSemResult.load(folder / "comsem.json").n_unanswered
+        assert f"{n_open} questions about sae are open" in capsys.readouterr().err
+        dictionary = Page(folder / "report.html").data["dictionaries"][0]
+        assert f"{n_open} questions are open" in json.dumps(dictionary)
+        lines = (folder / "judge_answers.jsonl").read_text().splitlines()
+        assert None not in [json.loads(line)["answer"] for line in lines]
+        assert main([*argv, "--dry_run"]) == 0
+        n_calls = int(capsys.readouterr().out.split(" calls at most")[0])
+        assert n_asked == len(server.requests) == len(lines) + 3 * n_calls
+        assert main(argv) == 0
+        assert len(server.requests) == n_asked + 3 * n_calls
+
+
+def test_a_key_goes_in_clear_only_if_that_is_said(folder, monkeypatch, capsys, with_minilm):
+    monkeypatch.setenv(URL_VARIABLE, "http://192.0.2.1/v1")
+    monkeypatch.setenv(MODEL_VARIABLE, "tiny-judge")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hunter22")
+    message = refused(capsys, str(folder), *ASKED)
+    assert "--allow_plain_http" in message
+    assert "hunter22" not in message
+    assert main(["report", str(folder), *ASKED, "--allow_plain_http", "--dry_run"]) == 0
+
+
 def test_both_judges_and_both_protocols(folder, monkeypatch, with_minilm):
     argv = [*ASKED, "--judge", "offline", "--protocol", "both", "--n_random", "14"]
     with endpoint(monkeypatch):
@@ -419,6 +451,7 @@ def test_too_few_texts(folder, with_minilm, capsys):
         (("--judge", "none", "--judge", "offline"), "none stands alone; got none, offline"),
         (("--max_calls", "5"), "about --judge endpoint; give it as well"),
         (("--dry-run",), "about --judge endpoint; give it as well"),
+        (("--allow_plain_http",), "about --judge endpoint; give it as well"),
         (("--judge", "endpoint", "--max_calls", "-5"), "--max_calls must be at least 0; got -5"),
         (("--judge", "endpoint", "--dry_run", "--n_scored", "0"), "counts nothing"),
         (("--judge", "endpoint"), f"no {URL_VARIABLE} and no {MODEL_VARIABLE}"),

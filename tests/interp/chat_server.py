@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
@@ -20,8 +21,13 @@ class Raw(NamedTuple):
     delay: float = 0.0
 
 
-def completion(text: str | None, tokens: tuple[int, int] | None = (10, 2)) -> Raw:
-    values: dict[str, Any] = {"choices": [{"message": {"role": "assistant", "content": text}}]}
+def completion(
+    text: str | None, tokens: tuple[int, int] | None = (10, 2), end: str | None = None
+) -> Raw:
+    choice: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
+    if end is not None:
+        choice["finish_reason"] = end
+    values: dict[str, Any] = {"choices": [choice]}
     if tokens is not None:
         values["usage"] = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1]}
     return Raw(200, json.dumps(values).encode())
@@ -36,7 +42,9 @@ class ChatServer:
         headers: of them.
     """
 
-    def __init__(self, reply: Callable[[dict[str, Any], int], str | Raw]) -> None:
+    def __init__(
+        self, reply: Callable[[dict[str, Any], int], str | Raw], port: int | None = None
+    ) -> None:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
@@ -67,7 +75,7 @@ class ChatServer:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port or 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
@@ -78,8 +86,10 @@ class ChatServer:
 
 
 @contextmanager
-def serving(reply: Callable[[dict[str, Any], int], str | Raw]) -> Iterator[ChatServer]:
-    server = ChatServer(reply)
+def serving(
+    reply: Callable[[dict[str, Any], int], str | Raw], port: int | None = None
+) -> Iterator[ChatServer]:
+    server = ChatServer(reply, port)
     thread = threading.Thread(target=server._server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
@@ -88,3 +98,42 @@ def serving(reply: Callable[[dict[str, Any], int], str | Raw]) -> Iterator[ChatS
         server._server.shutdown()
         server._server.server_close()
         thread.join()
+
+
+@contextmanager
+def speaking(talk: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server below HTTP: ``talk`` has each connection, once a request has begun, in a thread of its
+    own. Gives the base URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def one(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(2**16)
+            talk(connection)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=one, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+    finally:
+        # Wakes the thread that accepts, which closing alone does not.
+        with suppress(OSError):
+            listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+
+
+def drip(begin: bytes, drop: bytes, pause: float = 0.02) -> Callable[[socket.socket], None]:
+    """Of ``speaking``: a beginning, and then a drop now and then without end."""
+
+    def talk(connection: socket.socket) -> None:
+        connection.sendall(begin)
+        while True:
+            connection.sendall(drop)
+            time.sleep(pause)
+
+    return talk

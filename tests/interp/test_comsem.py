@@ -191,6 +191,55 @@ def test_what_is_not_answered():
     assert mean(result.same_phrase) == 1
     assert result.scores() == {PURE: 1.0, TOKEN: 1.0, MIXED: 0.5}
     assert result.n_unanswered == 3
+    assert "3 questions are open" in result.table()
+    assert "No question is open" in result_of().table()
+
+
+def test_what_is_open_is_no_failure():
+    """Everything about one latent, and one seed of another, is unanswered."""
+
+    def rule(question: Question) -> str | None:
+        answer = careful(question)
+        is_open = answer == "dog3" or (answer == "cat" and question.seed == 2)
+        return None if is_open else answer
+
+    result, whole = result_of(rule), result_of()
+
+    assert result.scores() == {PURE: 1.0, MIXED: 0.5}
+    assert mean(whole.explained) == pytest.approx(2 / 3)
+    assert mean(result.explained) == 0.5  # of the cats and the mixed ones
+    assert mean(result.share_above()) == 0.5
+    assert mean(result.named_twice) == 0.5
+    assert "1 of 2 latents with a score (3 were tested) have 0.8 or more" in result.table()
+
+    # The release's score, too, is of what was answered.
+    def every_second(question: Question) -> str | None:
+        is_odd = question.kind == "match" and question.groups[0][0].before[-1] in "13579"
+        return None if is_odd else careful(question)
+
+    half = result_of(every_second, RELEASED)
+    assert half.n_unanswered > 0
+    assert half.scores() == result_of(careful, RELEASED).scores()
+
+
+def test_answers_that_are_none():
+    """Of a judge of somebody else's."""
+    wrong = {"explain": "\ud800 kind", "match": "perhaps", "same": "tie"}
+    result = result_of(lambda q: wrong[q.kind])
+    assert {run.status for run in result.runs} == {"no answer"}
+    result = result_of(lambda q: "kind" if q.kind == "explain" else wrong[q.kind])
+    assert result.n_unanswered == sum(
+        sum(sum(v) for v in (r.positive, r.random, r.hard)) for r in result.runs
+    )
+    assert result.scores() == {}
+    assert result.share_above() is None
+
+    class Short(RuleJudge):
+        def ask(self, questions):
+            return super().ask(questions)[:-1]
+
+    with pytest.raises(ValueError, match="8 answers to 9 questions"):
+        comsem_test(planted_evidence(), Short(careful), SETTINGS)
 
 
 def test_evidence_that_is_too_little():

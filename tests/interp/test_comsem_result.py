@@ -22,7 +22,7 @@ MENDED, RELEASED = make_comsem(EVIDENCE, 3), make_comsem(EVIDENCE, 3, "released"
 def test_scores_by_hand():
     run = LatentRun(0, 0, "explained", "p", Votes(3, 1, 4), Votes(1, 3, 1), Votes(2, 2, 0))
     assert run.balanced_accuracy == (3 / 4 + 5 / 8) / 2
-    assert run.positives_only == 3 / 8
+    assert run.positives_only == 3 / 4
     assert LatentRun(0, 0, "explained", "p", Votes(3, 1, 0)).balanced_accuracy is None
     assert LatentRun(0, 0, "no pattern").positives_only is None
 

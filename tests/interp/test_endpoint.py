@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import email.utils
 import json
+import logging
+import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
+import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +23,7 @@ import pytest
 from bae_lens.interp.budget import Limits
 from bae_lens.interp.endpoint import DryRun, EndpointJudge, EndpointSettings
 from bae_lens.interp.judges import JudgeUnavailable, LimitReached, Question
-from tests.interp.chat_server import ChatServer, Raw, completion, serving
+from tests.interp.chat_server import ChatServer, Raw, completion, serving, speaking
 
 MOVED = Raw(307, headers=(("Location", "http://127.0.0.1:9/v1/chat/completions"),))
 
@@ -144,6 +152,15 @@ def test_retry_after_is_heeded(as_date):
     assert 6 <= waits[0] <= 8
 
 
+@pytest.mark.parametrize("value", ["1e400", "9" * 400, "inf", "Fri, 31 Dec 9999 23:59:59 -2359"])
+def test_retry_after_of_a_hostile_size_stops(value):
+    with serving(lambda request, i: Raw(429, headers=(("Retry-After", value),))) as server:
+        with pytest.raises(JudgeUnavailable, match="more than max_wait") as e:
+            judge_of(server).ask(questions(1))
+        assert len(server.requests) == 1
+        assert len(str(e.value)) < 500
+
+
 def test_retry_after_that_is_too_long_stops():
     with serving(lambda request, i: Raw(429, headers=(("Retry-After", "3600"),))) as server:
         with pytest.raises(JudgeUnavailable, match="3600"):
@@ -176,15 +193,78 @@ def test_wrong_answers_are_asked_again_with_a_reminder():
 
 @pytest.mark.parametrize(
     "said",
-    ["perhaps", completion(None), Raw(200, b'{"choices": []}'), Raw(200, b'{"choices": [1]}')],
+    [
+        "perhaps",
+        completion(None),
+        Raw(200, b'{"choices": []}'),
+        Raw(200, b'{"choices": [1]}'),
+        completion("yes", end="length"),
+        completion("yes", end="content_filter"),
+        "\ud800",
+    ],
 )
-def test_no_answer_is_kept_as_such(said, tmp_path):
+def test_what_is_no_answer_stays_open(said, tmp_path, caplog):
+    path = tmp_path / "a.jsonl"
     with serving(lambda request, i: said) as server:
+        assert judge_of(server, path).ask(questions(1)) == [None]
+        assert len(server.requests) == 3
+        assert "1 of 1 questions are open" in caplog.text
+        settings = judge_of(server, path).settings
+    assert not path.exists()
+    # The next run asks again, and keeps what it gets.
+    judge = EndpointJudge(settings, path)
+    with serving(right, port=urllib.parse.urlsplit(settings.base_url).port) as server:
+        assert judge.ask(questions(1)) == ["yes"]
+        assert EndpointJudge(settings, path).ask(questions(1)) == ["yes"]
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("end", ["stop", "eos", "STOP", None, ""])
+def test_answers_that_came_to_their_end(end):
+    with serving(lambda request, i: completion("yes", end=end)) as server:
+        assert judge_of(server).ask(questions(1)) == ["yes"]
+
+
+@pytest.mark.parametrize(
+    "phrase", ["\ud800 kind", "a\0b", "\x1b[2Jkind", "a\u202eb", "x" * 201, "a\u2028b"]
+)
+def test_phrases_that_cannot_be_shown_or_saved_are_no_answer(phrase, tmp_path):
+    question = Question("explain", "Judge.", "Why?")
+    with serving(lambda request, i: phrase if i == 0 else "kind") as server:
         judge = judge_of(server, tmp_path / "a.jsonl")
-        assert judge.ask(questions(1)) == [None]
+        assert judge.ask([question]) == ["kind"]
+        assert len(server.requests) == 2
+
+
+def test_caches_of_before(tmp_path, caplog):
+    """null, a phrase that nobody can save, a choice that there is none of: asked again, and said."""
+    path, asked = tmp_path / "a.jsonl", [*questions(3), Question("explain", "Judge.", "Why? 0")]
+    with serving(right) as server:
+        judge = judge_of(server, path)
+        keys = [judge.key(question) for question in asked]
+        answers = ["no", None, "maybe", "\ud800 kind"]
+        lines = [
+            {"key": k, "answer": a, "kind": "match"} for k, a in zip(keys, answers, strict=True)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert judge_of(server, path).ask(asked) == ["no", "no", "yes", "yes"]
+        # What was answered stands, right or not.
+        assert judge_of(server, path).ask(asked) == ["no", "no", "yes", "yes"]
         assert len(server.requests) == 3
-        assert judge_of(server, tmp_path / "a.jsonl").ask(questions(1)) == [None]
-        assert len(server.requests) == 3
+        dry = DryRun(judge_of(server, path))
+        dry.ask(asked)
+        assert (dry.n_cached, dry.n_again) == (4, 0)
+    assert "1 questions had no usable answer when they were asked before" in caplog.text
+    assert caplog.text.count("asked before") == 1
+
+
+def test_a_dry_run_says_what_is_asked_again(tmp_path):
+    path = tmp_path / "a.jsonl"
+    judge = judge_of("http://127.0.0.1:9/v1", path)
+    path.write_text(json.dumps({"key": judge.key(questions(1)[0]), "answer": None}) + "\n")
+    dry = DryRun(judge_of("http://127.0.0.1:9/v1", path))
+    dry.ask(questions(2))
+    assert (dry.n_cached, dry.n_again, dry.expected.calls) == (0, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -285,49 +365,137 @@ def test_dry_run_counts_and_asks_nothing(tmp_path):
     assert len((tmp_path / "a.jsonl").read_text().splitlines()) == 2
 
 
-def test_settings_from_the_environment(monkeypatch):
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://localhost:1/v1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setenv("BAE_LENS_JUDGE_MODEL", "m")
-    assert EndpointSettings.from_environment(n_tries=2) == EndpointSettings(
-        "http://localhost:1/v1", "m", None, n_tries=2
-    )
-    monkeypatch.delenv("OPENAI_BASE_URL")
-    monkeypatch.setenv("BAE_LENS_JUDGE_MODEL", "")
-    with pytest.raises(ValueError, match="OPENAI_BASE_URL and no BAE_LENS_JUDGE_MODEL"):
-        EndpointJudge()
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"base_url": "localhost:8000"},
-        {"base_url": "http://user:pass@host/v1"},
-        {"base_url": "http://host/v1?key=1"},
-        {"model": ""},
-        {"api_key": "key\n"},
-        {"n_tries": 0},
-        {"n_parallel": 0},
-        {"n_reminders": -1},
-        {"timeout": 0.0},
-        {"wait": -1.0},
-        {"body": {"stream": True}},
-    ],
-)
-def test_wrong_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        EndpointSettings(**{"base_url": "http://host/v1", "model": "m", **wrong})
-
-
-@pytest.mark.parametrize("wrong", [{"max_calls": -1}, {"max_cost": 1.0}, {"price_in": -1.0}])
-def test_wrong_limits(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Limits(**wrong)
-
-
 def test_what_was_said_is_written_for_people(tmp_path):
     with serving(lambda request, i: "perhaps" if i < 2 else "Yes.") as server:
         judge_of(server, tmp_path / "a.jsonl").ask(questions(1))
     [record] = map(json.loads, (tmp_path / "a.jsonl").read_text().splitlines())
     assert record["answer"] == "yes"
     assert record["said"] == ["perhaps", "perhaps", "Yes."]
+
+
+SECRET = "sk-SECRET/1234567890"
+
+
+def echo(body: bytes, begin: bytes = b"HTTP/1.1 200 OK\r\n") -> Callable[[socket.socket], None]:
+    head = begin + b"Content-Length: %d\r\n\r\n" % len(body)
+    return lambda connection: connection.sendall(head + body)
+
+
+LEAKS = {
+    "200": echo(f"<html>Authorization: Bearer {SECRET}</html>".encode()),
+    "200, an error": echo(json.dumps({"error": {"message": SECRET}}).encode()),
+    "401": echo(SECRET.encode(), b"HTTP/1.1 401 No\r\n"),
+    "503": echo(SECRET.encode(), b"HTTP/1.1 503 No\r\n"),
+    "escaped": echo(json.dumps(SECRET).replace("/", "\\/").encode(), b"HTTP/1.1 400 No\r\n"),
+    "quoted": echo(urllib.parse.quote(SECRET, "").encode(), b"HTTP/1.1 400 No\r\n"),
+    "in two": echo(f"{SECRET[:9]}\n{SECRET[9:]}".encode()),
+    "at the end of what is shown": echo(b"x" * 190 + SECRET.encode()),
+    "status line": lambda c: c.sendall(f"GARBAGE {SECRET}\r\n\r\n".encode()),
+    "status": lambda c: c.sendall(f"HTTP/1.1 {SECRET} OK\r\n\r\n".encode()),
+    "reason": echo(b"", f"HTTP/1.1 500 {SECRET}\r\n".encode()),
+    "location": echo(b"", f"HTTP/1.1 302 No\r\nLocation: http://x/{SECRET}\r\n".encode()),
+    "chunk size": echo(
+        b"", f"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{SECRET}\r\n".encode()
+    ),
+    "answer": echo(json.dumps({"choices": [{"message": {"content": f"key {SECRET}"}}]}).encode()),
+    "end": echo(
+        json.dumps({"choices": [{"message": {"content": "x"}, "finish_reason": SECRET}]}).encode()
+    ),
+}
+
+
+@pytest.mark.parametrize("talk", LEAKS.values(), ids=LEAKS)
+def test_a_key_that_is_repeated_is_nowhere(talk, tmp_path, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    question = Question("explain", "Judge.", "Why?")
+    path = tmp_path / "a.jsonl"
+    with speaking(talk) as url:
+        settings = EndpointSettings(url, "tiny-judge", SECRET, n_tries=2, wait=0.001, timeout=5.0)
+        try:
+            shown = str(EndpointJudge(settings, path).ask([question]))
+        except JudgeUnavailable:
+            shown = traceback.format_exc()
+    if path.exists():
+        shown += path.read_text()
+    shown += caplog.text + "".join(capfd.readouterr()) + repr(settings)
+    shown = shown.replace("\n", "").replace("\\", "")
+    for part in (SECRET, SECRET[:12], SECRET[-12:], urllib.parse.quote(SECRET, "")):
+        assert part not in shown
+
+
+def test_a_key_in_a_cache_of_before_is_not_shown(tmp_path):
+    question = Question("explain", "Judge.", "Why?")
+    judge = EndpointJudge(
+        EndpointSettings("http://127.0.0.1:9/v1", "m", SECRET), tmp_path / "a.jsonl"
+    )
+    judge.cache.put(judge.key(question), f"the key {SECRET}")
+    assert judge.ask([question]) == ["the key …"]
+
+
+@pytest.mark.parametrize("where", ["request", "wait", "long wait"])
+def test_ctrl_c_takes_effect_at_once(where, tmp_path):
+    path = tmp_path / "a.jsonl"
+
+    def reply(request: dict[str, Any], i: int) -> str | Raw:
+        if request["messages"][1]["content"] == "Question 0":
+            return "yes"
+        headers = (("Retry-After", "50"),) if where == "long wait" else ()
+        return Raw(503, headers=headers, delay=20.0 if where == "request" else 0.0)
+
+    with serving(reply) as server:
+        settings = EndpointSettings(server.url, "tiny-judge", timeout=30, wait=30)
+        judge = EndpointJudge(settings, path)
+        judge.ask(questions(1))
+        threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            judge.ask(questions())
+        assert time.monotonic() - began < 2
+        n_asked = len(server.requests)
+        # What was answered is kept; nothing goes on behind the scenes.
+        assert EndpointJudge(settings, path).ask(questions(1)) == ["yes"]
+        time.sleep(0.3)
+        assert len(server.requests) == n_asked <= 1 + 4
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    with serving(right) as server:
+        with pytest.raises(ValueError, match=r"folder is no file"):
+            judge_of(server, tmp_path / "folder")
+        with pytest.raises(ValueError, match=r"a\.jsonl cannot be written"):
+            judge_of(server, tmp_path / "file" / "a.jsonl").ask(questions(1))
+        assert server.requests == []
+
+
+def test_hostile_json_is_not_of_the_protocol():
+    bodies = [b"[" * 10**5, b'{"choices": ' * 10**4, b'{"choices": ' + b"9" * 10**5 + b"}"]
+    with serving(lambda request, i: Raw(200, bodies[i]) if i < 3 else right(request)) as server:
+        assert judge_of(server).ask(questions(1)) == ["yes"]
+
+
+def test_usage_that_cannot_be_is_guessed():
+    body = {"choices": [{"message": {"content": "yes"}}]}
+    usage = {"prompt_tokens": 10**30, "completion_tokens": True}
+    with serving(
+        lambda request, i: Raw(200, json.dumps(body | {"usage": usage}).encode())
+    ) as server:
+        judge = judge_of(server)
+        assert judge.ask(questions(1)) == ["yes"]
+    assert judge.spent[1:3] == (len("Judge.Question 0") // 3 + 1, 2)
+
+
+def test_a_proxy_is_not_asked_about_this_machine(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://user:proxy-password@127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with serving(right) as server:
+        assert judge_of(server).ask(questions(1)) == ["yes"]
+
+
+def test_a_seed_beyond_64_bits_is_kept_as_well(tmp_path):
+    question = Question("match", "Judge.", "Question 0", ("yes", "no"), seed=10**30)
+    with serving(right) as server:
+        for _ in range(2):
+            assert judge_of(server, tmp_path / "a.jsonl").ask([question]) == ["yes"]
+        assert len(server.requests) == 1

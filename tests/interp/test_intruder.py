@@ -100,7 +100,14 @@ def test_what_is_not_answered_counts_for_nothing():
     assert result.latents[0].random[0] == Tally(0, 0, 15)
     assert result.latents[0].by_seed()[0] is None
     assert result.accuracy() is not None
-    assert intruder_test(planted_evidence(), RuleJudge(lambda q: None), SMALL).accuracy() is None
+    n_each = len(result.latents) * 15  # As many controls.
+    assert result.n_unanswered == 2 * n_each
+    assert f"{2 * n_each} trials are open" in result.table()
+    assert "open" not in result_of().table()
+    for answer in (None, "99"):
+        nothing = intruder_test(planted_evidence(), RuleJudge(lambda q, a=answer: a), SMALL)
+        assert nothing.accuracy() is None
+        assert "0 of the 0 with any answer" in nothing.table()
 
 
 def test_questions_are_asked_in_parts(monkeypatch):

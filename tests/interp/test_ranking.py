@@ -100,6 +100,10 @@ def test_unanswered_comparisons_are_left_out():
     assert ranking.win_rate("clear one") is None
     assert ranking.consistency("rule") is None
     assert "–" in ranking.table()
+    assert f"{len(ranking.comparisons)} comparisons had no usable answer" in ranking.table()
+    assert (
+        rank_dictionaries(THREE, RuleJudge(lambda q: "C"), SETTINGS).win_rate("clear one") is None
+    )
     assert Comparison(0, (0, 1), (0, 0), (1, None)).outcome is None
     assert Comparison(0, (0, 1), (0, 0), (1, 0)).outcome == 0
     assert Comparison(0, (0, 1), (0, 0), (-1, -1)).outcome == -1
