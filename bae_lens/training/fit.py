@@ -12,6 +12,8 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from bae_lens.finite import check_finite_weights
+from bae_lens.training.finite_steps import skip_steps_not_finite
 from bae_lens.training.replay import ReplayedActivations
 
 
@@ -76,5 +78,8 @@ def fit_activations(
     torch.manual_seed(seed)
     # Of its own, since folding the scale in changes the config too.
     sae = get_sae_training_class(cfg.architecture())[0](deepcopy(cfg)).to(device)
-    SAETrainer(trainer_cfg, sae, ReplayedActivations(activations, batch_size, seed=seed)).fit()
+    trainer = SAETrainer(trainer_cfg, sae, ReplayedActivations(activations, batch_size, seed=seed))
+    skip_steps_not_finite(trainer)
+    trainer.fit()
+    check_finite_weights(sae)
     return sae

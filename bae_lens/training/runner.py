@@ -36,6 +36,7 @@ from bae_lens.bae import TrainingBAE
 from bae_lens.clvq_vae import TrainingCLVQVAE
 from bae_lens.suggest import did_you_mean
 from bae_lens.training.collection import check_collection
+from bae_lens.training.finite_steps import skip_steps_not_finite
 from bae_lens.training.interruption import stop_between_steps
 from bae_lens.training.metric_log import MetricLog
 from bae_lens.training.replay import ReplayedActivations
@@ -69,6 +70,9 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     * ``replay_tokens``: the language model runs once over so many tokens, and training makes
       epochs over them. Recorded in the SAE's metadata. With ``replay_path`` they are kept on disk,
       and later runs (another seed, another autoencoder) read them there.
+    * A step whose loss or gradient is NaN or infinite is skipped and counted
+      (``details/n_skipped_steps``), and after too many of them the run stops: see
+      ``skip_steps_not_finite``.
     * Metrics are written to ``metrics.jsonl`` in ``cfg.output_path`` (or ``cfg.checkpoint_path``
       where there is none), every ``cfg.logger.wandb_log_frequency`` steps, W&B on or off.
     * ``cfg.seed`` seeds torch, so that a run can be repeated. SAELens does not use it.
@@ -191,6 +195,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         if self.cfg.resume_from_checkpoint is not None:
             _go_on(trainer)
             _restore_random_state(Path(self.cfg.resume_from_checkpoint))
+        skip_steps_not_finite(trainer)
         if self.metrics_path is not None:
             MetricLog(self.metrics_path, self.cfg.logger.wandb_log_frequency).attach(trainer)
         try:
