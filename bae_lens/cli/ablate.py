@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bae_lens import demo
-from bae_lens.cli.data import add_data_arguments, read_data, unescaped
+from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
 from bae_lens.cli.saved import check_output, load_saved, saved_folder
 from bae_lens.evals.concept_ablation import (
     AblationSettings,
@@ -57,9 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for each of the ``AblationSettings``, with its default but for ``max_examples``."""
+    """An option for each of the ``AblationSettings``, with its default."""
     defaults = {field.name: field.default for field in fields(AblationSettings)}
-    defaults["max_examples"] = 200
 
     def add(name: str, words: str, **options: Any) -> None:
         default = defaults[name]
@@ -71,7 +70,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("template", "what the model reads, with {text} in it; \\n is a line end", type=unescaped)
     add("label_words", "what the model would say for each class, in their order", nargs="+")
     add("context_size", "tokens of a text at most", type=int)
-    add("max_examples", "labelled texts that are used", type=int)
+    add("max_examples", "labelled texts that are used, or all", type=count_or_all)
     add("salient", "how salient tokens are found", choices=(*get_args(Attribution), "readout"))
     add("n_steps", "gradients a text, of integrated gradients", type=int)
     add("rank", "latents or codes of a token that are removed together", type=int)

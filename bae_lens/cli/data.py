@@ -37,6 +37,16 @@ def read_data(args: argparse.Namespace) -> LabelledTexts:
     )
 
 
+def count_or_all(text: str) -> int | None:
+    """A number, or None for all."""
+    if text == "all":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number or all; got {text!r}") from None
+
+
 def unescaped(text: str) -> str:
     """A template, in which a shell cannot easily write a line end."""
     return text.replace("\\n", "\n")

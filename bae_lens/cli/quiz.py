@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from sae_lens import SAE
 
-from bae_lens.cli.data import add_data_arguments, read_data, unescaped
+from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
 from bae_lens.cli.saved import check_output, load_saved, names_of, saved_folder
 from bae_lens.evals.concept_ablation import AblationSettings, LabelledTexts
 from bae_lens.evals.concept_ablation.attribution import Attribution
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     """An option for each of the ``QuizSettings``, and for some of the ``AblationSettings``."""
     own = {field.name: field.default for field in fields(QuizSettings)}
-    defaults = {f.name: f.default for f in fields(AblationSettings)} | {"max_examples": 200} | own
+    defaults = {f.name: f.default for f in fields(AblationSettings)} | own
 
     def add(name: str, words: str, **options: Any) -> None:
         default = defaults[name]
@@ -85,7 +85,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("readout", "what a text's vector is; default: by the model", choices=get_args(Readout))
     add("template", "what the model reads, with {text} in it; \\n is a line end", type=unescaped)
     add("context_size", "tokens of a text at most", type=int)
-    add("max_examples", "labelled texts that are used", type=int)
+    add("max_examples", "labelled texts that are used, or all", type=count_or_all)
     add("salient", "how salient tokens are found", choices=(*get_args(Attribution), "readout"))
     add("n_steps", "gradients a text, of integrated gradients", type=int)
     add("n_folds", "each text is predicted by a probe of the others; default: 5", type=int)

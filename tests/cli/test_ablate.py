@@ -170,10 +170,21 @@ def test_without_options_the_settings_are_their_own_defaults(folder, data, seen)
     with pytest.raises(ValueError, match="stop"):
         main(["ablate", str(folder), "--data", data])
 
-    assert seen["settings"] == AblationSettings(max_examples=200)
+    assert seen["settings"] == AblationSettings()
+    assert seen["settings"].max_examples == 200
     assert seen["hook_name_out"] is None
     assert seen["reference_texts"] == make_text(30, 6)["text"]
     assert seen["dataset"].label_names == ["a", "b"]
+
+
+def test_all_texts_may_be_asked_for(folder, data, seen, capsys):
+    with pytest.raises(ValueError, match="stop"):
+        main(["ablate", str(folder), "--data", data, "--max_examples", "all"])
+
+    assert seen["settings"].max_examples is None
+    with pytest.raises(SystemExit):
+        main(["ablate", str(folder), "--data", data, "--max_examples", "none"])
+    assert "must be a whole number or all; got 'none'" in capsys.readouterr().err
 
 
 def test_options_arrive_in_the_settings(folder, data, seen):

@@ -18,7 +18,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bae_lens import demo
-from bae_lens.suggest import did_you_mean
+from bae_lens.evals.concept_ablation.columns import (
+    class_names,
+    missing_column,
+    named_class,
+    rows_of_table,
+)
 
 _FILES = (".jsonl", ".json", ".csv")
 
@@ -30,7 +35,8 @@ class LabelledTexts:
     Attributes:
         texts: none of them empty.
         labels: class of each, 0 … C − 1.
-        label_names: what each class is called in the data, sorted: by value if all are integers.
+        label_names: what each class is called in the data: in the order of a dataset that names its
+            classes, else sorted, by value if all are integers.
         evidence: the span of each text that a person marked as the reason for its label; None
             where nobody did.
     """
@@ -57,10 +63,11 @@ class LabelledTexts:
         Args:
             data: a ``.csv`` file with a header; a ``.jsonl`` or ``.json`` file with an object a
                 line; ``"bae-lens/movie-reviews"`` or a name on the hub; a loaded dataset, one split
-                of it; or rows by column. A column ``evidence`` is read if there is one.
+                of it; a DataFrame; or rows by column. A column ``evidence`` is read if there is one.
             text_column: name of the column of texts.
             label_column: name of the column of labels: integers (as floats, too, which pandas makes
-                of them), booleans or strings.
+                of them), booleans or strings; where the dataset names its classes (``ClassLabel``),
+                by those names.
             split: of a dataset that is given by name.
 
         Raises:
@@ -69,16 +76,23 @@ class LabelledTexts:
                 is missing, a text is empty or no string, a label is missing or no class, or all
                 labels are the same.
         """
-        rows = _read_rows(data, split, text=text_column, label=label_column)
+        data = _rows_of(data, split)
+        known = class_names(data, label_column)
+        rows = _read_rows(data, text=text_column, label=label_column)
         texts = [_text_of(row.get(text_column), i) for i, row in enumerate(rows, start=1)]
         evidence = [_evidence_of(row.get("evidence"), i) for i, row in enumerate(rows, start=1)]
-        names = [_label_name(row.get(label_column), i) for i, row in enumerate(rows, start=1)]
+        labels = [row.get(label_column) for row in rows]
+        if known is not None:
+            labels = [named_class(label, known, i) for i, label in enumerate(labels, start=1)]
+        names = [_label_name(label, i) for i, label in enumerate(labels, start=1)]
         if None in names:
             raise ValueError(
                 f"{names.count(None)} of {len(names)} rows have no label in the column "
-                f"{label_column!r}; the first is row {names.index(None) + 1}. Label or drop them."
+                f"{label_column!r}; the first is row {names.index(None) + 1}. Label or drop them, or "
+                "take another split."
             )
-        label_names = _sorted_names({name for name in names if name is not None})
+        there = {name for name in names if name is not None}
+        label_names = _sorted_names(there) if known is None else [n for n in known if n in there]
         if len(label_names) < 2:
             raise ValueError(
                 f"All {len(names)} labels are {label_names[0]!r}; there have to be two classes at "
@@ -160,15 +174,15 @@ def read_texts(
         FileNotFoundError: if ``data`` is meant for a file that is not there.
         ValueError: if it cannot be read, the column is missing, or a text is empty or no string.
     """
-    rows = _read_rows(data, split, n, text=text_column)
+    rows = _read_rows(_rows_of(data, split), n, text=text_column)
     return [_text_of(row.get(text_column), i) for i, row in enumerate(rows, start=1)]
 
 
 def _read_rows(
-    data: Any, split: str, n: int | None = None, **columns: str
+    data: Iterable[Any], n: int | None = None, **columns: str
 ) -> list[Mapping[str, Any]]:
     """The first ``n`` rows, which have to have the columns, given as kind=name."""
-    rows = list(islice(_rows_of(data, split), n))
+    rows = list(islice(data, n))
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise ValueError(
@@ -180,17 +194,14 @@ def _read_rows(
         raise ValueError("There is no row in the data.")
     for kind, name in columns.items():
         if name not in there:
-            raise ValueError(
-                f"There is no column {name!r} in the data; it has "
-                f"{', '.join(map(repr, there))}. {did_you_mean(name, map(str, there))} "
-                f"Say so as {kind}_column."
-            )
+            others = {other for k, other in columns.items() if k != kind}
+            raise ValueError(missing_column(kind, name, there, rows, others))
     return rows
 
 
 def _rows_of(data: Any, split: str) -> Iterable[Any]:
     if not isinstance(data, (str, Path)):
-        return data
+        return rows_of_table(data)
     path = Path(data)
     if not path.is_file():
         if isinstance(data, Path) or path.suffix.lower() in _FILES:

@@ -24,6 +24,9 @@ def concept_ablation(
     *,
     hook_name_out: str | None = None,
     reference_texts: Sequence[str] | None = None,
+    text_column: str = "text",
+    label_column: str = "label",
+    split: str = "test",
     verbose: bool = True,
 ) -> ConceptAblationResult:
     """Remove the concept of each text's salient token and see what a probe, and the model, lose.
@@ -39,14 +42,17 @@ def concept_ablation(
         model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
         dictionary: CLVQ-VAE, VQ-VAE, BAE, any SAELens SAE or transcoder, or ``Clusters``. Its
             metadata names the hook points.
-        dataset: labelled texts: a JSONL or CSV file with the columns ``text`` and ``label``, a
-            dataset or its name, rows, or ``LabelledTexts``.
-        settings: the defaults if omitted.
+        dataset: labelled texts: a JSONL or CSV file, a dataset or its name, a DataFrame, rows by
+            column, or ``LabelledTexts``.
+        settings: the defaults if omitted, which take a sample of 200 texts (``max_examples``).
         hook_name_out: the upper hook point; if omitted where the dictionary writes, or, if it
             writes where it reads, the same point of the last block.
         reference_texts: unlabelled texts to describe the concepts by (codes by the mean of their
             tokens), the first of which are the ordinary text whose cross-entropy is measured. Codes
             that few tokens have are badly described by a few labelled texts alone.
+        text_column: name of the column of texts; not for ``LabelledTexts``, nor are the next two.
+        label_column: name of the column of labels.
+        split: of a dataset that is given by name.
         verbose: show progress bars.
 
     Raises:
@@ -62,6 +68,9 @@ def concept_ablation(
         dataset,
         settings,
         reference_texts=reference_texts,
+        text_column=text_column,
+        label_column=label_column,
+        split=split,
         verbose=verbose,
     )
     return ablate(task, dictionary)

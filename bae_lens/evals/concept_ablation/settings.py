@@ -38,7 +38,8 @@ class AblationSettings:
             the labels, leading space included; each is told by its first token. Its own logits for
             them are then read beside the probe.
         context_size (int): Tokens of a text at most; the rest is cut off.
-        max_examples (int | None): Labelled texts that are used, a stratified sample.
+        max_examples (int | None): Labelled texts that are used, a stratified sample where there are
+            more; None: all.
         salient (str): How the salient token is found: ``"integrated_gradients"``,
             ``"gradient_x_activation"``, or ``"readout"`` for the position of the text's vector.
         n_steps (int): Gradients a text, of integrated gradients.
@@ -63,7 +64,7 @@ class AblationSettings:
     template: str | None = None
     label_words: Sequence[str] | None = None
     context_size: int = 128
-    max_examples: int | None = None
+    max_examples: int | None = 200
     salient: Attribution | Literal["readout"] = "integrated_gradients"
     n_steps: int = 16
     rank: int = 1

@@ -22,6 +22,9 @@ from bae_lens.evals.concept_ablation.settings import AblationSettings
 from bae_lens.evals.concept_ablation.texts import encode_texts
 from bae_lens.evals.reconstruction import predicts_next_token
 
+# What LabelledTexts.read takes if nothing is said.
+_COLUMNS = {"text_column": "text", "label_column": "label", "split": "test"}
+
 
 class Salient(NamedTuple):
     """The salient token of each text.
@@ -82,6 +85,9 @@ class AblationTask:
         settings: AblationSettings | None = None,
         *,
         reference_texts: Sequence[str] | None = None,
+        text_column: str = "text",
+        label_column: str = "label",
+        split: str = "test",
         verbose: bool = True,
     ) -> AblationTask:
         """Read the texts and fit the probes.
@@ -93,6 +99,9 @@ class AblationTask:
             settings: the defaults if omitted.
             reference_texts: unlabelled texts that describe the concepts, and the first of which are
                 the ordinary text whose cross-entropy is measured; the labelled ones if omitted.
+            text_column: see ``LabelledTexts.read``, as for the next two.
+            label_column: name of the column of labels.
+            split: of a dataset that is given by name.
             verbose: show progress bars.
 
         Raises:
@@ -103,8 +112,14 @@ class AblationTask:
         settings = settings or AblationSettings()
         leace_fitters(0, 1, 2)  # said now, if the package is missing, and not after an hour
         check_hooks(model, hook_names)
-        data = dataset if isinstance(dataset, LabelledTexts) else LabelledTexts.read(dataset)
-        if settings.max_examples is not None:
+        columns = {"text_column": text_column, "label_column": label_column, "split": split}
+        data = _labelled(dataset, columns)
+        if reference_texts is not None and not len(reference_texts):
+            raise ValueError(
+                "reference_texts is empty: give texts, or None to describe the concepts by the "
+                "labelled ones."
+            )
+        if settings.max_examples is not None and settings.max_examples < len(data):
             data = data.sample(settings.max_examples, settings.seed)
         assert settings.n_folds is not None
         data.check(settings.n_folds)
@@ -188,6 +203,19 @@ class AblationTask:
         if self.reader.readout == "mean":
             return mean
         return torch.where(batch.read[..., None], self.vectors[0].mean(0), mean)
+
+
+def _labelled(dataset: Any, columns: dict[str, str]) -> LabelledTexts:
+    """The texts, read by their columns' names if they are not read yet."""
+    if not isinstance(dataset, LabelledTexts):
+        return LabelledTexts.read(dataset, **columns)
+    given = [name for name, value in columns.items() if value != _COLUMNS[name]]
+    if given:
+        raise ValueError(
+            f"{given[0]} is for data that are still to be read; these are LabelledTexts: give it to "
+            "LabelledTexts.read."
+        )
+    return dataset
 
 
 def _reader(

@@ -154,6 +154,15 @@ def changed(number: int, **values: Any) -> list[dict[str, Any]]:
             r"no column 'text' .*; it has 'txt', 'label'. .*txt.*text_col",
         ),
         ([{"text": "a", "labels": 0}], r"no column 'label' .*Did you mean labels.*label_column"),
+        (
+            [{"review": f"it is {i}", "sentiment": "good" if i % 2 else "bad"} for i in range(4)],
+            r"no column 'text' .*Its texts seem to be in 'review': say so as text_column='review'",
+        ),
+        (
+            [{"text": f"it is {i}", "id": i, "stars": i % 2} for i in range(6)],
+            r"no column 'label' .*Its labels seem to be in 'stars': .*--label_column stars",
+        ),
+        ({"text": ["a", "b"], "label": [0, 1]}, r"got a dict of 'text', 'label'.*from_dict"),
         (changed(1, label=None), r"1 of 3 rows have no label in the column 'label'; .* row 2\."),
         (changed(0, label=float("nan")), "1 of 3 rows"),
         (changed(2, label=" "), "the first is row 3"),
@@ -174,11 +183,41 @@ def test_rows_that_cannot_be_used_are_named(rows, message):
         LabelledTexts.read(rows)
 
 
-def test_the_hubs_mark_of_no_label_is_one_class():
+def test_the_hubs_mark_of_no_label_is_none():
     table = Dataset.from_dict({"text": ["a", "b"], "label": [-1, -1]})
     table = table.cast_column("label", ClassLabel(names=["neg", "pos"]))
-    with pytest.raises(ValueError, match=r"All 2 labels are '-1'.*the right split"):
+    with pytest.raises(ValueError, match=r"2 of 2 rows have no label .*another split"):
         LabelledTexts.read(table)
+
+
+def named_classes(labels: list[int]) -> Dataset:
+    table = Dataset.from_dict({"text": [f"text {i}" for i in labels], "label": labels})
+    return table.cast_column("label", ClassLabel(names=["pos", "none", "neg"]))
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_classes_are_called_as_the_dataset_calls_them(streams):
+    table: Any = named_classes([2, 0, 2, 0])
+    data = LabelledTexts.read(table.to_iterable_dataset() if streams else table)
+
+    # In its own order, without those that no text has.
+    assert data.label_names == ["pos", "neg"]
+    assert data.labels.tolist() == [1, 0, 1, 0]
+
+
+@pytest.mark.parametrize("label", [0, 1.0, "1"])
+def test_a_data_frame_is_its_rows(label):
+    table = pd.DataFrame({"text": ["a", "b"], "label": ["x", label]}, index=[7, 7])
+
+    data = LabelledTexts.read(table)
+
+    assert data.texts == ["a", "b"]
+    assert set(data.label_names) == {"x", str(int(label))}
+    assert read_texts(table, 1) == ["a"]
+    with pytest.raises(ValueError, match="Row 2 has no text"):
+        LabelledTexts.read(pd.DataFrame({"text": ["a", None], "label": [0, 1]}))
+    with pytest.raises(ValueError, match="no row"):
+        LabelledTexts.read(pd.DataFrame({"text": [], "label": []}))
 
 
 @pytest.mark.parametrize("name", ["gone.csv", "gone.jsonl", "folder/gone.json", Path("gone")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
@@ -59,7 +60,8 @@ def settings(**overrides: Any) -> AblationSettings:
 
 
 def run(model: Any, dictionary: Any, rows: Any = ROWS, **overrides: Any) -> ConceptAblationResult:
-    options = {k: overrides.pop(k) for k in ("hook_name_out", "reference_texts") if k in overrides}
+    names = ("hook_name_out", "reference_texts", "text_column", "label_column", "split")
+    options = {name: overrides.pop(name) for name in names if name in overrides}
     chosen = settings(**overrides)
     return concept_ablation(model, dictionary, rows, chosen, verbose=False, **options)
 
@@ -463,6 +465,31 @@ def test_a_dictionary_of_which_nothing_is_active_is_refused():
 def test_labels_that_no_probe_learns_are_refused(model, words, rows, message):
     with pytest.raises(ValueError, match=message):
         run(model, words, rows)
+
+
+def test_columns_can_be_named_and_a_data_frame_be_given(model, words):
+    table = pd.DataFrame(ROWS).rename(columns={"text": "review", "label": "sentiment"})
+    columns = {"text_column": "review", "label_column": "sentiment"}
+    expected = run(model, words, causal=False)
+
+    for data in (table, table.to_dict("records")):
+        result = run(model, words, data, causal=False, **columns)
+
+        assert result.labels == expected.labels
+        assert result.label_names == expected.label_names
+        with pytest.raises(ValueError, match="Its texts seem to be in 'review'"):
+            run(model, words, data, causal=False)
+
+
+@pytest.mark.parametrize("name", ["text_column", "label_column", "split"])
+def test_columns_of_texts_that_are_read_already(model, words, name):
+    with pytest.raises(ValueError, match=f"{name} is for data that are still to be read"):
+        run(model, words, LabelledTexts.read(ROWS), causal=False, **{name: "other"})
+
+
+def test_no_reference_texts_are_not_the_labelled_ones(model, words):
+    with pytest.raises(ValueError, match="reference_texts is empty"):
+        run(model, words, causal=False, reference_texts=[])
 
 
 @pytest.mark.parametrize(
