@@ -22,6 +22,12 @@ from bae_lens.hook_points import (
     put_heads,
     take_heads,
 )
+from bae_lens.outlier_tokens import (
+    METADATA_FIELD,
+    OutlierTokens,
+    multiple_of,
+    saved_outlier_tokens,
+)
 from bae_lens.running_pass import PassTracker
 from bae_lens.special_tokens import special_token_ids, special_token_mask
 from bae_lens.suggest import did_you_mean
@@ -35,6 +41,7 @@ def attached(
     sae: SAE[Any],
     use_error_term: bool | None = None,
     exclude_special_tokens: bool | Sequence[int] = True,
+    exclude_outlier_tokens: bool | float | OutlierTokens = False,
 ) -> Iterator[HookedSAETransformer | SAETransformerBridge]:
     """A context in which ``model`` runs with ``sae`` at its hook points, special tokens untouched.
 
@@ -61,6 +68,10 @@ def attached(
         use_error_term: add what the SAE misses, so that the model's output stays the same.
         exclude_special_tokens: True for the tokenizer's special tokens (BOS, EOS, PAD, SEP), or
             token ids; False to replace every position.
+        exclude_outlier_tokens: leave alone, as special tokens are, those whose activation at either
+            hook point is many times as long as others': attention sinks other than BOS. True for
+            ten times the reference norm that the SAE was saved with, another multiple of it, or
+            ``OutlierTokens`` with norms of one's own.
 
     Yields:
         ``model``.
@@ -68,11 +79,13 @@ def attached(
     Raises:
         ValueError: if the model does not have the SAE's hook points (SAELens only logs a warning),
             or has no tokenizer to say which tokens are special; if what the SAE writes is not what
-            it decodes from its code, which is all that SAELens takes from it. Inside, when the model
+            it decodes from its code, which is all that SAELens takes from it; if outliers are to be
+            left alone and the SAE has no reference norms. Inside, when the model
             runs: if the tokens are not known, the activations are not as wide as the SAE or have no
             such head, or a decoder of whole sequences is given the last tokens of one only.
     """
     special = special_token_ids(model, exclude_special_tokens)
+    outliers = _outliers(sae, exclude_outlier_tokens)
     names = hook_names(sae)
     path_in, path_out = (_path(model, name) for name in names)
     _check_output(sae, sae.use_error_term if use_error_term is None else use_error_term)
@@ -90,7 +103,8 @@ def attached(
             return None
         wrapper.__class__ = _Wrapper
         assert isinstance(wrapper, _Wrapper)
-        wrapper.tracker, wrapper.special, wrapper.hook_conversion = tracker, special, conversions[1]
+        wrapper.tracker, wrapper.special, wrapper.outliers = tracker, special, outliers
+        wrapper.hook_conversion = conversions[1]
         wrapper.reads_elsewhere = path_in != path_out
         if wrapper.reads_elsewhere:
             if capture is not None:
@@ -125,6 +139,7 @@ class _Wrapper(_SAEWrapper):
 
     tracker: PassTracker
     special: Sequence[int]
+    outliers: OutlierTokens | None = None
     # Of the hook point that it stands for: from the form of the model to that of hooks.
     hook_conversion: Any = None
     reads_elsewhere: bool = False
@@ -159,7 +174,10 @@ class _Wrapper(_SAEWrapper):
                 "before the last: generate with use_past_kv_cache=False."
             )
         _check_width(self._captured_input, original_output, self.sae)
-        mask = self._mask(original_output)
+        mask = self._special(original_output)
+        if self.outliers is not None:
+            outliers = self._outliers(self.outliers, original_output)
+            mask = outliers if mask is None else mask | outliers
         self.set_token_mask(mask)
         try:
             with nullcontext() if mask is None else only_tokens(self.sae, ~mask):
@@ -168,7 +186,15 @@ class _Wrapper(_SAEWrapper):
             self.set_token_mask(None)
             self._captured_input = None
 
-    def _mask(self, activations: Tensor) -> Tensor | None:
+    def _outliers(self, outliers: OutlierTokens, written: Tensor) -> Tensor:
+        """True where a token is an outlier at the hook point that is read or at the one written."""
+        hook_in, hook_out = hook_names(self.sae)
+        mask = outliers.mask(written.flatten(2), hook_out)
+        if self._captured_input is None:
+            return mask
+        return mask | outliers.mask(self._captured_input, hook_in).to(mask.device)
+
+    def _special(self, activations: Tensor) -> Tensor | None:
         """True where a token is special; None where none is, whatever the tokens."""
         if not self.special:
             return None
@@ -188,6 +214,30 @@ class _Wrapper(_SAEWrapper):
                 "vector a token."
             )
         return special_token_mask(tokens, self.special).to(activations.device)
+
+
+def _outliers(sae: SAE[Any], exclude: bool | float | OutlierTokens) -> OutlierTokens | None:
+    """Which tokens are outliers, where they are to be left alone."""
+    multiple = multiple_of(exclude)
+    if multiple is None:
+        return None
+    names = dict.fromkeys(hook_names(sae))
+    if isinstance(exclude, OutlierTokens):
+        missing = [name for name in names if name not in exclude.reference_norms]
+        if missing:
+            raise ValueError(
+                f"exclude_outlier_tokens has no reference norm for {missing[0]!r}, where the SAE reads "
+                "or writes."
+            )
+        return exclude
+    saved = saved_outlier_tokens(sae, names, multiple)
+    if saved is None:
+        raise ValueError(
+            f"The SAE was saved without reference norms (metadata.{METADATA_FIELD}), so outliers "
+            "cannot be told. Give exclude_outlier_tokens=OutlierTokens({hook point: norm}), the norm "
+            "being reference_norm(activations of ordinary tokens)."
+        )
+    return saved
 
 
 def _path(model: Model, name: str) -> str:
