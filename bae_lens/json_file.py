@@ -35,6 +35,13 @@ class JsonResult:
         """What ``to_dict`` gave."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """That its parts fit together, which every file that is loaded has to show.
+
+        Raises:
+            ValueError: if they do not.
+        """
+
     def save(self, path: str | Path) -> None:
         """Write as JSON, all or nothing."""
         write_json(path, self.to_dict())
@@ -173,6 +180,9 @@ def load_json(
     try:
         result = from_dict(values)
         check_types(result)
+        # Then: of wrong types, nothing else can be said.
+        if isinstance(result, JsonResult):
+            result.check()
         return result
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         why = str(error) if isinstance(error, ValueError) else repr(error)

@@ -25,7 +25,7 @@ from bae_lens.interp import (
     intruder_test,
 )
 from bae_lens.interp.answer_cache import AnswerCache
-from bae_lens.interp.comsem_result import Protocol
+from bae_lens.interp.comsem_settings import Protocol
 from bae_lens.report import Result
 
 _ANSWERS = "judge_answers.jsonl"

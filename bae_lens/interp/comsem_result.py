@@ -1,4 +1,4 @@
-"""Settings and results of ``comsem_test``, and how far its two protocols are apart."""
+"""Results of ``comsem_test``, and how far its two protocols are apart."""
 
 from __future__ import annotations
 
@@ -9,91 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from typing_extensions import Self
 
+from bae_lens.consistency import check_counts, check_indices, check_that
 from bae_lens.evals.concept_ablation.probes import Interval
+from bae_lens.interp.comsem_settings import ComSemSettings
+from bae_lens.interp.comsem_settings import Protocol as Protocol
 from bae_lens.interp.intervals import mean_interval, rank_correlation, seed_agreement, shown, wilson
 from bae_lens.json_file import ResultOfWeights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Protocol = Literal["mended", "released"]
 Role = Literal["positive", "random", "hard"]
 Status = Literal["explained", "no pattern", "no answer"]
-
-# Examples that a latent has to have, of the release.
-_NEEDED = 6
-
-
-@dataclass(frozen=True)
-class ComSemSettings:
-    """Settings of ``comsem_test``.
-
-    Args:
-        protocol (str): ``"mended"``, or ``"released"``: the first five examples in the order of the
-            corpus are shown, the next eight tested, no negatives, one seed. All but ``n_latents``,
-            ``threshold`` and ``seed`` is then without meaning.
-        n_latents (int | None): Latents drawn at random from those with enough texts; None: all.
-        n_shown (int): Examples that are explained, half of them (rounded down) from the strongest,
-            the others random, each from another text.
-        n_positive (int): Further random examples that the phrase is tested on, at most.
-        n_min_positive (int): At least. Latents with fewer texts are not tested.
-        n_hard (int): Hard negatives are drawn from so many silent tokens, those most like the
-            latent's examples.
-        n_seeds (int): How often all is drawn anew.
-        compare_phrases (bool): Ask whether the phrases of two seeds say the same.
-        threshold (float): Score from which a latent counts. The paper has a count, and no threshold
-            that can be found.
-        seed (int): Of the first drawing, and of which latents.
-
-    Raises:
-        ValueError: if a value is outside its range.
-    """
-
-    protocol: Protocol = "mended"
-    n_latents: int | None = 50
-    n_shown: int = 5
-    n_positive: int = 8
-    n_min_positive: int = 3
-    n_hard: int = 25
-    n_seeds: int = 3
-    compare_phrases: bool = True
-    threshold: float = 0.8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.protocol not in ("mended", "released"):
-            raise ValueError(f"protocol must be 'mended' or 'released'; got {self.protocol!r}.")
-        least = {"n_shown": 2, "n_positive": 1, "n_min_positive": 1, "n_hard": 1, "n_seeds": 1}
-        least["seed"] = 0
-        if self.n_latents is not None:
-            least["n_latents"] = 1
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number, {low} at least; got {value!r}.")
-        if self.n_min_positive > self.n_positive:
-            raise ValueError(
-                f"n_min_positive must be n_positive = {self.n_positive} at most; got "
-                f"{self.n_min_positive}."
-            )
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be between 0 and 1; got {self.threshold!r}.")
-
-    @property
-    def n_runs(self) -> int:
-        """Times that a latent is explained."""
-        return self.n_seeds if self.protocol == "mended" else 1
-
-    @property
-    def n_needed(self) -> int:
-        """Texts (released: examples) that a latent has to have."""
-        is_mended = self.protocol == "mended"
-        return self.n_shown + self.n_min_positive if is_mended else _NEEDED
-
-    @property
-    def nothing(self) -> float:
-        """Score of a latent without a phrase: what guessing would reach, or released 0."""
-        return 0.5 if self.protocol == "mended" else 0.0
 
 
 class Votes(NamedTuple):
@@ -203,6 +130,28 @@ class ComSemResult(ResultOfWeights):
     has_hard: bool
     runs: tuple[LatentRun, ...]
     pairs: tuple[PhrasePair, ...] = ()
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        n_runs = self.settings.n_runs
+        check_counts(n_latents=self.n_latents, n_firing=self.n_firing, n_enough=self.n_enough)
+        check_indices("runs.latent", (run.latent for run in self.runs), self.n_latents)
+        own = [(run.latent, run.seed) for run in self.runs]
+        check_that(
+            len(own) == n_runs * len(self.latents)
+            and own == [(latent, s) for latent in self.latents for s in range(n_runs)],
+            f"runs must be {n_runs} of each latent, in order",
+            own,
+        )
+        for run in self.runs:
+            for votes in (run.positive, run.random, run.hard):
+                check_counts(**votes._asdict())
+        tested = set(self.latents)
+        check_that(
+            all(pair.latent in tested for pair in self.pairs),
+            "pairs must be of latents tested",
+            "others",
+        )
 
     @property
     def latents(self) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from typing_extensions import Self
 
+from bae_lens.consistency import check_counts, check_indices, check_lengths, check_that
 from bae_lens.fingerprint import is_of_weights
 from bae_lens.json_file import ResultOfWeights, write_json
 
@@ -258,6 +259,22 @@ class Evidence(ResultOfWeights):
 
     def __getitem__(self, latent: int) -> LatentEvidence:
         return self.latents[latent]
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        n = len(self.latents)
+        check_counts(n_tokens=self.n_tokens, n_texts=self.n_texts)
+        n_classes = len(self.class_names or ())
+        check_lengths(n_classes, "classes", class_shares=self.class_shares)
+        for index, own in enumerate(self.latents):
+            check_that(own.index == index, f"latents must be in order, {index} here", own.index)
+            for example in (*own.strongest, *own.random):
+                check_indices("marked", [example.marked], len(example.strings))
+            check_indices("neighbours", (other.latent for other in own.neighbours or ()), n)
+            check_lengths(n_classes, "classes", class_shares=own.class_shares)
+        for token in self.background or ():
+            check_indices("marked", [token.example.marked], len(token.example.strings))
+            check_indices("background.latents", token.latents, n)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from typing_extensions import Self
 
+from bae_lens.consistency import check_counts, check_indices, check_lengths
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.embedding import Embedder, EmbeddingJudge, Encoder
 from bae_lens.interp.evidence import Evidence, Example
@@ -154,6 +155,16 @@ class IntruderResult(ResultOfWeights):
     n_enough: int
     latents: tuple[LatentTrials, ...]
     control: tuple[LatentTrials, ...]
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        check_counts(n_latents=self.n_latents, n_firing=self.n_firing, n_enough=self.n_enough)
+        check_lengths(len(self.latents), "latents", control=self.control)
+        for own in (*self.latents, *self.control):
+            check_indices("latents", [own.latent], self.n_latents)
+            check_lengths(self.settings.n_seeds, "seeds", random=own.random, hard=own.hard)
+            for tally in (*own.random, *own.hard):
+                check_counts(**tally._asdict())
 
     @property
     def chance(self) -> float:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from typing_extensions import Self
 
+from bae_lens.consistency import check_indices, check_lengths
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import krippendorff_alpha, mean_interval, shown
@@ -100,6 +101,18 @@ class Ranking(JsonResult):
     settings: RankingSettings
     comparisons: tuple[Comparison, ...]
     weights_sha256: tuple[str | None, ...] = ()
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        check_lengths(
+            len(self.names), "dictionaries", names=set(self.names), n_enough=self.n_enough
+        )
+        check_lengths(len(self.judges), "judges", judges=set(self.judges), caveats=self.caveats)
+        for own in self.comparisons:
+            check_indices("comparisons.judge", [own.judge], len(self.judges))
+            check_indices("comparisons.dictionaries", own.dictionaries, len(self.names))
+            outcomes = [outcome for outcome in own.outcomes if outcome is not None]
+            check_indices("comparisons.outcomes", outcomes, 2, least=-1)
 
     def win_rate(
         self, name: str, against: str | None = None, judge: str | None = None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from typing_extensions import Self
 
+from bae_lens.consistency import check_indices, check_lengths, check_that
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.intervals import balanced_interval, shown, wider
 from bae_lens.interp.plain_reader import CANNOT_TELL
@@ -90,6 +91,17 @@ class Recovery(ResultOfWeights):
     n_learned: int
     n_shown: int
     settings: RecoverySettings
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        n, n_classes = len(self.predictions), len(self.class_names)
+        check_that(n > 0, "predictions must be of one text at least", self.predictions)
+        check_lengths(n, "texts", concepts=self.concepts)
+        check_indices("predictions", self.predictions, n_classes)
+        check_that(min(self.concepts) >= -1, "concepts must be -1 at least", min(self.concepts))
+        for given, said in self.said.items():
+            check_lengths(n, "texts", **{given: said})
+            check_indices(f"said[{given!r}]", said, n_classes, least=CANNOT_TELL)
 
     def score(self, given: Given = "view") -> Interval:
         """Balanced accuracy over the classes that are predicted, with its 95 % bootstrap interval.

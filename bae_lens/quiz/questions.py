@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from typing_extensions import Self
 
+from bae_lens.consistency import check_indices, check_lengths, check_that
 from bae_lens.files import write_bytes
 from bae_lens.interp.answer_cache import key_of
 from bae_lens.interp.evidence import Evidence
@@ -105,6 +106,19 @@ class QuizKey(JsonResult):
     n_texts: int
     n_with_concepts: int
     settings: QuizSettings
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        check_lengths(len(set(self.dictionaries)), "names", dictionaries=self.dictionaries)
+        asked = {item.question for item in self.items}
+        check_that(
+            asked == set(range(len(asked))) and self.n_questions == len(asked),
+            f"items must ask all of {self.n_questions} questions and no other",
+            sorted(asked),
+        )
+        for item in self.items:
+            check_indices("items.dictionary", [item.dictionary], len(self.dictionaries))
+            check_indices("items.predicted", [item.predicted], len(self.class_names))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from typing_extensions import Self
 
+from bae_lens.consistency import check_lengths
 from bae_lens.evals.concept_ablation.probes import Interval
 from bae_lens.interp.intervals import balanced_interval, krippendorff_alpha, shown, wider
 from bae_lens.interp.plain_reader import CANNOT_TELL
@@ -112,6 +113,13 @@ class QuizResult(JsonResult):
 
     key: QuizKey
     answers: tuple[QuizAnswers, ...]
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        self.key.check()
+        check_lengths(len(self.answers), "readers", readers=set(self.readers))
+        for own in self.answers:
+            _check_answers(self.key, own)
 
     @property
     def readers(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ def make_evidence() -> Evidence:
         top_tokens=(Count(" cat", 2, 5.0, 4),),
         count_error=1,
         top_lemmas=(Count("cat", 2, 5.0, None),),
-        neighbours=(Neighbour(1, 0.5, 2), Neighbour(2, 0.25, None)),
+        neighbours=(Neighbour(1, 0.5, 2), Neighbour(1, 0.25, None)),
         class_shares=(0.5, 0.5),
     )
     dead = LatentEvidence(1, False, 0, 0.0, (), (), (), 0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import Self
 
+from bae_lens.consistency import check_indices, check_lengths, check_that
 from bae_lens.evals.concept_ablation.probes import Interval, paired_bootstrap
 from bae_lens.json_file import ResultOfWeights, finite_or_none
 
@@ -171,6 +172,25 @@ class ConceptAblationResult(ResultOfWeights):
     n_truncated: int = 0
     ordinary_ce: float | None = None
     concept_in_evidence: float | None = None
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        n = len(self.labels)
+        check_that(n > 0, "labels must be of one example at least", self.labels)
+        check_indices("labels", self.labels, len(self.label_names))
+        check_lengths(n, "examples", concept_ids=self.concept_ids or None)
+        originals = {
+            (row.place, row.read_by)
+            for row in self.rows
+            if row.method == "none" and not row.concept_of
+        }
+        for row in self.rows:
+            check_lengths(n, "examples", **{f"rows.{row.method}.correct": row.correct})
+            check_that(
+                (row.place, row.read_by) in originals,
+                "rows must have the untouched model ('none') at each place by each reader",
+                (row.place, row.read_by),
+            )
 
     @property
     def chance(self) -> float:
