@@ -198,6 +198,42 @@ class Device:
         return value
 
 
+@dataclass(frozen=True)
+class ListOf:
+    """Values one after another, read as a tuple: of a list, a tuple, a range or an array of numpy.
+
+    Args:
+        each: what each of them must be.
+        least: how many there are at least.
+        distinct: no two are equal.
+    """
+
+    each: Rule
+    least: int = 1
+    distinct: bool = False
+    or_none: bool = False
+
+    def expected(self, value: Any) -> str:
+        values = value if isinstance(value, (list, tuple)) else ()
+        wrong = next((v for v in values if not is_valid(v, self.each)), None)
+        what = f"a list of {self.least} or more{' different' if self.distinct else ''} values"
+        what += f", each {self.each.expected(wrong)}"
+        return f"{what}, or None" if self.or_none else what
+
+    def read(self, value: Any) -> Any:
+        if value is None and self.or_none:
+            return None
+        if isinstance(value, np.ndarray) and value.ndim == 1:
+            value = value.tolist()
+        # Not any sequence: a string is one of strings.
+        if not isinstance(value, (list, tuple, range)) or len(value) < self.least:
+            raise ValueError
+        values = tuple(self.each.read(v) for v in value)
+        if self.distinct and len(set(values)) < len(values):
+            raise ValueError
+        return values
+
+
 def check(name: str, value: Any, rule: Rule) -> Any:
     """``value`` as the rule reads it, with Python's own types for numpy's.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from bae_lens.fields import Flag, Number, OneOf, check_fields, whole
 
 Protocol = Literal["mended", "released"]
 
@@ -48,23 +50,26 @@ class ComSemSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.protocol not in ("mended", "released"):
-            raise ValueError(f"protocol must be 'mended' or 'released'; got {self.protocol!r}.")
-        least = {"n_shown": 2, "n_positive": 1, "n_min_positive": 1, "n_hard": 1, "n_seeds": 1}
-        least["seed"] = 0
-        if self.n_latents is not None:
-            least["n_latents"] = 1
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number, {low} at least; got {value!r}.")
+        check_fields(
+            self,
+            {
+                "protocol": OneOf(get_args(Protocol)),
+                "n_latents": whole(1, or_none=True),
+                "n_shown": whole(2),
+                "n_positive": whole(1),
+                "n_min_positive": whole(1),
+                "n_hard": whole(1),
+                "n_seeds": whole(1),
+                "compare_phrases": Flag(),
+                "threshold": Number(least=0, most=1),
+                "seed": whole(0),
+            },
+        )
         if self.n_min_positive > self.n_positive:
             raise ValueError(
                 f"n_min_positive must be n_positive = {self.n_positive} at most; got "
                 f"{self.n_min_positive}."
             )
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be between 0 and 1; got {self.threshold!r}.")
 
     @property
     def n_runs(self) -> int:

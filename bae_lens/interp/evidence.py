@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 from typing_extensions import Self
 
 from bae_lens.consistency import check_counts, check_indices, check_lengths, check_that
+from bae_lens.fields import Rule, Text, check_fields, whole
 from bae_lens.fingerprint import is_of_weights
 from bae_lens.json_file import ResultOfWeights, write_json
 
@@ -56,19 +57,15 @@ class EvidenceSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        may_be_zero = ("n_left", "n_right", "n_top_tokens", "n_neighbours", "n_background", "seed")
+        may_be_zero = ("n_left", "n_right", "n_top_tokens", "n_neighbours", "n_background")
+        rules: dict[str, Rule] = {
+            "n_tokens": whole(1, or_none=True),
+            "lemmas": Text(or_none=True, may_be_empty=False),
+            "seed": whole(0, 2**64 - 1),
+        }
         for field in fields(self):
-            if field.name == "lemmas":
-                continue
-            value, least = getattr(self, field.name), int(field.name not in may_be_zero)
-            if value is None and field.name == "n_tokens":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"{field.name} must be a whole number, {least} at least; got {value!r}."
-                )
-        if self.seed >= 2**64:
-            raise ValueError(f"seed must be below 2**64; got {self.seed}.")
+            rules.setdefault(field.name, whole(int(field.name not in may_be_zero)))
+        check_fields(self, rules)
         if self.n_top_tokens > self.n_counters:
             raise ValueError(
                 f"n_top_tokens is {self.n_top_tokens}, of which only n_counters = "

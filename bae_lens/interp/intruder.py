@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from bae_lens.consistency import check_counts, check_indices, check_lengths
 from bae_lens.evals.concept_ablation.probes import Interval
+from bae_lens.fields import Number, check_fields, whole
 from bae_lens.interp.embedding import Embedder, EmbeddingJudge, Encoder
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import mean_interval, seed_agreement, shown, wilson
@@ -56,15 +57,18 @@ class IntruderSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"n_shown": 3, "n_trials": 1, "n_hard": 1, "n_seeds": 1, "seed": 0}
-        if self.n_latents is not None:
-            least["n_latents"] = 1
-        for name, low in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number, {low} at least; got {value!r}.")
-        if not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold must be between 0 and 1; got {self.threshold!r}.")
+        check_fields(
+            self,
+            {
+                "n_latents": whole(1, or_none=True),
+                "n_shown": whole(3),
+                "n_trials": whole(1),
+                "n_hard": whole(1),
+                "n_seeds": whole(1),
+                "threshold": Number(least=0, most=1),
+                "seed": whole(0),
+            },
+        )
 
 
 class Tally(NamedTuple):

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from bae_lens.consistency import check_indices, check_lengths
 from bae_lens.evals.concept_ablation.probes import Interval
+from bae_lens.fields import check_fields, whole
 from bae_lens.interp.evidence import Evidence, Example
 from bae_lens.interp.intervals import krippendorff_alpha, mean_interval, shown
 from bae_lens.interp.judges import Judge, MarkedText, Question, answers_of
@@ -46,10 +47,7 @@ class RankingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, low in (("n_pairs", 1), ("n_shown", 2), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
-                raise ValueError(f"{name} must be a whole number, {low} at least; got {value!r}.")
+        check_fields(self, {"n_pairs": whole(1), "n_shown": whole(2), "seed": whole(0)})
 
 
 class Comparison(NamedTuple):

@@ -12,6 +12,7 @@ from typing_extensions import Self
 
 from bae_lens.consistency import check_indices, check_lengths, check_that
 from bae_lens.evals.concept_ablation.probes import Interval
+from bae_lens.fields import check_fields, whole
 from bae_lens.interp.intervals import balanced_interval, shown, wider
 from bae_lens.interp.plain_reader import CANNOT_TELL
 from bae_lens.json_file import ResultOfWeights
@@ -53,10 +54,9 @@ class RecoverySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"n_words": 1, "n_contexts": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be a whole number, {least} at least; got {value!r}.")
+        check_fields(
+            self, {"n_words": whole(1), "n_contexts": whole(1), "seed": whole(0, 2**32 - 1)}
+        )
 
 
 @dataclass(frozen=True)

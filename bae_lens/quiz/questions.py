@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 from typing_extensions import Self
 
 from bae_lens.consistency import check_indices, check_lengths, check_that
+from bae_lens.fields import check_fields, whole
 from bae_lens.files import write_bytes
 from bae_lens.interp.answer_cache import key_of
 from bae_lens.interp.evidence import Evidence
@@ -46,12 +47,16 @@ class QuizSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, least = getattr(self, field.name), int(field.name == "n_texts")
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(
-                    f"{field.name} must be a whole number, {least} at least; got {value!r}."
-                )
+        check_fields(
+            self,
+            {
+                "n_texts": whole(1),
+                "n_controls": whole(0),
+                "n_words": whole(0),
+                "n_contexts": whole(0),
+                "seed": whole(0),
+            },
+        )
         if self.n_controls > self.n_texts:
             raise ValueError(
                 f"n_controls is {self.n_controls}, of n_texts = {self.n_texts} texts. Lower it, or "

@@ -136,7 +136,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_read(
         capsys, paths[0], other, *files
     )
     for options, message in (
-        (("--n_texts", "0"), "n_texts must be a whole number, 1 at least"),
+        (("--n_texts", "0"), "n_texts must be a whole number of at least 1"),
         (("--n_controls", "20"), "n_controls is 20, of n_texts = 12 texts"),
         (("--n_words", "0"), "n_words"),
         (("--context_size", "0"), "context_size"),

@@ -476,7 +476,7 @@ def test_a_folder_without_an_sae(tmp_path, capsys):
     [
         (("--n_sentences", "-1"), "--n_sentences must be at least 0; got -1"),
         (("--n_code_tokens", "-1"), "--n_code_tokens must be at least 0; got -1"),
-        (("--n_tokens", "0"), "n_tokens must be a whole number, 1 at least; got 0"),
+        (("--n_tokens", "0"), "n_tokens must be a whole number of at least 1 or None; got 0"),
         (("--evidence", "a", "b"), "one file a PATH; got 2 files for 1 PATHs"),
         (("--evidence", "nowhere.json"), "There is no file nowhere.json"),
         (("--data", "nowhere.jsonl"), "nowhere.jsonl"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -10,6 +10,7 @@ from bae_lens.evals.concept_ablation.attribution import Attribution
 from bae_lens.evals.concept_ablation.concepts import Vectors
 from bae_lens.evals.concept_ablation.passes import Readout
 from bae_lens.evals.concept_ablation.probes import ProbeKind
+from bae_lens.fields import Flag, ListOf, OneOf, Rule, Text, check_fields, whole
 
 Protocol = Literal["controlled", "released"]
 
@@ -17,6 +18,29 @@ Protocol = Literal["controlled", "released"]
 _BY_PROTOCOL: dict[str, dict[str, Any]] = {
     "controlled": {"centre": True, "probe": "logistic", "n_folds": 5, "causal": True},
     "released": {"centre": False, "probe": "mlp", "n_folds": 20, "causal": False},
+}
+
+
+_FIELDS: Mapping[str, Rule] = {
+    "protocol": OneOf(get_args(Protocol)),
+    "readout": OneOf((None, *get_args(Readout))),
+    "template": Text(or_none=True, may_be_empty=False),
+    "label_words": ListOf(Text(), or_none=True),
+    "context_size": whole(3),
+    "max_examples": whole(1, or_none=True),
+    "salient": OneOf((*get_args(Attribution), "readout")),
+    "n_steps": whole(1),
+    "rank": whole(1),
+    "vectors": OneOf(get_args(Vectors)),
+    "centre": Flag(or_none=True),
+    "probe": OneOf((None, *get_args(ProbeKind))),
+    "n_folds": whole(2, or_none=True),
+    "causal": Flag(or_none=True),
+    "n_ordinary": whole(0),
+    "n_sample_tokens": whole(1),
+    "batch_size": whole(1),
+    # Of scikit-learn's generator.
+    "seed": whole(0, 2**32 - 1),
 }
 
 
@@ -79,31 +103,10 @@ class AblationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choices: dict[str, Sequence[Any]] = {
-            "protocol": get_args(Protocol),
-            "readout": (None, *get_args(Readout)),
-            "salient": (*get_args(Attribution), "readout"),
-            "vectors": get_args(Vectors),
-            "probe": (None, *get_args(ProbeKind)),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(map(str, allowed))}; "
-                    f"got {getattr(self, name)!r}."
-                )
+        check_fields(self, _FIELDS)
         for name, default in _BY_PROTOCOL[self.protocol].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
-        least = {"n_folds": 2, "n_ordinary": 0, "context_size": 3, "seed": 0}
-        for name in (*least, "n_steps", "rank", "n_sample_tokens", "batch_size", "max_examples"):
-            value = getattr(self, name)
-            if value is not None and value < least.get(name, 1):
-                raise ValueError(f"{name} must be at least {least.get(name, 1)}; got {value}.")
-        if isinstance(self.label_words, str):
-            raise ValueError(
-                f"label_words are one word a class; got the single string {self.label_words!r}."
-            )
         if self.label_words is not None and self.readout not in (None, "last"):
             raise ValueError(
                 "label_words are predicted at the last token: set readout to 'last', not "
