@@ -12,6 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from bae_lens.fields import OneOf, check, whole
 from bae_lens.nn import nearest_codes
 
 CodebookInit = Literal["random", "kmeans++", "scaled_spherical_kmeans++"]
@@ -55,10 +56,9 @@ def initial_codebook(
             is NaN or infinite, or there are fewer distinct vectors (directions for the spherical
             method) than codes.
     """
-    if method not in CODEBOOK_INITS:
-        raise ValueError(f"method must be one of {', '.join(CODEBOOK_INITS)}; got {method!r}.")
-    if n_codes < 1:
-        raise ValueError(f"A codebook needs at least one code; got n_codes={n_codes}.")
+    check("method", method, OneOf(CODEBOOK_INITS))
+    n_codes, seed = check("n_codes", n_codes, whole(1)), check("seed", seed, whole(0, 2**32 - 1))
+    n_init, max_iter = check("n_init", n_init, whole(1)), check("max_iter", max_iter, whole(1))
     if activations.ndim != 2:
         raise ValueError(
             f"Activations must be [n, d], one vector a row; got shape {tuple(activations.shape)}."

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bae_lens.bae import BAE, BAEConfig, TrainingBAE
+from bae_lens.fields import Number, check
 from bae_lens.nn import chow_liu_entropy, prune_bits, select_bits
 
 
@@ -31,10 +32,7 @@ def prune(sae: BAE | TrainingBAE, activations: Tensor, max_unexplained: float) -
         ValueError: if there are not at least twice as many activations as bits that vary,
             ``max_unexplained`` is not between 0 and 1, a value is NaN or infinite, or no bit varies.
     """
-    if not 0 <= max_unexplained < 1:
-        raise ValueError(
-            f"max_unexplained is a share of variance, from 0 to below 1; got {max_unexplained}."
-        )
+    max_unexplained = check("max_unexplained", max_unexplained, Number(least=0, below=1))
     if not activations.isfinite().all():
         raise ValueError("The activations have NaN or infinite values; no decoder can be fitted.")
     bits = torch.cat([sae.encode(batch) != 0 for batch in activations.split(4096)])

@@ -227,7 +227,7 @@ def test_activations_that_are_not_finite_are_refused(bad, method):
     ("changes", "message"),
     [
         ({"method": "spherical"}, r"one of random, kmeans\+\+, scaled.*; got 'spherical'"),
-        ({"n_codes": 0}, "at least one code; got n_codes=0"),
+        ({"n_codes": 0}, "n_codes must be a whole number of at least 1; got 0"),
         ({"activations": torch.zeros(2, 3, D)}, r"\[n, d\].*got shape \(2, 3, 5\)"),
         ({"activations": torch.zeros(0, D)}, "these 0 activations have 0"),
     ],

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from bae_lens.bae import TrainingBAEConfig
 from bae_lens.entropy.estimate import estimate_entropy
 from bae_lens.entropy.result import GAUSSIAN, ProfileRow
+from bae_lens.fields import Device, ListOf, Number, check_fields, positive, shown, whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,8 @@ class Settings:
     """How each cell is measured; for the fields see ``entropy_profile`` and ``estimate_entropy``.
 
     Raises:
-        ValueError: if ``held_out_share`` is not between 0 and 1, or there are no seeds or the same
-            one twice.
+        ValueError: if a value is of another type or outside its range, or there are no seeds or the
+            same one twice.
     """
 
     max_unexplained: float
@@ -57,16 +58,21 @@ class Settings:
     device: str
 
     def __post_init__(self) -> None:
-        if not 0 < self.max_unexplained < 1:
-            raise ValueError(
-                f"max_unexplained is a share of variance, between 0 and 1; got {self.max_unexplained}."
-            )
-        if not 0 < self.held_out_share < 1:
-            raise ValueError(f"held_out_share must be between 0 and 1; got {self.held_out_share}.")
-        if len(self.seeds) == 0 or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(
-                f"seeds must be different numbers, at least one; got {tuple(self.seeds)}."
-            )
+        check_fields(
+            self,
+            {
+                "max_unexplained": Number(above=0, below=1),
+                "held_out_share": Number(above=0, below=1),
+                "seeds": ListOf(whole(0), distinct=True),
+                "starts": ListOf(Number(above=0, below=1)),
+                "steps": whole(1),
+                "batch_size": whole(1),
+                "lr": positive(),
+                "device": Device(),
+            },
+        )
+        if not isinstance(self.cfg, (TrainingBAEConfig, type(None))):
+            raise ValueError(f"cfg must be a TrainingBAEConfig or None; got {shown(self.cfg)}.")
 
     def config_for(self, d_in: int) -> TrainingBAEConfig:
         """What is trained on vectors of this width.

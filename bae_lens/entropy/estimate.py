@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bae_lens.bae import BAE, TrainingBAE, TrainingBAEConfig
 from bae_lens.evals import CodeEvaluation, CodeSummary, summarise_code
+from bae_lens.fields import ListOf, Number, check
 from bae_lens.pruning import prune
 from bae_lens.training.fit import fit_activations
 
@@ -100,8 +101,8 @@ def estimate_entropy(
         ValueError: if there are too few vectors, they are not all finite, they do not vary, or no start is
             given.
     """
-    if len(starts) == 0:
-        raise ValueError("starts is empty; give at least one initial firing rate.")
+    starts = check("starts", starts, ListOf(Number(above=0, below=1)))
+    max_unexplained = check("max_unexplained", max_unexplained, Number(least=0, below=1))
     for name, vectors in (("activations", activations), ("held_out", held_out)):
         if vectors.ndim != 2:
             raise ValueError(f"{name} must have shape [n, d_in]; got {tuple(vectors.shape)}.")

@@ -16,6 +16,7 @@ from bae_lens.bae import TrainingBAEConfig
 from bae_lens.entropy.cells import Cell, Settings, measure
 from bae_lens.entropy.hidden_states import hidden_states, tokenise, tokenizer_of
 from bae_lens.entropy.result import EntropyProfile, ProfileRow, overfit_warning
+from bae_lens.fields import ListOf, Text, check, whole
 from bae_lens.training.runner import hook_width
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,11 @@ def k_shot_prompts(
         ValueError: if the template has not ``{text}`` and then ``{label}`` once each, there are fewer
             than two labels, or too few examples of one.
     """
+    n_shots, n_prompts = (
+        check("n_shots", n_shots, whole(0)),
+        check("n_prompts", n_prompts, whole(1)),
+    )
+    seed = check("seed", seed, whole(None))
     before, between, after = _template_parts(template)
     # Otherwise a demonstration could be the query's own text, with its label.
     examples = list(dict(examples).items())
@@ -87,11 +93,11 @@ def k_shot_prompts(
         raise ValueError(f"examples must have at least two different labels; got {labels}.")
     smallest = min(labels, key=lambda label: len(by_label[label]))
     needed = max(-(-n_prompts // len(labels)), n_shots + 1)
-    if n_shots < 0 or n_prompts < 1 or len(by_label[smallest]) < needed:
+    if len(by_label[smallest]) < needed:
         raise ValueError(
             f"{n_prompts} prompts of {n_shots} shots need at least {needed} examples of each label; "
             f"of {smallest!r} there are {len(by_label[smallest])}. Give more examples, or fewer prompts "
-            "(at least 1) and shots (at least 0)."
+            "and shots."
         )
 
     queries = {
@@ -175,15 +181,16 @@ def in_context_entropy(
         raise ValueError(
             "One control at a time: set shuffled_control or gaussian_control to False."
         )
+    n_prompts = check("n_prompts", n_prompts, whole(1))
+    model_batch_size = check("model_batch_size", model_batch_size, whole(1))
+    hooks = check("hooks", hooks, ListOf(Text(), distinct=True))
+    shots = check("shots", shots, ListOf(whole(0), distinct=True))
     settings = Settings(
         max_unexplained,
         held_out_share,
-        *(tuple(seeds), cfg, tuple(starts), steps, batch_size, lr),
+        *(seeds, cfg, starts, steps, batch_size, lr),
         device=device or str(next(model.parameters()).device),
     )
-    for name, given in (("hooks", hooks), ("shots", shots)):
-        if len(given) == 0 or len(set(given)) < len(given):
-            raise ValueError(f"{name} must be different, at least one; got {list(given)}.")
     for hook in hooks:
         settings.check_size(n_prompts, 1, hook_width(model, hook))
     tokenizer = tokenizer_of(model)
@@ -236,6 +243,7 @@ def in_context_accuracy(
     Raises:
         ValueError: if two labels begin with the same token, or a prompt is longer than the context.
     """
+    model_batch_size = check("model_batch_size", model_batch_size, whole(1))
     tokenizer = tokenizer_of(model)
     labels = sorted({prompt.label for prompt in prompts})
     first = [int(ids[1]) for ids in tokenise(tokenizer, [between + label for label in labels])]

@@ -14,6 +14,7 @@ from bae_lens.bae import TrainingBAEConfig
 from bae_lens.entropy.cells import Cell, Settings, measure
 from bae_lens.entropy.hidden_states import hidden_states, tokenise, tokenizer_of
 from bae_lens.entropy.result import EntropyProfile, overfit_warning
+from bae_lens.fields import ListOf, Text, check, is_valid, shown, whole
 from bae_lens.training.runner import hook_width
 
 logger = logging.getLogger(__name__)
@@ -92,17 +93,21 @@ def entropy_profile(
             are too few vectors for the batch or the bits; later, if hidden states do not vary.
     """
     labels, ranges = _checked_positions(positions)
+    n_sequences = check("n_sequences", n_sequences, whole(2))
+    model_batch_size = check("model_batch_size", model_batch_size, whole(1))
+    vectors_per_sequence = check(
+        "vectors_per_sequence", vectors_per_sequence, whole(1, or_none=True)
+    )
+    hooks = check("hooks", hooks, ListOf(Text(), distinct=True))
     settings = Settings(
         max_unexplained,
         held_out_share,
-        *(tuple(seeds), cfg, tuple(starts), steps, batch_size, lr),
+        *(seeds, cfg, starts, steps, batch_size, lr),
         device=device or str(next(model.parameters()).device),
     )
-    if len(hooks) == 0 or len(set(hooks)) < len(hooks):
-        raise ValueError(f"hooks must be different names, at least one; got {list(hooks)}.")
     narrowest = min(last - first + 1 for first, last in ranges)
     per_text = narrowest if vectors_per_sequence is None else vectors_per_sequence
-    if not 1 <= per_text <= narrowest:
+    if per_text > narrowest:
         raise ValueError(
             f"vectors_per_sequence must be from 1 to {narrowest}, the width of the narrowest range of "
             f"positions; got {per_text}."
@@ -150,7 +155,7 @@ def _checked_positions(
     """Labels and ranges of the cells."""
     if len(positions) == 0:
         raise ValueError("positions is empty; give at least one position or range.")
-    ranges = [(p, p) if isinstance(p, int) else (p[0], p[1]) for p in positions]
+    ranges = [_range_of(position) for position in positions]
     for first, last in ranges:
         if first == 0:
             raise ValueError(
@@ -166,6 +171,19 @@ def _checked_positions(
     if len(set(labels)) < len(labels):
         raise ValueError(f"positions must be different ones; got {list(positions)}.")
     return labels, ranges
+
+
+def _range_of(position: int | tuple[int, int]) -> tuple[int, int]:
+    number = whole(None)
+    first, last = (
+        position if isinstance(position, (tuple, list)) and len(position) == 2 else [position] * 2
+    )
+    if not (is_valid(first, number) and is_valid(last, number)):
+        raise ValueError(
+            "positions must be whole numbers, or ranges (first, last) of them; one is "
+            f"{shown(position)}."
+        )
+    return int(first), int(last)  # pyright: ignore[reportArgumentType]
 
 
 def _texts(dataset: Iterable[Any], column: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bae_lens.evals.magnitudes import MagnitudeQuantiser, magnitude_entropy
+from bae_lens.fields import Flag, check, whole
 from bae_lens.nn import (
     binary_entropy,
     chance_co_firing,
@@ -149,7 +150,8 @@ class CodeStatistics:
         quantiser: gives the magnitudes of a real-valued code a length in bits.
 
     Raises:
-        ValueError: if ``flipped``, ``minibatch_size`` or ``quantiser`` does not fit.
+        ValueError: if a number is none or outside its range, or ``flipped`` or ``quantiser`` does not
+            fit.
     """
 
     def __init__(
@@ -160,14 +162,15 @@ class CodeStatistics:
         minibatch_size: int = 1024,
         quantiser: MagnitudeQuantiser | None = None,
     ) -> None:
+        d_sae = check("d_sae", d_sae, whole(1))
+        pair_counts = check("pair_counts", pair_counts, Flag())
+        minibatch_size = check("minibatch_size", minibatch_size, whole(1))
         self.flipped = torch.zeros(d_sae, dtype=torch.bool) if flipped is None else flipped.cpu()
         if self.flipped.shape != (d_sae,) or self.flipped.dtype != torch.bool:
             raise ValueError(
                 f"flipped must be bools of shape ({d_sae},), one a latent; got "
                 f"{self.flipped.dtype} of shape {tuple(self.flipped.shape)}."
             )
-        if minibatch_size < 1:
-            raise ValueError(f"minibatch_size must be at least 1; got {minibatch_size}.")
         if quantiser is not None and len(quantiser.norms) != d_sae:
             raise ValueError(
                 f"These statistics are of {d_sae} latents; the quantiser is of {len(quantiser.norms)} latents."

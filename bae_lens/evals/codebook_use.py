@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bae_lens.fields import check, whole
 from bae_lens.nn import plug_in_entropy
 
 
@@ -43,7 +44,7 @@ class CodebookUse:
     """
 
     def __init__(self, n_codes: int) -> None:
-        self.n_codes = n_codes
+        self.n_codes = check("n_codes", n_codes, whole(1))
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     def update(self, codes: Tensor, tokens: Tensor) -> None:

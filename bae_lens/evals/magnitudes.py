@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bae_lens.fields import Number, check
+
 # At 0 bits a cell is so many times the root mean square of the magnitudes wide. Cells reach to so many
 # times it in either direction, so that a few outliers cannot ask for gigabytes of them.
 _RANGE, _REACH = 4.0, 64.0
-_MAX_BITS = 16
+MAX_BITS = 16
 
 
 class MagnitudeQuantiser:
@@ -70,10 +72,7 @@ class MagnitudeQuantiser:
         Raises:
             ValueError: if ``bits`` is negative or more than 16, nothing fires, or a value is NaN or infinite.
         """
-        if not 0 <= bits <= _MAX_BITS:
-            raise ValueError(
-                f"The resolution of magnitudes must be from 0 to {_MAX_BITS} bits; got {bits}."
-            )
+        bits = check("bits", bits, Number(least=0, most=MAX_BITS))
         if not (acts.isfinite().all() and W_dec.isfinite().all()):
             raise ValueError(
                 "Activations or decoder have NaN or infinite values, which no cell can hold."

@@ -19,6 +19,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from bae_lens.evals.code_statistics import TOKENS_PER_LATENT
 from bae_lens.evals.codebook_use import CodebookUse
 from bae_lens.evals.cross_layer import CrossLayerEvaluation, evaluates_here
+from bae_lens.evals.magnitudes import MAX_BITS
 from bae_lens.evals.reconstruction import mean_ablation_ce
 from bae_lens.evals.summarise import Reconstructed, is_one_hot, summarise_code
 from bae_lens.evals.text_batch import (
@@ -122,7 +123,7 @@ def run_evals(
             no tokenizer to say which tokens are special; the text has not one sequence.
     """
     n_code_tokens = check("n_code_tokens", n_code_tokens, whole(0))
-    magnitude_bits = check("magnitude_bits", magnitude_bits, Number(least=0))
+    magnitude_bits = check("magnitude_bits", magnitude_bits, Number(least=0, most=MAX_BITS))
     scaler = ActivationScaler() if activation_scaler is None else activation_scaler
     config = EvalConfig() if eval_config is None else eval_config
     kwargs = dict(model_kwargs or {})

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bae_lens.bae import BAE
 from bae_lens.evals.code_statistics import CodeStatistics, CodeSummary
-from bae_lens.evals.magnitudes import MagnitudeQuantiser
+from bae_lens.evals.magnitudes import MAX_BITS, MagnitudeQuantiser
+from bae_lens.fields import Number, check, whole
 from bae_lens.hook_points import flat_heads
 
 
@@ -75,8 +76,12 @@ def summarise_code(
 
     Raises:
         ValueError: if there are no activations, a latent's activation is NaN or infinite, or
-            ``magnitude_bits`` is negative.
+            ``magnitude_bits`` is not from 0 to 16.
     """
+    minibatch_size = check("minibatch_size", minibatch_size, whole(1))
+    magnitude_bits = check(
+        "magnitude_bits", magnitude_bits, Number(least=0, most=MAX_BITS, or_none=True)
+    )
     code: CodeStatistics | None = None
     plain, quantised = ExplainedVarianceCalculator(), ExplainedVarianceCalculator()
     quantiser: MagnitudeQuantiser | None = None

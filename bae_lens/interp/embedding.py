@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from bae_lens import demo
+from bae_lens.fields import Text, check_fields, whole
 from bae_lens.interp.judges import MarkedText, Question
 
 # Of each marked text a vector: [n, d].
@@ -47,6 +48,10 @@ class ModelEncoder:
     max_length: int = 128
 
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            {"hook_name": Text(or_none=True), "batch_size": whole(1), "max_length": whole(1)},
+        )
         if not getattr(self.model.tokenizer, "is_fast", False):
             raise ValueError(
                 "Marked tokens are found by a fast tokenizer; the encoder has "

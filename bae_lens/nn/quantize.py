@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bae_lens.fields import Number, check, positive, whole
 from bae_lens.nn.precision import Float32Buffers
 
 # Batches without a vector near it after which a code counts as not in use.
@@ -173,20 +174,11 @@ class EMACodebook(Float32Buffers):
         device: torch.device | str | None = None,
     ):
         super().__init__()
-        if n_codes < 1 or d < 1:
-            raise ValueError(
-                f"A codebook needs at least one code of width 1; got n_codes={n_codes}, d={d}."
-            )
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be at least 0 and below 1; got {decay}.")
-        if not epsilon > 0:
-            raise ValueError(f"epsilon must be greater than 0; got {epsilon}.")
-        if revive_after is not None and revive_after < 1:
-            raise ValueError(f"revive_after must be at least 1, or None; got {revive_after}.")
-        if max_revived < 0:
-            raise ValueError(f"max_revived must not be negative; got {max_revived}.")
-        self.decay, self.epsilon = decay, epsilon
-        self.revive_after, self.max_revived = revive_after, max_revived
+        n_codes, d = check("n_codes", n_codes, whole(1)), check("d", d, whole(1))
+        self.decay = check("decay", decay, Number(least=0, below=1))
+        self.epsilon = check("epsilon", epsilon, positive())
+        self.revive_after = check("revive_after", revive_after, whole(1, or_none=True))
+        self.max_revived = check("max_revived", max_revived, whole(0))
         # Where nothing has set it yet. Counts and sums agree with it: the release starts its sums
         # apart from its codes, and one step throws an unused code far out.
         codebook = torch.randn(n_codes, d, device=device, dtype=torch.float32)

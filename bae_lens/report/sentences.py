@@ -16,6 +16,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.concept_ablation.concepts import Clusters
 from bae_lens.evals.text_batch import read_hooks
+from bae_lens.fields import check, whole
 from bae_lens.hook_points import take_heads
 from bae_lens.interp.coder import Coder
 from bae_lens.interp.evidence import Evidence, check_evidence_of
@@ -73,9 +74,8 @@ def collect_sentences(
     Raises:
         ValueError: if a number is below 1, or the evidence is of another dictionary.
     """
-    for name, value in (("n_sentences", n_sentences), ("n_codes", n_codes), ("n_tokens", n_tokens)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}.")
+    n_sentences = check("n_sentences", n_sentences, whole(1))
+    n_codes, n_tokens = check("n_codes", n_codes, whole(1)), check("n_tokens", n_tokens, whole(1))
     coder = Coder(dictionary, activation_scaler or ActivationScaler())
     check_evidence_of(evidence, coder.n_latents, coder.weights_sha256)
     special = special_token_ids(model, exclude_special_tokens)

@@ -18,6 +18,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
 from bae_lens.evals import run_evals
+from bae_lens.fields import OneOf, Text, check_fields, whole
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.training.paired_activations import ContextStore, PairedActivations, PairedStore
 from bae_lens.training.replay import ReplayedActivations
@@ -60,6 +61,14 @@ class CrossLayerRunnerConfig(LanguageModelSAERunnerConfig[Any]):
 
     @override
     def __post_init__(self) -> None:
+        check_fields(
+            self,
+            {
+                "hook_name_out": Text(),
+                "text_unit": OneOf(get_args(TextUnit)),
+                "initialization_tokens": whole(2),
+            },
+        )
         super().__post_init__()
         self.hook_name_out = self.hook_name_out or self.hook_name
         sae = self.sae
@@ -68,10 +77,6 @@ class CrossLayerRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             raise ValueError(
                 f"A {sae.architecture()!r} reconstructs its own input and has no hook_name_out; "
                 f"architectures of two hook points are {', '.join(known)}."
-            )
-        if self.text_unit not in get_args(TextUnit):
-            raise ValueError(
-                f"text_unit must be one of {', '.join(get_args(TextUnit))}; got {self.text_unit!r}."
             )
         for name, value in (
             ("hook_head_index", self.hook_head_index),
@@ -93,10 +98,6 @@ class CrossLayerRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             raise ValueError(
                 f"A {sae.architecture()} centres and scales the activations of each hook point "
                 f"itself: set normalize_activations to 'none'; got {sae.normalize_activations!r}."
-            )
-        if self.initialization_tokens < 2:
-            raise ValueError(
-                f"initialization_tokens must be at least 2; got {self.initialization_tokens}."
             )
         fixed: dict[str, Any] = {"d_out": sae.d_in if sae.d_out is None else sae.d_out}
         if hasattr(sae, "sequence_length"):

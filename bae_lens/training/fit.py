@@ -12,6 +12,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from bae_lens.fields import Device, check, positive, shown, whole
 from bae_lens.finite import check_finite_weights
 from bae_lens.training.finite_steps import skip_steps_not_finite
 from bae_lens.training.replay import ReplayedActivations
@@ -68,12 +69,27 @@ def fit_activations(
         device: where to train.
 
     Raises:
-        ValueError: if ``activations`` are not 2-D, not ``cfg.d_in`` wide or fewer than a batch.
+        ValueError: if ``cfg`` is no config for training, a number is outside its range, or
+            ``activations`` are not a finite tensor, 2-D, ``cfg.d_in`` wide and a batch or more.
     """
-    if activations.shape[-1] != cfg.d_in:
+    if not isinstance(cfg, TrainingSAEConfig):
+        raise ValueError(
+            f"cfg must be a config for training, such as TrainingBAEConfig; got {shown(cfg)}."
+        )
+    steps, batch_size = check("steps", steps, whole(1)), check("batch_size", batch_size, whole(1))
+    lr, seed = check("lr", lr, positive()), check("seed", seed, whole(0))
+    device = check("device", device, Device())
+    if not isinstance(activations, Tensor) or not activations.is_floating_point():
+        raise ValueError(
+            f"activations must be a tensor of floats [n, d_in]; got {shown(activations)}."
+        )
+    if activations.ndim == 0 or activations.shape[-1] != cfg.d_in:
         raise ValueError(
             f"cfg.d_in is {cfg.d_in}, but the activations have shape {tuple(activations.shape)}."
         )
+    if not activations.isfinite().all():
+        n = int((~activations.isfinite()).sum())
+        raise ValueError(f"activations must be finite; {n} of their values are NaN or infinite.")
     trainer_cfg = trainer_config(steps, batch_size, lr, device)
     torch.manual_seed(seed)
     # Of its own, since folding the scale in changes the config too.

@@ -14,6 +14,7 @@ import torch
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
+from bae_lens.fields import check, whole
 from bae_lens.json_file import finite_or_none
 
 
@@ -49,10 +50,8 @@ class MetricLog:
     """
 
     def __init__(self, path: str | Path, every: int = 10) -> None:
-        if every < 1:
-            raise ValueError(f"every must be a positive number of steps; got {every}.")
         self.path = Path(path)
-        self.every = every
+        self.every = check("every", every, whole(1))
 
     def attach(self, trainer: SAETrainer[Any, Any]) -> None:
         """Write whenever this trainer has taken a logging step, from the step it is now at.

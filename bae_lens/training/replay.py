@@ -11,6 +11,7 @@ from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bae_lens.fields import check, whole
 from bae_lens.training.collection import kept_rows, read_rows, sequence_length_of
 
 
@@ -48,6 +49,11 @@ class ReplayedActivations:
         sequence_length: int = 1,
         device: str | torch.device | None = None,
     ) -> None:
+        batch_size, seed = (
+            check("batch_size", batch_size, whole(1)),
+            check("seed", seed, whole(None)),
+        )
+        sequence_length = check("sequence_length", sequence_length, whole(1))
         if activations.ndim != 2:
             raise ValueError(
                 "activations must have shape [n_tokens, d_in]; "

@@ -123,5 +123,5 @@ def test_vectors_that_have_no_entropy_to_find_are_refused(train, held_out, messa
 
 
 def test_no_start_is_refused():
-    with pytest.raises(ValueError, match="starts is empty"):
+    with pytest.raises(ValueError, match="starts must be a list of 1 or more values"):
         estimate_entropy(*DATA, 0.3, starts=())

@@ -247,13 +247,16 @@ def test_controls_can_be_left_out_or_exchanged():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"shots": ()}, r"shots must be different, at least one; got \[\]"),
-        ({"shots": (1, 1)}, "shots must be different"),
-        ({"hooks": []}, "hooks must be different"),
+        (
+            {"shots": ()},
+            r"shots must be a list of 1 or more different values, each a whole number .*; got \(\)",
+        ),
+        ({"shots": (1, 1)}, "shots must be a list of 1 or more different values"),
+        ({"hooks": []}, "hooks must be a list of 1 or more different values"),
         ({"hooks": ["blocks.0.nothing"]}, "The model has no hook 'blocks.0.nothing'"),
         ({"n_prompts": 20}, "16 training vectors .* fewer than batch_size = 32"),
         ({"gaussian_control": True}, "One control at a time"),
-        ({"seeds": ()}, "seeds must be different numbers"),
+        ({"seeds": ()}, "seeds must be a list of 1 or more different values"),
         ({"shots": (0, 2, 9)}, r"Prompt \d+ with 9 demonstrations has (4\d|5\d) tokens, \d+ more"),
     ],
 )

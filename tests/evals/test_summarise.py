@@ -340,7 +340,7 @@ def test_no_activations_are_refused():
 
 
 def test_a_negative_resolution_is_refused():
-    with pytest.raises(ValueError, match="from 0 to 16 bits"):
+    with pytest.raises(ValueError, match="magnitude_bits must be a number from 0 to 16"):
         summarise_code(make_topk(), [make_activations(50)], magnitude_bits=-1)
 
 

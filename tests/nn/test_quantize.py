@@ -682,13 +682,13 @@ def test_top_k_above_the_number_of_codes_quantises():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_codes": 0}, "at least one code"),
-        ({"d": 0}, "at least one code"),
-        ({"decay": 1.0}, "decay must be at least 0 and below 1; got 1.0"),
+        ({"n_codes": 0}, "n_codes must be a whole number of at least 1; got 0"),
+        ({"d": 0}, "d must be a whole number of at least 1; got 0"),
+        ({"decay": 1.0}, "decay must be a number from 0 to below 1; got 1.0"),
         ({"decay": -0.1}, "decay must be"),
-        ({"epsilon": 0.0}, "epsilon must be greater than 0"),
-        ({"revive_after": 0}, "revive_after must be at least 1, or None"),
-        ({"max_revived": -1}, "max_revived must not be negative"),
+        ({"epsilon": 0.0}, "epsilon must be a positive number; got 0.0"),
+        ({"revive_after": 0}, "revive_after must be a whole number of at least 1 or None"),
+        ({"max_revived": -1}, "max_revived must be a whole number of at least 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments: dict[str, Any], message: str):

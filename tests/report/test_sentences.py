@@ -125,7 +125,7 @@ def test_a_dataset_as_the_dictionary_was_trained(model):
 
 @pytest.mark.parametrize("name", ["n_sentences", "n_codes", "n_tokens"])
 def test_numbers_below_one_are_refused(model, name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1; got 0"):
         collected(model, with_hook(make_transcoder()), texts_of(2), **{name: 0})
 
 

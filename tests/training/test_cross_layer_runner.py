@@ -816,7 +816,10 @@ def test_which_architectures_have_two_hook_points():
             {"text_unit": "sentence", "seqpos_slice": (1, None)},
             r"seqpos_slice is not supported with text_unit='sentence'.*exclude_special_tokens",
         ),
-        ({"initialization_tokens": 1}, "initialization_tokens must be at least 2; got 1"),
+        (
+            {"initialization_tokens": 1},
+            "initialization_tokens must be a whole number of at least 2; got 1",
+        ),
         ({"context_size": -1}, "context_size is -1 is negative"),
     ],
 )

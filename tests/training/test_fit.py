@@ -58,3 +58,30 @@ def test_any_registered_architecture_is_trained():
 def test_activations_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         fit_activations(training_cfg(), torch.randn(shape), 5, 64)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("steps", 0, "steps must be a whole number of at least 1; got 0"),
+        ("steps", -1, "steps must be a whole number of at least 1; got -1"),
+        ("steps", 2.5, "steps must be a whole number"),
+        ("batch_size", -1, "batch_size must be a whole number of at least 1; got -1"),
+        ("batch_size", "64", "batch_size must be a whole number of at least 1; got '64'"),
+        ("lr", float("nan"), "lr must be a positive finite number; got nan"),
+        ("lr", 0, "lr must be a positive number; got 0"),
+        ("lr", None, "lr must be a positive number; got None"),
+        ("seed", -1, "seed must be a whole number of at least 0; got -1"),
+        ("seed", True, "seed must be a whole number of at least 0; got True"),
+        ("device", "gpu", "device must be the name of a device"),
+        ("cfg", {"d_in": D_IN}, "cfg must be a config for training"),
+        ("activations", [[0.0] * D_IN] * 64, "activations must be a tensor of floats"),
+        ("activations", torch.ones(64, D_IN, dtype=torch.int64), "activations must be a tensor of"),
+        ("activations", torch.tensor(1.0), rf"cfg.d_in is {D_IN}, but .* shape \(\)"),
+        ("activations", torch.full((64, D_IN), torch.nan), "finite; 1024 of their values are NaN"),
+    ],
+)
+def test_arguments_that_are_none_are_refused_by_name(argument, value, message):
+    arguments = {"cfg": training_cfg(), "activations": torch.randn(64, D_IN), "steps": 2}
+    with pytest.raises(ValueError, match=message):
+        fit_activations(**arguments | {"batch_size": 32, argument: value})

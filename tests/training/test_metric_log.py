@@ -145,7 +145,9 @@ def test_a_line_that_was_cut_off_is_dropped(tmp_path: Path):
 
 @pytest.mark.parametrize("every", [0, -1])
 def test_every_must_be_positive(every: int, tmp_path: Path):
-    with pytest.raises(ValueError, match=f"positive number of steps; got {every}"):
+    with pytest.raises(
+        ValueError, match=f"every must be a whole number of at least 1; got {every}"
+    ):
         MetricLog(tmp_path / "metrics.jsonl", every)
 
 
