@@ -207,7 +207,11 @@ class Scoring:
         # One judge, and so one limit, for all dictionaries; each keeps its own answers.
         self.endpoint.cache = AnswerCache(cache)
         if self.dry is None:
-            _say(f"asking {self.endpoint.name}; its answers are kept in {cache}")
+            n_open = len(self.endpoint.cache.was_open)
+            again = f"; {n_open} questions in it had no usable answer: those that come up again are asked again"
+            _say(
+                f"asking {self.endpoint.name}; its answers are kept in {cache}{again if n_open else ''}"
+            )
         for protocol in self.protocols:
             settings = ComSemSettings(protocol, n_latents=self.n_latents)
             judge = self.dry or self.endpoint

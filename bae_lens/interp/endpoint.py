@@ -101,7 +101,7 @@ class EndpointJudge:
         self.cache = AnswerCache(cache)
         self._budget = Budget(self.settings.limits)
         self._sleep = sleep
-        self._redacted = Redactor([self.settings.api_key, *_proxy_passwords()])
+        self._redacted = Redactor([*self.settings.secrets, *_proxy_passwords()])
 
     @property
     def name(self) -> str:

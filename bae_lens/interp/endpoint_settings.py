@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,7 +64,7 @@ class EndpointSettings:
     base_url: str
     model: str
     api_key: str | None = field(default=None, repr=False)
-    body: Mapping[str, Any] = field(default_factory=dict)
+    body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     timeout: float = 60.0
     n_tries: int = 5
     n_reminders: int = 2
@@ -111,9 +112,15 @@ class EndpointSettings:
         return cls(**own)
 
     @property
+    def secrets(self) -> list[str]:
+        """The key, and what stands in ``body`` under a name that says that it is one."""
+        found = [] if self.api_key is None else [self.api_key]
+        return [*found, *_secrets_in(self.body)]
+
+    @property
     def shown_url(self) -> str:
         """For messages: without the key, if it is in there."""
-        return Redactor([self.api_key])(self.base_url)
+        return Redactor(self.secrets)(self.base_url)
 
     @property
     def is_this_machine(self) -> bool:
@@ -153,17 +160,20 @@ def _check_url(url: Any, redacted: Redactor) -> None:
         parts = urllib.parse.urlsplit(url)
         is_complete = parts.scheme in ("http", "https") and bool(parts.hostname)
         _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"base_url is no URL: {redacted(str(error))}.") from None
+    except ValueError:
+        parts, is_complete = None, False
+    # Not while the other is handled, which shows what stands in place of a port.
+    if parts is None:
+        raise ValueError("base_url is no URL: its host or port cannot be read.")
     if "@" in parts.netloc or set("?#;") & set(url):
         raise ValueError(
             "base_url must have no user, password, query, parameter or fragment. Use api_key and body."
         )
     if not is_complete:
         # A key or "user:password@host" in the wrong place is not to be seen on a screen.
-        is_plain = set(url) & set(".:/") and "@" not in url
-        shown = repr(redacted(url)[:80]) if is_plain else "something else"
-        raise ValueError(f"base_url must begin with http:// or https:// and a host; got {shown}.")
+        is_address = re.fullmatch(r"[\w.-]+:\d+(/[^@]*)?|\w+:/[^@]*", url)
+        got = repr(redacted(url)[:80]) if is_address else f"{len(url)} other characters"
+        raise ValueError(f"base_url must begin with http:// or https:// and a host; got {got}.")
 
 
 def _check_body(body: Any) -> None:
@@ -178,3 +188,14 @@ def _check_body(body: Any) -> None:
     for name in ("max_tokens", "max_completion_tokens", "seed"):
         if body.get(name) is not None:
             check(f"body[{name!r}]", body[name], whole(None if name == "seed" else 1))
+
+
+def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
+    if isinstance(value, str) and re.search(r"key|token|secret|password|auth", name, re.IGNORECASE):
+        yield value
+    elif isinstance(value, Mapping):
+        for own, part in value.items():
+            yield from _secrets_in(part, str(own))
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _secrets_in(part, name)

@@ -41,11 +41,23 @@ def pack(number: int) -> str:
 
 
 def unpack(packed: str, strings: Sequence[str]) -> list[str]:
-    """The strings that ``StringTable.packed`` refers to (as the page's script reads them)."""
+    """The strings that ``StringTable.packed`` refers to (as the page's script reads them).
+
+    Raises:
+        ValueError: if it refers to no string, or ends within a reference.
+    """
     found, number, unit = [], 0, 1
-    for character in packed:
-        digit = ALPHABET.index(character)
-        if digit < _HALF:
+    for i, character in enumerate(packed):
+        digit = ALPHABET.find(character)
+        # References are to what there is: a longer one would only count on.
+        is_last = digit < _HALF
+        if (
+            digit < 0
+            or number + digit * unit >= len(strings)
+            or (not is_last and i + 1 == len(packed))
+        ):
+            raise ValueError(f"{character!r} at {i} refers to none of {len(strings)} strings.")
+        if is_last:
             found.append(strings[number + digit * unit])
             number, unit = 0, 1
         else:

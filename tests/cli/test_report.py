@@ -321,6 +321,12 @@ def test_what_stays_open_is_said_and_asked_again(folder, monkeypatch, with_minil
         assert n_asked == len(server.requests) == len(lines) + 3 * n_calls
         assert main(argv) == 0
         assert len(server.requests) == n_asked + 3 * n_calls
+        assert "had no usable answer" not in capsys.readouterr().err
+        # As a version before this one kept them.
+        cache = folder / "judge_answers.jsonl"
+        cache.write_text("".join(f'{{"key": "{i}", "answer": null}}\n' for i in range(7)))
+        assert main(argv) == 0
+        assert "7 questions in it had no usable answer" in capsys.readouterr().err
 
 
 def test_a_key_goes_in_clear_only_if_that_is_said(folder, monkeypatch, capsys, with_minilm):

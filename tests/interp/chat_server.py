@@ -101,14 +101,15 @@ def serving(
 
 
 @contextmanager
-def speaking(talk: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server below HTTP: ``talk`` has each connection, once a request has begun, in a thread of its
-    own. Gives the base URL."""
+def speaking(talk: Callable[[socket.socket], None], *, reads_first: bool = True) -> Iterator[str]:
+    """A server below HTTP: ``talk`` has each connection, by default once a request has begun, in a
+    thread of its own. Gives the base URL."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def one(connection: socket.socket) -> None:
         with connection, suppress(OSError):
-            connection.recv(2**16)
+            if reads_first:
+                connection.recv(2**16)
             talk(connection)
 
     def accept() -> None:

@@ -35,6 +35,8 @@ def test_settings_from_the_environment(monkeypatch):
         {"base_url": "http://"},
         {"base_url": "http:///v1"},
         {"base_url": "http://host:99999/v1"},
+        {"base_url": "http://user:hunter22"},
+        {"base_url": "eyJ.hunter22.x"},
         {"base_url": "http://[::1"},
         {"base_url": "http://höst/v1"},
         {"base_url": "http://host/ v1"},
@@ -123,3 +125,22 @@ def test_a_key_in_the_path_is_not_shown():
     judge = EndpointJudge(EndpointSettings("https://host/sk-hunter22/v1", "m", "sk-hunter22"))
     assert judge.settings.shown_url == "https://host/…/v1"
     assert "hunter22" not in repr(EndpointSettings("https://host/v1", "m", "sk-hunter22"))
+
+
+def test_secrets_in_the_body():
+    body = {"extra": {"api_key": "hunter22", "top_k": 3}, "auth": ["hunter23"], "stop": "hunter24"}
+    settings = EndpointSettings("https://host/v1", "m", body=body)
+    assert settings.secrets == ["hunter22", "hunter23"]
+    assert "hunter2" not in repr(settings)
+
+
+def test_what_is_no_secret_is_shown():
+    for url in ("localhost:8000", "ftp://host/v1"):
+        with pytest.raises(ValueError, match=f"got '{url}'"):
+            EndpointSettings(url, "m")
+
+
+def test_a_refusal_hangs_nothing_on_the_exception():
+    with pytest.raises(ValueError, match="cannot be read") as e:
+        EndpointSettings("http://user:hunter22", "m")
+    assert e.value.__context__ is None

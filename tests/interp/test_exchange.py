@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -116,3 +120,36 @@ def test_a_wrong_answer_leaves_nothing_on_the_exception() -> None:
 def test_no_connection() -> None:
     with pytest.raises(NoResponse, match="refused"):
         post_to("http://127.0.0.1:9/v1")
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
+def test_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=judge -addext subjectAltName=IP:127.0.0.1"
+    subprocess.run(
+        ["openssl", *made.split(), "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    drops = [OK + b"Content-Length: 2\r\n\r\nhi", OK + b"Content-Length: 200\r\n\r\nhi"]
+
+    def talk(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as own:
+            own.recv(2**16)
+            own.sendall(drops.pop(0))
+            own.settimeout(20)
+            while own.recv(2**16):
+                pass
+
+    with speaking(talk, reads_first=False) as url:
+        url = url.replace("http:", "https:")
+        with pytest.raises(NoResponse, match="CERTIFICATE_VERIFY_FAILED"):
+            post_to(url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert post_to(url).body == b"hi"
+        began = time.monotonic()
+        with pytest.raises(NoResponse, match="within"):
+            post_to(url, 0.5)
+        assert time.monotonic() - began < 2

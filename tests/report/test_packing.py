@@ -6,6 +6,8 @@ import json
 from collections import Counter
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bae_lens.report.packing import ALPHABET, StringTable, pack, unpack
 
@@ -44,3 +46,15 @@ def test_the_alphabet_needs_no_escapes():
 def test_what_is_not_in_the_table_is_refused():
     with pytest.raises(KeyError):
         StringTable(Counter("ab")).packed("c")
+
+
+@settings(max_examples=200, deadline=None)
+@given(packed=st.text(st.sampled_from([*ALPHABET[:3], *ALPHABET[-3:], "<", "é"]), max_size=8))
+def test_what_refers_to_nothing_is_refused(packed):
+    strings = [str(i) for i in range(60)]
+    try:
+        found = unpack(packed, strings)
+    except ValueError as error:
+        assert "refers to none of 60 strings" in str(error)  # noqa: PT017
+    else:
+        assert "".join(pack(int(string)) for string in found) == packed
