@@ -268,7 +268,8 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
         acts = self.hook_sae_acts_post(drawn)
         # The codebook is moved before the gradient is taken.
         codebook = self.codebook.to(acts.dtype, copy=True)
-        codes = (acts / self.scale) @ codebook + (z - z.detach())
+        with torch.autocast(z.device.type, enabled=False):
+            codes = (acts / self.scale) @ codebook + (z - z.detach())
         has_code = valid & (acts != 0).any(-1)
         decoded = self._decode_sequences(codes, has_code, z)
         # As in decode, where a token without a code decodes to zero.

@@ -105,6 +105,19 @@ def test_who_looks_changes_nothing(name):
             assert torch.equal(actual[key], value), key
 
 
+@pytest.mark.parametrize("name", ["topk", "clvq_token", "clvq_transformer"])
+def test_who_looks_under_autocast_changes_nothing(name):
+    outputs = []
+    for looks in (False, True):
+        sae = MAKE[name]()
+        _, fwd, _ = sae.get_caching_hooks()
+        with torch.autocast("cpu", torch.bfloat16), sae.hooks(fwd_hooks=fwd if looks else []):
+            outputs.append(step(sae, rows_for(name)))
+    plain, watched = outputs
+    assert torch.equal(watched.sae_out, plain.sae_out)
+    assert torch.equal(watched.loss, plain.loss)
+
+
 # SAELens' hook point cannot hand a sparse tensor to a backward hook.
 @pytest.mark.parametrize("name", [name for name in MAKE if name != "topk_sparse"])
 def test_looking_at_gradients_changes_none(name):
