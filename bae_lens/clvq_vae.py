@@ -25,6 +25,7 @@ from bae_lens.clvq_vae_base import CLVQVAEBase, only_tokens
 from bae_lens.clvq_vae_config import CLVQVAEConfig, TrainingCLVQVAEConfig
 from bae_lens.codebook_init import initial_codebook
 from bae_lens.cross_layer import CrossLayerSAE, is_hooked, masked, target_and_output
+from bae_lens.fields import check, whole
 from bae_lens.nn import EMACodebook, Quantized, one_hot, squared_distances, straight_through
 from bae_lens.packing import unpack_rows
 
@@ -166,13 +167,14 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
         Raises:
             ValueError: if not all values are finite, or there are fewer distinct tokens than codes.
         """
+        check("batch_size", batch_size, whole(1, or_none=True))
         lower = self.fit_units(rows).lower
         z = self.encoder(self.process_sae_in(lower)).float()
         codebook, counts = initial_codebook(
             z, self.cfg.d_sae, self.cfg.codebook_init, self.cfg.codebook_init_seed
         )
         distance = squared_distances(z, codebook).amin(-1).mean()
-        share = (batch_size or len(rows)) / len(rows)
+        share = (len(rows) if batch_size is None else batch_size) / len(rows)
         self.quantizer.set_codebook(codebook, counts * share, distance)
         self.is_calibrated = True
 

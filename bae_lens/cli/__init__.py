@@ -63,7 +63,21 @@ def _run(command: str, argv: list[str]) -> int:
         # Any field of the config is an option, which argparse cannot know beforehand.
         return module.run_train(argv, parser)
     module.add_arguments(parser)
-    return getattr(module, f"run_{name}")(parser.parse_args(argv)) or 0
+    args = parser.parse_args(argv)
+    _refuse_empty(parser, args)
+    return getattr(module, f"run_{name}")(args) or 0
+
+
+def _refuse_empty(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """An empty string is nothing that could be asked for, and stands for no default."""
+    for action in parser._actions:
+        value = getattr(args, action.dest, None)
+        if "" in (value if isinstance(value, list) else [value]):
+            name = action.option_strings[0] if action.option_strings else action.metavar
+            raise ValueError(
+                f"{name or action.dest} is empty. Give it a value"
+                + (", or leave the option out." if action.option_strings else ".")
+            )
 
 
 def _is_about_the_input(error: BaseException) -> bool:

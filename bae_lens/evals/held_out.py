@@ -11,6 +11,7 @@ from sae_lens.load_model import load_model as sae_lens_load_model
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens import demo
+from bae_lens.fields import check, shown, whole
 from bae_lens.hook_points import hook_names
 from bae_lens.special_tokens import special_token_ids
 
@@ -72,11 +73,15 @@ def held_out_store(
             the text that the SAE was trained on.
     """
     metadata = sae.cfg.metadata
-    dataset = metadata.dataset_path if dataset is None else dataset
-    if not dataset:
+    check("store_batch_size_prompts", store_batch_size_prompts, whole(1))
+    if dataset is None:
+        dataset = metadata.dataset_path or None
+    if dataset is None:
         raise ValueError(
             "The SAE's metadata names no dataset (metadata.dataset_path); name one: --dataset."
         )
+    if hasattr(dataset, "__len__") and len(dataset) == 0:
+        raise ValueError(f"The dataset has no text: it is {shown(dataset)}. Give another one.")
     if isinstance(dataset, str):
         ours = demo.load_dataset(dataset, split="test")
         dataset = dataset if ours is None else ours

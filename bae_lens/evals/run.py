@@ -75,7 +75,7 @@ def run_evals(
     verbose: bool = False,
     n_code_tokens: int = 65_536,
     pair_counts: bool | None = None,
-    magnitude_bits: float = 4,
+    magnitude_bits: float | None = 4,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """SAELens' ``run_evals`` with two additions, for any SAE.
 
@@ -113,7 +113,8 @@ def run_evals(
             where that is sound and small, at 20 tokens a latent or more and up to 16,384 latents (1
             GB of counts).
         magnitude_bits: resolution at which a real-valued code's magnitudes are counted, see
-            ``MagnitudeQuantiser``; ``quantised_explained_variance`` is what is left at it.
+            ``MagnitudeQuantiser``; ``quantised_explained_variance`` is what is left at it. None: they
+            are not.
 
     Returns:
         Metrics by group, and SAELens' per-latent metrics.
@@ -123,7 +124,9 @@ def run_evals(
             no tokenizer to say which tokens are special; the text has not one sequence.
     """
     n_code_tokens = check("n_code_tokens", n_code_tokens, whole(0))
-    magnitude_bits = check("magnitude_bits", magnitude_bits, Number(least=0, most=MAX_BITS))
+    magnitude_bits = check(
+        "magnitude_bits", magnitude_bits, Number(least=0, most=MAX_BITS, or_none=True)
+    )
     scaler = ActivationScaler() if activation_scaler is None else activation_scaler
     config = EvalConfig() if eval_config is None else eval_config
     kwargs = dict(model_kwargs or {})

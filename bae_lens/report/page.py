@@ -61,7 +61,7 @@ def write_report(
     Raises:
         ValueError: if an input does not fit the evidence.
     """
-    title = title or f"{evidence.dictionary} at {evidence.hook_name}"
+    title = f"{evidence.dictionary} at {evidence.hook_name}" if title is None else title
     own = Compared(title, evidence, summary, training, None, results, about or {})
     _write(Path(path), report_content(title, own, sentences or (), scores or {}, phrases))
 

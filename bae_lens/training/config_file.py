@@ -40,7 +40,7 @@ from bae_lens.training.cross_layer_runner import (
     CrossLayerTrainingRunner,
     is_cross_layer,
 )
-from bae_lens.training.runner import SyntheticTrainingRunner, TrainingRunner
+from bae_lens.training.runner import PATH_FIELDS, SyntheticTrainingRunner, TrainingRunner
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +167,9 @@ def build_config(
         values[field] = _parse(name, value, hint) if isinstance(value, str) else value
     for section, config in known.items():
         _check(section, config, content if section == _TOP else content[section])
+    for name in (*PATH_FIELDS, "replay_path"):
+        if content.get(name) == "":
+            raise ValueError(f"{name} must be a path or null; got ''.")
     ours = {name: content.pop(name, None) for name in _OURS}
     try:
         return RunConfig(_runner_class(content).from_dict(content), **ours)
@@ -208,6 +211,8 @@ def _read(source: str) -> tuple[str, str]:
 
 def _parse(name: str, text: str, hint: Any) -> Any:
     """A command line's text as a value of a type; what YAML makes of it comes first."""
+    if not text.strip() and name != "hook_name_out":
+        raise ValueError(f"{name} is empty. Give it a value; null where there is to be none.")
     try:
         value = yaml.load(text, _Loader)
     except yaml.YAMLError:

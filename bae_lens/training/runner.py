@@ -62,6 +62,12 @@ _ROW_FIELDS = (
 )
 
 
+PATH_FIELDS = (
+    *("output_path", "checkpoint_path", "resume_from_checkpoint", "from_pretrained_path"),
+    "cached_activations_path",
+)
+
+
 class TrainingRunner(LanguageModelSAETrainingRunner):
     """``LanguageModelSAETrainingRunner`` for any architecture, with these additions.
 
@@ -256,9 +262,14 @@ class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
 def check_config(cfg: Any, config_class: type, has_second_hook: bool = False) -> None:
     """
     Raises:
-        ValueError: if a runner is given anything else than the config of its kind.
+        ValueError: if a runner is given anything else than the config of its kind, or a path in it
+            is empty.
     """
     if isinstance(cfg, config_class) and hasattr(cfg, "hook_name_out") == has_second_hook:
+        for name in PATH_FIELDS:
+            # The working directory, to whoever opens it.
+            if getattr(cfg, name, None) == "":
+                raise ValueError(f"{name} must be a path or None; got ''.")
         return
     if isinstance(cfg, config_class):
         expected = "a CrossLayerRunnerConfig" if has_second_hook else "a config of one hook point"
@@ -389,6 +400,10 @@ def _check_replay_path(
         raise ValueError(
             f"replay_path is {str(path)!r}, but nothing is replayed: replay_tokens is null. Say how "
             "many tokens to collect, or set replay_path to null."
+        )
+    if str(path) == "":
+        raise ValueError(
+            "replay_path must be a folder, or null to keep activations in memory; got ''."
         )
     check_collection(path, _describe_rows(cfg) | {"replay_tokens": replay_tokens})
 

@@ -151,7 +151,8 @@ class _Codes:
     ) -> None:
         self._dictionary = dictionary
         is_sae = isinstance(dictionary, SAE)
-        self.name = name or (dictionary.cfg.architecture() if is_sae else dictionary.name)
+        own = dictionary.cfg.architecture() if is_sae else dictionary.name
+        self.name = own if name is None else name
         n = dictionary.cfg.d_sae if is_sae else len(dictionary.centroids)
         self.in_use = torch.arange(n)
         codes = self.active(sample.lower, 1)[:, 0]
@@ -198,7 +199,7 @@ class _Latents:
     ) -> None:
         self._sae = sae
         self._is_one_bit = is_one_bit(sae)
-        self.name = name or sae.cfg.architecture()
+        self.name = sae.cfg.architecture() if name is None else name
         hook_in, hook_out = hook_names(sae)
         encoder: Tensor | None = getattr(sae, "W_enc", None)
         # A decoder that writes elsewhere says nothing about the hook point that is read.

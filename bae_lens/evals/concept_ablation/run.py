@@ -83,4 +83,6 @@ def probed_hooks(
     dictionary writes; if it writes where it reads, the same point of the last block, if that is in one."""
     hook_in, own_out = dictionary_hooks(dictionary)
     last = re.sub(r"^blocks\.\d+\.", f"blocks.{model.cfg.n_layers - 1}.", hook_in)
-    return hook_in, hook_name_out or (own_out if own_out != hook_in else last)
+    if hook_name_out is None:
+        hook_name_out = own_out if own_out != hook_in else last
+    return hook_in, hook_name_out
