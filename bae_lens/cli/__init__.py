@@ -7,7 +7,8 @@ import importlib
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=summary, add_help=False)
     command, rest = parser.parse_args(argv[:1]).command, argv[1:]
     try:
-        return _run(command, rest)
-    except (ValueError, FileNotFoundError, ImportError, argparse.ArgumentError) as error:
-        if not _is_about_the_input(error):
+        with _models_are_named():
+            return _run(command, rest)
+    except (ValueError, OSError, ImportError, argparse.ArgumentError) as error:
+        reason = _what_is_wrong(error)
+        if reason is None:
             raise
         logger.debug("Where it was raised", exc_info=error)
-        print(f"bae-lens: error: {error}", file=sys.stderr)
+        print(f"bae-lens: error: {reason}", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:
         print("bae-lens: interrupted", file=sys.stderr)
@@ -78,6 +81,32 @@ def _refuse_empty(parser: argparse.ArgumentParser, args: argparse.Namespace) -> 
                 f"{name or action.dest} is empty. Give it a value"
                 + (", or leave the option out." if action.option_strings else ".")
             )
+
+
+@contextmanager
+def _models_are_named() -> Iterator[None]:
+    """What is loaded is shown before it is: its name may come from a file of somebody else."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("bae-lens: %(message)s"))
+    loading = logging.getLogger("bae_lens.model_loading")
+    level = loading.level
+    loading.addHandler(handler)
+    loading.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        loading.removeHandler(handler)
+        loading.setLevel(level)
+
+
+def _what_is_wrong(error: BaseException) -> str | None:
+    """In words, if it is the user's to change; None if it is a fault of ours or of a library."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}."
+    is_told = isinstance(
+        error, (ValueError, FileNotFoundError, ImportError, argparse.ArgumentError)
+    )
+    return str(error) if is_told and _is_about_the_input(error) else None
 
 
 def _is_about_the_input(error: BaseException) -> bool:

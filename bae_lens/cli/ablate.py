@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from bae_lens import demo
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
-from bae_lens.cli.saved import check_output, load_saved, saved_folder
+from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
 from bae_lens.evals.concept_ablation import (
     AblationSettings,
     ConceptAblationResult,
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "same point of the last block",
     )
     _add_settings(parser)
-    parser.add_argument("--device", default="cpu")
+    add_saved_arguments(parser)
     parser.add_argument("--output", help=f"JSON file to write; default: PATH/{_OUTPUT}")
 
 
@@ -98,7 +98,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     # LEACE comes last, and its package should not be missed only then.
     leace_fitters(0, 1, 2)
     data = read_data(args)
-    saved = load_saved(path, args.device)
+    saved = load_saved(path, args)
     sha256 = weights_sha256(saved.sae)  # Of the folder's weights, before anything is folded in.
     result = concept_ablation(
         saved.model,

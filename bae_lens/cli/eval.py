@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bae_lens.cli.saved import check_output, load_saved, saved_folder
+from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.json_file import finite_or_none, write_json
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resolution at which magnitudes are counted in the description length",
     )
     parser.add_argument("--dataset", help="another dataset than the one in the metadata")
-    parser.add_argument("--device", default="cpu")
+    add_saved_arguments(parser)
     parser.add_argument("--output", help="JSON file to write; default: PATH/" + METRICS_FILENAME)
 
 
@@ -55,7 +55,7 @@ def run_eval(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
     if args.n_code_tokens < 0:
         raise ValueError(f"--n_code_tokens must be at least 0; got {args.n_code_tokens}.")
-    sae, model, scaler = load_saved(path, args.device)
+    sae, model, scaler = load_saved(path, args)
     store = held_out_store(
         sae, model, args.dataset, store_batch_size_prompts=args.batch_size_prompts
     )

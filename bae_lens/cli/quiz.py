@@ -8,10 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from sae_lens import SAE
-
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
-from bae_lens.cli.saved import check_output, load_saved, names_of, saved_folder
+from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, names_of, saved_folder
 from bae_lens.evals.concept_ablation import AblationSettings, LabelledTexts
 from bae_lens.evals.concept_ablation.attribution import Attribution
 from bae_lens.evals.concept_ablation.labelled_texts import read_texts
@@ -22,6 +20,7 @@ from bae_lens.interp.recoverability import RecoveryTask
 from bae_lens.interp.recovery import Recovery, RecoverySettings
 from bae_lens.json_file import read_json
 from bae_lens.quiz.questions import QuizSettings, key_path, write_quiz
+from bae_lens.saved_sae import load_sae
 
 _OUTPUT, _RECOVERY = "quiz.html", "recovery.json"
 
@@ -60,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "too, the same point of the last block",
     )
     _add_settings(parser)
-    parser.add_argument("--device", default="cpu")
+    add_saved_arguments(parser)
     parser.add_argument(
         "--output",
         default=_OUTPUT,
@@ -111,7 +110,7 @@ def run_quiz(args: argparse.Namespace) -> int:
     recoveries: dict[str, Recovery] = {}
     evidence: dict[str, Evidence] = {}
     for name, folder in zip(names_of(folders), folders, strict=True):
-        saved = load_saved(folder, args.device)
+        saved = load_saved(folder, args)
         sae = saved.folded()
         hooks = probed_hooks(saved.model, sae, args.hook_name_out)
         if not tasks:
@@ -153,7 +152,7 @@ def _check_models(folders: list[Path]) -> None:
 
 def _check_probe(model: Any, folders: list[Path], hook_name_out: str | None) -> None:
     """The same: probes of different hook points predict differently."""
-    found = {probed_hooks(model, SAE.load_from_disk(f), hook_name_out)[1] for f in folders}
+    found = {probed_hooks(model, load_sae(f), hook_name_out)[1] for f in folders}
     if len(found) > 1:
         raise ValueError(
             "A quiz asks about the predictions of one probe; by where the SAEs write it would read at "

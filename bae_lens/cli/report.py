@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from sae_lens import SAE
-
 from bae_lens.cli.data import add_data_arguments, read_data
 from bae_lens.cli.eval import METRICS_FILENAME as EVAL_FILENAME
-from bae_lens.cli.saved import Saved, check_output, load_saved, names_of, saved_folder
+from bae_lens.cli.saved import (
+    Saved,
+    add_saved_arguments,
+    check_output,
+    load_saved,
+    names_of,
+    saved_folder,
+)
 from bae_lens.cli.scores import Scoring, add_score_arguments
 from bae_lens.evals.held_out import held_out_store
 from bae_lens.evals.run import run_evals
@@ -33,6 +38,7 @@ from bae_lens.report import (
     write_comparison,
     write_report,
 )
+from bae_lens.saved_sae import load_sae
 from bae_lens.training.runner import METRICS_FILENAME
 
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"
@@ -75,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"weights; 0 for none; default: as many as that file is of, or {_CODE_TOKENS}",
     )
     add_score_arguments(parser)
-    parser.add_argument("--device", default="cpu")
+    add_saved_arguments(parser)
     parser.add_argument(
         "--output",
         help=f"HTML file to write; default: PATH/{_OUTPUT}; of several PATHs, the comparison: "
@@ -124,7 +130,7 @@ def run_report(args: argparse.Namespace) -> int:
         for output in [*outputs, *([] if is_one else [comparison])]:
             check_output(output)
     # The weights themselves say what is theirs: what lies beside them may be of those before.
-    sha256s = [weights_sha256(SAE.load_from_disk(folder)) for folder in folders]
+    sha256s = [weights_sha256(load_sae(folder)) for folder in folders]
     evidences = _read_evidences(args.evidence, folders, sha256s)
     texts = _Texts.read(args)
     names = names_of(folders)
@@ -214,7 +220,7 @@ def _collect(
     training = read_metric_log(log) if log.is_file() else None
     measures = summary is None and n_code_tokens > 0
     # Nothing is loaded where all is given.
-    read = cache(lambda: _Read.open(load_saved(folder, args.device), texts, settings.batch_size))
+    read = cache(lambda: _Read.open(load_saved(folder, args), texts, settings.batch_size))
     if evidence is None:
         evidence = collect_evidence(
             *read().given, settings, labels=texts.labels, verbose=True, **read().options

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bae_lens.files import check_output_file
+from bae_lens.saved_sae import load_sae, load_scaler, read_sae_config
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -37,17 +39,34 @@ class Saved(NamedTuple):
         return sae
 
 
+def add_saved_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of every command that runs a saved SAE on its language model."""
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the language model, a name or a folder, in place of the one that the metadata names",
+    )
+    parser.add_argument(
+        "--model_class_name",
+        help="HookedTransformer, AutoModelForCausalLM, …; default: the metadata's",
+    )
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="take whatever the metadata asks for when the model is loaded, and run code of the model's "
+        "own folder or repository; only if you trust who made both",
+    )
+    parser.add_argument("--device", default="cpu")
+
+
 def saved_folder(path: str) -> Path:
     """
     Raises:
         FileNotFoundError: if the path is not the folder of a saved SAE.
+        ValueError: if its config is not one.
     """
     folder = Path(path)
-    if not (folder / "cfg.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is not the folder of a saved SAE: there is no cfg.json in it. Give the folder "
-            "that training wrote (output_path)."
-        )
+    read_sae_config(folder)
     return folder
 
 
@@ -57,28 +76,31 @@ def names_of(folders: list[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def load_saved(folder: Path, device: str) -> Saved:
-    """
-    Raises:
-        ValueError: if the metadata names no hook point or no model, or the activations at a hook
-            point have another width than the SAE.
-    """
-    from sae_lens import SAE
-    from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
-    from sae_lens.training.activation_scaler import ActivationScaler
+def load_saved(folder: Path, args: argparse.Namespace) -> Saved:
+    """By ``add_saved_arguments``.
 
+    Raises:
+        ValueError: if the folder is no SAE that can be loaded, the metadata names no hook point or no
+            model, the model cannot be loaded, or the activations at a hook point have another width than
+            the SAE.
+    """
     from bae_lens.evals.held_out import load_model_of
     from bae_lens.hook_points import hook_names
     from bae_lens.training.runner import hook_width
 
-    sae = SAE.load_from_disk(folder, device=device)
+    sae = load_sae(folder, args.device)
     metadata = sae.cfg.metadata
     if metadata.hook_name is None:
         raise ValueError(f"The metadata in {folder / 'cfg.json'} names no hook point (hook_name).")
-    scaler = ActivationScaler()
-    if (folder / ACTIVATION_SCALER_CFG_FILENAME).is_file():
-        scaler.load(folder / ACTIVATION_SCALER_CFG_FILENAME)
-    model = load_model_of(sae, device=device)
+    scaler = load_scaler(folder)
+    model = load_model_of(
+        sae,
+        args.device,
+        model_name=args.model,
+        model_class_name=args.model_class_name,
+        trust_remote_code=args.trust_remote_code,
+        source=str(folder / "cfg.json"),
+    )
     hook_in, hook_out = hook_names(sae)
     for field, hook_name, head_index in (
         ("d_in", hook_in, metadata.hook_head_index),

@@ -11,6 +11,7 @@ from bae_lens.training.config_file import RunConfig, list_configs, load_config
 from bae_lens.training.cross_layer_runner import CrossLayerRunnerConfig, is_cross_layer
 
 _HELP = {"-h", "--help"}
+_TRUST = "--trust_remote_code"
 
 
 def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
@@ -25,15 +26,18 @@ def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
     _describe(parser)
     has_config = bool(argv) and not argv[0].startswith("-")
     options = argv[1:] if has_config else argv
+    # No field, and for nobody but who types it.
+    trusts = _TRUST in options
+    options = [option for option in options if option != _TRUST]
     if has_config and not _HELP.intersection(options):
-        config = load_config(argv[0], _overrides(options))
+        config = load_config(argv[0], _overrides(options), trust_remote_code=trusts)
     elif not has_config and options and options[0] not in _HELP:
         config = _from_flags(options)
     else:
         parser.print_help()
         return 0
     try:
-        config.run()
+        config.run(trust_remote_code=trusts)
     except InterruptedException:
         raise KeyboardInterrupt from None
     _print_outcome(config.runner.output_path)
@@ -52,7 +56,9 @@ def _describe(parser: argparse.ArgumentParser) -> None:
         "--logger.log_to_wandb false. A name without a section is looked up in the runner's\n"
         "fields, then the autoencoder's, then the logger's. replay_tokens is ours: the language\n"
         "model reads so many tokens once, and training makes epochs over them. With replay_path,\n"
-        "a folder, their activations are kept on disk for later runs.\n\n"
+        "a folder, their activations are kept on disk for later runs.\n"
+        "--trust_remote_code takes whatever CONFIG asks for when the model is loaded, and runs code of\n"
+        "the model's own folder or repository: only if you trust who made both.\n\n"
         "Without CONFIG the flags are --replay_tokens and --replay_path, for architectures of two\n"
         "hook points --hook_name_out, --text_unit and --initialization_tokens, and SAELens' own:\n"
         "bae-lens train --architecture bae --help lists these."
@@ -67,7 +73,11 @@ def _from_flags(argv: list[str]) -> RunConfig:
     for name, kind in second_hook.items():
         ours.add_argument(f"--{name}", type=kind)
     args, rest = ours.parse_known_args(argv)
-    runner = _parse_cfg_args(rest)
+    try:
+        runner = _parse_cfg_args(rest)
+    except ArithmeticError as error:
+        # SAELens divides by some of them before anybody can look.
+        raise ValueError(f"A number among the flags cannot be what it is: {error}.") from error
     given = {name: value for name in second_hook if (value := getattr(args, name)) is not None}
     if given or is_cross_layer(runner.sae.architecture()):
         content = runner.to_dict() | given

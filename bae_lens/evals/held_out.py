@@ -2,46 +2,86 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from datasets import load_dataset
+from datasets import Dataset
 from sae_lens import SAE, ActivationsStore
-from sae_lens.load_model import load_model as sae_lens_load_model
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens import demo
-from bae_lens.fields import check, shown, whole
+from bae_lens import demo, hub
+from bae_lens.evals.concept_ablation.labelled_texts import is_file_of_texts, read_texts
+from bae_lens.fields import Text, check, shown, whole
 from bae_lens.hook_points import hook_names
+from bae_lens.model_loading import load_model
 from bae_lens.special_tokens import special_token_ids
 
 if TYPE_CHECKING:
     from bae_lens.training.sentences import SentenceStore
 
 
-def load_model_of(sae: SAE[Any], device: str = "cpu") -> HookedRootModule:
+def load_model_of(
+    sae: SAE[Any],
+    device: str = "cpu",
+    *,
+    model_name: str | None = None,
+    model_class_name: str | None = None,
+    trust_remote_code: bool = False,
+    source: str = "The SAE's metadata",
+) -> HookedRootModule:
     """The language model that the SAE's metadata names, from PyPI or through SAELens.
 
+    Metadata may be somebody else's: see ``bae_lens.model_loading`` for what is taken from it.
+
+    Args:
+        sae: a loaded SAE.
+        device: where to put the model.
+        model_name: a name or a folder in place of the metadata's.
+        model_class_name: SAELens' name of a class in place of the metadata's.
+        trust_remote_code: take all that the metadata asks for, and let the model's own code run.
+        source: what messages call the metadata.
+
     Raises:
-        ValueError: if the metadata does not name a model, or no hook point.
+        ValueError: if the metadata names no model or no hook point, it asks for more than is taken
+            from it, or the model cannot be found or read.
     """
     metadata = sae.cfg.metadata
-    if metadata.model_name is None:
+    if model_name is None and metadata.model_name is None:
         raise ValueError(
-            "The SAE's metadata names no model (metadata.model_name), so there is none to evaluate it on."
+            f"{source} names no model (metadata.model_name), so there is none to evaluate it on. Name "
+            "one: --model."
         )
-    kwargs: dict[str, Any] = metadata.model_from_pretrained_kwargs or {}
-    class_name = metadata.model_class_name or "HookedTransformer"
-    model = demo.load_model(metadata.model_name, class_name, device=device, **kwargs)
-    if model is not None:
-        return model  # pyright: ignore[reportReturnType]  # a bridge is one by behaviour
-    return sae_lens_load_model(
-        class_name,
-        metadata.model_name,
+    return load_model(
+        metadata.model_name if model_name is None else model_name,
+        model_class_name or metadata.model_class_name or "HookedTransformer",
         device=device,
-        model_from_pretrained_kwargs=kwargs,
+        options=metadata.model_from_pretrained_kwargs,
         hook_names=list(dict.fromkeys(hook_names(sae))),
+        source=source if model_name is None else "--model",
+        trust_remote_code=trust_remote_code,
     )
+
+
+def open_text(name: Any, split: Literal["train", "test"] = "train", streaming: bool = True) -> Any:
+    """A dataset by what a config or the metadata calls it.
+
+    Args:
+        name: ``bae-lens/movie-reviews``, a file of texts (see ``read_texts``), or the name or folder of
+            a dataset.
+        split: of the movie reviews; of any other dataset it is ``"train"``, and a file has one.
+        streaming: whether a dataset of the hub is streamed.
+
+    Raises:
+        FileNotFoundError: if it is meant for a file that is not there.
+        ValueError: if there is nothing of that name, or it cannot be read.
+    """
+    name = check("The dataset", name, Text(may_be_empty=False))
+    ours = demo.load_dataset(name, split=split)
+    if ours is not None:
+        return ours
+    if is_file_of_texts(name):
+        return Dataset.from_dict({"text": read_texts(name)})
+    return hub.load_dataset(name, streaming=streaming)
 
 
 def held_out_store(
@@ -59,9 +99,9 @@ def held_out_store(
     Args:
         sae: a loaded SAE.
         model: its language model.
-        dataset: a dataset or its name; the one in the metadata if omitted. Of
-            ``bae-lens/movie-reviews`` the held-out split is served, of any other the split
-            ``"train"`` (SAELens' choice), on which the SAE may have been trained.
+        dataset: a dataset, its name, or a file of texts (column ``text``); what the metadata names
+            if omitted. Of ``bae-lens/movie-reviews`` the held-out split is served, of any other
+            dataset the split ``"train"`` (SAELens' choice), on which the SAE may have been trained.
         store_batch_size_prompts: prompts a forward pass.
 
     Returns:
@@ -70,7 +110,7 @@ def held_out_store(
 
     Raises:
         ValueError: if the metadata names no dataset and none is given, or lacks another setting of
-            the text that the SAE was trained on.
+            the text that the SAE was trained on; or there is no dataset of that name.
     """
     metadata = sae.cfg.metadata
     check("store_batch_size_prompts", store_batch_size_prompts, whole(1))
@@ -83,8 +123,7 @@ def held_out_store(
     if hasattr(dataset, "__len__") and len(dataset) == 0:
         raise ValueError(f"The dataset has no text: it is {shown(dataset)}. Give another one.")
     if isinstance(dataset, str):
-        ours = demo.load_dataset(dataset, split="test")
-        dataset = dataset if ours is None else ours
+        dataset = open_text(dataset, "test")
     if metadata.text_unit == "sentence":
         return _sentence_store(sae, model, dataset, store_batch_size_prompts)
     if metadata.text_unit not in (None, "context"):
@@ -96,7 +135,6 @@ def held_out_store(
         model,
         sae,
         dataset,
-        streaming=isinstance(dataset, str),
         store_batch_size_prompts=store_batch_size_prompts,
         device=str(sae.device),
         disable_concat_sequences=bool(metadata.disable_concat_sequences),
@@ -117,8 +155,6 @@ def _sentence_store(
     metadata = sae.cfg.metadata
     if metadata.context_size is None:
         raise ValueError("The SAE's metadata names no context_size (tokens of a sentence at most).")
-    if isinstance(dataset, str):
-        dataset = load_dataset(dataset, split="train", streaming=True)
     return SentenceStore(
         model,
         dataset,

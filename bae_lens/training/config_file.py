@@ -11,9 +11,8 @@ writes beside an autoencoder is such a file too.
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import re
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from importlib import resources
@@ -21,7 +20,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
@@ -34,6 +32,7 @@ from sae_lens.synthetic import (
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.fields import shown
+from bae_lens.model_loading import checked_options
 from bae_lens.suggest import did_you_mean
 from bae_lens.training.cross_layer_runner import (
     CrossLayerRunnerConfig,
@@ -41,6 +40,8 @@ from bae_lens.training.cross_layer_runner import (
     is_cross_layer,
 )
 from bae_lens.training.runner import PATH_FIELDS, SyntheticTrainingRunner, TrainingRunner
+from bae_lens.training.runner_fields import check_section
+from bae_lens.yaml_file import parse_yaml, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class RunConfig(NamedTuple):
         override_dataset: Any = None,
         override_model: HookedRootModule | None = None,
         override_sae: TrainingSAE[Any] | None = None,
+        *,
+        trust_remote_code: bool = False,
     ) -> TrainingSAE[Any]:
         """Train with all that the config says, save, and return the SAE.
 
@@ -79,8 +82,11 @@ class RunConfig(NamedTuple):
             override_dataset: as for SAELens' runner; not for synthetic data.
             override_model: as for SAELens' runner; for synthetic data a ``SyntheticModel``.
             override_sae: as for SAELens' runner.
+            trust_remote_code: as for ``TrainingRunner``.
         """
-        runner = self.make_runner(override_dataset, override_model, override_sae)
+        runner = self.make_runner(
+            override_dataset, override_model, override_sae, trust_remote_code=trust_remote_code
+        )
         trained = runner.run()
         return trained.sae if isinstance(trained, SyntheticSAERunnerResult) else trained
 
@@ -89,6 +95,8 @@ class RunConfig(NamedTuple):
         override_dataset: Any = None,
         override_model: Any = None,
         override_sae: TrainingSAE[Any] | None = None,
+        *,
+        trust_remote_code: bool = False,
     ) -> TrainingRunner | SyntheticTrainingRunner:
         """The runner that ``run`` runs, by the kind of the config.
 
@@ -113,6 +121,7 @@ class RunConfig(NamedTuple):
             override_sae,
             replay_tokens=self.replay_tokens,
             replay_path=self.replay_path,
+            **({"trust_remote_code": True} if trust_remote_code else {}),
         )
 
 
@@ -122,8 +131,16 @@ def list_configs() -> list[str]:
     return sorted(Path(file.name).stem for file in files if file.name.endswith(_SUFFIXES))
 
 
-def load_config(source: str | Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+def load_config(
+    source: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> RunConfig:
     """Read a config file, change some of its fields, and build SAELens' config from it.
+
+    A file may be somebody else's. So of the options with which it has a model loaded only those are
+    taken that cannot run code: see ``bae_lens.model_loading``.
 
     Args:
         source: path of a YAML or JSON file, or the name of a shipped config.
@@ -131,27 +148,26 @@ def load_config(source: str | Path, overrides: Mapping[str, Any] | None = None) 
             a field of a section; a name with no section is looked up in the runner's fields, then
             in ``sae``, ``logger`` and ``synthetic_model``. If ``architecture`` changes, fields that
             only the old one has are dropped, with a logged note.
+        trust_remote_code: take all options as they stand.
 
     Raises:
         FileNotFoundError: if there is no such file or shipped config.
-        ValueError: if the file is not YAML or JSON, a field is unknown (the message has the nearest
-            names), missing, or of a wrong type, or SAELens refuses a value.
+        ValueError: if the file is not YAML or JSON in UTF-8, or has a name twice; a field is unknown
+            (the message has the nearest names), missing, or of a wrong type or range; an option may run
+            code; or SAELens refuses a value.
     """
-    text, name = _read(str(source))
+    content, name = _read(str(source))
     try:
-        content = json.loads(text) if name.endswith(".json") else yaml.load(text, _Loader)
-    except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} must hold fields and their values; got {content!r}.")
-    try:
-        return build_config(content, overrides)
+        return build_config(content, overrides, trust_remote_code=trust_remote_code)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
 
 def build_config(
-    content: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+    content: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> RunConfig:
     """``load_config`` for the content of a file."""
     content = copy.deepcopy(dict(content))
@@ -166,46 +182,41 @@ def build_config(
         values = content if section == _TOP else content[section]
         values[field] = _parse(name, value, hint) if isinstance(value, str) else value
     for section, config in known.items():
-        _check(section, config, content if section == _TOP else content[section])
+        values = content if section == _TOP else content[section]
+        _check(section, config, values)
+        check_section(section, values)
     for name in (*PATH_FIELDS, "replay_path"):
         if content.get(name) == "":
             raise ValueError(f"{name} must be a path or null; got ''.")
+    if not trust_remote_code and content.get("model_from_pretrained_kwargs") is not None:
+        options = content["model_from_pretrained_kwargs"]
+        content["model_from_pretrained_kwargs"] = checked_options(options, "The config")
     ours = {name: content.pop(name, None) for name in _OURS}
     try:
         return RunConfig(_runner_class(content).from_dict(content), **ours)
-    except (TypeError, KeyError) as error:
+    except (TypeError, LookupError, AttributeError, ArithmeticError) as error:
         # What SAELens reads by itself: the sections inside synthetic_model.
-        raise ValueError(f"SAELens cannot read it: {error}") from error
+        raise ValueError(f"SAELens cannot read it: {type(error).__name__}: {error}") from error
 
 
-# Reading
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes ``1e-3`` for a string; here it is a number, as in YAML 1.2."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
-def _read(source: str) -> tuple[str, str]:
-    """Text and file name of a path or a shipped config."""
+def _read(source: str) -> tuple[dict[str, Any], str]:
+    """Content and file name of a path or a shipped config."""
     path = Path(source)
-    if path.is_file():
-        return path.read_text(encoding="utf-8"), source
+    # os.path: a name that is too long for one is no file either.
+    if os.path.isfile(path):
+        return read_config(path), source
     shipped = list_configs()
     if source in shipped:
-        folder = resources.files("bae_lens") / "configs"
-        return (folder / f"{source}.yaml").read_text(encoding="utf-8"), f"{source}.yaml"
-    siblings = path.parent.glob("*") if path.parent.is_dir() else ()
+        file = resources.files("bae_lens") / "configs" / f"{source}.yaml"
+        with resources.as_file(file) as path:
+            return read_config(path), f"{source}.yaml"
+    if os.path.isdir(path):
+        raise FileNotFoundError(f"{source} is a folder; give a YAML or JSON file.")
+    siblings = path.parent.glob("*") if os.path.isdir(path.parent) else ()
     near = [str(file) for file in siblings if file.suffix in _SUFFIXES]
     raise FileNotFoundError(
-        f"There is no file {source!r}, nor a shipped config of that name (there are "
-        f"{', '.join(shipped)}). {did_you_mean(source, [*shipped, *near])}"
+        f"There is no file {shown(source)}, nor a shipped config of that name (there are "
+        f"{', '.join(shipped)}). {did_you_mean(source[:200], [*shipped, *near])}"
     )
 
 
@@ -214,8 +225,8 @@ def _parse(name: str, text: str, hint: Any) -> Any:
     if not text.strip() and name != "hook_name_out":
         raise ValueError(f"{name} is empty. Give it a value; null where there is to be none.")
     try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         value = text
     if text.lower() == "none":
         value = None
@@ -238,7 +249,7 @@ def _runner_class(content: Mapping[str, Any]) -> type[RunnerConfig]:
     if "synthetic_model" in content:
         return SyntheticSAERunnerConfig
     architecture = content["sae"].get("architecture")
-    is_known = architecture in SAE_TRAINING_CLASS_REGISTRY
+    is_known = isinstance(architecture, str) and architecture in SAE_TRAINING_CLASS_REGISTRY
     if is_known and is_cross_layer(architecture):
         return CrossLayerRunnerConfig
     return LanguageModelSAERunnerConfig
@@ -267,14 +278,14 @@ def _known_fields(content: dict[str, Any]) -> dict[str, _Section]:
 def _section(content: dict[str, Any], name: str) -> dict[str, Any]:
     section = content.setdefault(name, {})
     if not isinstance(section, dict):
-        raise ValueError(f"{name} must be a section of fields; got {section!r}.")
+        raise ValueError(f"{name} must be a section of fields; got {shown(section)}.")
     return section
 
 
 def _sae_config_class(architecture: str | None) -> type:
-    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+    if not isinstance(architecture, str) or architecture not in SAE_TRAINING_CLASS_REGISTRY:
         known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
-        raise ValueError(f"sae.architecture must be one of {known}; got {architecture!r}.")
+        raise ValueError(f"sae.architecture must be one of {known}; got {shown(architecture)}.")
     return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
 
 
@@ -317,7 +328,7 @@ def _locate(name: str, known: dict[str, _Section]) -> tuple[str, str]:
         for section, config in known.items()
         for field in config.hints
     ]
-    raise ValueError(f"Unknown field {name!r}. {did_you_mean(name, names)}")
+    raise ValueError(f"Unknown field {shown(name)}. {did_you_mean(name[:200], names)}")
 
 
 def _check(section: str, known: _Section, values: dict[str, Any]) -> None:
@@ -327,8 +338,8 @@ def _check(section: str, known: _Section, values: dict[str, Any]) -> None:
             continue
         if name not in known.hints:
             names = [_dotted(section, field) for field in known.hints]
-            name = _dotted(section, name)
-            raise ValueError(f"Unknown field {name!r}. {did_you_mean(name, names)}")
+            name = _dotted(section, str(name))
+            raise ValueError(f"Unknown field {shown(name)}. {did_you_mean(name[:200], names)}")
         values[name] = _coerce(_dotted(section, name), value, known.hints[name])
     for field in fields(known.config_class):
         has_default = field.default is not MISSING or field.default_factory is not MISSING
@@ -344,7 +355,9 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     except ValidationError as error:
         expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
         reason = error.errors()[0]["msg"]
-        raise ValueError(f"{name} must be of type {expected}; got {value!r} ({reason}).") from error
+        raise ValueError(
+            f"{name} must be of type {expected}; got {shown(value)} ({reason})."
+        ) from error
 
 
 def _dotted(section: str, field: str) -> str:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-from datasets import load_dataset
 from sae_lens import ActivationsStore, LanguageModelSAERunnerConfig, TrainingSAE
 from sae_lens.evals import EvalConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
@@ -18,7 +17,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
 from bae_lens.evals import run_evals
-from bae_lens.fields import OneOf, Text, check_fields, whole
+from bae_lens.fields import OneOf, check_fields
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.training.paired_activations import ContextStore, PairedActivations, PairedStore
 from bae_lens.training.replay import ReplayedActivations
@@ -28,6 +27,7 @@ from bae_lens.training.runner import (
     hook_shape,
     load_runner_model,
 )
+from bae_lens.training.runner_fields import check_runner
 from bae_lens.training.sentences import SentenceStore, is_encoder_model
 
 TextUnit = Literal["context", "sentence"]
@@ -61,14 +61,8 @@ class CrossLayerRunnerConfig(LanguageModelSAERunnerConfig[Any]):
 
     @override
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            {
-                "hook_name_out": Text(),
-                "text_unit": OneOf(get_args(TextUnit)),
-                "initialization_tokens": whole(2),
-            },
-        )
+        check_runner(self)
+        check_fields(self, {"text_unit": OneOf(get_args(TextUnit))})
         super().__post_init__()
         self.hook_name_out = self.hook_name_out or self.hook_name
         sae = self.sae
@@ -148,7 +142,7 @@ class CrossLayerTrainingRunner(TrainingRunner):
 
     @override
     def _load_model(self) -> HookedRootModule:
-        return load_runner_model(self.cfg, self._hook_names)
+        return load_runner_model(self.cfg, self._hook_names, self.trust_remote_code)
 
     @override
     def _check_hooks(self, model: HookedRootModule) -> None:
@@ -203,9 +197,7 @@ class CrossLayerTrainingRunner(TrainingRunner):
         if cfg.text_unit == "sentence":
             return SentenceStore(
                 self.model,
-                load_dataset(cfg.dataset_path, split="train", streaming=cfg.streaming)
-                if dataset is None
-                else dataset,
+                dataset,
                 self._hook_names,
                 context_size=cfg.context_size,
                 store_batch_size_prompts=cfg.store_batch_size_prompts,
@@ -216,7 +208,7 @@ class CrossLayerTrainingRunner(TrainingRunner):
             )
         store = ActivationsStore.from_config_multi_hook(
             self.model,
-            dataset=cfg.dataset_path if dataset is None else dataset,
+            dataset=dataset,
             hook_names=self._hook_names,
             hook_d_ins={cfg.hook_name_out: cfg.sae.d_out, cfg.hook_name: cfg.sae.d_in},
             streaming=cfg.streaming,
@@ -230,7 +222,6 @@ class CrossLayerTrainingRunner(TrainingRunner):
             dtype=cfg.dtype,
             model_kwargs=cfg.model_kwargs,
             autocast_lm=cfg.autocast_lm,
-            dataset_trust_remote_code=cfg.dataset_trust_remote_code,
             seqpos_slice=cfg.seqpos_slice,
             exclude_special_tokens=torch.tensor(special, device=device) if special else None,
             disable_concat_sequences=cfg.disable_concat_sequences,

@@ -12,7 +12,8 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from bae_lens.fields import Device, check, positive, shown, whole
+from bae_lens.devices import check_device
+from bae_lens.fields import check, positive, shown, whole
 from bae_lens.finite import check_finite_weights
 from bae_lens.training.finite_steps import skip_steps_not_finite
 from bae_lens.training.replay import ReplayedActivations
@@ -78,7 +79,7 @@ def fit_activations(
         )
     steps, batch_size = check("steps", steps, whole(1)), check("batch_size", batch_size, whole(1))
     lr, seed = check("lr", lr, positive()), check("seed", seed, whole(0))
-    device = check("device", device, Device())
+    device = check_device("device", device)
     if not isinstance(activations, Tensor) or not activations.is_floating_point():
         raise ValueError(
             f"activations must be a tensor of floats [n, d_in]; got {shown(activations)}."

@@ -16,7 +16,6 @@ from sae_lens.constants import (
     SAE_WEIGHTS_FILENAME,
     TRAINER_STATE_FILENAME,
 )
-from sae_lens.load_model import load_model
 from sae_lens.synthetic import (
     SyntheticDataEvalResult,
     SyntheticModel,
@@ -34,12 +33,16 @@ from typing_extensions import override
 from bae_lens import demo
 from bae_lens.bae import TrainingBAE
 from bae_lens.clvq_vae import TrainingCLVQVAE
+from bae_lens.devices import check_device
+from bae_lens.evals.held_out import open_text
+from bae_lens.model_loading import load_model
 from bae_lens.suggest import did_you_mean
 from bae_lens.training.collection import check_collection
 from bae_lens.training.finite_steps import skip_steps_not_finite
 from bae_lens.training.interruption import stop_between_steps
 from bae_lens.training.metric_log import MetricLog
 from bae_lens.training.replay import ReplayedActivations
+from bae_lens.training.runner_fields import check_runner
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +106,8 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             compared, and no more: under the same names, the same ``override_model`` and
             ``override_dataset`` have to be given. Devices and compilation, which only change
             rounding, are left out.
+        trust_remote_code: take ``cfg.model_from_pretrained_kwargs`` as they stand, and let code of the
+            model's folder or repository run: see ``bae_lens.model_loading``.
 
     Raises:
         ValueError: if ``cfg`` is another runner's, or what ``load_config`` returns, which has a
@@ -124,8 +129,12 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         *,
         replay_tokens: int | None = None,
         replay_path: str | Path | None = None,
+        trust_remote_code: bool = False,
     ) -> None:
         check_config(cfg, LanguageModelSAERunnerConfig, self._has_second_hook)
+        check_runner(cfg, replay_tokens=replay_tokens, replay_path=replay_path)
+        for name in ("device", "llm_device", "act_store_device"):
+            check_device(name, getattr(cfg, name))
         _check_batch(cfg, replay_tokens)
         if replay_path is not None:
             _check_replay_path(cfg, replay_tokens, replay_path)
@@ -135,7 +144,10 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         self.cfg = cfg
         self.replay_tokens = replay_tokens
         self.replay_path = replay_path
-        dataset = demo.load_dataset(cfg.dataset_path) if override_dataset is None else None
+        self.trust_remote_code = trust_remote_code
+        dataset = None
+        if override_dataset is None:
+            dataset = open_text(cfg.dataset_path, streaming=cfg.streaming)
         model = override_model if override_model is not None else self._load_model()
         # Cached activations carry their shape, which SAELens checks, and need no model.
         if not cfg.use_cached_activations:
@@ -150,7 +162,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     # What a runner of another kind of batch does in its own way
 
     def _load_model(self) -> HookedRootModule:
-        return load_runner_model(self.cfg, [self.cfg.hook_name])
+        return load_runner_model(self.cfg, [self.cfg.hook_name], self.trust_remote_code)
 
     def _check_hooks(self, model: HookedRootModule) -> None:
         cfg = self.cfg
@@ -236,7 +248,11 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
 
 
 class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
-    """``SyntheticSAERunner``, with a sparsity file that matches a BAE's bits as saved."""
+    """``SyntheticSAERunner``, with a sparsity file that matches a BAE's bits as saved.
+
+    Raises:
+        ValueError: if a field of the config cannot be what it is.
+    """
 
     def __init__(
         self,
@@ -245,6 +261,8 @@ class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
         override_sae: TrainingSAE[Any] | None = None,
     ) -> None:
         check_config(cfg, SyntheticSAERunnerConfig)
+        check_runner(cfg)
+        check_device("device", cfg.device)
         super().__init__(cfg, override_synthetic_model, override_sae)
 
     @override
@@ -353,19 +371,16 @@ def _as_saved(sae: TrainingSAE[Any], log_sparsity: Tensor | None) -> Tensor | No
 
 
 def load_runner_model(
-    cfg: LanguageModelSAERunnerConfig[Any], hook_names: list[str]
+    cfg: LanguageModelSAERunnerConfig[Any], hook_names: list[str], trust_remote_code: bool
 ) -> HookedRootModule:
     """The language model that a config names, from PyPI or through SAELens."""
-    kwargs = cfg.model_from_pretrained_kwargs or {}
-    model = demo.load_model(cfg.model_name, cfg.model_class_name, cfg.llm_device, **kwargs)
-    if model is not None:
-        return model  # pyright: ignore[reportReturnType]  # a bridge is one by behaviour
     return load_model(
-        cfg.model_class_name,
         cfg.model_name,
+        cfg.model_class_name,
         device=cfg.llm_device,
-        model_from_pretrained_kwargs=kwargs,
+        options=cfg.model_from_pretrained_kwargs,
         hook_names=hook_names,
+        trust_remote_code=trust_remote_code,
     )
 
 

@@ -236,9 +236,10 @@ def test_a_folder_without_an_sae_and_a_file(tmp_path):
     file = tmp_path / "cfg.json"
     file.write_text("{}")
 
-    for path in (tmp_path / "..", file):
-        with pytest.raises(FileNotFoundError, match=r"there is no cfg\.json in it"):
-            run(path)
+    with pytest.raises(FileNotFoundError, match=r"there is no cfg\.json in it"):
+        run(tmp_path / "..")
+    with pytest.raises(FileNotFoundError, match="it is a file"):
+        run(file)
 
 
 def test_a_folder_without_weights(folder):

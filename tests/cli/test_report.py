@@ -77,7 +77,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     assert main(["report", *argv]) == 2
     out, err = capsys.readouterr()
     assert not out
-    assert err.startswith("bae-lens: error: ")
+    assert "bae-lens: error: " in err
     return err
 
 

@@ -263,8 +263,8 @@ def test_what_the_runner_refuses_is_an_error(config: Path, capsys: pytest.Captur
 
 
 def test_what_saelens_refuses_is_an_error(config: Path, capsys: pytest.CaptureFixture[str]):
-    err = error_of(capsys, str(config), "--context_size", "-3")
-    assert "context_size is -3 is negative" in err
+    err = error_of(capsys, str(config), "--is_dataset_tokenized", "--use_chat_formatting")
+    assert "use_chat_formatting and is_dataset_tokenized cannot both be True" in err
 
 
 def test_a_missing_package_is_an_error(

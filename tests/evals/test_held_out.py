@@ -10,8 +10,7 @@ import torch
 from datasets import Dataset
 from sae_lens import SAE, ActivationsStore, HookedSAETransformer
 
-from bae_lens import demo
-from bae_lens.evals import held_out
+from bae_lens import demo, hub, model_loading
 from bae_lens.evals.held_out import held_out_store, load_model_of
 from bae_lens.training.sentences import SentenceStore
 from tests.helpers import CONTEXT_SIZE, HOOK, HOOK_OUT, make_bae, make_model, make_text
@@ -167,7 +166,7 @@ def test_any_other_name_is_saelens_to_load(saved, model, monkeypatch):
         asked.append((name, kwargs["split"], kwargs["streaming"]))
         return make_text()
 
-    monkeypatch.setattr("sae_lens.training.activations_store.load_dataset", load_dataset)
+    monkeypatch.setattr(hub, "hf_load_dataset", load_dataset)
 
     held_out_store(saved(dataset_path="someone/text"), model)
 
@@ -215,8 +214,8 @@ def test_sentences_of_the_held_out_split(saved, model, monkeypatch):
 def test_sentences_of_any_other_name_are_loaded(saved, model, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        held_out,
-        "load_dataset",
+        hub,
+        "hf_load_dataset",
         lambda name, **kwargs: asked.append((name, kwargs["split"])) or make_text(),
     )
 
@@ -253,7 +252,7 @@ def test_our_model_is_loaded_as_the_class_it_was_trained_with(saved, monkeypatch
 def test_any_other_model_is_saelens_to_load(saved, monkeypatch, hook_name_out, hooks):
     asked = []
     monkeypatch.setattr(
-        held_out, "sae_lens_load_model", lambda *args, **kwargs: asked.append((args, kwargs))
+        model_loading, "sae_lens_load_model", lambda *args, **kwargs: asked.append((args, kwargs))
     )
     kwargs = {"center_writing_weights": False}
 

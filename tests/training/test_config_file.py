@@ -85,12 +85,12 @@ def test_a_file_is_read(suffix: str, tmp_path: Path):
 def test_yaml_numbers_may_have_an_exponent_and_no_point(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text(
-        "lr: 1e-4\ntraining_tokens: 2e6\nadam_beta1: .5e0\nlr_end: -1E+2\n"
+        "lr: 1e-4\ntraining_tokens: 2e6\nadam_beta1: .5e0\nlr_end: 1E+2\n"
         "sae: {architecture: topk, d_in: 16, d_sae: 4_0}\ncheckpoint_path: e5\n"
     )
     runner: Any = load_config(path).runner
     assert (runner.lr, runner.training_tokens, runner.adam_beta1) == (1e-4, 2_000_000, 0.5)
-    assert (runner.lr_end, runner.sae.d_sae, runner.checkpoint_path) == (-100.0, 40, "e5")
+    assert (runner.lr_end, runner.sae.d_sae, runner.checkpoint_path) == (100.0, 40, "e5")
 
 
 def test_what_a_file_leaves_out_keeps_saelens_default():

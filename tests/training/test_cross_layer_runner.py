@@ -774,7 +774,7 @@ def test_other_names_go_to_saelens_with_both_hooks(tmp_path: Path, monkeypatch: 
         asked.append((*args, kwargs["hook_names"]))
         return make_model()
 
-    monkeypatch.setattr("bae_lens.training.runner.load_model", load_model)
+    monkeypatch.setattr("bae_lens.model_loading.sae_lens_load_model", load_model)
     CrossLayerTrainingRunner(make_cfg(tmp_path, model_name="gpt2"), make_text())
     CrossLayerTrainingRunner(make_cfg(tmp_path, model_name="gpt2", hook_name_out=HOOK), make_text())
     assert asked == [
@@ -792,7 +792,7 @@ def test_a_dataset_of_sentences_is_loaded_by_its_name(
         asked.append((path, kwargs))
         return make_text()
 
-    monkeypatch.setattr("bae_lens.training.cross_layer_runner.load_dataset", load_dataset)
+    monkeypatch.setattr("bae_lens.hub.hf_load_dataset", load_dataset)
     cfg = make_cfg(tmp_path, text_unit="sentence", dataset_path="some/texts", streaming=False)
     CrossLayerTrainingRunner(cfg, None, make_model()).run()
     assert asked == [("some/texts", {"split": "train", "streaming": False})]

@@ -313,7 +313,7 @@ def test_other_names_go_to_saelens(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         asked.append((*args, kwargs["hook_names"]))
         return make_model()
 
-    monkeypatch.setattr("bae_lens.training.runner.load_model", load_model)
+    monkeypatch.setattr("bae_lens.model_loading.sae_lens_load_model", load_model)
     TrainingRunner(make_cfg(tmp_path, model_name="gpt2"), make_text())
     assert asked == [("HookedTransformer", "gpt2", [HOOK])]
 

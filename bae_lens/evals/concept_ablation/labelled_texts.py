@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from jaxtyping import Int
 from torch import Tensor
 
-from bae_lens import demo
+from bae_lens import demo, hub
 from bae_lens.evals.concept_ablation.columns import (
     class_names,
     missing_column,
     named_class,
     rows_of_table,
 )
+from bae_lens.json_file import parse_json
 
-_FILES = (".jsonl", ".json", ".csv")
+_FILES = (".jsonl", ".json", ".csv", ".txt")  # of _READERS
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +63,9 @@ class LabelledTexts:
 
         Args:
             data: a ``.csv`` file with a header; a ``.jsonl`` or ``.json`` file with an object a
-                line; ``"bae-lens/movie-reviews"`` or a name on the hub; a loaded dataset, one split
-                of it; a DataFrame; or rows by column. A column ``evidence`` is read if there is one.
+                line; a ``.txt`` file with a text a line, which has no labels;
+                ``"bae-lens/movie-reviews"`` or a name on the hub; a loaded dataset, one split of it;
+                a DataFrame; or rows by column. A column ``evidence`` is read if there is one.
             text_column: name of the column of texts.
             label_column: name of the column of labels: integers (as floats, too, which pandas makes
                 of them), booleans or strings; where the dataset names its classes (``ClassLabel``),
@@ -203,31 +205,31 @@ def _rows_of(data: Any, split: str) -> Iterable[Any]:
     if not isinstance(data, (str, Path)):
         return rows_of_table(data)
     path = Path(data)
-    if not path.is_file():
+    # os.path: a name too long for a path is no file either.
+    if not os.path.isfile(path):
         if isinstance(data, Path) or path.suffix.lower() in _FILES:
             raise FileNotFoundError(f"There is no file {path}.")
         ours = demo.load_dataset(data, split=split)  # pyright: ignore[reportArgumentType]
-        return _from_the_hub(data, split) if ours is None else ours
+        return hub.load_dataset(data, split) if ours is None else ours
     suffix = path.suffix.lower()
     if suffix not in _FILES:
         raise ValueError(f"{path} has to be a file {', '.join(_FILES)}; its suffix is {suffix!r}.")
     try:
         # newline="" leaves the line ends inside a quoted field as they are.
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return list((_csv_rows if suffix == ".csv" else _json_rows)(file, path))
+            return list(_READERS[suffix](file, path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} has to be UTF-8: {error}.") from error
 
 
-def _from_the_hub(name: str, split: str) -> Dataset:
-    try:
-        return cast(Dataset, load_dataset(name, split=split))
-    # Whatever datasets and the hub raise: no such name, no such split, no connection.
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{name!r} is no file, and the split {split!r} of a dataset of that name could not be "
-            f"loaded: {error}"
-        ) from error
+def is_file_of_texts(name: str | Path) -> bool:
+    """Whether a name is meant for a file that ``read_texts`` reads, and for no dataset."""
+    return Path(name).suffix.lower() in _FILES or os.path.isfile(name)
+
+
+def _txt_rows(file: Iterable[str], path: Path) -> Iterator[dict[str, str]]:  # noqa: ARG001
+    lines = (line.rstrip("\r\n") for line in file)
+    return ({"text": line} for line in lines if line.strip())
 
 
 def _csv_rows(file: Iterable[str], path: Path) -> Iterator[dict[str, str]]:
@@ -249,8 +251,8 @@ def _json_rows(file: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise ValueError(
                 f"{path}, line {number} is not JSON: {error}. There has to be an object a line."
             ) from error
@@ -260,6 +262,9 @@ def _json_rows(file: Iterable[str], path: Path) -> Iterator[dict[str, Any]]:
                 f'{{"text": "…", "label": 0}}; it is a {type(row).__name__}.'
             )
         yield row
+
+
+_READERS = {".csv": _csv_rows, ".txt": _txt_rows, ".jsonl": _json_rows, ".json": _json_rows}
 
 
 def _missing(value: Any) -> bool:

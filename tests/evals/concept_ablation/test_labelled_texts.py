@@ -11,8 +11,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 
-from bae_lens import demo
-from bae_lens.evals.concept_ablation import labelled_texts as module
+from bae_lens import demo, hub
 from bae_lens.evals.concept_ablation.labelled_texts import LabelledTexts, read_texts
 
 ROWS = [
@@ -101,14 +100,14 @@ def test_columns_can_be_named():
 def test_a_name_is_that_of_the_reviews_or_of_the_hub(monkeypatch):
     asked = []
 
-    def load(name, split):
+    def load(name, split, streaming=False):
         asked.append((name, split))
         return Dataset.from_list(ROWS)
 
     monkeypatch.setattr(
         demo, "load_dataset", lambda n, split: load(n, split) if demo.is_demo_dataset(n) else None
     )
-    monkeypatch.setattr(module, "load_dataset", load)
+    monkeypatch.setattr(hub, "hf_load_dataset", load)
 
     assert len(LabelledTexts.read("bae-lens/movie-reviews", split="train")) == 3
     assert len(LabelledTexts.read("stanfordnlp/imdb")) == 3
@@ -117,12 +116,13 @@ def test_a_name_is_that_of_the_reviews_or_of_the_hub(monkeypatch):
 
 @pytest.mark.parametrize("error", [ConnectionError, FileNotFoundError, ValueError])
 def test_a_dataset_that_cannot_be_loaded_is_named(monkeypatch, error):
-    def load(name, split):
+    def load(name, split, streaming):
         raise error("the reason")
 
-    monkeypatch.setattr(module, "load_dataset", load)
+    monkeypatch.setattr(hub, "hf_load_dataset", load)
+    why = "the hub cannot be reached|HF_HUB_OFFLINE" if error is ConnectionError else "the reason"
 
-    with pytest.raises(ValueError, match=r"'reviews' is no file, .*'test' .* the reason"):
+    with pytest.raises(ValueError, match=f"split 'test' of a dataset 'reviews' .*({why})"):
         LabelledTexts.read("reviews")
 
 
@@ -239,7 +239,7 @@ def test_a_file_that_is_not_there_is_named(name):
         ("a.csv", "text,label\na\n", r"a\.csv, line 2: a row"),
         ("a.csv", 'text,label\n"a,0\n', r"a\.csv, line [23]: unexpected end"),
         ("a.csv", "", "no row"),
-        ("a.tsv", "text\tlabel", r"\.jsonl, \.json, \.csv; its suffix is '\.tsv'"),
+        ("a.tsv", "text\tlabel", r"\.jsonl, \.json, \.csv, \.txt; its suffix is '\.tsv'"),
     ],
 )
 def test_a_file_that_is_broken_is_named_with_the_line(tmp_path, name, content, message):
