@@ -60,7 +60,8 @@ def read_reply(body: bytes, request: Mapping[str, Any]) -> Reply:
     if has_failed:
         raise NotOfTheProtocol
     try:
-        text, end = choices[0]["message"]["content"], choices[0].get("finish_reason")
+        message, end = choices[0]["message"], choices[0].get("finish_reason")
+        text, end = message["content"], "refusal" if message.get("refusal") else end
     except (LookupError, TypeError, AttributeError):
         text, end = None, None
     text = text if isinstance(text, str) else ""

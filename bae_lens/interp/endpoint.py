@@ -199,16 +199,16 @@ class EndpointJudge:
 
         n = min(self.settings.n_parallel, len(questions))
         threads = [threading.Thread(target=work, daemon=True) for _ in range(n)]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             for thread in threads:
                 while thread.is_alive():
                     thread.join(_LOOK)
         except BaseException:  # Ctrl-C
             stop.set()
             deadline = time.monotonic() + _GRACE
-            for thread in threads:
+            for thread in filter(threading.Thread.is_alive, threads):
                 thread.join(max(0.0, deadline - time.monotonic()))
             raise
         if still_open:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 # Characters from which on something is looked for as it is, and in other spellings: what is shorter is
 # a placeholder ("x", "none"), which would be found all over ordinary text.
 _SHORTEST, _SHORTEST_SPELLED = 4, 8
 _SHOWN = "…"
 
-# What may come between two characters: line ends and space, as they are or escaped, what cannot be
-# seen, and quotation marks that close one part and open the next.
-_BETWEEN = (
-    r"(?:[\s\"'\u00ad\u200b-\u200f\u2060\ufeff]|\\+[nrt\"']|%0[9AaDd]|%20|&#1[03];|<br\s*/?>|=\r?\n)"
-    r"{0,64}?"
+# A character in another spelling, by its code in base 16 or 10 or its name; or what may come between
+# two characters: line ends and space, as they are or escaped, what cannot be seen, quotation marks that
+# close one part and open the next, and backslashes before a character.
+_UNIT = re.compile(
+    r"(?:\\+u00|\\+x|%(?:25)*|&#[xX]0*)(?P<hex>[0-9a-fA-F]{2});?|&#0*(?P<dec>\d{2,3});"
+    r"|(?P<named>&(?:amp|lt|gt|quot|apos);)"
+    r"|<br\s*/?>|=\r?\n|\\+[nrt]|[\s\"'\u00ad\u200b-\u200f\u2060\ufeff]+|\\"
 )
+_URL_SAFE = str.maketrans("-_", "+/")
+# Leaves the length as it is, which str.lower does not.
+_LOWER = str.maketrans("ABCDEF", "abcdef")
 
 
 class Redactor:
@@ -33,41 +38,88 @@ class Redactor:
     """
 
     def __init__(self, secrets: Iterable[str | None]) -> None:
-        known = sorted(
-            {s for s in secrets if s and len(s) >= _SHORTEST}, key=lambda s: (-len(s), s)
-        )
-        spelled = [form for secret in known for form in _forms(secret)]
-        self._pattern = re.compile("|".join(spelled)) if spelled else None
+        known = {secret for secret in secrets if secret and len(secret) >= _SHORTEST}
+        self._literal = sorted(known)
+        long = sorted(secret for secret in known if len(secret) >= _SHORTEST_SPELLED)
+        # The second, of a secret that itself looks like something escaped.
+        plain = [p for s in long for p in (_Spelled(s).plain, re.sub(r"[\"'\\]", "", s))]
+        self._plain = [form for form in dict.fromkeys(plain) if len(form) >= _SHORTEST]
+        self._base64 = [form for secret in long for form in _base64_forms(secret.encode())]
+        by_byte = [secret.encode().hex(":") for secret in long]
+        self._hex = [*by_byte, *(form.replace(":", "") for form in by_byte)]
 
     def __call__(self, text: str) -> str:
         """The text with … in place of each secret."""
-        return text if self._pattern is None else self._pattern.sub(_SHOWN, text)
+        spans = sorted(self._spans(text))
+        parts, end = [], 0
+        for begin, own_end in spans:
+            if begin >= end:
+                parts += [text[end:begin], _SHOWN]
+            end = max(end, own_end)
+        return "".join([*parts, text[end:]])
+
+    def _spans(self, text: str) -> Iterator[tuple[int, int]]:
+        for secret in self._literal:
+            for i in _places(text, secret):
+                yield i, i + len(secret)
+        if not self._hex:
+            return
+        spelled = _Spelled(text)
+        for view, forms in (
+            (spelled.plain, self._plain),
+            (spelled.plain.translate(_URL_SAFE), self._base64),
+            (spelled.plain.translate(_LOWER), self._hex),
+        ):
+            for form in forms:
+                for i in _places(view, form):
+                    yield spelled.begins[i], spelled.ends[i + len(form) - 1]
 
 
-def _forms(secret: str) -> list[str]:
-    """Regular expressions."""
-    if len(secret) < _SHORTEST_SPELLED:
-        return [re.escape(secret)]
-    hexadecimal = "[:\\s]?".join(f"{byte:02x}" for byte in secret.encode())
-    return [
-        _BETWEEN.join(map(_spellings, secret)),
-        f"(?i:{hexadecimal})",
-        *(_BETWEEN.join(map(_base64_spellings, own)) for own in _base64_forms(secret.encode())),
-    ]
+class _Spelled:
+    """A text with its characters in no other spelling, nothing between them, and where each stands.
+
+    Attributes:
+        plain: the text.
+        begins, ends: of each character of it, in the text as it was.
+    """
+
+    def __init__(self, text: str) -> None:
+        parts: list[str] = []
+        self.begins: list[int] = []
+        self.ends: list[int] = []
+        at = 0
+        for unit in _UNIT.finditer(text):
+            self._add(parts, text[at : unit.start()], at)
+            at = unit.end()
+            if (character := _character(unit)) is not None:
+                parts.append(character)
+                self.begins.append(unit.start())
+                self.ends.append(at)
+        self._add(parts, text[at:], at)
+        self.plain = "".join(parts)
+
+    def _add(self, parts: list[str], part: str, at: int) -> None:
+        parts.append(part)
+        self.begins.extend(range(at, at + len(part)))
+        self.ends.extend(range(at + 1, at + len(part) + 1))
 
 
-def _spellings(character: str) -> str:
-    n = ord(character)
-    escaped = [
-        rf"\\+u00{n:02x}",
-        rf"\\+x{n:02x}",
-        rf"%(?:25)*{n:02x}",
-        rf"&#0*{n};",
-        rf"&#x0*{n:x};",
-    ]
-    if (named := html.escape(character)) != character:
-        escaped.append(re.escape(named))
-    return rf"(?:\\*{re.escape(character)}|(?i:{'|'.join(escaped)}))"
+def _character(unit: re.Match[str]) -> str | None:
+    """What a unit stands for; None: nothing that counts."""
+    if unit["named"]:
+        character = html.unescape(unit["named"])
+    elif unit["hex"] or unit["dec"]:
+        character = chr(int(unit["hex"], 16) if unit["hex"] else int(unit["dec"]))
+    else:
+        return None
+    return None if _UNIT.fullmatch(character) else character
+
+
+def _places(text: str, form: str) -> Iterator[int]:
+    i = text.find(form)
+    while i >= 0:
+        yield i
+        i = text.find(form, i + len(form))
 
 
 def _base64_forms(secret: bytes) -> list[str]:
@@ -79,7 +131,3 @@ def _base64_forms(secret: bytes) -> list[str]:
         encoded = base64.b64encode(bytes(n_before) + secret).decode()
         forms.append(encoded[(8 * n_before + 5) // 6 : n_bits // 6])
     return forms
-
-
-def _base64_spellings(character: str) -> str:
-    return {"+": "(?:[+-]|%2[Bb])", "/": r"(?:\\*/|_|%2[Ff])"}.get(character, character)

@@ -200,6 +200,9 @@ def test_wrong_answers_are_asked_again_with_a_reminder():
         Raw(200, b'{"choices": [1]}'),
         completion("yes", end="length"),
         completion("yes", end="content_filter"),
+        Raw(200, b'{"choices": [{"message": {"content": "no", "refusal": "I cannot"}}]}'),
+        Raw(200, b'{"choices": [{"message": {"content": [{"type": "text", "text": "no"}]}}]}'),
+        Raw(200, b'{"choices": [{"text": "no"}]}'),
         "\ud800",
     ],
 )

@@ -65,7 +65,7 @@ def test_ordinary_text_is_left_alone() -> None:
 
 def test_hostile_text_takes_no_time() -> None:
     began = time.monotonic()
-    for secret in (KEY, "a" * 60 + "b"):
+    for secret in (KEY, "a" * 60 + "b", KEY * 100):
         own = Redactor([secret])
         for text in (secret[:-1] * 2_000, (secret[0] + " " * 60) * 1_000, " " * 10**5):
             assert own(text) == text
@@ -74,7 +74,9 @@ def test_hostile_text_takes_no_time() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    secret=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60),
+    secret=st.text(
+        st.characters(min_codepoint=33, max_codepoint=126), min_size=8, max_size=60
+    ).filter(lambda secret: sum(map(str.isalnum, secret)) > 4),
     before=st.text(max_size=20),
     after=st.text(max_size=20),
 )
