@@ -118,7 +118,7 @@ def attached(
             acts = args[-1] if convert is None else convert.convert(args[-1])
             tracker.running.captured = take_heads(acts, sae.cfg.metadata.hook_head_index)
 
-    tracker = PassTracker(model, prepare, of_decoder=path_out.startswith("decoder"))
+    tracker = PassTracker(model, prepare, path_out)
     with _as_before_afterwards(model, names[0], path_out):
         _add(model, sae, use_error_term, path_in)
         if prepare() is None:

@@ -60,10 +60,11 @@ def put_heads(activations: Tensor, new: Tensor, head_index: int | None) -> Tenso
 @contextmanager
 def flat_heads(sae: SAE[Any]) -> Iterator[None]:
     """Let an SAE of ``hook_z`` take its heads flattened, as a store gives them."""
-    was_on = sae.hook_z_reshaping_mode
+    if not sae.hook_z_reshaping_mode:
+        yield
+        return
     sae.turn_off_forward_pass_hook_z_reshaping()
     try:
         yield
     finally:
-        if was_on:
-            sae.turn_on_forward_pass_hook_z_reshaping()
+        sae.turn_on_forward_pass_hook_z_reshaping()

@@ -15,6 +15,10 @@ from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from torch import Tensor, nn
 
 
+# Hook points of a HookedTransformer that generate leaves out.
+_EMBEDDINGS = ("hook_embed", "hook_pos_embed")
+
+
 @dataclass
 class RunningPass:
     """One forward pass of a language model.
@@ -44,17 +48,19 @@ class PassTracker:
     Args:
         model: the model.
         begin: called when a pass begins.
-        of_decoder: the tokens asked for are those of the decoder of an encoder-decoder model.
+        hook_name: where the SAE writes. Below ``decoder``, in an encoder-decoder model, the tokens
+            are those of the decoder.
     """
 
     def __init__(
         self,
         model: HookedSAETransformer | SAETransformerBridge,
         begin: Callable[[], object],
-        of_decoder: bool = False,
+        hook_name: str,
     ) -> None:
-        self.model, self._begin = model, begin
-        self._ids_argument = "decoder_input_ids" if of_decoder else "input_ids"
+        self.model, self._begin, self._hook_name = model, begin, hook_name
+        is_decoder = hook_name.startswith("decoder")
+        self._ids_argument = "decoder_input_ids" if is_decoder else "input_ids"
         self._passes: list[RunningPass] = []
         # Tokens of the sequence that HookedTransformer.generate is writing.
         self._generated: list[Tensor] | None = None
@@ -110,6 +116,11 @@ class PassTracker:
 
     def _around_generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # It embeds the prompt and each new token itself, and runs the residual stream from there.
+        if self._hook_name in _EMBEDDINGS:
+            raise ValueError(
+                f"HookedTransformer.generate does not pass {self._hook_name!r}, where the SAE is "
+                "attached: use generate_stream."
+            )
         outer, self._generated = self._generated, []
         try:
             return generate(*args, **kwargs)

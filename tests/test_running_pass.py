@@ -142,6 +142,19 @@ def test_generation_from_texts_of_different_lengths(model, use_past_kv_cache):
         torch.testing.assert_close(row[-one.shape[1] :], one[0])
 
 
+@pytest.mark.parametrize("kind", ["bae", "transformer"])
+def test_texts_that_are_padded_on_the_left(model, kind):
+    texts = ["word1", "word2 word3 word4 word5"]
+    sae = sae_for(model) if kind == "bae" else crossing(model, kind)
+
+    with attached(model, sae):
+        both = model(texts, padding_side="left")
+        alone = [model(text) for text in texts]
+
+    for row, one in zip(both, alone, strict=True):
+        torch.testing.assert_close(row[-one.shape[1] :], one[0])
+
+
 def test_a_stream_of_generated_tokens():
     model, prompt = make_model(), make_tokens(2, 5)
     sae = sae_for(model)
@@ -154,6 +167,28 @@ def test_a_stream_of_generated_tokens():
         written = model.generate(prompt, max_new_tokens=4, use_past_kv_cache=False, **GREEDY)
 
     torch.testing.assert_close(torch.cat(parts, 1), written)
+
+
+def test_generation_from_the_embedding(tmp_path):
+    # generate passes hook_embed by, and the SAE would seem to change nothing.
+    model, prompt = make_model(), make_tokens(2, 5)
+    sae = sae_for(model)
+    sae.cfg.metadata.hook_name = "hook_embed"
+    special = torch.isin(prompt, torch.tensor(SPECIAL))[..., None]
+
+    def replace(acts: Tensor, hook: Any) -> Tensor:
+        return torch.where(special, acts, sae(acts))
+
+    expected = model.run_with_hooks(prompt, fwd_hooks=[("hook_embed", replace)])
+
+    with attached(model, sae):
+        torch.testing.assert_close(model(prompt), expected)
+        stream: Any = model.generate_stream(prompt, 2, **GREEDY)
+        written = torch.cat(list(stream), 1)
+        with pytest.raises(ValueError, match="does not pass 'hook_embed'.*generate_stream"):
+            model.generate(prompt, max_new_tokens=2, **GREEDY)
+
+    assert torch.equal(written[:, 5], expected[:, -1].argmax(-1))
 
 
 def test_generation_by_transformers_itself(tmp_path):

@@ -114,6 +114,18 @@ def test_metrics_are_written_into_the_folder_and_printed(folder, capsys):
     assert f"Written to {folder / 'eval_metrics.json'}" in out
 
 
+def test_a_text_that_is_too_short_counts_whole(folder, caplog):
+    # However much of it the groups before have read.
+    assert run(folder, "--n_eval_batches", "5", "--n_code_tokens", "1000000") == 0
+
+    metrics = strict_json(folder / "eval_metrics.json")
+    assert set(metrics) == GROUPS
+    n_tokens = metrics["code"]["n_tokens"]
+    assert f"The text ended after {n_tokens} of 1000000 tokens." in caplog.text
+    assert run(folder, "--n_eval_batches", "1", "--n_code_tokens", "1000000") == 0
+    assert strict_json(folder / "eval_metrics.json")["code"]["n_tokens"] == n_tokens
+
+
 def test_the_metrics_name_the_weights_that_they_are_of(folder):
     assert run(folder) == 0
     own = weights_sha256(SAE.load_from_disk(folder))

@@ -235,7 +235,8 @@ class Reader:
             (self.hook_names[1], self.hook_names[1]),
             None,
             logits_at,
-            {"start_at_layer": layer, **self.model_kwargs},
+            # The tokens are for whoever has attached an SAE to the layers above.
+            {"start_at_layer": layer, "tokens": text.tokens, **self.model_kwargs},
             start=lower,
         )
         return Seen(lower, seen.upper, seen.logits)
