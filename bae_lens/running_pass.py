@@ -14,7 +14,6 @@ from sae_lens import HookedSAETransformer
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from torch import Tensor, nn
 
-
 # Hook points of a HookedTransformer that generate leaves out.
 _EMBEDDINGS = ("hook_embed", "hook_pos_embed")
 

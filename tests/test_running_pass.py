@@ -185,7 +185,7 @@ def test_generation_from_the_embedding(tmp_path):
         torch.testing.assert_close(model(prompt), expected)
         stream: Any = model.generate_stream(prompt, 2, **GREEDY)
         written = torch.cat(list(stream), 1)
-        with pytest.raises(ValueError, match="does not pass 'hook_embed'.*generate_stream"):
+        with pytest.raises(ValueError, match=r"does not pass 'hook_embed'.*generate_stream"):
             model.generate(prompt, max_new_tokens=2, **GREEDY)
 
     assert torch.equal(written[:, 5], expected[:, -1].argmax(-1))
