@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from bae_lens.fields import Flag, Number, Text, check, check_fields, positive, whole
+from bae_lens.fields import Flag, Number, Text, check, check_fields, positive, shown, whole
 from bae_lens.interp.budget import Limits
 from bae_lens.interp.redaction import Redactor
 
@@ -78,6 +78,9 @@ class EndpointSettings:
         _check_key(self.api_key)
         _check_url(self.base_url, Redactor([self.api_key]))
         check_fields(self, _RULES)
+        # It is written into results and onto pages.
+        if not self.model.isprintable():
+            raise ValueError(f"model must be a name on one line; got {shown(self.model)}.")
         _check_body(self.body)
         is_plain = self.base_url[:5].lower() == "http:"
         if self.api_key and is_plain and not (self.is_this_machine or self.allow_plain_http):

@@ -47,6 +47,8 @@ def test_settings_from_the_environment(monkeypatch):
         {"api_key": "hunter22\n"},
         {"api_key": b"hunter22"},
         {"model": 7},
+        {"model": "\udcff"},
+        {"model": "a\nb"},
         {"timeout": float("inf")},
         {"max_wait": float("nan")},
         {"n_tries": 1.5},
