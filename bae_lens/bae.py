@@ -30,6 +30,7 @@ from bae_lens.fields import (
     positive,
     whole,
 )
+from bae_lens.finite import check_finite_weights
 from bae_lens.nn import (
     SURROGATES,
     Float32Buffers,
@@ -243,6 +244,11 @@ class _OneBitSAE(SAE[Any]):
         self.register_buffer("scale", torch.ones_like(self.b_enc.data))
 
     @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        check_finite_weights(self)
+        return super().save_model(path)
+
+    @override
     @torch.no_grad()
     def fold_and_get_W_dec_norm(self) -> Tensor:
         """Fold decoder norms into ``scale`` (SAELens: into the encoder, which a bit ignores)."""
@@ -307,12 +313,12 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     """Binary Autoencoder under training, on SAELens' own trainer.
 
     Losses beside SAELens' ``mse_loss``: ``entropy_loss``, ``covariance_loss``, ``density_loss``.
-    State beside the weights, float32 whatever the model's dtype and saved with every checkpoint:
-    ``firing_rate`` [d_sae] (running mean over about 100 steps), ``n_updates`` (steps behind it; 0
-    before calibration) and ``log_entropy_multiplier`` (where the budget has moved the coefficient).
+    State beside the weights, whatever the model's dtype and saved with every checkpoint: float32
+    ``firing_rate`` [d_sae] (running mean over about 100 steps), int64 ``n_updates`` (steps behind it;
+    0 before calibration), and float32 ``log_entropy_multiplier`` (where the budget has moved the coefficient).
     """
 
-    float32_buffers = _STATISTICS
+    float32_buffers = ("firing_rate", "log_entropy_multiplier")
 
     cfg: TrainingBAEConfig
     firing_rate: Tensor
@@ -330,10 +336,11 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        shape = {"firing_rate": (self.cfg.d_sae,)}
-        for name in _STATISTICS:
-            buffer = torch.zeros(shape.get(name, ()), dtype=torch.float32, device=self.device)
-            self.register_buffer(name, buffer)
+        rates = torch.zeros(self.cfg.d_sae, dtype=torch.float32, device=self.device)
+        self.register_buffer("firing_rate", rates)
+        # A whole number: as a float it would count no further than 2²⁴.
+        self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64, device=self.device))
+        self.register_buffer("log_entropy_multiplier", torch.zeros_like(rates[0]))
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
@@ -502,10 +509,11 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             # Saved for inference, and now to be trained further from where it is.
             del state_dict["flipped"]
             state_dict["firing_rate"] = torch.zeros_like(state_dict["b_enc"])
-            state_dict["n_updates"] = torch.ones_like(state_dict["b_enc"][0])
+            state_dict["n_updates"] = torch.ones_like(state_dict["b_enc"][0], dtype=torch.int64)
             state_dict["log_entropy_multiplier"] = torch.zeros_like(state_dict["b_enc"][0])
         for name in state_dict.keys() & set(_STATISTICS):
-            state_dict[name] = state_dict[name].float()
+            # Older files have the number of updates as a float.
+            state_dict[name] = state_dict[name].to(getattr(self, name).dtype)
         # Tensors of a file are not aligned in memory, and products of such a vector and a matrix
         # round otherwise: training on would not end with the same weights.
         for name, tensor in state_dict.items():
@@ -519,6 +527,7 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """Save as a ``BAE``: bits that are mostly on are inverted, ``metadata.l0`` with them."""
+        check_finite_weights(self)
         weights_path, cfg_path = super().save_inference_model(path)
         cfg = json.loads(cfg_path.read_text())
         if cfg["metadata"].get("l0") is not None and self.mostly_on.any():

@@ -26,6 +26,7 @@ from bae_lens.clvq_vae_config import CLVQVAEConfig, TrainingCLVQVAEConfig
 from bae_lens.codebook_init import initial_codebook
 from bae_lens.cross_layer import CrossLayerSAE, is_hooked, masked, target_and_output
 from bae_lens.fields import check, whole
+from bae_lens.finite import check_finite_weights
 from bae_lens.nn import EMACodebook, Quantized, one_hot, squared_distances, straight_through
 from bae_lens.packing import unpack_rows
 
@@ -316,6 +317,7 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """Save as a ``CLVQVAE``, with the L0 of valid tokens, each of which has one code."""
+        check_finite_weights(self)
         weights_path, cfg_path = super().save_inference_model(path)
         cfg = json.loads(cfg_path.read_text())
         if cfg["metadata"].get("l0") is not None:

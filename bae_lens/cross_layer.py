@@ -15,6 +15,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
+from bae_lens.finite import check_finite_weights
 from bae_lens.nn import Float32Buffers
 from bae_lens.packing import Packed, unpack_rows
 
@@ -66,10 +67,16 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
             raise ValueError(
                 "Some activations are NaN or infinite. Check the model's dtype and the hook points."
             )
-        self.input_mean.copy_(lower.mean(0))
-        self.target_mean.copy_(upper.mean(0))
-        norm = (lower - self.input_mean).norm(dim=-1).mean()
-        spread = (upper - self.target_mean).square().mean().sqrt()
+        input_mean, target_mean = lower.mean(0), upper.mean(0)
+        norm = (lower - input_mean).norm(dim=-1).mean()
+        spread = (upper - target_mean).square().mean().sqrt()
+        for name, value in (("distance from the mean", norm), ("variance", spread)):
+            if not value.isfinite():
+                raise ValueError(
+                    f"The activations' mean {name} is beyond what float32 holds. Check the hook points."
+                )
+        self.input_mean.copy_(input_mean)
+        self.target_mean.copy_(target_mean)
         # A constant is left at its scale.
         self.input_scale.copy_(torch.where(norm > 0, self.cfg.d_in**0.5 / norm, 1))
         self.target_scale.copy_(torch.where(spread > 0, spread, 1))
@@ -103,6 +110,7 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        check_finite_weights(self)
         cfg = self.cfg
         self.cfg = replace(cfg, d_out=self.d_out)
         try:

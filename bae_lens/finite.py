@@ -1,6 +1,9 @@
-"""Weights that are numbers: what is NaN or infinite is neither saved nor measured."""
+"""Weights that are numbers: what is NaN or infinite is neither trained, saved nor measured."""
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 import torch
 
@@ -23,3 +26,34 @@ def check_finite_weights(module: torch.nn.Module, what: str = "the autoencoder")
             f"{n_bad} of the {value.numel()} numbers in {name} of {what} are NaN or infinite: there is "
             "nothing to be learned from it. Train it anew, or go back to an earlier checkpoint."
         )
+
+
+def check_trainable(dtype: str | torch.dtype, lr: float, lr_end: float | None = None) -> None:
+    """That training has a chance to stay finite.
+
+    Args:
+        dtype: of the weights.
+        lr: learning rate.
+        lr_end: learning rate at the end; None: SAELens' tenth of ``lr``.
+
+    Raises:
+        ValueError: for weights in float16, in which Adam's squared gradients are 0 or infinite after a
+            few steps, and for a learning rate that is no finite number of at least 0.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name in ("float16", "half"):
+        raise ValueError(
+            "sae.dtype is 'float16', in which weights cannot be trained: Adam's squared gradients become 0 "
+            "or infinite, and every weight NaN. Set it to 'float32' (or 'bfloat16'); autocast makes the "
+            "products cheaper."
+        )
+    for field, value in (("lr", lr), ("lr_end", lr_end)):
+        if value is not None and not _is_rate(value):
+            raise ValueError(f"{field} must be a finite number of at least 0; got {value!r}.")
+
+
+def _is_rate(value: Any) -> bool:
+    try:
+        return math.isfinite(value) and value >= 0
+    except (TypeError, OverflowError):
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from bae_lens.cross_layer import (
     target_and_output,
 )
 from bae_lens.fields import Flag, Number, Rule, check_fields, whole
+from bae_lens.finite import check_finite_weights
 from bae_lens.packing import unpack_rows
 from bae_lens.sae_fields import CROSS_LAYER_FIELDS, SAE_FIELDS, TRAINING_SAE_FIELDS
 
@@ -110,6 +112,11 @@ class TopKTranscoder(Transcoder):
     cfg: TopKTranscoderConfig
 
     @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        check_finite_weights(self)
+        return super().save_model(path)
+
+    @override
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> TopKTranscoder:
         return cls(TopKTranscoderConfig.from_dict(config_dict))  # pyright: ignore[reportArgumentType]
@@ -179,6 +186,11 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
         """Set the units from activations, as in ``TrainingCLVQVAE.calibrate``."""
         self.fit_units(rows)
         self.is_calibrated = True
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        check_finite_weights(self)
+        return super().save_inference_model(path)
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:

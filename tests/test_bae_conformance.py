@@ -81,6 +81,7 @@ from tests.helpers import (
 )
 
 STATISTICS = ("firing_rate", "n_updates", "log_entropy_multiplier")
+DTYPES = [torch.float32, torch.int64, torch.float32]
 HOOKS = (
     "hook_sae_input",
     "hook_sae_acts_pre",
@@ -629,7 +630,7 @@ def test_row12_names_and_shapes(is_training):
 @pytest.mark.parametrize("cast", ["to", "method", "to_tensor"])
 def test_row13_a_cast_keeps_our_statistics_in_float32(dtype, cast):
     sae = trained()
-    sae.n_updates.fill_(100_001)  # not a bfloat16 number
+    sae.n_updates.fill_(2**24 + 1)  # neither a bfloat16 nor a float32 number
     expected = {name: getattr(sae, name).clone() for name in STATISTICS}
 
     if cast == "to":
@@ -641,7 +642,8 @@ def test_row13_a_cast_keeps_our_statistics_in_float32(dtype, cast):
 
     assert {p.dtype for p in sae.parameters()} == {dtype}
     for name, value in expected.items():
-        assert getattr(sae, name).dtype == torch.float32, name
+        is_whole = name == "n_updates"
+        assert getattr(sae, name).dtype == (torch.int64 if is_whole else torch.float32), name
         assert torch.equal(getattr(sae, name), value), name
         assert sae.state_dict()[name] is not None
 
@@ -666,7 +668,7 @@ def test_row13_a_device_move_takes_everything_along():
 
     tensors = [*sae.parameters(), *sae.buffers()]
     assert all(tensor.is_meta for tensor in tensors)
-    assert all(getattr(sae, name).dtype == torch.float32 for name in STATISTICS)
+    assert [getattr(sae, name).dtype for name in STATISTICS] == DTYPES
 
 
 def test_row13_scale_and_statistics_are_not_shared_between_copies():
@@ -689,9 +691,9 @@ def test_row13_loading_a_checkpoint_in_bfloat16_keeps_our_statistics_in_float32(
     loaded = TrainingBAE.load_from_disk(tmp_path, dtype="bfloat16")
 
     assert loaded.W_enc.dtype == torch.bfloat16
-    for name in STATISTICS:
+    for name, kept in zip(STATISTICS, DTYPES, strict=True):
         value = getattr(loaded, name)
-        assert value.dtype == torch.float32, name
+        assert value.dtype == kept, name
         torch.testing.assert_close(value, getattr(sae, name), rtol=2**-8, atol=0)
     train_step(loaded, make_activations(61))
     assert loaded.n_updates.item() == 301
@@ -719,9 +721,22 @@ def test_row13_resuming_a_bfloat16_run_keeps_every_bit_of_our_statistics(tmp_pat
 
     resumed.load_weights_from_checkpoint(tmp_path)
 
+    assert [getattr(resumed, name).dtype for name in STATISTICS] == DTYPES
     for name in STATISTICS:
-        assert getattr(resumed, name).dtype == torch.float32
         assert torch.equal(getattr(resumed, name), getattr(sae, name))
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_row13_a_state_with_a_float_number_of_updates_loads(assign):
+    state = {name: value.clone() for name, value in trained().state_dict().items()}
+    state["n_updates"] = torch.tensor(300.0)
+    sae = make_training_bae()
+
+    sae.load_state_dict(state, assign=assign)
+
+    assert sae.n_updates.dtype == torch.int64
+    train_step(sae, make_activations(61))
+    assert sae.n_updates.item() == 301
 
 
 # 14 to 20: the training step

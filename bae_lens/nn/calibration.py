@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,10 +28,11 @@ def calibrated_weights(
         apply_b_dec_to_input: whether the autoencoder subtracts ``b_dec`` from its input.
 
     Returns:
-        New ``W_enc``, ``b_enc``, ``W_dec`` and ``b_dec``.
+        New ``W_enc``, ``b_enc``, ``W_dec`` and ``b_dec``, computed in float32 or more, of the dtype of ``W_enc``.
 
     Raises:
-        ValueError: if there are fewer than two rows, or a value is NaN or infinite.
+        ValueError: if there are fewer than two rows, a value is NaN or infinite, or so large that a
+            weight would be.
     """
     n = x.shape[0]
     if n < 2:
@@ -40,6 +42,8 @@ def calibrated_weights(
             "The first batch has NaN or infinite activations, from which no threshold can be set. "
             "Check the model's dtype and the hook point."
         )
+    dtype = W_enc.dtype
+    x, W_enc, W_dec = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, W_enc, W_dec))
     mean = x.mean(0)
     centred = x - mean
     pre = (centred @ W_enc).float()
@@ -55,4 +59,13 @@ def calibrated_weights(
     recons = (pre > threshold).to(W_dec.dtype) @ W_dec
     recons = recons - recons.mean(0)
     scale = (recons * centred).sum() / recons.square().sum().clamp(min=1e-8)
-    return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec * scale.clamp(min=1e-3), "b_dec": mean}
+    W_dec = W_dec * scale.clamp(min=1e-3)
+    weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": mean}
+    weights = {name: value.to(dtype) for name, value in weights.items()}
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise ValueError(
+                f"The first batch has activations of up to {x.abs().max().item():.3g}, from which {name} "
+                "would be set to NaN or infinity. Check the hook point."
+            )
+    return weights

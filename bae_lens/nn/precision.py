@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -13,6 +13,7 @@ class Float32Buffers(nn.Module):
     """Mixin: ``.to(dtype)`` casts the weights, but not the running statistics named here.
 
     A running mean or count in bfloat16 stands still as soon as a step is smaller than its rounding.
+    A state that is loaded takes their dtypes, and those of whole numbers.
     """
 
     float32_buffers: ClassVar[tuple[str, ...]] = ()
@@ -25,3 +26,13 @@ class Float32Buffers(nn.Module):
             moved = getattr(self, name)
             setattr(self, name, moved.float() if value.is_meta else value.to(moved.device))
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # With assign=True the file's tensors take the place of these, dtype and all.
+        for name, buffer in self.named_buffers(recurse=False):
+            is_kept = name in self.float32_buffers or not buffer.is_floating_point()
+            if is_kept and prefix + name in state_dict:
+                state_dict[prefix + name] = state_dict[prefix + name].to(buffer.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -419,15 +419,6 @@ class EMACodebook(Float32Buffers):
                 f"The mask must be boolean with one entry a vector, {tuple(z.shape[:-1])}; got "
                 f"{mask.dtype} of shape {tuple(mask.shape)}."
             )
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
-    ) -> None:
-        # With assign=True the file's tensors take the place of these, dtype and all.
-        for name, buffer in self.named_buffers():
-            if prefix + name in state_dict:
-                state_dict[prefix + name] = state_dict[prefix + name].to(buffer.dtype)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _check_sampling(top_k: int, temperature: float) -> None:

@@ -50,9 +50,9 @@ def read_rows(store: Any, n_tokens: int) -> Iterator[Tensor]:
     Args:
         store: SAELens' ``ActivationsStore`` or ``PairedActivations``.
         n_tokens: how many rows in all, in whole sequences. Fewer come, with a logged warning,
-            where the text ends before.
+            where the text ends before. Rows with NaN or infinity are counted in another.
     """
-    n_read = 0
+    n_read = n_not_finite = 0
     n_tokens -= n_tokens % sequence_length_of(store)
     with tqdm(total=n_tokens, desc="Collecting activations", unit="tok") as bar:
         while n_read < n_tokens:
@@ -62,10 +62,17 @@ def read_rows(store: Any, n_tokens: int) -> Iterator[Tensor]:
                 break
             batch = batch[: n_tokens - n_read].to(store.dtype)
             n_read += len(batch)
+            n_not_finite += int((~batch.isfinite()).any(-1).sum())
             bar.update(len(batch))
             yield batch
     if n_read < n_tokens:
         logger.warning("The text ended after %d of %d tokens.", n_read, n_tokens)
+    if n_not_finite:
+        logger.warning(
+            "%d of %d collected activations have NaN or infinite values in %s; every training step that "
+            "meets one is skipped. Look at the activations at the hook point.",
+            *(n_not_finite, n_read, store.dtype),
+        )
 
 
 def kept_rows(

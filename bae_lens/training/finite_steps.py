@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -15,6 +16,8 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from bae_lens.finite import check_finite_weights, check_trainable
+
 logger = logging.getLogger(__name__)
 
 SKIPPED_KEY = "details/n_skipped_steps"
@@ -23,6 +26,8 @@ _MOST_IN_A_ROW = 10
 # Of all steps.
 _MOST_SHARE = 0.01
 _STATISTICS = ("n_forward_passes_since_fired", "act_freq_scores", "n_frac_active_samples")
+# Whether buffers that are put back had been set: told by these, so that no step asks the device.
+_FLAGS = ("is_calibrated", "_is_calibrated")
 
 
 class NotFiniteError(ValueError):
@@ -35,16 +40,23 @@ def skip_steps_not_finite(trainer: SAETrainer[Any, Any]) -> None:
     Such a step leaves no trace: the weights, the optimizer's moments, the autoencoder's buffers
     (running rates, a codebook's means, a budget's coefficient) and SAELens' own statistics are those
     of before. It counts as a step all the same, so that a run has the length and the schedules that
-    it was given. The log has the number of steps skipped so far as ``details/n_skipped_steps``. One
-    number a step is waited for.
+    it was given. The log has the number of steps skipped so far as ``details/n_skipped_steps``,
+    counted from where this trainer began. One number a step is waited for.
+
+    Batches that are not finite are left out of the trainer's estimate of scale or whitening too, and
+    it writes no checkpoint of weights that are not finite.
 
     Raises:
-        NotFiniteError: out of the trainer's step: after ten such steps in a row, or when they are
-            more than ten and 1 % of all.
+        ValueError: at once, for weights that are NaN or infinite already or in float16, and for a
+            learning rate that is not finite.
+        NotFiniteError: out of the trainer's step, and of its estimate of scale: after ten such steps
+            or batches in a row, or when steps are more than ten and 1 % of all.
     """
+    check_trainable(trainer.sae.dtype, trainer.cfg.lr, trainer.cfg.lr_end)
+    check_finite_weights(trainer.sae, "the autoencoder that is to be trained")
     guard = _Guard(trainer)
     train_step, optimizer_step = trainer._train_step, trainer.optimizer.step
-    log_dict = trainer.build_train_step_log_dict
+    log_dict, save = trainer.build_train_step_log_dict, trainer.save_checkpoint
 
     @wraps(train_step)
     def step(sae: Any, sae_in: Tensor) -> TrainStepOutput:
@@ -62,9 +74,39 @@ def skip_steps_not_finite(trainer: SAETrainer[Any, Any]) -> None:
     def log_dict_with_count(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return log_dict(*args, **kwargs) | {SKIPPED_KEY: guard.n_skipped}
 
+    @wraps(save)
+    def save_if_finite(*args: Any, **kwargs: Any) -> None:
+        check_finite_weights(trainer.sae, "the autoencoder in training")
+        save(*args, **kwargs)
+
+    for name in ("estimate_scaling_factor", "estimate_whitening"):
+        setattr(
+            trainer.activation_scaler, name, _of_finite_batches(trainer.activation_scaler, name)
+        )
+    trainer.save_checkpoint = save_if_finite
     trainer._train_step = step
     trainer.optimizer.step = step_if_finite
     trainer.build_train_step_log_dict = log_dict_with_count
+
+
+@contextmanager
+def trainers_that_skip(module: Any) -> Iterator[None]:
+    """While inside, let a module of SAELens that makes its own trainer make one that skips.
+
+    Its runners for synthetic data hand their trainer to nobody before it trains.
+    """
+
+    class SkippingTrainer(SAETrainer[Any, Any]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            skip_steps_not_finite(self)
+
+    own = module.SAETrainer
+    module.SAETrainer = SkippingTrainer
+    try:
+        yield
+    finally:
+        module.SAETrainer = own
 
 
 @contextmanager
@@ -87,6 +129,50 @@ def _outputs_seen(sae: Any, see: Callable[[TrainStepOutput], None]) -> Iterator[
             sae.training_forward_pass = own
 
 
+def _of_finite_batches(scaler: Any, name: str) -> Callable[..., None]:
+    """An estimate of SAELens' scaler from the batches that are finite."""
+    estimate = getattr(scaler, name)
+
+    @wraps(estimate)
+    def estimate_from(
+        d_in: int, data_provider: Iterator[Tensor], *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            estimate(d_in, _FiniteBatches(data_provider), *args, **kwargs)
+        except ZeroDivisionError:
+            scaler.scaling_factor = 0.0
+        factor = scaler.scaling_factor
+        if factor is not None and not (math.isfinite(factor) and factor > 0):
+            scaler.scaling_factor = None
+            raise NotFiniteError(
+                f"The activations' mean norm, by which they are scaled, is {'0' if factor == 0.0 else factor} "
+                "or beyond what float32 holds. Look at the activations at the hook point."
+            )
+
+    return estimate_from
+
+
+class _FiniteBatches:
+    """A data provider without its batches that have NaN or infinity."""
+
+    def __init__(self, batches: Iterator[Tensor]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> _FiniteBatches:
+        return self
+
+    def __next__(self) -> Tensor:
+        for _ in range(_MOST_IN_A_ROW):
+            batch = next(self._batches)
+            if batch.isfinite().all():
+                return batch
+            logger.warning("A batch with NaN or infinity is left out of the estimate of the scale.")
+        raise NotFiniteError(
+            f"{_MOST_IN_A_ROW} batches in a row have NaN or infinite activations, from which no scale can "
+            "be estimated. Look at the activations at the hook point, or read them in a wider dtype."
+        )
+
+
 class _Guard:
     """What a step may change without the optimizer, as it was before."""
 
@@ -103,6 +189,9 @@ class _Guard:
     def keep(self) -> None:
         trainer = self.trainer
         self.buffers = {name: b.clone() for name, b in trainer.sae.named_buffers()}
+        self.flags = {
+            name: getattr(trainer.sae, name) for name in _FLAGS if hasattr(trainer.sae, name)
+        }
         self.statistics = {
             name: value.clone() if isinstance(value, Tensor) else value
             for name in _STATISTICS
@@ -115,6 +204,8 @@ class _Guard:
         for name, buffer in self.trainer.sae.named_buffers():
             if name in self.buffers:
                 buffer.copy_(self.buffers[name])
+        for name, value in self.flags.items():
+            setattr(self.trainer.sae, name, value)
         for name, value in self.statistics.items():
             setattr(self.trainer, name, value)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bae_lens.devices import check_device
 from bae_lens.fields import check, positive, shown, whole
-from bae_lens.finite import check_finite_weights
+from bae_lens.finite import check_finite_weights, check_trainable
 from bae_lens.training.finite_steps import skip_steps_not_finite
 from bae_lens.training.replay import ReplayedActivations
 
@@ -70,8 +70,9 @@ def fit_activations(
         device: where to train.
 
     Raises:
-        ValueError: if ``cfg`` is no config for training, a number is outside its range, or
-            ``activations`` are not a finite tensor, 2-D, ``cfg.d_in`` wide and a batch or more.
+        ValueError: if ``cfg`` is no config for training or asks for float16, a number is outside its range, or
+            ``activations`` are not a finite tensor, 2-D, ``cfg.d_in`` wide and a batch or more;
+            or too many steps were not finite, see ``skip_steps_not_finite``.
     """
     if not isinstance(cfg, TrainingSAEConfig):
         raise ValueError(
@@ -80,6 +81,7 @@ def fit_activations(
     steps, batch_size = check("steps", steps, whole(1)), check("batch_size", batch_size, whole(1))
     lr, seed = check("lr", lr, positive()), check("seed", seed, whole(0))
     device = check_device("device", device)
+    check_trainable(cfg.dtype, lr)
     if not isinstance(activations, Tensor) or not activations.is_floating_point():
         raise ValueError(
             f"activations must be a tensor of floats [n, d_in]; got {shown(activations)}."

@@ -21,7 +21,9 @@ from sae_lens.synthetic import (
     SyntheticModel,
     SyntheticSAERunner,
     SyntheticSAERunnerConfig,
+    synthetic_sae_runner,
 )
+from sae_lens.synthetic.synthetic_sae_runner import SyntheticSAERunnerResult
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, str_to_dtype
@@ -35,10 +37,11 @@ from bae_lens.bae import TrainingBAE
 from bae_lens.clvq_vae import TrainingCLVQVAE
 from bae_lens.devices import check_device
 from bae_lens.evals.held_out import open_text
+from bae_lens.finite import check_finite_weights, check_trainable
 from bae_lens.model_loading import load_model
 from bae_lens.suggest import did_you_mean
 from bae_lens.training.collection import check_collection
-from bae_lens.training.finite_steps import skip_steps_not_finite
+from bae_lens.training.finite_steps import skip_steps_not_finite, trainers_that_skip
 from bae_lens.training.interruption import stop_between_steps
 from bae_lens.training.metric_log import MetricLog
 from bae_lens.training.replay import ReplayedActivations
@@ -113,7 +116,8 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         ValueError: if ``cfg`` is another runner's, or what ``load_config`` returns, which has a
             ``run()`` of its own; the model has no such hook, ``cfg.sae.d_in`` is not the hook's width, a
             training batch is larger than the buffer (or than ``replay_tokens``), or
-            ``replay_path`` holds other activations or is given without ``replay_tokens``.
+            ``replay_path`` holds other activations or is given without ``replay_tokens``; weights
+            are to be in float16, or a learning rate is not finite.
         FileNotFoundError: if ``cfg.resume_from_checkpoint`` is not a whole checkpoint.
         ImportError: if a ``bae-lens/`` name is given and its package is missing.
     """
@@ -135,6 +139,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         check_runner(cfg, replay_tokens=replay_tokens, replay_path=replay_path)
         for name in ("device", "llm_device", "act_store_device"):
             check_device(name, getattr(cfg, name))
+        check_trainable(cfg.sae.dtype, cfg.lr, cfg.lr_end)
         _check_batch(cfg, replay_tokens)
         if replay_path is not None:
             _check_replay_path(cfg, replay_tokens, replay_path)
@@ -244,14 +249,18 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         output_path: str,
         log_feature_sparsity: Tensor | None = None,
     ) -> None:
+        check_finite_weights(sae)
         super().save_final_sae(sae, output_path, _as_saved(sae, log_feature_sparsity))
 
 
 class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
     """``SyntheticSAERunner``, with a sparsity file that matches a BAE's bits as saved.
 
+    Steps that are not finite are skipped and counted as ``TrainingRunner`` does.
+
     Raises:
-        ValueError: if a field of the config cannot be what it is.
+        ValueError: if ``cfg`` is another runner's, a field of it cannot be what it is, weights are to be in float16, or a learning rate is
+            not finite.
     """
 
     def __init__(
@@ -263,7 +272,14 @@ class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
         check_config(cfg, SyntheticSAERunnerConfig)
         check_runner(cfg)
         check_device("device", cfg.device)
+        check_trainable(cfg.sae.dtype, cfg.lr, cfg.lr_end)
         super().__init__(cfg, override_synthetic_model, override_sae)
+
+    @override
+    def run(self) -> SyntheticSAERunnerResult:
+        """Train, evaluate and save."""
+        with trainers_that_skip(synthetic_sae_runner):
+            return super().run()
 
     @override
     def _save_outputs(
@@ -273,6 +289,7 @@ class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
         log_feature_sparsity: Tensor | None,
         eval_stats: SyntheticDataEvalResult | None,
     ) -> None:
+        check_finite_weights(sae)
         sparsity = _as_saved(sae, log_feature_sparsity)
         super()._save_outputs(output_path, sae, sparsity, eval_stats)
 

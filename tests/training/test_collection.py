@@ -520,3 +520,21 @@ def test_what_json_has_no_word_for_is_told_by_its_name(tmp_path: Path):
     kept_rows(tmp_path / "kept", make_store(tmp_path), N_TOKENS, described)
     with pytest.raises(ValueError, match=r"{'dtype': 'torch.float16'} there and {} here"):
         kept_rows(tmp_path / "kept", make_store(tmp_path), N_TOKENS, {"model_kwargs": {}})
+
+
+def test_that_rows_that_are_not_finite_are_counted_when_they_are_collected(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(tmp_path)
+    read, n_read = store.get_filtered_llm_batch, 0
+
+    def with_infinity(**kwargs: Any) -> Tensor:
+        nonlocal n_read
+        batch, n_read = read(**kwargs).clone(), n_read + 1
+        if n_read == 1:
+            batch[3, 0], batch[5] = float("nan"), float("inf")
+        return batch
+
+    store.get_filtered_llm_batch = with_infinity  # type: ignore[method-assign]
+    kept_rows(tmp_path / "kept", store, N_TOKENS)
+    assert f"2 of {N_TOKENS} collected activations have NaN or infinite values" in caplog.text

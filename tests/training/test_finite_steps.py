@@ -13,11 +13,17 @@ from sae_lens import (
     StandardTrainingSAEConfig,
     TrainingSAE,
 )
+from sae_lens.config import LoggingConfig
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig, synthetic_sae_runner
+from sae_lens.synthetic.training import SyntheticActivationIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from bae_lens import TrainingTopKTranscoderConfig
+from bae_lens.finite import check_trainable
+from bae_lens.training import SyntheticTrainingRunner
 from bae_lens.training.finite_steps import SKIPPED_KEY, NotFiniteError, skip_steps_not_finite
+from bae_lens.training.fit import fit_activations
 from bae_lens.training.replay import ReplayedActivations
 from tests.helpers import BATCH, D_IN, clvq_cfg, make_activations, trainer_cfg, training_cfg
 
@@ -166,3 +172,108 @@ def test_that_now_and_then_is_borne_up_to_one_in_a_hundred() -> None:
     trainer.step(good)
     with pytest.raises(NotFiniteError, match=r"21 steps were not finite .* 1 of them in a row"):
         trainer.step(bad)
+
+
+def test_that_an_estimate_of_scale_leaves_bad_batches_out(caplog: Any) -> None:
+    good, other = make_trainer("bae"), make_trainer("bae")
+    activations = make_activations(10 * BATCH)
+    bad = torch.cat([torch.full((BATCH, D_IN), float("nan")), activations])
+    scalers = []
+    for trainer, rows in ((good, activations), (other, bad)):
+        skip_steps_not_finite(trainer)
+        trainer.activation_scaler.estimate_scaling_factor(D_IN, iter(rows.split(BATCH)), 10)
+        scalers.append(trainer.activation_scaler.scaling_factor)
+    assert scalers[0] == scalers[1]
+    assert "left out of the estimate" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [(float("nan"), "10 batches in a row"), (0.0, "mean norm"), (3e38, "mean norm")],
+)
+def test_that_no_scale_comes_of_bad_batches_alone(value: float, match: str) -> None:
+    trainer = make_trainer("bae")
+    skip_steps_not_finite(trainer)
+    batches = iter([torch.full((BATCH, D_IN), value)] * 12)
+    with pytest.raises(NotFiniteError, match=match):
+        trainer.activation_scaler.estimate_scaling_factor(D_IN, batches, 2)
+    assert trainer.activation_scaler.scaling_factor is None
+
+
+@pytest.mark.parametrize("name", ["bae", "clvq_vae"])
+def test_that_a_first_step_that_fails_is_calibrated_anew(name: str) -> None:
+    trainer = make_trainer(name)
+    skip_steps_not_finite(trainer)
+    parameter = next(p for p in trainer.sae.parameters() if p.ndim == 2)
+    handle = parameter.register_hook(lambda gradient: gradient * float("inf"))
+    trainer.step(next(trainer.data_provider))
+    handle.remove()
+    before = state_of(trainer)
+    trainer.step(next(trainer.data_provider))
+    after = state_of(trainer)
+    updates = next(key for key in after if key.endswith("n_updates"))
+    assert before[updates] == 0 < after[updates]
+    assert all(value.isfinite().all() for value in after.values())
+
+
+def test_that_what_is_not_finite_is_neither_begun_nor_saved(tmp_path: Path) -> None:
+    trainer = make_trainer("standard", checkpoint_path=str(tmp_path))
+    skip_steps_not_finite(trainer)
+    trainer.sae.W_dec.data[1, 2] = float("inf")
+    with pytest.raises(
+        ValueError, match=r"1 of the .* numbers in W_dec of the autoencoder in trai"
+    ):
+        trainer.save_checkpoint("64")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="W_dec of the autoencoder that is to be trained"):
+        skip_steps_not_finite(trainer)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_that_float16_is_refused(name: str) -> None:
+    trainer = make_trainer(name)
+    trainer.sae = trainer.sae.to(torch.float16)
+    with pytest.raises(ValueError, match=r"sae\.dtype is 'float16'"):
+        skip_steps_not_finite(trainer)
+    cfg = CONFIGS[name]()
+    cfg.dtype = "float16"
+    with pytest.raises(ValueError, match=r"sae\.dtype is 'float16'"):
+        fit_activations(cfg, make_activations(2 * BATCH), 2, BATCH)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 10**400, "1e-3"])
+def test_that_a_learning_rate_is_a_number(value: Any) -> None:
+    with pytest.raises(ValueError, match="lr must be a finite number of at least 0"):
+        check_trainable("float32", value)
+    with pytest.raises(ValueError, match="lr_end must be a finite number of at least 0"):
+        check_trainable(torch.float32, 1e-3, value)
+    check_trainable("bfloat16", 1e-3, 0.0)
+
+
+def test_that_synthetic_runs_skip_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = SyntheticSAERunnerConfig(
+        synthetic_model=SyntheticModelConfig(num_features=24, hidden_dim=20, seed=0),
+        sae=training_cfg(d_in=20, d_sae=24, normalize_activations="none"),
+        training_samples=12 * BATCH,
+        batch_size=BATCH,
+        eval_samples=0,
+        checkpoint_path=None,
+        output_path=str(tmp_path),
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    draw, n_drawn = SyntheticActivationIterator.next_batch, 0
+
+    def with_nan(self: Any) -> Tensor:
+        nonlocal n_drawn
+        n_drawn += 1
+        batch = draw(self)
+        return batch * float("nan") if n_drawn == 7 else batch
+
+    monkeypatch.setattr(SyntheticActivationIterator, "next_batch", with_nan)
+    result = SyntheticTrainingRunner(cfg).run()
+    assert n_drawn > 7
+    assert all(value.isfinite().all() for value in result.sae.state_dict().values())
+    assert synthetic_sae_runner.SAETrainer is SAETrainer
+    cfg.sae.dtype = "float16"
+    with pytest.raises(ValueError, match=r"sae\.dtype is 'float16'"):
+        SyntheticTrainingRunner(cfg)
