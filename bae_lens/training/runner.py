@@ -259,8 +259,8 @@ class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
     Steps that are not finite are skipped and counted as ``TrainingRunner`` does.
 
     Raises:
-        ValueError: if ``cfg`` is another runner's, a field of it cannot be what it is, weights are to be in float16, or a learning rate is
-            not finite.
+        ValueError: if ``cfg`` is another runner's, a field of it cannot be what it is, or weights are
+            to be in float16.
     """
 
     def __init__(

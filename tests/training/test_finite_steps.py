@@ -256,7 +256,7 @@ def test_that_synthetic_runs_skip_too(tmp_path: Path, monkeypatch: pytest.Monkey
         sae=training_cfg(d_in=20, d_sae=24, normalize_activations="none"),
         training_samples=12 * BATCH,
         batch_size=BATCH,
-        eval_samples=0,
+        eval_samples=64,
         checkpoint_path=None,
         output_path=str(tmp_path),
         logger=LoggingConfig(log_to_wandb=False),
