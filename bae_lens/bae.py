@@ -24,6 +24,7 @@ from bae_lens.fields import (
     Number,
     OneOf,
     Rule,
+    check,
     check_fields,
     is_valid,
     number_or_none,
@@ -202,6 +203,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
             entropy_start_step: steps before which the entropy term is off.
             **overrides: any field of this config.
         """
+        d_in, expansion = check("d_in", d_in, whole(1)), check("expansion", expansion, whole(1))
         recipe: dict[str, Any] = {
             "d_in": d_in,
             "d_sae": expansion * d_in,

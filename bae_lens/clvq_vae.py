@@ -168,7 +168,7 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
         Raises:
             ValueError: if not all values are finite, or there are fewer distinct tokens than codes.
         """
-        check("batch_size", batch_size, whole(1, or_none=True))
+        batch_size = check("batch_size", batch_size, whole(1, or_none=True))
         lower = self.fit_units(rows).lower
         z = self.encoder(self.process_sae_in(lower)).float()
         codebook, counts = initial_codebook(

@@ -21,7 +21,8 @@ _DECODER_FIELDS: Mapping[str, Rule] = {
     **CROSS_LAYER_FIELDS,
     "decoder": OneOf(get_args(Decoder)),
     "decoder_memory": OneOf(get_args(DecoderMemory)),
-    "decoder_layers": whole(0),
+    # A file's word is not taken for more: each layer is built before any weight is read.
+    "decoder_layers": whole(0, 1000),
     "decoder_width": whole(1, or_none=True),
     "decoder_heads": whole(1, or_none=True),
     "decoder_mlp_width": whole(1, or_none=True),

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from bae_lens.bae import BAE, TrainingBAE
-from bae_lens.fields import shown
+from bae_lens.fields import check, shown, whole
 from bae_lens.json_file import finite_or_none
 from bae_lens.nn import binary_entropy
 from bae_lens.rice import (
@@ -207,7 +207,7 @@ def encode_to_indices(
         raise ValueError(
             f"majority must be {d_sae} bools; got {majority.dtype} of shape {tuple(majority.shape)}."
         )
-    batches = rows.split(batch_size)
+    batches = rows.split(check("batch_size", batch_size, whole(1)))
     bits = torch.cat([(sae.encode(batch.to(sae.device)) != 0).cpu() for batch in batches])
     majority = 2 * bits.sum(0) > len(bits) if majority is None else majority.cpu().clone()
     differs = bits != majority
@@ -230,6 +230,7 @@ def decode_from_indices(
             of another width.
     """
     _check_sae(sae)
+    batch_size = check("batch_size", batch_size, whole(1))
     if len(codes.majority) != sae.cfg.d_sae:
         raise ValueError(
             f"These codes have {len(codes.majority)} bits each, but the SAE has {sae.cfg.d_sae}."

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
+from bae_lens.fields import check, positive
 from bae_lens.finite import check_finite_weights
 from bae_lens.nn import Float32Buffers
 from bae_lens.packing import Packed, unpack_rows
@@ -137,6 +138,7 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """Read and write unscaled activations, where both hook points were scaled in training."""
+        scaling_factor = check("scaling_factor", scaling_factor, positive())
         for name in ("input_mean", "target_mean", "target_scale"):
             getattr(self, name).div_(scaling_factor)
         self.input_scale.mul_(scaling_factor)

@@ -13,7 +13,8 @@ from tests.helpers import D_IN, clvq_cfg
     [
         ("decoder", "mlp", "decoder must be one of transformer, token; got 'mlp'"),
         ("decoder_memory", "both", "decoder_memory must be one of codes, encoder; got 'both'"),
-        ("decoder_layers", -1, "decoder_layers must be a .*number of at least 0"),
+        ("decoder_layers", -1, "decoder_layers must be a whole number from 0 to 1000"),
+        ("decoder_layers", 10**7, "decoder_layers must be a whole number from 0 to 1000"),
         ("decoder_width", 0, "decoder_width must be a whole number of at least 1 or None"),
         ("decoder_heads", 0, "decoder_heads must be a whole number of at least 1 or None"),
         ("decoder_mlp_width", 0, "decoder_mlp_width must be a whole number of at least 1 or None"),

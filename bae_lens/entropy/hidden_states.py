@@ -12,6 +12,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bae_lens.fields import check, whole
 from bae_lens.training.runner import hook_width
 
 
@@ -43,6 +44,7 @@ def hidden_states(
     Raises:
         ValueError: if a hook is not one of the model's, or has not one vector a token.
     """
+    batch_size = check("batch_size", batch_size, whole(1))
     widths = {hook: hook_width(model, hook) for hook in hooks}
     stops = [extract_stop_at_layer_from_tlens_hook_name(hook) for hook in hooks]
     layers = [stop for stop in stops if stop is not None]

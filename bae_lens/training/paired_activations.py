@@ -13,6 +13,7 @@ from sae_lens import ActivationsStore
 from sae_lens.training.mixing_buffer import mixing_buffer
 from torch import Tensor
 
+from bae_lens.fields import Number, check, whole
 from bae_lens.packing import pack_rows
 from bae_lens.special_tokens import special_token_mask
 from bae_lens.training.paired_batch import PairedBatch
@@ -103,6 +104,10 @@ class PairedActivations:
         mix_fraction: float = 0.5,
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        batch_size = check("batch_size", batch_size, whole(1))
+        sequence_length = check("sequence_length", sequence_length, whole(1, or_none=True))
+        buffer_size = check("buffer_size", buffer_size, whole(0))
+        mix_fraction = check("mix_fraction", mix_fraction, Number(least=0, most=1))
         if sequence_length is not None and batch_size % sequence_length:
             raise ValueError(
                 f"A batch must hold whole sequences of {sequence_length} tokens; got a batch size "

@@ -106,6 +106,7 @@ class ReplayedActivations:
             ValueError: if fewer tokens than a batch were kept, or what is in the folder does not
                 agree with ``n_tokens``, the store's dtype and sequence length, or ``described``.
         """
+        n_tokens = check("n_tokens", n_tokens, whole(1))
         device = None
         if path is None:
             batches = list(read_rows(store, n_tokens))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bae_lens.evals.text_batch import TextBatch, read_hooks
+from bae_lens.fields import check, whole
 from bae_lens.special_tokens import missing_bos, special_token_mask
 from bae_lens.training.paired_batch import PairedBatch
 
@@ -79,6 +80,10 @@ class SentenceStore:
         dtype: torch.dtype = torch.float32,
         column: str | None = None,
     ) -> None:
+        context_size = check("context_size", context_size, whole(1))
+        store_batch_size_prompts = check(
+            "store_batch_size_prompts", store_batch_size_prompts, whole(1)
+        )
         _check_model(model, context_size)
         if isinstance(hook_names, str) or len(hook_names) not in (1, 2):
             raise ValueError(
@@ -115,7 +120,8 @@ class SentenceStore:
             StopIteration: if asked for. The next batch is the first again.
             ValueError: if there is no text in the dataset.
         """
-        n = batch_size or self.store_batch_size_prompts
+        batch_size = check("batch_size", batch_size, whole(1, or_none=True))
+        n = self.store_batch_size_prompts if batch_size is None else batch_size
         rows = list(itertools.islice(self._rows, n))
         if raise_at_epoch_end and not rows:
             self.reset_input_dataset()

@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans
 from torch import Tensor
 
 from bae_lens.evals.summarise import decoder_vectors, is_one_bit, is_one_hot
+from bae_lens.fields import check, whole
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.hook_points import flat_heads, hook_names
 from bae_lens.nn import squared_distances
@@ -91,6 +92,7 @@ class Clusters:
         Raises:
             ValueError: if there are fewer activations than clusters.
         """
+        n, seed = check("n", n, whole(1)), check("seed", seed, whole(0, 2**32 - 1))
         if len(x) < n:
             raise ValueError(f"{n} clusters need at least {n} activations; got {len(x)}.")
         kmeans = KMeans(n, n_init=1, random_state=seed)  # pyright: ignore[reportArgumentType]
