@@ -26,7 +26,14 @@ from bae_lens import (
     load_config,
 )
 from bae_lens.evals.concept_ablation import AblationSettings
-from bae_lens.interp import ComSemSettings, EvidenceSettings, IntruderSettings, RankingSettings
+from bae_lens.interp import (
+    ComSemSettings,
+    EndpointSettings,
+    EvidenceSettings,
+    IntruderSettings,
+    Limits,
+    RankingSettings,
+)
 from bae_lens.interp.recovery import RecoverySettings
 from bae_lens.quiz.questions import QuizSettings
 from tests.bad_inputs.damage import Damaged
@@ -53,8 +60,10 @@ CONFIGS: dict[type, dict[str, Any]] = {
             RecoverySettings,
             QuizSettings,
             AblationSettings,
+            Limits,
         )
     },
+    EndpointSettings: {"base_url": "http://localhost/v1", "model": "m"},
 }
 _INF = float("inf")
 _NUMBERS: tuple[Any, ...] = ("x", "1e-3", [1], {}, -_INF, _INF, float("nan"), -(10**30), True, b"1")
