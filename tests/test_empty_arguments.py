@@ -22,6 +22,7 @@ from bae_lens.report import write_report
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.training.config_file import build_config
 from bae_lens.training.runner import TrainingRunner
+from bae_lens.training.sentences import SentenceStore
 from tests.helpers import (
     BATCH,
     HOOK,
@@ -119,6 +120,16 @@ def test_no_labels_are_not_labels_of_none(model, sae):
 def test_a_batch_of_no_text(model, sae):
     with pytest.raises(ValueError, match="store_batch_size_prompts must be"):
         held_out_store(sae, model, make_text(), store_batch_size_prompts=0)
+
+
+@pytest.mark.parametrize("sizes", [(0, 4), (None, 0)])
+def test_a_batch_of_no_sentence(model, sizes):
+    n, usual = sizes
+    store = SentenceStore(
+        model, make_text(), [HOOK], context_size=16, store_batch_size_prompts=usual
+    )
+    with pytest.raises(ValueError, match="batch_size must be"):
+        store.get_batch(n)
 
 
 # Numbers
