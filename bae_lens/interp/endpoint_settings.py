@@ -18,6 +18,8 @@ from bae_lens.interp.redaction import Redactor
 URL_VARIABLE, KEY_VARIABLE = "OPENAI_BASE_URL", "OPENAI_API_KEY"
 MODEL_VARIABLE = "BAE_LENS_JUDGE_MODEL"
 
+# As api_key, apiKey and X-Auth-Token, and not as tokenizer.
+_SECRET_NAME = re.compile(r"(?:key|token|secret|password|auth|authorization)$", re.IGNORECASE)
 # More than a day is a mistake, and more than a clock's waits take.
 _LONGEST = 86_400
 _RULES = {
@@ -194,7 +196,7 @@ def _check_body(body: Any) -> None:
 
 
 def _secrets_in(value: Any, name: str = "") -> Iterator[str]:
-    if isinstance(value, str) and re.search(r"key|token|secret|password|auth", name, re.IGNORECASE):
+    if isinstance(value, str) and _SECRET_NAME.search(name):
         yield value
     elif isinstance(value, Mapping):
         for own, part in value.items():

@@ -130,7 +130,7 @@ def test_a_key_in_the_path_is_not_shown():
 
 
 def test_secrets_in_the_body():
-    body = {"extra": {"api_key": "hunter22", "top_k": 3}, "auth": ["hunter23"], "stop": "hunter24"}
+    body = {"extra": {"api_key": "hunter22", "top_k": 3}, "auth": ["hunter23"], "tokenizer": "gpt2"}
     settings = EndpointSettings("https://host/v1", "m", body=body)
     assert settings.secrets == ["hunter22", "hunter23"]
     assert "hunter2" not in repr(settings)
