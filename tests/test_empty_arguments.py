@@ -132,7 +132,7 @@ def test_a_batch_of_no_sentence(model, sizes):
         )
         return store.get_batch(n)
 
-    with pytest.raises(ValueError, match="batch_size(_prompts)? must be"):
+    with pytest.raises(ValueError, match=r"batch_size(_prompts)? must be"):
         read()
 
 
