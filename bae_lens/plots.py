@@ -13,6 +13,7 @@ from bae_lens.evals.code_statistics import CodeSummary
 from bae_lens.evals.concept_ablation import result as ablation
 from bae_lens.evals.concept_ablation.result import AblationRow, ConceptAblationResult
 from bae_lens.files import write_bytes
+from bae_lens.install_hint import install_command
 from bae_lens.json_file import parse_json
 from bae_lens.typed import check_types
 
@@ -51,7 +52,7 @@ def require_matplotlib() -> Any:
         import matplotlib.pyplot as plt
     except ImportError as e:
         raise ImportError(
-            "Plots need matplotlib. Install it with:\n    pip install 'bae-lens[demo]'"
+            f"Plots need matplotlib. Install it with:\n    {install_command('demo')}"
         ) from e
     return plt
 

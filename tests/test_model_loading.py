@@ -17,6 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from bae_lens import demo, load_config, model_loading
 from bae_lens.cli import main
+from bae_lens.evals.held_out import open_text
 from bae_lens.model_loading import checked_options, load_model
 from bae_lens.training import TrainingRunner
 from tests.cli.helpers import resolve_to_tiny
@@ -25,6 +26,7 @@ from tests.helpers import (
     D_IN,
     HOOK,
     make_bae,
+    make_model,
     make_text,
     make_tokenizer,
     runner_cfg,
@@ -332,3 +334,30 @@ def test_the_model_of_the_command_line_takes_the_metadatas_place(
     assert "bae-lens: Loading the language model 'other' (TransformerBridge)" in (
         capsys.readouterr().err
     )
+
+
+def test_a_dataset_of_a_folder_with_a_script_runs_none(tmp_path: Path, ran: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    (folder / "text.py").write_text(f"open({str(ran)!r}, 'w').write('run')")
+    (folder / "dataset_infos.json").write_text("{}")
+
+    with pytest.raises(ValueError, match=r"cannot be (read|had)"):
+        open_text(str(folder))
+    assert not ran.exists()
+
+
+def test_the_state_of_a_checkpoint_is_not_unpickled(tmp_path: Path, ran: Path) -> None:
+    class Foreign:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {ran}",)
+
+    cfg = runner_cfg(tmp_path, save_final_checkpoint=True)
+    TrainingRunner(cfg, make_text(), make_model()).run()
+    [state] = tmp_path.rglob("trainer_state.pt")
+    state.write_bytes(pickle.dumps({"optimizer": Foreign()}))
+    again = runner_cfg(tmp_path, resume_from_checkpoint=str(state.parent))
+
+    with pytest.raises(Exception, match=r"trainer_state|[Ww]eights.only|unpickl|checkpoint"):
+        TrainingRunner(again, make_text(), make_model()).run()
+    assert not ran.exists()

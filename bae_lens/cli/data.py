@@ -1,27 +1,39 @@
-"""Options of commands that read labelled texts."""
+"""Options of commands that read texts, labelled or not."""
 
 from __future__ import annotations
 
 import argparse
 
+from datasets import Dataset
+
 from bae_lens.evals.concept_ablation import LabelledTexts
+from bae_lens.evals.concept_ablation.labelled_texts import has_column, read_texts
+
+_LABEL = "label"
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, what: str, *, required: bool) -> None:
+def add_data_arguments(
+    parser: argparse.ArgumentParser, what: str, *, required: bool, labels: bool = True
+) -> None:
     """``--data`` and what its columns are called.
 
     Args:
         parser: of the command.
         what: it is, for the help.
         required: whether it must be given.
+        labels: whether they are read, where there are any.
     """
     parser.add_argument(
         "--data",
         required=required,
-        help=f"{what}: a JSONL or CSV file, or the name of a dataset",
+        help=f"{what}: a JSONL or CSV file, {'' if required else 'a TXT file with a text a line, '}or "
+        "the name of a dataset",
     )
     parser.add_argument("--text_column", default="text", help="of --data; default: %(default)s")
-    parser.add_argument("--label_column", default="label", help="of --data; default: %(default)s")
+    if labels:
+        parser.add_argument(
+            "--label_column", default=_LABEL, help="of --data; default: %(default)s"
+        )
     parser.add_argument(
         "--split", default="test", help="of --data given by name; default: %(default)s"
     )
@@ -35,6 +47,17 @@ def read_data(args: argparse.Namespace) -> LabelledTexts:
         label_column=args.label_column,
         split=args.split,
     )
+
+
+def read_unlabelled(args: argparse.Namespace) -> Dataset:
+    """The same without labels, as a store of text takes it."""
+    texts = read_texts(args.data, text_column=args.text_column, split=args.split)
+    return Dataset.from_dict({"text": texts})
+
+
+def has_labels(args: argparse.Namespace) -> bool:
+    """Whether there is a column of labels, or one was asked for by its name."""
+    return args.label_column != _LABEL or has_column(args.data, _LABEL, args.split)
 
 
 def count_or_all(text: str) -> int | None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from bae_lens.cli.data import add_data_arguments, read_unlabelled
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.json_file import finite_or_none, write_json
@@ -36,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="resolution at which magnitudes are counted in the description length",
     )
-    parser.add_argument("--dataset", help="another dataset than the one in the metadata")
+    parser.add_argument(
+        "--dataset", help="another dataset than the one in the metadata: a name, or a file of texts"
+    )
+    add_data_arguments(parser, "texts to read in place of --dataset", required=False, labels=False)
     add_saved_arguments(parser)
     parser.add_argument("--output", help="JSON file to write; default: PATH/" + METRICS_FILENAME)
 
@@ -55,10 +59,11 @@ def run_eval(args: argparse.Namespace) -> int:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
     if args.n_code_tokens < 0:
         raise ValueError(f"--n_code_tokens must be at least 0; got {args.n_code_tokens}.")
+    if args.data is not None and args.dataset is not None:
+        raise ValueError("Give --data or --dataset: only one of them can be read.")
+    dataset = args.dataset if args.data is None else read_unlabelled(args)
     sae, model, scaler = load_saved(path, args)
-    store = held_out_store(
-        sae, model, args.dataset, store_batch_size_prompts=args.batch_size_prompts
-    )
+    store = held_out_store(sae, model, dataset, store_batch_size_prompts=args.batch_size_prompts)
     metrics, _ = run_evals(
         sae,
         store,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from bae_lens.cli.data import add_data_arguments, read_data
+from bae_lens.cli.data import add_data_arguments, has_labels, read_data, read_unlabelled
 from bae_lens.cli.eval import METRICS_FILENAME as EVAL_FILENAME
 from bae_lens.cli.saved import (
     Saved,
@@ -65,8 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=f"write what is collected to PATH/{_EVIDENCE}, for --evidence of another run",
     )
-    add_data_arguments(parser, "labelled texts to read in place of --dataset", required=False)
-    parser.add_argument("--dataset", help="another dataset than the one in the metadata")
+    add_data_arguments(
+        parser, "texts to read in place of --dataset, labelled or not", required=False
+    )
+    parser.add_argument(
+        "--dataset", help="another dataset than the one in the metadata: a name, or a file of texts"
+    )
     _add_settings(parser)
     parser.add_argument(
         "--n_sentences",
@@ -179,6 +183,8 @@ class _Texts(NamedTuple):
             return cls(args.dataset, None)
         if args.dataset is not None:
             raise ValueError("Give --data or --dataset: only one of them can be read.")
+        if not has_labels(args):
+            return cls(read_unlabelled(args), None)
         data = read_data(args)
         return cls(data.texts, [data.label_names[i] for i in data.labels.tolist()])
 
@@ -236,8 +242,9 @@ def _collect(
         sentences = collect_sentences(*read().given, evidence, **options)
     if measures:
         model, sae, _ = read().given
-        # The metrics are of the held-out text, whatever the examples are of.
-        store = held_out_store(sae, model, args.dataset, settings.batch_size)
+        # The metrics are of the held-out text, whatever labelled texts the examples are of.
+        text = args.dataset if texts.labels is not None else texts.source
+        store = held_out_store(sae, model, text, settings.batch_size)
         options = {"n_code_tokens": n_code_tokens, **read().options}
         summary, _ = run_evals(sae, store, model, verbose=True, **options)
     about = _about(args, folder) | {"weights": f"{sha256[:12]}…"}
@@ -252,7 +259,7 @@ def _about(args: argparse.Namespace, folder: Path) -> dict[str, str]:
     text = Path(args.data).name if args.data else args.dataset or trained_on
     found = {
         "writes at": metadata.get("hook_name_out"),
-        "model": metadata.get("model_name"),
+        "model": args.model or metadata.get("model_name"),
         "text": text,
     }
     return {name: str(value) for name, value in found.items() if value}

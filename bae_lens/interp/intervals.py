@@ -12,6 +12,7 @@ import torch
 from scipy.stats import rankdata
 
 from bae_lens.evals.concept_ablation.probes import Interval, paired_bootstrap
+from bae_lens.install_hint import install_command
 
 # Normal quantile of a 95 % interval.
 _Z = 1.959963984540054
@@ -124,7 +125,7 @@ def krippendorff_alpha(table: np.ndarray, level: Literal["nominal", "ordinal"]) 
     except ImportError as e:
         raise ImportError(
             "Judges' agreement is computed by krippendorff, which is missing: "
-            "pip install 'bae-lens[interp]'"
+            f"{install_command('interp')}"
         ) from e
     paired = table[:, (~np.isnan(table)).sum(0) > 1]
     if len(np.unique(paired[~np.isnan(paired)])) < 2:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from bae_lens.install_hint import install_command
+
 
 def load_simplemma() -> Any:
     """The package.
@@ -19,7 +21,7 @@ def load_simplemma() -> Any:
         import simplemma  # pyright: ignore[reportMissingImports]
     except ImportError as e:
         raise ImportError(
-            "Lemmas are found by simplemma, which is missing: pip install 'bae-lens[interp]'"
+            f"Lemmas are found by simplemma, which is missing: {install_command('interp')}"
         ) from e
     return simplemma
 

@@ -15,6 +15,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from bae_lens.cli import ablate, main
 from bae_lens.evals.concept_ablation import AblationSettings, ConceptAblationResult
+from bae_lens.install_hint import install_command
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
@@ -329,7 +330,7 @@ def test_without_concept_erasure_the_error_is_the_command(folder, data, capsys, 
 
     error = refused(capsys, str(folder), "--data", data)
 
-    assert "pip install 'bae-lens[interp]'" in error
+    assert f"    {install_command('interp')}" in error
     assert asked == []
 
 

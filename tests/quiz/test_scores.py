@@ -108,7 +108,7 @@ def test_agreement_of_readers(key, monkeypatch):
     assert score_quiz(key, [one]).alpha() is None
     two = score_quiz(key, [one, replace(one, reader="ben", answers=one.answers[::-1])])
     monkeypatch.setitem(sys.modules, "krippendorff", None)
-    assert "bae-lens[interp]" in two.table()
+    assert "[interp]" in two.table()
     monkeypatch.undo()
     pytest.importorskip("krippendorff")
     assert known(two.alpha()) == pytest.approx(1)

@@ -180,6 +180,16 @@ def read_texts(
     return [_text_of(row.get(text_column), i) for i, row in enumerate(rows, start=1)]
 
 
+def has_column(data: str | Path, name: str, split: str) -> bool:
+    """Whether the first row of what ``read_texts`` reads has a column.
+
+    Raises:
+        FileNotFoundError: if ``data`` is meant for a file that is not there.
+        ValueError: if it cannot be read.
+    """
+    return name in next(iter(_rows_of(data, split)), {})
+
+
 def _read_rows(
     data: Iterable[Any], n: int | None = None, **columns: str
 ) -> list[Mapping[str, Any]]:

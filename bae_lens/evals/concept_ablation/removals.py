@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bae_lens.install_hint import install_command
 from bae_lens.nn import component, orthonormal_basis, subspace_rank
 
 
@@ -156,6 +157,6 @@ def leace_fitters(n_folds: int, d: int, n_classes: int) -> list[Any]:
     except ImportError as e:
         raise ImportError(
             "LEACE needs the package concept-erasure. Install it with:\n"
-            "    pip install 'bae-lens[interp]'"
+            f"    {install_command('interp')}"
         ) from e
     return [LeaceFitter(d, n_classes, dtype=torch.float64) for _ in range(n_folds)]

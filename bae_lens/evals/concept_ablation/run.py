@@ -60,7 +60,7 @@ def concept_ablation(
             missing or constant, a class has fewer examples than there are folds, or label words do
             not tell the classes apart.
         FileNotFoundError: if there is no such file.
-        ImportError: if ``concept-erasure`` is missing: ``pip install 'bae-lens[interp]'``.
+        ImportError: if ``concept-erasure`` is missing; the message is the command to run.
     """
     task = AblationTask.prepare(
         model,
