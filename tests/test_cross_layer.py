@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
 import torch
-from sae_lens import TrainingSAE
+from sae_lens import SAE, SAEConfig, TrainingSAE
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
@@ -224,6 +225,27 @@ def test_the_higher_hook_point_is_as_wide_as_the_lower_unless_told(config, d_out
     sae: Any = TrainingSAE.from_dict(cfg.to_dict())
     assert sae.d_out == width
     assert sae(torch.zeros(2, 4)).shape == (2, width)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(("d_out", "width"), [(None, 4), (9, 9)])
+def test_files_have_the_width_as_a_number(tmp_path, config, d_out, width):
+    cfg = config(d_in=4, d_sae=200, d_out=d_out)
+    for_inference = cfg.get_inference_sae_cfg_dict()
+    assert for_inference["d_out"] == width
+    assert SAEConfig.from_dict(for_inference).to_dict() == for_inference
+
+    sae: Any = TrainingSAE.from_dict(cfg.to_dict())
+    expected, path = sae(torch.ones(2, 4)), tmp_path / "cfg.json"
+    for save in (sae.save_model, sae.save_inference_model):
+        save(tmp_path)
+        written = json.loads(path.read_text())
+        assert written["d_out"] == width
+        # As the files of versions before.
+        path.write_text(json.dumps(written | {"d_out": d_out}))
+        torch.testing.assert_close(SAE.load_from_disk(tmp_path)(torch.ones(2, 4)), expected)
+    # The live one stays open, for a d_in that is set later.
+    assert sae.cfg.d_out == d_out
 
 
 # Masks

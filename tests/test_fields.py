@@ -10,11 +10,13 @@ from simple_parsing import ArgumentParser
 from bae_lens.fields import (
     Device,
     Flag,
+    ListOf,
     Number,
     OneOf,
     Text,
     check,
     check_fields,
+    is_valid,
     number_or_none,
     positive,
     shown,
@@ -123,6 +125,29 @@ def test_what_is_read(value, rule, read):
     got = check("n", value, rule)
     assert got == read
     assert type(got) is type(read)
+
+
+SEEDS = ListOf(whole(0), distinct=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [([1, 0], (1, 0)), (range(3), (0, 1, 2)), (np.arange(2), (0, 1)), ((np.int64(4),), (4,))],
+)
+def test_a_list_is_read_as_a_tuple(value, read):
+    assert check("seeds", value, SEEDS) == read
+    assert is_valid(value, SEEDS)
+
+
+@pytest.mark.parametrize("value", [[], (), [1, 1], "12", 3, None, [1, -1], {1, 2}, np.ones((2, 2))])
+def test_a_list_that_is_none(value):
+    assert not is_valid(value, SEEDS)
+    with pytest.raises(
+        ValueError,
+        match=r"^seeds must be a list of 1 or more different values, each a whole number of at "
+        r"least 0; got .*\.$",
+    ):
+        check("seeds", value, SEEDS)
 
 
 @dataclass(frozen=True)
