@@ -7,9 +7,11 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from bae_lens.folder_swap import finish_replacing, folder_beside, take_place
 
 _SUFFIX = ".part"
 
@@ -69,11 +71,20 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(
+    path: str | Path, last: str | None = None, without: Collection[str] = ()
+) -> Iterator[Path]:
     """A new, empty folder to be filled, which takes the place of ``path`` when the block ends well.
 
-    It lies beside ``path`` under a random name and is removed if the block fails; a folder that was
-    there stays whole until the new one is.
+    It is on the disk before that, and is removed if the block fails; a folder that was there stays
+    whole until the new one is. What else was in that one (of other names than the new files) is
+    carried over: nobody's file is lost. For how, and what happens where a folder cannot be exchanged
+    for another at one stroke, see ``folder_swap.take_place``.
+
+    Args:
+        path: of the folder. A symbolic link stays one.
+        last: the file that a reader cannot do without: never there beside files of another whole.
+        without: names that are not carried over.
 
     Raises:
         ValueError: if a file is in the way.
@@ -82,22 +93,17 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     if target.exists() and not target.is_dir():
         raise ValueError(f"{path} is a file; a folder is to be written there. Name another one.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary_name(target.parent)
-    partial.mkdir()
+    finish_replacing(target, last)
+    partial = folder_beside(target)
     try:
         yield partial
         for file in partial.rglob("*"):
             to_disk(file)
-        if target.exists():
-            replaced = temporary_name(target.parent)
-            target.rename(replaced)
-            partial.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            partial.rename(target)
+        take_place(partial, target, last, without)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    to_disk(target)
     to_disk(target.parent)
 
 
