@@ -46,6 +46,7 @@ from bae_lens.nn import (
     off_diagonal_covariance,
 )
 from bae_lens.sae_fields import SAE_FIELDS, TRAINING_SAE_FIELDS
+from bae_lens.saving import save_whole
 
 # The density penalty begins below the density that must not be passed, so that held-out text,
 # which varies about the minibatch's mean, does not pass it either.
@@ -248,7 +249,7 @@ class _OneBitSAE(SAE[Any]):
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
         check_finite_weights(self)
-        return super().save_model(path)
+        return save_whole(path, super().save_model)
 
     @override
     @torch.no_grad()
@@ -530,7 +531,10 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """Save as a ``BAE``: bits that are mostly on are inverted, ``metadata.l0`` with them."""
         check_finite_weights(self)
-        weights_path, cfg_path = super().save_inference_model(path)
+        return save_whole(path, self._save_inference_model)
+
+    def _save_inference_model(self, folder: Path) -> tuple[Path, Path]:
+        weights_path, cfg_path = super().save_inference_model(folder)
         cfg = json.loads(cfg_path.read_text())
         if cfg["metadata"].get("l0") is not None and self.mostly_on.any():
             rate = self.firing_rate[self.mostly_on]

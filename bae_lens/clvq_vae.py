@@ -29,6 +29,7 @@ from bae_lens.fields import check, whole
 from bae_lens.finite import check_finite_weights
 from bae_lens.nn import EMACodebook, Quantized, one_hot, squared_distances, straight_through
 from bae_lens.packing import unpack_rows
+from bae_lens.saving import save_whole
 
 # pyright: reportIncompatibleVariableOverride=false
 
@@ -318,7 +319,10 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         """Save as a ``CLVQVAE``, with the L0 of valid tokens, each of which has one code."""
         check_finite_weights(self)
-        weights_path, cfg_path = super().save_inference_model(path)
+        return save_whole(path, self._save_inference_model)
+
+    def _save_inference_model(self, folder: Path) -> tuple[Path, Path]:
+        weights_path, cfg_path = super().save_inference_model(folder)
         cfg = json.loads(cfg_path.read_text())
         if cfg["metadata"].get("l0") is not None:
             cfg["metadata"]["l0"] = 1.0

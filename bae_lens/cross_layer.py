@@ -19,6 +19,7 @@ from bae_lens.fields import check, positive
 from bae_lens.finite import check_finite_weights
 from bae_lens.nn import Float32Buffers
 from bae_lens.packing import Packed, unpack_rows
+from bae_lens.saving import save_whole
 
 
 class CrossLayerSAE(Float32Buffers, SAE[Any]):
@@ -115,7 +116,7 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
         cfg = self.cfg
         self.cfg = replace(cfg, d_out=self.d_out)
         try:
-            return super().save_model(path)
+            return save_whole(path, super().save_model)
         finally:
             self.cfg = cfg
 

@@ -171,8 +171,10 @@ def _check_folder(folder: Path) -> None:
     if not is_folder:
         raise NotADirectoryError(f"{folder} is no folder")
     probe = temporary_name(folder)
-    os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    probe.unlink()
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _mode_in_the_way(path: str | Path, target: Path) -> int | None:

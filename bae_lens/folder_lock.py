@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -52,7 +52,11 @@ def locked_folder(folder: str | Path) -> Iterator[None]:
 
 def _lock(path: Path, folder: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        except FileNotFoundError:  # Its last user has just removed the empty folder.
+            folder.mkdir(parents=True, exist_ok=True)
+            continue
         try:
             if fcntl is None:
                 raise NotImplementedError
@@ -68,8 +72,9 @@ def _lock(path: Path, folder: Path) -> int:
         if _is_open_at(descriptor, path):
             break
         os.close(descriptor)  # Its last user has just removed it.
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps(_this_user()).encode())
+    with suppress(OSError):  # A full disk: the lock holds, and does not say whose it is.
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(_this_user()).encode())
     return descriptor
 
 

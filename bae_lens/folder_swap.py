@@ -105,7 +105,12 @@ def sweep(target: Path) -> None:
 
 
 def _prefix(target: Path) -> str:
-    """Short however long the name is, and of no other folder beside it."""
+    """Short however long the name is, and of no other folder beside it.
+
+    What is to become part of an unfinished folder is swept with it.
+    """
+    if _LEFTOVER.fullmatch(target.name):
+        return target.name.partition("-")[0] + "-"
     return f".{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}-"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from bae_lens import (
     CLVQVAE,
     BAEConfig,
     CLVQVAEConfig,
+    CrossLayerRunnerConfig,
     TrainingBAE,
     TrainingBAEConfig,
     TrainingCLVQVAE,
@@ -286,6 +288,16 @@ def runner_cfg(folder: Path, n_steps: int = 6, **overrides: Any) -> LanguageMode
 
 
 # Two hook points
+
+
+def cross_layer_cfg(folder: Path, n_steps: int = 6, **overrides: Any) -> CrossLayerRunnerConfig:
+    """``runner_cfg`` for a CLVQ-VAE between the two hook points, tokens on their own."""
+    sae = clvq_cfg(d_out=D_IN, decoder_layers=1, temperature=1.0, sequence_length=None)
+    plain = runner_cfg(folder, n_steps, **{"sae": sae, **overrides})
+    fields: dict[str, Any] = {f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}
+    # Without the run's own name, which is appended once more.
+    fields["checkpoint_path"] = overrides.get("checkpoint_path", str(folder / "checkpoints"))
+    return CrossLayerRunnerConfig(hook_name_out=HOOK_OUT, initialization_tokens=256, **fields)
 
 
 def make_pairs(

@@ -136,7 +136,9 @@ def test_that_a_kill_never_mixes_two_wholes(
 
 def test_that_what_killed_processes_leave_is_swept(tmp_path: Path) -> None:
     folder, other = tmp_path / "folder", tmp_path / "other"
-    (folder_beside(folder) / "x").write_text("half")
+    unfinished = folder_beside(folder)
+    (unfinished / "x").write_text("half")
+    folder_beside(unfinished)
     theirs = folder_beside(other)
     folder.mkdir()
     (folder_beside(folder / "12") / "x").write_text("half")

@@ -176,8 +176,6 @@ class CrossLayerTrainingRunner(TrainingRunner):
             cfg.activations_mixing_fraction,
             str_to_dtype(cfg.dtype),
         )
-        if sae is None and cfg.from_pretrained_path is not None:
-            sae = TrainingSAE.load_from_disk(cfg.from_pretrained_path, cfg.device)
         if sae is None:
             sae = TrainingSAE.from_dict(cfg.get_training_sae_cfg_dict())
         self.sae = sae.to(cfg.device)

@@ -15,6 +15,12 @@ from sae_lens.training.sae_trainer import SAETrainer
 logger = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The third is from somebody whom the step's end does not come soon enough for.
+_MOST_SIGNALS = 2
+
+
+class StoppedBetweenSteps(InterruptedException):
+    """Everything is as the last step left it: a checkpoint written now is exact."""
 
 
 @contextmanager
@@ -22,31 +28,38 @@ def stop_between_steps(trainer: SAETrainer[Any, Any]) -> Iterator[None]:
     """While inside, let SIGINT and SIGTERM end ``trainer.fit()`` at the end of a step.
 
     SAELens raises wherever the signal finds it, which may be after a batch was counted and before
-    it was trained on. Here the step is finished first, so that a checkpoint written afterwards is
-    one that the run can go on from exactly. Before the first step, and on a second signal, it
-    raises at once. Outside the main thread, where no signal arrives, nothing is changed; afterwards
-    the handlers are those of before.
+    it was trained on, or while a file is written. Here the step is finished first, and whatever
+    follows the last step is finished too, so that a checkpoint written afterwards is one that the run
+    can go on from exactly. A second signal changes nothing; a third raises at once, as does the
+    first one before the first step: then no state is there that could be saved. Outside the main
+    thread, where no signal arrives, nothing is changed; afterwards the handlers are those of before.
 
     Raises:
-        InterruptedException: SAELens' own, out of ``trainer.fit()``.
+        StoppedBetweenSteps: out of ``trainer.fit()``, at the end of a step.
+        InterruptedException: SAELens' own, from anywhere.
     """
     # fit() calls it first thing in every step, before it takes a batch.
     begin_step = trainer.maybe_reset_sparsity
-    is_training = is_requested = False
+    is_training = False
+    n_signals = 0
 
     def begin_step_unless_stopped() -> dict[str, Any]:
         nonlocal is_training
         is_training = True
-        if is_requested:
-            raise InterruptedException
+        if n_signals:
+            raise StoppedBetweenSteps
         return begin_step()
 
     def on_signal(signal_number: int, frame: Any) -> None:  # noqa: ARG001
-        nonlocal is_requested
-        if is_requested or not is_training:
+        nonlocal n_signals
+        n_signals += 1
+        if n_signals > _MOST_SIGNALS or not is_training:
             raise InterruptedException
-        is_requested = True
-        logger.warning("Stopping after this training step; a second signal stops at once.")
+        logger.warning(
+            "Stopping after this training step. A third signal stops at once, and saves nothing."
+            if n_signals == 1
+            else "Still stopping; one more signal stops at once, and saves nothing."
+        )
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,10 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
 from bae_lens.fields import check, whole
+from bae_lens.files import write_text
 from bae_lens.json_file import finite_or_none
+
+logger = logging.getLogger(__name__)
 
 
 class MetricLog:
@@ -52,14 +58,19 @@ class MetricLog:
     def __init__(self, path: str | Path, every: int = 10) -> None:
         self.path = Path(path)
         self.every = check("every", every, whole(1))
+        self._has_failed = False
 
-    def attach(self, trainer: SAETrainer[Any, Any]) -> None:
+    def attach(self, trainer: SAETrainer[Any, Any], earlier: str | Path | None = None) -> None:
         """Write whenever this trainer has taken a logging step, from the step it is now at.
 
         A new run empties the file. A run resumed at step n keeps the lines of the steps before n;
         those after it, written by a run that went on beyond its last checkpoint, are dropped.
+
+        Args:
+            trainer: at the step that it begins with.
+            earlier: file with the lines of the steps before; the log itself, if omitted.
         """
-        self._keep_before(trainer.n_training_steps)
+        self._keep_before(trainer.n_training_steps, Path(earlier or self.path))
         # fit() calls the one first thing in every step, then takes a batch, then calls the other.
         begin_step, take_step = trainer.maybe_reset_sparsity, trainer.step
         stopwatch = _Stopwatch()
@@ -96,20 +107,26 @@ class MetricLog:
             trainer._is_logging_step = is_logging_step
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line."""
+        """Append one line. Where it cannot be written (a full disk), that is logged and training goes on."""
         line = {"step": step} | {name: finite_or_none(value) for name, value in metrics.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Opened anew each time: nothing is left in a buffer by a run that is killed.
-        with self.path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        size = self.path.stat().st_size if self.path.exists() else 0
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Opened anew each time: nothing is left in a buffer by a run that is killed.
+            with self.path.open("a") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+        except OSError as error:
+            if not self._has_failed:
+                logger.warning("Metrics cannot be written to %s: %s.", self.path, error)
+            self._has_failed = True
+            with suppress(OSError):  # Half a line, which the next one would be joined to.
+                os.truncate(self.path, size)
 
-    def _keep_before(self, step: int) -> None:
-        if not self.path.exists():
+    def _keep_before(self, step: int, earlier: Path) -> None:
+        if not earlier.exists():
             return
-        lines = self.path.read_text().splitlines(keepends=True)
-        kept = self.path.with_name(self.path.name + ".tmp")
-        kept.write_text("".join(line for line in lines if _step_of(line) < step))
-        kept.replace(self.path)
+        lines = earlier.read_text("utf-8", "replace").splitlines(keepends=True)
+        write_text(self.path, "".join(line for line in lines if _step_of(line) < step))
 
 
 class _Stopwatch:
@@ -142,8 +159,8 @@ class _Stopwatch:
 
 
 def _step_of(line: str) -> float:
-    """The line's step; infinity for one that was cut off when its run was killed."""
+    """The line's step; infinity for one that was cut off when its run was killed, or is of no log."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import torch
 from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, TrainingSAE
 from sae_lens.config import HfDataset
 from sae_lens.constants import (
-    ACTIVATIONS_STORE_STATE_FILENAME,
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
-    TRAINER_STATE_FILENAME,
+    SPARSITY_FILENAME,
 )
 from sae_lens.synthetic import (
     SyntheticDataEvalResult,
@@ -27,7 +30,7 @@ from sae_lens.synthetic.synthetic_sae_runner import SyntheticSAERunnerResult
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, str_to_dtype
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
@@ -37,25 +40,44 @@ from bae_lens.bae import TrainingBAE
 from bae_lens.clvq_vae import TrainingCLVQVAE
 from bae_lens.devices import check_device
 from bae_lens.evals.held_out import open_text
+from bae_lens.files import whole_folder
 from bae_lens.finite import check_finite_weights, check_trainable
+from bae_lens.json_file import write_json
 from bae_lens.model_loading import load_model
 from bae_lens.suggest import did_you_mean
+from bae_lens.training.checkpoints import (
+    RANDOM_STATE_FILENAME,
+    check_given,
+    check_replayed,
+    check_run,
+    go_on,
+    random_state,
+    restore_random_state,
+    write_record,
+)
+from bae_lens.training.checkpoints import check_whole as _check_checkpoint
 from bae_lens.training.collection import check_collection
 from bae_lens.training.finite_steps import skip_steps_not_finite, trainers_that_skip
-from bae_lens.training.interruption import stop_between_steps
+from bae_lens.training.interruption import StoppedBetweenSteps, stop_between_steps
 from bae_lens.training.metric_log import MetricLog
+from bae_lens.training.outputs import (
+    METRICS_FILENAME,
+    UNFINISHED_METRICS_FILENAME,
+    WRITING_ERRORS,
+    check_outputs,
+    held_folders,
+    holds_sae,
+    save_or_keep,
+)
+from bae_lens.training.pretrained import check_given_sae, load_pretrained, unfold_scale
 from bae_lens.training.replay import ReplayedActivations
+from bae_lens.training.run_identity import describe_model, describe_text
 from bae_lens.training.runner_fields import check_runner
 
 logger = logging.getLogger(__name__)
 
-METRICS_FILENAME = "metrics.jsonl"
-RANDOM_STATE_FILENAME = "random_state.safetensors"
-_CHECKPOINT_FILES = (
-    TRAINER_STATE_FILENAME,
-    SAE_WEIGHTS_FILENAME,
-    ACTIVATIONS_STORE_STATE_FILENAME,
-)
+# What a folder holds of one autoencoder beside its weights and config.
+_OF_ONE_SAE = (METRICS_FILENAME, UNFINISHED_METRICS_FILENAME, SPARSITY_FILENAME)
 # Of SAELens' config and of CrossLayerRunnerConfig.
 _ROW_FIELDS = (
     *("model_name", "model_class_name", "model_from_pretrained_kwargs", "model_kwargs"),
@@ -143,9 +165,16 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         _check_batch(cfg, replay_tokens)
         if replay_path is not None:
             _check_replay_path(cfg, replay_tokens, replay_path)
-        if cfg.resume_from_checkpoint is not None:
-            _check_checkpoint(Path(cfg.resume_from_checkpoint))
+        self._resumed = (
+            None if cfg.resume_from_checkpoint is None else Path(cfg.resume_from_checkpoint)
+        )
+        resumed_record: dict[str, Any] = {}
+        if self._resumed is not None:
+            resumed_record = _check_checkpoint(self._resumed)
+            check_run(self._resumed, resumed_record, cfg, replay_tokens)
+        check_outputs(cfg)
         torch.manual_seed(cfg.seed)
+        override_sae, self._is_folded = _sae_to_train(cfg, override_sae)
         self.cfg = cfg
         self.replay_tokens = replay_tokens
         self.replay_path = replay_path
@@ -163,6 +192,13 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         }
         with _no_override_warning([kind for kind, is_named in by_name.items() if is_named]):
             self._build(override_dataset if dataset is None else dataset, model, override_sae)
+        # What is trained, which the config need not say of an override_sae; a copy, since folding
+        # the scale in at the end changes it.
+        self._sae_section = {**self.sae.cfg.to_dict(), "metadata": cfg.sae.to_dict()["metadata"]}
+        self._given_model = override_model if not demo.is_demo_model(cfg.model_name) else None
+        self._log: MetricLog | None = None
+        if resumed_record and self._resumed is not None:
+            check_given(self._resumed, resumed_record, **self._given)
 
     # What a runner of another kind of batch does in its own way
 
@@ -188,13 +224,19 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
 
     @property
     def metrics_path(self) -> Path | None:
-        """Where this run's metrics are written; None where the config names no folder."""
+        """Where this run's metrics are in the end; None where the config names no folder."""
         folder = self.cfg.output_path or self.cfg.checkpoint_path
         return None if folder is None else Path(folder) / METRICS_FILENAME
 
     @override
     def run(self) -> TrainingSAE[Any]:
         """Train, save, and return the SAE."""
+        with ExitStack() as self._until_saved:
+            folders = (self.cfg.output_path, self.cfg.checkpoint_path)
+            self._until_saved.enter_context(held_folders(folders))
+            return self._run()
+
+    def _run(self) -> TrainingSAE[Any]:
         if self.replay_tokens is not None:
             replay = ReplayedActivations.collect(
                 self.activations_store,
@@ -207,40 +249,128 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             self.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
             self.sae.cfg.metadata.replay_tokens = len(replay.activations)
         self._before_training()
-        if self.cfg.resume_from_checkpoint is not None:
-            _check_replayed(Path(self.cfg.resume_from_checkpoint), self.activations_store)
+        if self._resumed is not None:
+            check_replayed(self._resumed, self.activations_store)
         return super().run()
 
     @override
     def run_trainer_with_interruption_handling(
         self, trainer: SAETrainer[Any, Any]
     ) -> TrainingSAE[Any]:
-        if self.cfg.resume_from_checkpoint is not None:
-            _go_on(trainer)
-            _restore_random_state(Path(self.cfg.resume_from_checkpoint))
+        self._write_whole_checkpoints(trainer)
+        if self._resumed is not None:
+            go_on(trainer)
+            restore_random_state(self._resumed)
         skip_steps_not_finite(trainer)
-        if self.metrics_path is not None:
-            MetricLog(self.metrics_path, self.cfg.logger.wandb_log_frequency).attach(trainer)
+        self._attach_log(trainer)
+        # Until the autoencoder is saved, so that no signal comes in between.
+        self._until_saved.enter_context(stop_between_steps(trainer))
         try:
-            with stop_between_steps(trainer):
-                return trainer.fit()
-        except (KeyboardInterrupt, InterruptedException):
-            if self.cfg.checkpoint_path is None:
-                logger.warning("Interrupted; nothing is saved, since checkpoint_path is None.")
-            else:
-                name = str(trainer.n_training_samples)
-                trainer.save_checkpoint(checkpoint_name=name)
-                logger.warning(
-                    "Interrupted; go on with resume_from_checkpoint=%s",
-                    Path(self.cfg.checkpoint_path) / name,
-                )
+            if self._is_folded and self._resumed is None:
+                unfold_scale(trainer)
+            return trainer.fit()
+        except StoppedBetweenSteps:
+            self._save_progress(trainer)
             raise
+        except (KeyboardInterrupt, InterruptedException):
+            logger.warning("Interrupted at once; only checkpoints of before are there.")
+            raise
+
+    def _attach_log(self, trainer: SAETrainer[Any, Any]) -> None:
+        if (path := self.metrics_path) is None:
+            return
+        earlier = None
+        if holds_sae(path.parent):
+            # Of other weights, and with its own metrics until it is replaced.
+            unfinished = path.with_name(UNFINISHED_METRICS_FILENAME)
+            if self._resumed is not None and not unfinished.exists():
+                earlier = path
+            path = unfinished
+        if self._resumed is not None and (self._resumed / METRICS_FILENAME).is_file():
+            earlier = self._resumed / METRICS_FILENAME
+        self._log = MetricLog(path, self.cfg.logger.wandb_log_frequency)
+        self._log.attach(trainer, earlier)
+
+    # Checkpoints
+
+    def _write_whole_checkpoints(self, trainer: SAETrainer[Any, Any]) -> None:
+        """Let the trainer write each of its checkpoints as a whole, and go on where it cannot."""
+        save = trainer.save_checkpoint
+
+        def save_whole(
+            checkpoint_name: str,
+            base_path: Path | str | None = None,
+            wandb_aliases: list[str] | None = None,
+        ) -> None:
+            base = base_path or self.cfg.checkpoint_path
+            if base is None:  # For W&B alone.
+                save(checkpoint_name, wandb_aliases=wandb_aliases)
+                return
+            path = Path(base) / checkpoint_name
+            try:
+                with whole_folder(path, last=SAE_WEIGHTS_FILENAME) as folder:
+                    save(folder.name, folder.parent, wandb_aliases)
+                    self._write_record(folder, trainer)
+            except (*WRITING_ERRORS, ValueError) as error:
+                # It is there for the case that the run breaks off: no reason to break it off.
+                logger.error("The checkpoint %s could not be written: %s", path, error)
+
+        def save_into(folder: Path) -> None:
+            save(folder.name, folder.parent)
+            self._write_record(folder, trainer)
+
+        self._save_checkpoint_into = save_into
+        trainer.save_checkpoint = save_whole
+
+    def _save_progress(self, trainer: SAETrainer[Any, Any]) -> None:
+        if self.cfg.checkpoint_path is None:
+            logger.warning("Interrupted; nothing is saved, since checkpoint_path is None.")
+            return
+        path = Path(self.cfg.checkpoint_path) / str(trainer.n_training_samples)
+        output = self.cfg.output_path
+        beside = None if output is None else Path(output).absolute().parent
+        save_or_keep(path, self._save_checkpoint_into, [beside])
+        logger.warning("Interrupted; go on with resume_from_checkpoint=%s", path)
 
     @override
     def save_checkpoint(self, checkpoint_path: Path | None) -> None:
-        super().save_checkpoint(checkpoint_path)
-        if checkpoint_path is not None:
-            save_file(_random_state(), checkpoint_path / RANDOM_STATE_FILENAME)
+        """What SAELens' trainer does not save: the state of the store and of random numbers, and the config."""
+        if checkpoint_path is None:
+            return
+        check_finite_weights(self.sae)
+        self.activations_store.save_to_checkpoint(checkpoint_path)
+        write_json(checkpoint_path / RUNNER_CFG_FILENAME, self._runner_cfg())
+        save_file(random_state(), checkpoint_path / RANDOM_STATE_FILENAME)
+        self._copy_log(checkpoint_path)
+
+    def _write_record(self, folder: Path, trainer: SAETrainer[Any, Any]) -> None:
+        record = {
+            "replay_tokens": self.replay_tokens,
+            "n_tokens": trainer.n_training_samples,
+            **self._given,
+        }
+        write_record(folder, record)
+
+    @cached_property
+    def _given(self) -> dict[str, Any]:
+        """What the run was given beside its config, which names it at most."""
+        store: Any = self.activations_store
+        while store is not None and vars(store).get("dataset") is None:
+            store = vars(store).get("store")
+        model = self._given_model
+        return {
+            "text": None if store is None else describe_text(store.dataset),
+            "model": None if model is None else describe_model(model),
+        }
+
+    def _runner_cfg(self) -> dict[str, Any]:
+        return self.cfg.to_dict() | {"sae": self._sae_section}
+
+    def _copy_log(self, folder: Path) -> None:
+        if self._log is not None and self._log.path.is_file():
+            shutil.copyfile(self._log.path, folder / METRICS_FILENAME)
+
+    # The end
 
     @override
     def save_final_sae(
@@ -249,13 +379,41 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         output_path: str,
         log_feature_sparsity: Tensor | None = None,
     ) -> None:
+        """Save the autoencoder in place of what was in the folder, at one stroke.
+
+        Raises:
+            NotSavedError: if it cannot be written there; it is then in another folder.
+            ValueError: if a weight is NaN or infinite.
+        """
         check_finite_weights(sae)
-        super().save_final_sae(sae, output_path, _as_saved(sae, log_feature_sparsity))
+        sparsity = _as_saved(sae, log_feature_sparsity)
+        path = Path(output_path)
+
+        def save(folder: Path) -> None:
+            sae.save_inference_model(folder)
+            if sparsity is not None:
+                save_file({"sparsity": sparsity}, folder / SPARSITY_FILENAME)
+            write_json(folder / RUNNER_CFG_FILENAME, self._runner_cfg(), indent=None)
+            self._copy_log(folder)
+
+        others = [self.cfg.checkpoint_path, path.absolute().parent]
+        save_or_keep(
+            path, save, [None if o is None else Path(o) for o in others], without=_OF_ONE_SAE
+        )
+        if self.cfg.logger.log_to_wandb:
+            self.cfg.logger.log(
+                self,
+                path / SAE_WEIGHTS_FILENAME,
+                path / SAE_CFG_FILENAME,
+                None if sparsity is None else path / SPARSITY_FILENAME,
+                ["final_model"],
+            )
 
 
 class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
     """``SyntheticSAERunner``, with a sparsity file that matches a BAE's bits as saved.
 
+    What it writes is there as a whole or not at all, and its folders are its own while it runs.
     Steps that are not finite are skipped and counted as ``TrainingRunner`` does.
 
     Raises:
@@ -273,12 +431,14 @@ class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
         check_runner(cfg)
         check_device("device", cfg.device)
         check_trainable(cfg.sae.dtype, cfg.lr, cfg.lr_end)
+        check_outputs(cfg)
         super().__init__(cfg, override_synthetic_model, override_sae)
 
     @override
     def run(self) -> SyntheticSAERunnerResult:
         """Train, evaluate and save."""
-        with trainers_that_skip(synthetic_sae_runner):
+        folders = held_folders((self.cfg.output_path, self.cfg.checkpoint_path))
+        with folders, trainers_that_skip(synthetic_sae_runner):
             return super().run()
 
     @override
@@ -291,7 +451,16 @@ class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
     ) -> None:
         check_finite_weights(sae)
         sparsity = _as_saved(sae, log_feature_sparsity)
-        super()._save_outputs(output_path, sae, sparsity, eval_stats)
+
+        def save(folder: Path) -> None:
+            super(SyntheticTrainingRunner, self)._save_outputs(folder, sae, sparsity, eval_stats)
+
+        save_or_keep(
+            output_path,
+            save,
+            [output_path.absolute().parent],
+            without=(*_OF_ONE_SAE, "synthetic_model", "eval_stats.json"),
+        )
 
 
 def check_config(cfg: Any, config_class: type, has_second_hook: bool = False) -> None:
@@ -380,6 +549,20 @@ def hook_width(
     return shape[1:].numel()
 
 
+def _sae_to_train(
+    cfg: LanguageModelSAERunnerConfig[Any], given: TrainingSAE[Any] | None
+) -> tuple[TrainingSAE[Any] | None, bool]:
+    """What is handed over or saved, and whether the scale of its inputs is folded into it."""
+    if given is not None:
+        if differing := check_given_sae(given, cfg):
+            logger.warning(
+                "override_sae is trained by its own settings, and runner_cfg.json will say so: %s.",
+                "; ".join(differing).replace(" there", " of it").replace(" here", " in the config"),
+            )
+        return given, False
+    return (None, False) if cfg.from_pretrained_path is None else load_pretrained(cfg)
+
+
 def _as_saved(sae: TrainingSAE[Any], log_sparsity: Tensor | None) -> Tensor | None:
     """SAELens' sparsity ``[d_sae]`` of the autoencoder that it saves for inference."""
     if log_sparsity is None or not isinstance(sae, (TrainingBAE, TrainingCLVQVAE)):
@@ -447,25 +630,6 @@ def _describe_rows(cfg: LanguageModelSAERunnerConfig[Any]) -> dict[str, Any]:
     return {name: getattr(cfg, name, None) for name in _ROW_FIELDS} | widths | {"dtype": dtype}
 
 
-def _check_checkpoint(path: Path) -> None:
-    missing = [name for name in _CHECKPOINT_FILES if not (path / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"resume_from_checkpoint is {str(path)!r}, which lacks {', '.join(missing)}. Give the "
-            "folder of one checkpoint, named after its number of tokens."
-        )
-
-
-def _check_replayed(path: Path, store: Any) -> None:
-    # SAELens' store ignores a state that it does not know, and would begin with the first text.
-    was_replayed = "n_batches_served" in load_file(path / ACTIVATIONS_STORE_STATE_FILENAME)
-    if was_replayed and not isinstance(store, ReplayedActivations):
-        raise ValueError(
-            f"{str(path)!r} was written by a run that replayed its activations. Give replay_tokens "
-            "as that run did; metadata.replay_tokens in its cfg.json has the number."
-        )
-
-
 def check_width(
     cfg: LanguageModelSAERunnerConfig[Any], field: str, hook_name: str, width: int
 ) -> None:
@@ -475,31 +639,6 @@ def check_width(
             f"sae.{field} is {getattr(cfg.sae, field)}, but the activations at {hook_name!r} have "
             f"width {width}. Set sae.{field} to {width}."
         )
-
-
-def _go_on(trainer: SAETrainer[Any, Any]) -> None:
-    """Put right what SAELens does not when it resumes."""
-    done = trainer.n_training_samples
-    trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t >= done]
-    # A checkpoint on a threshold is written before its step is counted.
-    trainer.n_training_steps = done // trainer.cfg.train_batch_size_samples
-
-
-def _random_state() -> dict[str, Tensor]:
-    """Torch's generators: those of the CUDA devices, where there are any, by number."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state()} | {f"cuda:{i}": s for i, s in enumerate(cuda)}
-
-
-def _restore_random_state(path: Path) -> None:
-    # A checkpoint of SAELens' own runner has none.
-    if not (path / RANDOM_STATE_FILENAME).is_file():
-        return
-    state = load_file(path / RANDOM_STATE_FILENAME)
-    torch.set_rng_state(state.pop("cpu"))
-    if torch.cuda.is_available():
-        for name, value in state.items():
-            torch.cuda.set_rng_state(value, name)
 
 
 @contextmanager

@@ -552,9 +552,8 @@ def test_a_resumed_run_ends_as_one_that_never_stopped(
     [other] = checkpoints(again)
     assert other.name == second.name
     assert_same(weights(other), weights(second))
-    n_done = int(first.name) // BATCH
     log, expected = (but_for_speed(read_log(path / "output")) for path in (resumed, whole))
-    assert log == [line for line in expected if line["step"] >= n_done]
+    assert log == expected
 
 
 @pytest.mark.parametrize("kind", KINDS)

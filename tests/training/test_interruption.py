@@ -12,7 +12,7 @@ from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 
 from bae_lens import TrainingBAE
-from bae_lens.training.interruption import stop_between_steps
+from bae_lens.training.interruption import StoppedBetweenSteps, stop_between_steps
 from tests.helpers import BATCH, batches_of, make_activations, trainer_cfg, training_cfg
 
 N_STEPS = 6
@@ -51,17 +51,37 @@ def test_the_step_is_finished_first(number: int):
     assert trainer.sae.n_updates == 4
 
 
-def test_a_second_signal_stops_at_once():
-    trainer = make_trainer(kill_at(3, times=2))
-    with pytest.raises(InterruptedException), stop_between_steps(trainer):
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_second_signal_changes_nothing(times: int):
+    trainer = make_trainer(kill_at(3, times=times))
+    with pytest.raises(StoppedBetweenSteps), stop_between_steps(trainer):
         trainer.fit()
+    assert trainer.n_training_steps == trainer.sae.n_updates == 4
+
+
+def test_a_third_signal_stops_at_once_and_says_that_the_state_is_of_no_step():
+    trainer = make_trainer(kill_at(3, times=3))
+    with pytest.raises(InterruptedException) as caught, stop_between_steps(trainer):
+        trainer.fit()
+    assert not isinstance(caught.value, StoppedBetweenSteps)
     assert trainer.n_training_steps == 3
     assert trainer.sae.n_updates == 3
 
 
+def test_signals_after_the_last_step_wait_for_what_follows():
+    done = []
+    with stop_between_steps(trainer := make_trainer()):
+        trainer.fit()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        done.append("saved")
+    assert done == ["saved"]
+
+
 def test_before_the_first_step_there_is_nothing_to_finish():
-    with pytest.raises(InterruptedException), stop_between_steps(make_trainer()):
+    with pytest.raises(InterruptedException) as caught, stop_between_steps(make_trainer()):
         os.kill(os.getpid(), signal.SIGTERM)
+    assert not isinstance(caught.value, StoppedBetweenSteps)
 
 
 def test_in_the_last_step_the_run_is_completed():

@@ -513,16 +513,6 @@ def test_a_resumed_run_draws_what_the_other_would_have_drawn(tmp_path: Path):
     assert len(set(runner.drawn)) == N_STEPS
 
 
-def test_a_checkpoint_without_random_state_will_do(tmp_path: Path):
-    # As SAELens' own runner writes them.
-    runner = make_runner(tmp_path, n_checkpoints=1)
-    runner.run()
-    (checkpoint,) = checkpoints(runner)
-    (checkpoint / RANDOM_STATE_FILENAME).unlink()
-    make_runner(tmp_path, resume_from_checkpoint=str(checkpoint)).run()
-    assert [line["step"] for line in read_log(tmp_path / "output")] == [1, 3, 5, 7, 9, 11]
-
-
 def test_without_replay_it_goes_on_with_the_step_and_the_text(tmp_path: Path):
     runner = make_runner(tmp_path, n_checkpoints=1)
     runner.run()
@@ -581,16 +571,6 @@ def test_an_interrupted_run_with_no_folder_for_checkpoints_says_so(
         Interrupted(cfg, make_text(), make_model()).run()
     assert "nothing is saved, since checkpoint_path is None" in caplog.text
     assert [p.name for p in tmp_path.rglob("*.*")] == ["metrics.jsonl"]
-
-
-def test_a_checkpoint_of_replayed_activations_wants_them_replayed(tmp_path: Path):
-    runner = make_runner(tmp_path, REPLAY, n_checkpoints=1)
-    runner.run()
-    (checkpoint,) = checkpoints(runner)
-    again = make_runner(tmp_path, resume_from_checkpoint=str(checkpoint))
-    with pytest.raises(ValueError, match=r"replayed its activations\. Give replay_tokens"):
-        again.run()
-    assert json.loads((checkpoint / "cfg.json").read_text())["metadata"]["replay_tokens"] == REPLAY
 
 
 def test_what_it_writes_is_a_config_of_saelens(tmp_path: Path):
