@@ -44,6 +44,7 @@ from bae_lens.nn import (
     flip_bits,
     follow_budget,
     off_diagonal_covariance,
+    widened,
 )
 from bae_lens.sae_fields import SAE_FIELDS, TRAINING_SAE_FIELDS
 from bae_lens.saving import save_whole
@@ -501,7 +502,7 @@ class TrainingBAE(Float32Buffers, _OneBitSAE, TrainingSAE[TrainingBAEConfig]):
 
     def fold_log_sparsity(self, log_sparsity: Tensor) -> Tensor:
         """SAELens' log10 firing rates ``[d_sae]``, as they are after the inversion of bits."""
-        rate = 10**log_sparsity
+        rate = 10 ** widened(log_sparsity)
         folded = torch.log10(1 - rate + 1e-10).to(log_sparsity.dtype)
         return torch.where(self.mostly_on.to(log_sparsity.device), folded, log_sparsity)
 

@@ -27,7 +27,14 @@ from bae_lens.codebook_init import initial_codebook
 from bae_lens.cross_layer import CrossLayerSAE, is_hooked, masked, target_and_output
 from bae_lens.fields import check, whole
 from bae_lens.finite import check_finite_weights
-from bae_lens.nn import EMACodebook, Quantized, one_hot, squared_distances, straight_through
+from bae_lens.nn import (
+    EMACodebook,
+    Quantized,
+    one_hot,
+    squared_distances,
+    straight_through,
+    widened,
+)
 from bae_lens.packing import unpack_rows
 from bae_lens.saving import save_whole
 
@@ -312,7 +319,7 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
 
     def fold_log_sparsity(self, log_sparsity: Tensor) -> Tensor:
         """SAELens' log10 firing rates ``[K]``, per valid token: it divides by masked ones too."""
-        rate = 10**log_sparsity
+        rate = 10 ** widened(log_sparsity)
         return torch.log10(rate / rate.sum() + 1e-10).to(log_sparsity.dtype)
 
     @override

@@ -23,6 +23,7 @@ from bae_lens.nn import (
     miller_madow_correction,
     plug_in_entropy,
 )
+from bae_lens.nn.joint_entropy import EXACT_ROWS
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +232,8 @@ class CodeStatistics:
         minibatch: those that either has not finished do not join up.
 
         Raises:
-            ValueError: if the two are not of the same code, or do not count the same things.
+            ValueError: if the two are not of the same code, do not count the same things, or have counted
+                pairs over more tokens together than can be. Nothing is added then.
         """
         if not torch.equal(self.flipped, other.flipped):
             raise ValueError("Only statistics of the same code (d_sae, flipped) can be merged.")
@@ -247,6 +249,7 @@ class CodeStatistics:
                 raise ValueError(
                     f"Only statistics with the same settings can be merged, and {name} differs."
                 )
+        self._check_paired(other.n_tokens)
         self.n_tokens += other.n_tokens
         self.n_fired += other.n_fired
         self.l0_counts += other.l0_counts
@@ -337,12 +340,15 @@ class CodeStatistics:
             raise ValueError(
                 "Activations have NaN or infinite values; whether a latent fires is not defined for them."
             )
-        if self.pair_counts and self.n_tokens + len(acts) > _MAX_PAIRED_TOKENS:
+        self._check_paired(len(acts))
+        return acts
+
+    def _check_paired(self, n_more: int) -> None:
+        if self.pair_counts and self.n_tokens + n_more > _MAX_PAIRED_TOKENS:
             raise ValueError(
                 f"Pairs are counted over {_MAX_PAIRED_TOKENS:,} tokens at most; start another "
                 "CodeStatistics, or leave pair_counts out."
             )
-        return acts
 
     def _minibatches(self, fired: Tensor) -> Iterator[Tensor]:
         """Cut rows so that none passes the end of a minibatch."""
@@ -373,15 +379,15 @@ class CodeStatistics:
         self.largest = torch.maximum(self.largest, highest.cpu().double())
 
     def _count_pairs(self, fired: Tensor, co_fired: Tensor) -> None:
-        # In float32 counts are exact up to 2²⁴ rows, far more than a batch has. Tiles on and above
-        # the diagonal only; ``_co_fired_with`` reads the rest from there.
-        bits = fired.float()
-        for a in range(0, self.d_sae, _TILE):
-            rows = bits[:, a : a + _TILE].T
-            for b in range(a, self.d_sae, _TILE):
-                co_fired[a : a + _TILE, b : b + _TILE] += (
-                    (rows @ bits[:, b : b + _TILE]).int().cpu()
-                )
+        # Tiles on and above the diagonal only; ``_co_fired_with`` reads the rest from there.
+        for some in fired.split(EXACT_ROWS):
+            bits = some.float()
+            for a in range(0, self.d_sae, _TILE):
+                rows = bits[:, a : a + _TILE].T
+                for b in range(a, self.d_sae, _TILE):
+                    co_fired[a : a + _TILE, b : b + _TILE] += (
+                        (rows @ bits[:, b : b + _TILE]).int().cpu()
+                    )
 
     def _co_fired_with(self, latent: int) -> Tensor:
         """Tokens on which a latent fires together with each other, ``[d_sae]``."""

@@ -51,12 +51,18 @@ class CodebookUse:
         """Count tokens: the code and the token id of each.
 
         Raises:
-            ValueError: if there are not as many codes as tokens, or a code is not in the codebook.
+            ValueError: if there are not as many codes as tokens, they are no whole numbers, or a code is
+                not in the codebook.
         """
         if codes.shape != tokens.shape:
             raise ValueError(
                 f"There must be one code a token; got {tuple(codes.shape)} and {tuple(tokens.shape)}."
             )
+        for name, ids in (("codes", codes), ("tokens", tokens)):
+            if ids.is_floating_point() or ids.is_complex():
+                raise ValueError(
+                    f"{name} must be whole numbers; got {ids.dtype}, which rounds them."
+                )
         codes, tokens = codes.flatten().long().cpu(), tokens.flatten().long().cpu()
         if len(codes) > 0 and not 0 <= int(codes.min()) <= int(codes.max()) < self.n_codes:
             raise ValueError(f"Codes must be between 0 and {self.n_codes - 1}.")

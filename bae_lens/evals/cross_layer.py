@@ -36,6 +36,7 @@ from bae_lens.evals.text_batch import (
     text_of,
 )
 from bae_lens.hook_points import flat_heads, hook_names, output_is_decoded_code, take_heads
+from bae_lens.nn import widened
 
 logger = logging.getLogger(__name__)
 
@@ -253,7 +254,7 @@ class _Quality:
         self.n_prompts_fired += fired.any(1).sum(0).cpu()
         self.n_tokens += int(valid.sum())
         target, output, acts = (
-            x[valid.to(x.device)] for x in (seen.targets, seen.outputs, seen.acts)
+            widened(x[valid.to(x.device)]) for x in (seen.targets, seen.outputs, seen.acts)
         )
         norm, output_norm = target.norm(dim=-1), output.norm(dim=-1)
         residual = (target - output).square().sum(-1)
@@ -319,7 +320,7 @@ def _weight_metrics(sae: SAE[Any]) -> dict[str, list[float]]:
     """SAELens' per-latent metrics of weights, as far as an SAE's shapes allow them."""
     if not (hasattr(sae, "W_enc") and hasattr(sae, "W_dec")):
         return {}
-    W_enc, W_dec = sae.W_enc.detach(), sae.W_dec.detach()
+    W_enc, W_dec = widened(sae.W_enc.detach()), widened(sae.W_dec.detach())
     metrics = {"encoder_norm": W_enc.norm(dim=0).tolist()}
     if W_enc.shape[0] == W_dec.shape[1]:
         metrics["encoder_decoder_cosine_sim"] = cosine_similarity(W_enc.T, W_dec).tolist()

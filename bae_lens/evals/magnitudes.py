@@ -108,6 +108,7 @@ class MagnitudeQuantiser:
     def quantise(self, acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         """Activations with the magnitudes that their cells stand for; what is 0 stays 0."""
         fired = acts != 0
+        acts = acts if acts.is_floating_point() else acts.float()
         quantised = torch.zeros_like(acts)
         restored = self.restored.to(acts).flatten()
         quantised[fired] = restored[self._flat_cells(acts, fired)]

@@ -17,6 +17,7 @@ from transformer_lens.utils import lm_cross_entropy_loss
 
 from bae_lens.evals.text_batch import TextBatch, read_hooks
 from bae_lens.hook_points import put_heads, take_heads
+from bae_lens.nn import widened
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,15 @@ def next_token_loss(logits: Tensor, batch: TextBatch) -> Float[Tensor, " n"]:
     scored = batch.valid[:, :-1]
     if batch.attention_mask is not None:
         scored = scored & batch.attention_mask[:, 1:]
-    loss = lm_cross_entropy_loss(logits, batch.tokens.to(logits.device), per_token=True)
+    # Logarithms of sums over the vocabulary, in float32 whatever the model runs in.
+    loss = lm_cross_entropy_loss(widened(logits), batch.tokens.to(logits.device), per_token=True)
     return loss[scored.to(loss.device)]
 
 
 def kl_from(logits: Tensor, other: Tensor, batch: TextBatch) -> Float[Tensor, " n"]:
     """KL(model ‖ model with other activations) in nats, at each position whose token counts."""
     scored = batch.valid.to(logits.device)
-    log_p, log_q = (x[scored].log_softmax(-1) for x in (logits, other))
+    log_p, log_q = (widened(x[scored]).log_softmax(-1) for x in (logits, other))
     return kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from bae_lens.interp.evidence import Neighbour
 from bae_lens.nn import squared_distances
+from bae_lens.nn.joint_entropy import EXACT_ROWS
 
 # Pair counts of so many latents take 1 GB.
 MAX_PAIRED = 16_384
 # Share of latents that fire from which a dense product is faster than a sparse one.
 _DENSE = 1 / 16
 _TILE = 2048
+# Of an int32.
+_MOST_TOKENS = 2**31 - 1
 
 
 class PairCounts:
@@ -32,10 +35,25 @@ class PairCounts:
 
     def __init__(self, d: int) -> None:
         self.together = np.zeros((d, d), dtype=np.int32)
+        self._n_tokens = 0
 
     def update(self, firings: Any) -> None:
-        """Count tokens: a sparse matrix ``[n, d]`` that has an entry where a latent fires."""
+        """Count tokens: a sparse matrix ``[n, d]`` that has an entry where a latent fires.
+
+        Raises:
+            ValueError: if there are more tokens in all than an int32 counts. Nothing is counted then.
+        """
         n, d = firings.shape
+        if self._n_tokens + n > _MOST_TOKENS:
+            raise ValueError(
+                f"Pairs are counted over {_MOST_TOKENS:,} tokens at most; there are "
+                f"{self._n_tokens + n:,}. Read fewer tokens."
+            )
+        if n > EXACT_ROWS:
+            for begin in range(0, n, EXACT_ROWS):
+                self.update(firings[begin : begin + EXACT_ROWS])
+            return
+        self._n_tokens += n
         ones = firings.copy()
         ones.data = np.ones(firings.nnz, dtype=np.float32)
         if firings.nnz < _DENSE * n * d:
@@ -43,7 +61,6 @@ class PairCounts:
             # Each pair is there once.
             self.together[product.row, product.col] += product.data.astype(np.int32)
             return
-        # In float32 counts are exact up to 2²⁴ rows, far more than a block has.
         bits = torch.from_numpy(ones.toarray())
         for a in range(0, d, _TILE):
             product = bits[:, a : a + _TILE].T @ bits

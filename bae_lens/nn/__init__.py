@@ -19,7 +19,7 @@ from bae_lens.nn.joint_entropy import (
 )
 from bae_lens.nn.one_hot import one_hot
 from bae_lens.nn.polarity import flip_bits
-from bae_lens.nn.precision import Float32Buffers
+from bae_lens.nn.precision import Float32Buffers, widened
 from bae_lens.nn.projection import component, orthonormal_basis, subspace_rank
 from bae_lens.nn.pruning import prune_bits, select_bits
 from bae_lens.nn.quantize import (
@@ -67,4 +67,5 @@ __all__ = [
     "squared_distances",
     "straight_through",
     "subspace_rank",
+    "widened",
 ]

@@ -62,6 +62,8 @@ def off_diagonal_covariance(
             "off_diagonal_covariance needs at least two rows of codes, since the unbiased covariance "
             f"divides by n - 1; got shape {tuple(codes.shape)}."
         )
+    # Whole numbers and bools can be neither subtracted from 1 nor averaged as they are.
+    flat = flat if flat.is_floating_point() else flat.float()
     return _operator(flat, method, is_binary, flat.requires_grad and torch.is_grad_enabled())[0]
 
 

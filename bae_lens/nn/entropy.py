@@ -8,9 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bae_lens.nn.precision import widened
+
 
 def binary_entropy(p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """H₂(p) = −p·log₂ p − (1 − p)·log₂(1 − p) in bits, elementwise; 0 at p = 0 and p = 1."""
+    """H₂(p) = −p·log₂ p − (1 − p)·log₂(1 − p) in bits, elementwise; 0 at p = 0 and p = 1.
+
+    In float32 whatever narrower dtype p has (float64 for float64).
+    """
+    p = widened(p)
     return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / _LN2
 
 
@@ -41,13 +47,18 @@ def marginal_entropy(codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
         raise ValueError(
             f"marginal_entropy needs at least one row of codes; got shape {tuple(codes.shape)}."
         )
+    if not flat.is_floating_point():
+        return entropy_of_rates(flat.sum(0, dtype=torch.int64) / flat.shape[0])
     dtype = torch.promote_types(flat.dtype, torch.float32)
     return entropy_of_rates(flat.sum(0, dtype=dtype) / flat.shape[0])
 
 
 def entropy_of_rates(p: Float[Tensor, " d_sae"]) -> Float[Tensor, ""]:
-    """Σ_j H₂(p_j) in bits of firing rates; the gradient is 0 where a latent does not vary."""
-    return _EntropyOfRates.apply(p)  # pyright: ignore[reportReturnType]
+    """Σ_j H₂(p_j) in bits of firing rates; the gradient is 0 where a latent does not vary.
+
+    In float32 whatever narrower dtype p has (float64 for float64).
+    """
+    return _EntropyOfRates.apply(widened(p))  # pyright: ignore[reportReturnType]
 
 
 class _EntropyOfRates(torch.autograd.Function):

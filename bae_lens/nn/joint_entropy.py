@@ -13,6 +13,8 @@ from torch import Tensor
 from bae_lens.nn.entropy import binary_entropy
 
 _LN2 = 0.6931471805599453
+# Float32 counts no further: of so many rows a product of bits is exact.
+EXACT_ROWS = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ def chow_liu_tree(
         newest = 0
         for _ in range(len(live) - 1):
             outside[newest] = False
-            row = co_fired(int(live[newest])).cpu()[live]
+            row = co_fired(int(live[newest])).cpu().long()[live]
             shared = mutual_information(row, counts[newest], counts, n)
             better = outside & (shared > best)
             best[better] = shared[better]
@@ -81,11 +83,14 @@ def chow_liu_entropy(codes: Float[Tensor, "n d_sae"]) -> float:
     """Chow–Liu bound of the joint entropy of bits in memory, in bits a row: see ``chow_liu_tree``.
 
     Args:
-        codes: bits (0 or 1). Counts are exact up to 2²⁴ rows.
+        codes: bits (0 or 1).
     """
-    bits = codes.float()
-    counts = (bits.T @ bits).long()
-    return chow_liu_tree(counts.diagonal(), lambda latent: counts[latent], len(bits)).entropy
+    d_sae = codes.shape[1]
+    counts = torch.zeros(d_sae, d_sae, dtype=torch.int64, device=codes.device)
+    for some in codes.split(EXACT_ROWS):
+        bits = some.float()
+        counts += (bits.T @ bits).long()
+    return chow_liu_tree(counts.diagonal(), lambda latent: counts[latent], len(codes)).entropy
 
 
 def chance_co_firing(
@@ -105,7 +110,7 @@ def chance_co_firing(
         For ``chow_liu_tree``, which asks for each latent once; repeated calls draw anew.
     """
     generator = np.random.default_rng(seed)
-    counts = n_fired.cpu().numpy()
+    counts = n_fired.cpu().long().numpy()
 
     def row(i: int) -> Tensor:
         return torch.from_numpy(generator.hypergeometric(counts[i], n - counts[i], counts))
@@ -126,6 +131,8 @@ def mutual_information(
     Returns:
         float64; never negative.
     """
+    # In a narrow type a difference would wrap round.
+    both, first, second = (x.long() for x in (both, first, second))
     table = (both, first - both, second - both, n - first - second + both)
     margins = (first, n - first, second, n - second)
     total = torch.tensor(n, dtype=torch.float64)
@@ -141,8 +148,9 @@ def plug_in_entropy(counts: Int[Tensor, " n_values"]) -> float:
     Args:
         counts: how often each value was seen.
     """
-    n = counts.sum().double()
-    return float((_xlogx(n) - _xlogx(counts.double()).sum()) / (n * _LN2))
+    counts = counts.double()
+    n = counts.sum()
+    return float((_xlogx(n) - _xlogx(counts).sum()) / (n * _LN2))
 
 
 def miller_madow_correction(n_fired: Int[Tensor, " d_sae"], n: int) -> Float[Tensor, ""]:
@@ -151,6 +159,7 @@ def miller_madow_correction(n_fired: Int[Tensor, " d_sae"], n: int) -> Float[Ten
     m is the number of latents seen in both states (Miller, 1955). To first order in 1/n: it is too
     little where a latent fires on a few tokens only.
     """
+    n_fired = n_fired.long()
     varying = ((n_fired > 0) & (n_fired < n)).sum()
     return varying.double() / (2 * n * _LN2)
 

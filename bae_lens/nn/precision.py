@@ -1,12 +1,21 @@
-"""Buffers that a cast of the module leaves in float32."""
+"""Types wide enough to sum in, and buffers that a cast of the module leaves in float32."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float32, or float64 if it is so already: for sums, means, norms and logarithms.
+
+    Whole numbers and bools become float32 too.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Float32Buffers(nn.Module):

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bae_lens.nn.precision import widened
+
 # Singular values below this share of the largest count as nought.
 _RANK_TOLERANCE = 1e-4
 
@@ -19,7 +21,7 @@ def orthonormal_basis(vectors: Float[Tensor, "*batch k d"]) -> Float[Tensor, "*b
     Args:
         vectors: a few vectors for each entry of the batch.
     """
-    _, s, rows = torch.linalg.svd(vectors.float(), full_matrices=False)
+    _, s, rows = torch.linalg.svd(widened(vectors), full_matrices=False)
     is_there = (s > _RANK_TOLERANCE * s[..., :1]) & (s > torch.finfo(s.dtype).tiny)
     return rows * is_there[..., None]
 
@@ -36,13 +38,15 @@ def component(
 ) -> Float[Tensor, "*batch d"]:
     """The part of v − centre that lies in the subspace; v less it is v with the subspace projected out.
 
-    With a centre what is left has the centre's coordinates in the subspace, without one none.
+    With a centre what is left has the centre's coordinates in the subspace, without one none. Computed
+    in float32 at least, and given in the dtype of the vectors.
 
     Args:
         vectors: v.
         basis: orthonormal rows, or rows of zeros.
         centre: nought if omitted.
     """
-    basis = basis.to(vectors)
-    x = vectors if centre is None else vectors - centre.to(vectors)
-    return torch.einsum("...d,...rd,...re->...e", x, basis, basis)
+    x = widened(vectors)
+    basis = basis.to(x)
+    x = x if centre is None else x - centre.to(x)
+    return torch.einsum("...d,...rd,...re->...e", x, basis, basis).to(vectors.dtype)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bae_lens.evals.concept_ablation.passes import Batch, Reader, frozen, pool
+from bae_lens.nn import widened
 
 Attribution = Literal["integrated_gradients", "gradient_x_activation"]
 
@@ -73,7 +74,7 @@ def attribute(
         upper = reader.run(batch, lambda _: x).upper
         return score(pool(upper, batch.read.to(upper.device)), batch.examples)
 
-    gradient = torch.zeros_like(lower)
+    gradient = torch.zeros_like(widened(lower))
     with frozen(reader.model), torch.enable_grad():
         for at_step, weight in steps:
             x = (start + float(at_step) * change).requires_grad_()
@@ -85,7 +86,7 @@ def attribute(
                     f"{reader.hook_names[0]!r}: is the lower hook point the lower one?"
                 )
             gradient += float(weight) * torch.autograd.grad(total, x)[0]
-    scores = (gradient * change).sum(-1)
+    scores = (gradient * widened(change)).sum(-1)
     with torch.no_grad():
         whole = scored(lower) - scored(start)
     missing = (whole - scores.sum(1)).abs() / whole.abs().clamp(min=1e-6)

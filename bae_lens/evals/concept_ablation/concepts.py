@@ -212,7 +212,7 @@ class _Latents:
             decoder = decoder_vectors(sae).float().cpu()
             self._lower = encoder.float().cpu().T if is_encoder and encoder is not None else decoder
             self._upper = decoder if hook_out == sample.hook_names[1] else None
-            fired = torch.zeros(sae.cfg.d_sae)
+            fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
             for part in sample.lower.split(_CHUNK):
                 fired += (self._encode(part) != 0).sum(0)
         self.in_use = fired.nonzero()[:, 0]

@@ -13,6 +13,7 @@ from bae_lens.evals.concept_ablation.passes import pool
 from bae_lens.evals.concept_ablation.removals import Removal
 from bae_lens.evals.concept_ablation.task import AblationTask, read_label_words
 from bae_lens.evals.reconstruction import next_token_loss
+from bae_lens.nn import widened
 
 
 @dataclass
@@ -128,4 +129,5 @@ class _Edit:
 
 
 def _relative_norm(removed: Tensor, whole: Tensor) -> Tensor:
+    removed, whole = widened(removed), widened(whole)
     return removed.norm(dim=-1) / whole.norm(dim=-1).clamp(min=1e-12)

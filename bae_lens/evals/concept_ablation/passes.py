@@ -18,6 +18,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.concept_ablation.texts import EncodedTexts
 from bae_lens.evals.text_batch import TextBatch
+from bae_lens.nn import widened
 from bae_lens.special_tokens import special_token_ids, special_token_mask
 from bae_lens.suggest import did_you_mean
 
@@ -255,6 +256,7 @@ class Reader:
 
 
 def pool(acts: Float[Tensor, "batch pos d"], read: Bool[Tensor, "batch pos"]) -> Tensor:
-    """Sentence vectors ``[batch, d]``: the mean over the positions that are read."""
+    """Sentence vectors ``[batch, d]``: the mean over the positions that are read, in float32 at least."""
+    acts = widened(acts)
     weights = read.to(acts)
     return torch.einsum("bpd,bp->bd", acts, weights) / weights.sum(1, keepdim=True).clamp(min=1)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bae_lens.install_hint import install_command
-from bae_lens.nn import component, orthonormal_basis, subspace_rank
+from bae_lens.nn import component, orthonormal_basis, subspace_rank, widened
 
 
 class Removal(Protocol):
@@ -86,8 +86,7 @@ class EqualNorm:
 
     def __call__(self, x: Tensor, index: Tensor, centre: Tensor | None) -> Tensor:
         removed = self.direction(x, index, centre)
-        length = self.length(x, index, centre).norm(dim=-1, keepdim=True)
-        return removed * (length / removed.norm(dim=-1, keepdim=True).clamp(min=1e-12))
+        return removed * _ratio(self.length(x, index, centre), removed).to(removed.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +107,14 @@ class Shrunk:
 
     def __call__(self, x: Tensor, index: Tensor, centre: Tensor | None) -> Tensor:
         removed = self.removal(x, index, centre)
-        bound = self.bound(x, index, centre).norm(dim=-1, keepdim=True)
-        return removed * (bound / removed.norm(dim=-1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+        share = _ratio(self.bound(x, index, centre), removed).clamp(max=1)
+        return removed * share.to(removed.dtype)
+
+
+def _ratio(one: Tensor, other: Tensor) -> Tensor:
+    """Of two vectors' lengths, in float32 at least."""
+    one, other = (widened(x).norm(dim=-1, keepdim=True) for x in (one, other))
+    return one / other.clamp(min=1e-12)
 
 
 @dataclass(frozen=True, eq=False)
