@@ -263,8 +263,8 @@ def _why_not(name: str, class_name: str, source: str, error: BaseException) -> s
             "trust who made it, give --trust_remote_code (in Python: trust_remote_code=True)."
         )
     works = (
-        f"Give another one with --model: a folder, or {demo.MODEL_NAME} and {demo.ENCODER_NAME}, which "
-        "need no hub"
+        "Give another one (--model, or --model_name of a training run): a folder, or "
+        f"{demo.MODEL_NAME} and {demo.ENCODER_NAME}, which need no hub"
     )
     if not _exists(name) and is_about_the_hub(error):
         return f"{what}, which is no folder here, and {why_not_found(error)}. {works}."

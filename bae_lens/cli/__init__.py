@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason is None:
             raise
         logger.debug("Where it was raised", exc_info=error)
-        print(f"bae-lens: error: {reason}", file=sys.stderr)
+        print(f"bae-lens: error: {_printable(reason)}", file=sys.stderr)
         return _USER_ERROR
     except KeyboardInterrupt:
         print("bae-lens: interrupted", file=sys.stderr)
@@ -114,3 +114,8 @@ def _is_about_the_input(error: BaseException) -> bool:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     origin = frames[-1].f_globals.get("__name__", "").partition(".")[0]
     return origin in ("bae_lens", "sae_lens") or isinstance(error, argparse.ArgumentError)
+
+
+def _printable(text: str) -> str:
+    """Text in which names of somebody else's cannot steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)

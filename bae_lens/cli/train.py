@@ -77,7 +77,10 @@ def _from_flags(argv: list[str]) -> RunConfig:
         runner = _parse_cfg_args(rest)
     except ArithmeticError as error:
         # SAELens divides by some of them before anybody can look.
-        raise ValueError(f"A number among the flags cannot be what it is: {error}.") from error
+        raise ValueError(
+            "--train_batch_size_tokens, --feature_sampling_window and --wandb_log_frequency must be whole "
+            f"numbers of at least 1, and --lr and --training_tokens finite ones; SAELens says: {error}."
+        ) from error
     given = {name: value for name in second_hook if (value := getattr(args, name)) is not None}
     if given or is_cross_layer(runner.sae.architecture()):
         content = runner.to_dict() | given

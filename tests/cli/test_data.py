@@ -99,3 +99,12 @@ def test_labels_that_were_asked_for_are_not_left_out(
 
     assert main(["report", str(folder), "--data", file, "--label_column", "y", *_REPORT]) == 2
     assert "'y'" in capsys.readouterr().err
+
+
+def test_names_of_others_do_not_steer_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(tmp_path / "a\x1b[2J\0b")]) == 2
+    message = capsys.readouterr().err
+    assert "a\\x1b[2J\\x00b" in message
+    assert "\x1b" not in message
