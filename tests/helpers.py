@@ -34,7 +34,15 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from bae_lens import (
     BAE,
@@ -115,6 +123,25 @@ def make_bridge(folder: Path) -> SAETransformerBridge:
         )
     )
     gpt2.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return SAETransformerBridge.boot_transformers(str(folder), device="cpu").eval()  # pyright: ignore[reportReturnType]
+
+
+def make_neox_bridge(folder: Path) -> SAETransformerBridge:
+    """A GPT-NeoX, of a kind that TransformerBridge has begin texts without BOS."""
+    torch.manual_seed(0)
+    GPTNeoXForCausalLM(
+        GPTNeoXConfig(
+            vocab_size=len(_SPECIAL + _WORDS),
+            hidden_size=D_IN,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=2 * D_IN,
+            max_position_embeddings=2 * CONTEXT_SIZE,
+            bos_token_id=0,
+            eos_token_id=1,
+        )
+    ).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return SAETransformerBridge.boot_transformers(str(folder), device="cpu").eval()  # pyright: ignore[reportReturnType]
 

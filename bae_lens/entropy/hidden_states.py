@@ -13,6 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.fields import check, whole
+from bae_lens.special_tokens import text_start
+from bae_lens.texts import check_text
 from bae_lens.training.runner import hook_width
 
 
@@ -33,7 +35,7 @@ def hidden_states(
     Args:
         model: a HookedTransformer or TransformerBridge.
         hooks: names of hook points; heads are flattened.
-        sequences: token ids, BOS included.
+        sequences: token ids, with BOS where the model has it.
         positions: which positions of each sequence to keep.
         batch_size: sequences a forward pass.
         verbose: show a progress bar.
@@ -85,25 +87,29 @@ def hidden_states(
     return states
 
 
-def tokenizer_of(model: Any) -> Any:
-    """The model's tokenizer.
+def check_tokenizer(model: Any) -> None:
+    """That the model can make tokens of texts.
 
     Raises:
-        ValueError: if it has none, or no BOS token, without which the first word would be where
-            attention is parked.
+        ValueError: if it has no tokenizer, or begins texts with BOS and its tokenizer has none: the
+            first word would be where attention is parked.
     """
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError("The model has no tokenizer; set model.tokenizer to the one it goes with.")
-    if tokenizer.bos_token_id is None:
+    if tokenizer.bos_token_id is None and model.cfg.default_prepend_bos:
         raise ValueError(
             "The model's tokenizer has no BOS token, and texts are to begin with one. Set "
-            "model.tokenizer.bos_token to the token that the model was trained to begin with."
+            "model.tokenizer.bos_token to the token that the model was trained to begin with, or "
+            "model.cfg.default_prepend_bos to False if there is none."
         )
-    return tokenizer
 
 
-def tokenise(tokenizer: Any, texts: Sequence[str]) -> list[Int[Tensor, " length"]]:
-    """Token ids of each text by itself, whole, BOS prepended."""
-    ids = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-    return [torch.tensor([tokenizer.bos_token_id, *row]) for row in ids]
+def tokenise(model: Any, texts: Sequence[str]) -> list[Int[Tensor, " length"]]:
+    """Token ids of each text by itself, whole, with BOS before them where the model has it there."""
+    for i, text in enumerate(texts):
+        check_text(text, f"Text {i}")
+    start = text_start(model, add_special_tokens=False)
+    ids = model.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    # Also of no token at all.
+    return [torch.tensor(start.of(row), dtype=torch.long) for row in ids]

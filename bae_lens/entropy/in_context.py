@@ -14,9 +14,10 @@ from torch import Tensor
 
 from bae_lens.bae import TrainingBAEConfig
 from bae_lens.entropy.cells import Cell, Settings, measure
-from bae_lens.entropy.hidden_states import hidden_states, tokenise, tokenizer_of
+from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenise
 from bae_lens.entropy.result import EntropyProfile, ProfileRow, overfit_warning
 from bae_lens.fields import ListOf, Text, check, whole
+from bae_lens.texts import check_text
 from bae_lens.training.runner import hook_width
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ def k_shot_prompts(
 
     Raises:
         ValueError: if the template has not ``{text}`` and then ``{label}`` once each, there are fewer
-            than two labels, or too few examples of one.
+            than two labels, or too few examples of one, or a text or label is no string.
     """
     n_shots, n_prompts = (
         check("n_shots", n_shots, whole(0)),
@@ -85,6 +86,9 @@ def k_shot_prompts(
     before, between, after = _template_parts(template)
     # Otherwise a demonstration could be the query's own text, with its label.
     examples = list(dict(examples).items())
+    for i, (text, label) in enumerate(examples):
+        check_text(text, f"The text of example {i}")
+        check_text(label, f"The label of example {i}")
     by_label: dict[str, list[int]] = defaultdict(list)
     for i, (_, label) in enumerate(examples):
         by_label[label].append(i)
@@ -193,14 +197,14 @@ def in_context_entropy(
     )
     for hook in hooks:
         settings.check_size(n_prompts, 1, hook_width(model, hook))
-    tokenizer = tokenizer_of(model)
+    check_tokenizer(model)
     tokens: dict[tuple[int, str | None], list[Tensor]] = {}
     for k in shots:
         for control in (None, SHUFFLED) if shuffled_control and k > 0 else (None,):
             prompts = k_shot_prompts(
                 examples, k, n_prompts, template, control is not None, prompt_seed
             )
-            tokens[k, control] = tokenise(tokenizer, [prompt.text for prompt in prompts])
+            tokens[k, control] = tokenise(model, [prompt.text for prompt in prompts])
             _check_context(tokens[k, control], k, model.cfg.n_ctx)
 
     cells = (
@@ -244,12 +248,17 @@ def in_context_accuracy(
         ValueError: if two labels begin with the same token, or a prompt is longer than the context.
     """
     model_batch_size = check("model_batch_size", model_batch_size, whole(1))
-    tokenizer = tokenizer_of(model)
+    check_tokenizer(model)
     labels = sorted({prompt.label for prompt in prompts})
-    first = [int(ids[1]) for ids in tokenise(tokenizer, [between + label for label in labels])]
+    own = model.tokenizer([between + label for label in labels], add_special_tokens=False)
+    if not all(own["input_ids"]):
+        raise ValueError(
+            f"The tokenizer makes no token of one of the labels {labels}; reword them."
+        )
+    first = [ids[0] for ids in own["input_ids"]]
     if len(set(first)) < len(first):
         raise ValueError(f"The labels {labels} do not differ in their first tokens; reword them.")
-    sequences = tokenise(tokenizer, [prompt.text for prompt in prompts])
+    sequences = tokenise(model, [prompt.text for prompt in prompts])
     _check_context(sequences, max(len(p.demonstrations) for p in prompts), model.cfg.n_ctx)
     device = next(model.parameters()).device
     by_length: dict[int, list[int]] = defaultdict(list)

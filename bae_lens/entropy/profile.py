@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -12,9 +12,11 @@ from torch import Tensor
 
 from bae_lens.bae import TrainingBAEConfig
 from bae_lens.entropy.cells import Cell, Settings, measure
-from bae_lens.entropy.hidden_states import hidden_states, tokenise, tokenizer_of
+from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenise
 from bae_lens.entropy.result import EntropyProfile, overfit_warning
 from bae_lens.fields import ListOf, Text, check, is_valid, shown, whole
+from bae_lens.special_tokens import text_start
+from bae_lens.texts import MissingTexts, check_text, is_missing
 from bae_lens.training.runner import hook_width
 
 logger = logging.getLogger(__name__)
@@ -49,8 +51,8 @@ def entropy_profile(
     """How many bits hidden states hold at a stated fidelity, by layer and token position.
 
     The model reads the first ``n_sequences`` texts that are long enough once, for all hooks and
-    positions, each text by itself with BOS before it: a position is a position in the text. For each
-    cell and seed the texts are split, a BAE is trained and pruned, and its code is scored on the
+    positions, each text by itself, with BOS before it where the model has it there
+    (``cfg.default_prepend_bos``): a position is a position in the text. For each cell and seed the texts are split, a BAE is trained and pruned, and its code is scored on the
     texts held out (``estimate_entropy``).
 
     All cells have the same texts and equally many vectors of each, since an estimate depends on how
@@ -65,7 +67,7 @@ def entropy_profile(
         model: a HookedTransformer or TransformerBridge with a tokenizer, of causal attention.
         dataset: rows with a column of text (a ``datasets.Dataset``, streaming or not), or texts.
         hooks: names of hook points; those of a bridge have names of their own.
-        positions: from 1, which is the first token after BOS; or ranges (first, last), both included,
+        positions: from 1, which is the first token after BOS or, without one, the second; or ranges (first, last), both included,
             whose positions are pooled into one cell. Where every text begins with the same token,
             as those of ``bae-lens/movie-reviews`` do, position 1 says nothing and is refused.
         max_unexplained: share of each cell's variance that may be left unexplained.
@@ -119,8 +121,9 @@ def entropy_profile(
             f"position is {model.cfg.n_ctx - 1}."
         )
     widths = [hook_width(model, hook) for hook in hooks]
+    check_tokenizer(model)
     tokens, n_too_short = _long_enough(
-        tokenizer_of(model), _texts(dataset, text_column), longest + 1, n_sequences
+        model, _texts(dataset, text_column), longest + 1, n_sequences
     )
     for label, (_, last) in zip(labels, ranges, strict=True):
         if bool((tokens[:, : last + 1] == tokens[0, : last + 1]).all()):
@@ -159,8 +162,9 @@ def _checked_positions(
     for first, last in ranges:
         if first == 0:
             raise ValueError(
-                "Position 0 is BOS: it is the same in every text, and in many models its hidden state "
-                "is a hundred times longer than any other. Begin at position 1."
+                "Position 0 is BOS or the first word: the former is the same in every text, and of "
+                "either the hidden state is a hundred times longer than any other in many models. "
+                "Begin at position 1."
             )
         if not 1 <= first <= last:
             raise ValueError(
@@ -187,26 +191,35 @@ def _range_of(position: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _texts(dataset: Iterable[Any], column: str) -> Iterator[str]:
-    for row in dataset:
-        if isinstance(row, str):
-            yield row
-            continue
-        if column not in row:
-            raise ValueError(
-                f"The dataset has no column {column!r}; it has {', '.join(row)}. Name the one with "
-                "the text as text_column."
-            )
-        yield row[column]
+    is_table = False
+    missing = MissingTexts()
+    number = 0
+    for number, row in enumerate(dataset, start=1):
+        if isinstance(row, Mapping):
+            is_table = True
+            if column not in row:
+                raise ValueError(
+                    f"The dataset has no column {column!r}; it has {', '.join(map(str, row))}. Name the "
+                    "one with the text as text_column."
+                )
+        text = row[column] if isinstance(row, Mapping) else row
+        if is_missing(text):
+            missing.pass_over(number)
+        else:
+            what = f"The {column!r} of row {number}" if is_table else f"Text {number}"
+            yield check_text(text, what)
+    missing.at_end(number)
 
 
 def _long_enough(
-    tokenizer: Any, texts: Iterator[str], length: int, n_sequences: int
+    model: Any, texts: Iterator[str], length: int, n_sequences: int
 ) -> tuple[Tensor, int]:
     """Tokens ``[n, length]`` of the first texts that have so many, and how many had not."""
     kept: list[Tensor] = []
+    n_own = length - len(text_start(model, add_special_tokens=False).added)
     n_too_short = 0
     while len(kept) < n_sequences and (some := list(islice(texts, _TEXTS_AT_A_TIME))):
-        for ids in tokenise(tokenizer, some):
+        for ids in tokenise(model, some):
             if len(kept) == n_sequences:
                 break
             if len(ids) < length:
@@ -215,15 +228,15 @@ def _long_enough(
                 kept.append(ids[:length])
     if len(kept) < 2:
         raise ValueError(
-            f"{len(kept)} of {len(kept) + n_too_short} texts have the {length - 1} tokens that the last "
+            f"{len(kept)} of {len(kept) + n_too_short} texts have the {n_own} tokens that the last "
             "position needs; at least two must. Give longer texts or earlier positions."
         )
     message = "%d of %d texts were passed over: they have fewer than %d tokens."
-    logger.info(message, n_too_short, n_too_short + len(kept), length - 1)
+    logger.info(message, n_too_short, n_too_short + len(kept), n_own)
     if len(kept) < n_sequences:
         logger.warning(
             "There are only %d texts of at least %d tokens, not %d; %d were shorter.",
-            *(len(kept), length - 1, n_sequences, n_too_short),
+            *(len(kept), n_own, n_sequences, n_too_short),
         )
     return torch.stack(kept), n_too_short
 

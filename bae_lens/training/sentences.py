@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from bae_lens.evals.text_batch import TextBatch, read_hooks
 from bae_lens.fields import check, whole
-from bae_lens.special_tokens import missing_bos, special_token_mask
+from bae_lens.special_tokens import special_token_mask, text_start
 from bae_lens.training.paired_batch import PairedBatch
 
 # The first of these that a dataset has is read: SAELens' two, and what sentence datasets call theirs.
@@ -99,7 +99,7 @@ class SentenceStore:
         self.model_kwargs = model_kwargs or {}
         self.device = torch.device(device)
         self.dtype = dtype
-        self._bos = missing_bos(model)
+        self._start = text_start(model)
         self.reset_input_dataset()
 
     def reset_input_dataset(self) -> None:
@@ -201,12 +201,12 @@ class SentenceStore:
             encoded = self.model.tokenizer(
                 text,
                 truncation=True,
-                max_length=self.context_size - len(self._bos),
+                max_length=self.context_size - self._start.n_more,
                 return_special_tokens_mask=True,
             )
             # A character that the tokenizer drops may have been all there was.
             if not all(encoded["special_tokens_mask"]):
-                yield self._bos + encoded["input_ids"]
+                yield self._start.of(encoded["input_ids"])
 
 
 @torch.no_grad()

@@ -165,7 +165,7 @@ def test_states_are_those_of_single_runs(kind, padding_side, tmp_path):
     model.tokenizer.padding_side = padding_side
     hooks = HOOKS if kind == "hooked" else ["blocks.0.hook_out", "blocks.1.mlp.hook_out"]
     prompts = k_shot_prompts(EXAMPLES, 3, 30, TEMPLATE)
-    sequences = tokenise(model.tokenizer, [prompt.text for prompt in prompts])
+    sequences = tokenise(model, [prompt.text for prompt in prompts])
     assert len({len(ids) for ids in sequences}) > 3
     last = torch.tensor([[len(ids) - 1] for ids in sequences])
 
@@ -276,7 +276,7 @@ def test_accuracy_is_the_share_of_likelier_labels():
 
     right = 0
     for prompt in prompts:
-        [ids] = tokenise(model.tokenizer, [prompt.text])
+        [ids] = tokenise(model, [prompt.text])
         logits = model(ids[None], prepend_bos=False)[0, -1]
         yes, no = (model.tokenizer.convert_tokens_to_ids(label) for label in ("word36", "word37"))
         right += ("word36" if logits[yes] > logits[no] else "word37") == prompt.label

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from bae_lens.special_tokens import missing_bos
+from bae_lens.special_tokens import text_start
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +98,11 @@ def encode_texts(
     if not texts:
         raise ValueError("There are no texts to encode.")
     prefix, _, suffix = (template or _SLOT).partition(_SLOT)
-    bos = missing_bos(model)
+    start = text_start(model)
     rows, word_rows, spans, positions = [], [], [], []
     n_truncated = 0
     for i, text in enumerate(texts):
-        encoding, read = _encode(tokenizer, text, prefix, suffix, context_size - len(bos))
+        encoding, read = _encode(tokenizer, text, prefix, suffix, context_size - start.n_more)
         own = [k for k, special in enumerate(encoding.special_tokens_mask) if not special]
         if not own:
             raise ValueError(
@@ -110,10 +110,10 @@ def encode_texts(
                 "Leave the text out."
             )
         word_of, spans_of_text = _words_of(encoding, read, len(prefix))
-        rows.append(torch.tensor(bos + encoding.ids))
-        word_rows.append(torch.tensor([-1] * len(bos) + word_of))
+        rows.append(torch.tensor(start.of(encoding.ids)))
+        word_rows.append(torch.tensor([-1] * len(start.added) + word_of[start.n_dropped :]))
         spans.append(spans_of_text)
-        positions.append(len(bos) + own[-1] if readout == "last" else 0)
+        positions.append(own[-1] + start.n_more if readout == "last" else 0)
         n_truncated += read != text
     if n_truncated:
         logger.warning(
