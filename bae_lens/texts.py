@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 logger = logging.getLogger(__name__)
@@ -42,8 +43,21 @@ def check_text(value: Any, what: str) -> str:
     return value
 
 
+def check_readable(dataset: Any) -> None:
+    """That a dataset can be read more than once.
+
+    Raises:
+        ValueError: if it is an iterator or a generator, of which one pass would leave nothing.
+    """
+    if isinstance(dataset, Iterator):
+        raise ValueError(
+            f"The dataset is a {type(dataset).__name__}, which can be read once only. Make a list of it, "
+            "or an IterableDataset: datasets.IterableDataset.from_generator."
+        )
+
+
 class MissingTexts:
-    """Counts rows that have no text, which readers pass over, and says so: once, and how many at the end.
+    """Counts rows that have no text, which readers pass over, and says so: of the first, and at the end.
 
     Args:
         column: that the texts are in, for messages; None for a list of texts.
@@ -52,19 +66,24 @@ class MissingTexts:
     def __init__(self, column: str | None = None) -> None:
         self._where = "" if column is None else f" in the column {column!r}"
         self.n = 0
+        self._is_told = False
 
     def pass_over(self, row: int) -> None:
-        """Count a row, by its number from 1."""
+        """Count a row, by its number from 1 in the order that rows are read in."""
         if self.n == 0:
-            logger.warning("Row %d has no text%s; such rows are passed over.", row, self._where)
+            logger.warning(
+                "The %d. row that was read has no text%s; such rows are passed over.",
+                *(row, self._where),
+            )
         self.n += 1
 
     def at_end(self, n_rows: int) -> None:
-        """Say how many there were of all rows."""
-        if self.n > 0:
+        """Say how many there were of all rows, at the end of the first pass."""
+        if self.n > 0 and not self._is_told:
             logger.warning(
                 "%d of %d rows have no text%s and were passed over.", self.n, n_rows, self._where
             )
+        self._is_told = True
 
 
 def _shown(value: Any) -> str:

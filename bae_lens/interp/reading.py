@@ -25,6 +25,7 @@ from bae_lens.evals.text_batch import MaskedTextStore, TextBatch, read_hooks
 from bae_lens.hook_points import take_heads
 from bae_lens.interp.coder import Coder
 from bae_lens.interp.evidence import EvidenceSettings
+from bae_lens.texts import check_text
 from bae_lens.training.sentences import SentenceStore
 
 logger = logging.getLogger(__name__)
@@ -262,6 +263,11 @@ def _shuffled(source: Any, seed: int) -> tuple[Any, NDArray[np.int64] | None]:
     """A dataset in random order, so that the first n tokens are from all over it; what cannot be
     shuffled (a name, a stream) as it is."""
     is_list = isinstance(source, (list, tuple))
+    if is_list:
+        # Their numbers are not those of the shuffled ones.
+        for i, text in enumerate(source):
+            if isinstance(text, str):
+                check_text(text, f"Text {i}")
     if not is_list and not isinstance(source, Dataset):
         return source, None
     order = np.random.default_rng(seed).permutation(len(source))

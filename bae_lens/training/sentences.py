@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from bae_lens.evals.text_batch import TextBatch, read_hooks
 from bae_lens.fields import check, whole
 from bae_lens.special_tokens import special_token_mask, text_start
+from bae_lens.texts import MissingTexts, check_readable, check_text, is_missing
 from bae_lens.training.paired_batch import PairedBatch
 
 # The first of these that a dataset has is read: SAELens' two, and what sentence datasets call theirs.
@@ -49,8 +50,8 @@ class SentenceStore:
     Args:
         model: a TransformerBridge or a HookedTransformer, encoder or decoder, with its tokenizer.
             A text begins with BOS where ``model.to_tokens`` has it begin so.
-        dataset: a ``datasets`` dataset with a column of texts, or a list of texts. Texts with
-            nothing but space in them are passed over.
+        dataset: a ``datasets`` dataset with a column of texts, or a list of texts. Texts that are
+            missing, with a logged warning, or have nothing but space in them are passed over.
         hook_names: the lower and the upper hook point, or one that is both.
         context_size: tokens at most of a text, special ones among them; the tokenizer cuts off the
             rest.
@@ -100,6 +101,7 @@ class SentenceStore:
         self.device = torch.device(device)
         self.dtype = dtype
         self._start = text_start(model)
+        self._missing = MissingTexts(self.column)
         self.reset_input_dataset()
 
     def reset_input_dataset(self) -> None:
@@ -130,7 +132,10 @@ class SentenceStore:
             self.reset_input_dataset()
             more = list(itertools.islice(self._rows, n - len(rows)))
             if not more:
-                raise ValueError("There is no text in the dataset, or none that is not empty.")
+                raise ValueError(
+                    f"There is no text in the dataset, or none that is not empty, among "
+                    f"{self.n_texts_read} rows."
+                )
             rows += more
         # Any id would do for padding: what is no token is told by the mask alone.
         pad = self.model.tokenizer.pad_token_id or 0
@@ -195,8 +200,11 @@ class SentenceStore:
         """Token ids of the texts from ``n_texts_read`` on, which counts along."""
         for row in itertools.islice(self.dataset, self.n_texts_read, None):
             self.n_texts_read += 1
-            text: Any = row if self.column is None else row[self.column]
-            if not (text and text.strip()):
+            text: Any = row if self.column is None else row.get(self.column)
+            if is_missing(text):
+                self._missing.pass_over(self.n_texts_read)
+                continue
+            if not check_text(text, _place(self.n_texts_read, self.column)).strip():
                 continue
             encoded = self.model.tokenizer(
                 text,
@@ -207,6 +215,7 @@ class SentenceStore:
             # A character that the tokenizer drops may have been all there was.
             if not all(encoded["special_tokens_mask"]):
                 yield self._start.of(encoded["input_ids"])
+        self._missing.at_end(self.n_texts_read)
 
 
 @torch.no_grad()
@@ -252,16 +261,40 @@ def _column_of(dataset: Any, column: str | None) -> str | None:
     if isinstance(dataset, (str, dict)):
         what = repr(dataset) if isinstance(dataset, str) else f"the splits {', '.join(dataset)}"
         raise ValueError(f"dataset has to be a loaded dataset, one split of it; got {what}.")
-    first: Any = next(iter(dataset), "")
-    if isinstance(first, str):
-        return None
-    if not isinstance(first, dict):
-        raise ValueError(f"The dataset has to hold texts; it holds a {type(first).__name__}.")
+    check_readable(dataset)
     wanted = _COLUMNS if column is None else (column,)
-    for name in wanted:
-        if isinstance(first.get(name), str):
-            return name
+    first: Any = None
+    for number, row in enumerate(dataset, start=1):
+        if isinstance(row, str):
+            return None
+        if is_missing(row):
+            continue
+        if not isinstance(row, Mapping):
+            raise ValueError(
+                f"The dataset has to hold texts; it holds a {type(row).__name__}, as row {number}."
+            )
+        first = first or (number, row)
+        # The first text may be missing.
+        for name in wanted:
+            if isinstance(row.get(name), str):
+                return name
+        if not all(is_missing(row.get(name)) for name in wanted):
+            first = (number, row)
+            break
+    if first is None:
+        return None
+    number, row = first
+    there = [name for name in wanted if not is_missing(row.get(name))]
+    if there:
+        why = f"row {number} has {ascii(row[there[0]])[:60]} there, and a text is a string"
+    elif any(name in row for name in wanted):
+        why = f"all of them are missing ({', '.join(map(repr, row))} are its columns)"
+    else:
+        why = f"it has {', '.join(map(repr, row))}"
     raise ValueError(
-        f"The dataset has no column {' or '.join(map(repr, wanted))} with texts; "
-        f"it has {', '.join(map(repr, first))}."
+        f"The dataset has no column {' or '.join(map(repr, wanted))} with texts; {why}."
     )
+
+
+def _place(row: int, column: str | None) -> str:
+    return f"Text {row}" if column is None else f"The {column!r} of row {row}"
