@@ -12,6 +12,7 @@ from sae_lens import ActivationsStore
 from torch import Tensor
 from typing_extensions import Self, override
 
+from bae_lens.special_tokens import special_token_ids
 from bae_lens.texts import MissingTexts, check_readable, check_text, is_missing
 
 logger = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class TextStore(ActivationsStore):
         for tokens in super()._iterate_raw_dataset_tokens():
             tokens = tokens.long()  # Of no text at all they are floats.
             if self.disable_concat_sequences:
-                adds_bos = bos is not None and len(tokens) > 0 and tokens[0] != bos
+                adds_bos = bos is not None and len(tokens) > 0 and int(tokens[0]) != bos
                 counts.see(len(tokens), self.context_size - adds_bos)
                 self._refuse_if_most_are_dropped(counts)
             else:
@@ -260,6 +261,31 @@ def check_dataset(dataset: Any) -> None:
             raise ValueError(
                 f"The {name!r} of row 1 has to be token ids; got {ascii(first[name])[:60]}."
             )
+
+
+def check_text_settings(settings: Any, model: Any, dataset: Any) -> list[int]:
+    """That a dataset can be read, and that the settings of a run or of an SAE leave tokens in it.
+
+    Args:
+        settings: a runner's config or an SAE's metadata.
+        model: the language model.
+        dataset: that is read, or its name, or None.
+
+    Returns:
+        Token ids that do not count.
+
+    Raises:
+        ValueError: if not.
+    """
+    if dataset is not None:
+        check_dataset(dataset)
+    excluded = special_token_ids(model, settings.exclude_special_tokens or False)
+    bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    if settings.context_size is not None:
+        check_positions(
+            settings.context_size, settings.seqpos_slice, bool(settings.prepend_bos), excluded, bos
+        )
+    return excluded
 
 
 def check_positions(

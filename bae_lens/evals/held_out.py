@@ -15,6 +15,7 @@ from bae_lens.fields import Text, check, shown, whole
 from bae_lens.hook_points import hook_names
 from bae_lens.model_loading import load_model
 from bae_lens.special_tokens import special_token_ids
+from bae_lens.text_store import TextStore, check_text_settings
 
 if TYPE_CHECKING:
     from bae_lens.training.sentences import SentenceStore
@@ -110,7 +111,8 @@ def held_out_store(
 
     Raises:
         ValueError: if the metadata names no dataset and none is given, or lacks another setting of
-            the text that the SAE was trained on; or there is no dataset of that name.
+        the text that the SAE was trained on; or there is no dataset of that name, it cannot be
+        read, or no token is left in it.
     """
     metadata = sae.cfg.metadata
     check("store_batch_size_prompts", store_batch_size_prompts, whole(1))
@@ -131,7 +133,8 @@ def held_out_store(
             "metadata.text_unit, the unit of text that the SAE was trained on, must be 'context' or "
             f"'sentence'; got {metadata.text_unit!r}."
         )
-    store = ActivationsStore.from_sae(
+    excluded = check_text_settings(metadata, model, dataset)
+    store = TextStore.from_sae(
         model,
         sae,
         dataset,
@@ -140,7 +143,6 @@ def held_out_store(
         disable_concat_sequences=bool(metadata.disable_concat_sequences),
         sequence_separator_token=metadata.get("sequence_separator_token", "bos"),
     )
-    excluded = special_token_ids(model, metadata.exclude_special_tokens or False)
     if excluded:
         store.exclude_special_tokens = torch.tensor(excluded, device=store.device)
     return store

@@ -33,6 +33,7 @@ from bae_lens.evals.text_batch import (
 from bae_lens.fields import Number, check, whole
 from bae_lens.hook_points import hook_names
 from bae_lens.special_tokens import special_token_ids
+from bae_lens.text_store import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -270,10 +271,12 @@ def _activations(sae: SAE[Any], store: ActivationsStore) -> Iterator[Tensor]:
 
 
 def _first(n_tokens: int, batches: Iterator[Tensor], verbose: bool) -> Iterator[Tensor]:
-    """The first rows of batches."""
+    """The first rows of batches; an endless text of which none counts raises."""
     n = 0
+    progress = Progress()
     with tqdm(total=n_tokens, desc="Code", unit="tok", leave=False, disable=not verbose) as bar:
         for batch in batches:
+            progress.see(len(batch))
             batch = batch[: n_tokens - n]
             n += len(batch)
             bar.update(len(batch))

@@ -25,6 +25,7 @@ from bae_lens.evals.text_batch import MaskedTextStore, TextBatch, read_hooks
 from bae_lens.hook_points import take_heads
 from bae_lens.interp.coder import Coder
 from bae_lens.interp.evidence import EvidenceSettings
+from bae_lens.text_store import Progress
 from bae_lens.texts import check_text
 from bae_lens.training.sentences import SentenceStore
 
@@ -181,7 +182,7 @@ def token_blocks(
 
     Raises:
         ValueError: if the model lacks the hook point, or its activations have another width than the
-            dictionary's.
+            dictionary's, or no token is left after special ones are taken out.
     """
     size = max(1, min(_MAX_BLOCK, _MAX_DENSE // coder.n_latents))
     pieces = _pieces(texts, coder, model, settings, model_kwargs)
@@ -197,7 +198,9 @@ def _pieces(
     model_kwargs: Mapping[str, Any] | None,
 ) -> Iterator[TokenBlock]:
     """A block a batch."""
+    progress = Progress()
     for batch, text_of_row in texts.batches():
+        progress.see(int(batch.valid.sum()))
         _, [acts] = read_hooks(model, batch, [coder.hook_name], model_kwargs)
         x = take_heads(acts, coder.head_index)[batch.valid.to(acts.device)]
         if len(x) == 0:

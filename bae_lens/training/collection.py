@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from bae_lens.files import check_output_folder, to_disk
 from bae_lens.json_file import parse_json
+from bae_lens.text_store import Progress, describe_positions
 from bae_lens.training.unfinished import sweep, unfinished_folder
 
 logger = logging.getLogger(__name__)
@@ -51,15 +52,22 @@ def read_rows(store: Any, n_tokens: int) -> Iterator[Tensor]:
         store: SAELens' ``ActivationsStore`` or ``PairedActivations``.
         n_tokens: how many rows in all, in whole sequences. Fewer come, with a logged warning,
             where the text ends before. Rows with NaN or infinity are counted in another.
+
+    Raises:
+        ValueError: if no token is left after special ones are taken out.
     """
     n_read = n_not_finite = 0
+    # Stores of this package have their own, which knows masks; SAELens' has none.
+    progress = Progress(describe_positions(store))
     n_tokens -= n_tokens % sequence_length_of(store)
     with tqdm(total=n_tokens, desc="Collecting activations", unit="tok") as bar:
         while n_read < n_tokens:
             try:
                 batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)
             except StopIteration:
+                progress.at_end()
                 break
+            progress.see(len(batch))
             batch = batch[: n_tokens - n_read].to(store.dtype)
             n_read += len(batch)
             n_not_finite += int((~batch.isfinite()).any(-1).sum())

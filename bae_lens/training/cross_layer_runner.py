@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
-from sae_lens import ActivationsStore, LanguageModelSAERunnerConfig, TrainingSAE
+from sae_lens import LanguageModelSAERunnerConfig, TrainingSAE
 from sae_lens.evals import EvalConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.training.activation_scaler import ActivationScaler
@@ -19,6 +19,7 @@ from typing_extensions import override
 from bae_lens.evals import run_evals
 from bae_lens.fields import OneOf, check_fields
 from bae_lens.special_tokens import special_token_ids
+from bae_lens.text_store import TextStore, check_text_settings
 from bae_lens.training.paired_activations import ContextStore, PairedActivations, PairedStore
 from bae_lens.training.replay import ReplayedActivations
 from bae_lens.training.runner import (
@@ -190,7 +191,11 @@ class CrossLayerTrainingRunner(TrainingRunner):
 
     def _paired_store(self, dataset: Any) -> PairedStore:
         cfg = self.cfg
-        special = special_token_ids(self.model, cfg.exclude_special_tokens)
+        special = (
+            special_token_ids(self.model, cfg.exclude_special_tokens)
+            if cfg.text_unit == "sentence"
+            else check_text_settings(cfg, self.model, dataset)
+        )
         device = torch.device(cfg.act_store_device or cfg.device)
         if cfg.text_unit == "sentence":
             return SentenceStore(
@@ -204,7 +209,7 @@ class CrossLayerTrainingRunner(TrainingRunner):
                 device=device,
                 dtype=str_to_dtype(cfg.dtype),
             )
-        store = ActivationsStore.from_config_multi_hook(
+        store = TextStore.from_config_multi_hook(
             self.model,
             dataset=dataset,
             hook_names=self._hook_names,

@@ -16,6 +16,7 @@ from torch import Tensor
 from bae_lens.fields import Number, check, whole
 from bae_lens.packing import pack_rows
 from bae_lens.special_tokens import special_token_mask
+from bae_lens.text_store import Progress, describe_positions
 from bae_lens.training.paired_batch import PairedBatch
 
 
@@ -121,14 +122,21 @@ class PairedActivations:
         self.mix_fraction = mix_fraction
         self.dtype = dtype
         self._batches: Iterator[Tensor] | None = None
+        self._progress = Progress(describe_positions(getattr(store, "store", store)))
 
     def get_filtered_llm_batch(self, raise_on_epoch_end: bool = False) -> Float[Tensor, "n width"]:
         """Rows of one forward pass.
 
         Raises:
             StopIteration: at the end of the text, if asked for.
+            ValueError: if no token is left after special ones are taken out.
         """
-        _, lower, upper, valid = self.store.paired_batch(raise_on_epoch_end)
+        try:
+            _, lower, upper, valid = self.store.paired_batch(raise_on_epoch_end)
+        except StopIteration:
+            self._progress.at_end()
+            raise
+        self._progress.see(int(valid.sum()))
         lower, upper = lower.to(self.dtype), upper.to(self.dtype)
         if self.sequence_length is None:
             return pack_rows(lower[valid], upper[valid])

@@ -45,6 +45,7 @@ from bae_lens.finite import check_finite_weights, check_trainable
 from bae_lens.json_file import write_json
 from bae_lens.model_loading import load_model
 from bae_lens.suggest import did_you_mean
+from bae_lens.text_store import TextStore, check_positions, check_text_settings
 from bae_lens.training.checkpoints import (
     RANDOM_STATE_FILENAME,
     check_given,
@@ -217,7 +218,10 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         sae: TrainingSAE[Any] | None,
     ) -> None:
         """Set ``model``, ``activations_store``, ``sae`` and ``evaluator``."""
+        check_text_settings(self.cfg, model, dataset)
         super().__init__(self.cfg, override_dataset=dataset, override_model=model, override_sae=sae)
+        self.activations_store = TextStore.of(self.activations_store)
+        self.evaluator.activations_store = self.activations_store
 
     def _before_training(self) -> None:
         """Called when the activations can be read and training has not begun."""
@@ -586,6 +590,7 @@ def load_runner_model(
 
 def _check_batch(cfg: LanguageModelSAERunnerConfig[Any], replay_tokens: int | None) -> None:
     batch = cfg.train_batch_size_tokens
+    check_positions(cfg.context_size, cfg.seqpos_slice, cfg.prepend_bos, cfg.exclude_special_tokens)
     if replay_tokens is not None:
         if replay_tokens < batch:
             raise ValueError(
