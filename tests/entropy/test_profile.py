@@ -15,7 +15,15 @@ import bae_lens
 from bae_lens import TrainingBAEConfig, entropy_profile
 from bae_lens.entropy import EntropyProfile, Interval, ProfileRow, estimate_entropy
 from bae_lens.entropy.cells import gaussian_like, gaussian_rate, variance_and_rank
-from tests.helpers import D_IN, make_activations, make_bridge, make_model, make_text
+from bae_lens.entropy.hidden_states import check_tokenizer, tokenise
+from tests.helpers import (
+    D_IN,
+    make_activations,
+    make_bridge,
+    make_model,
+    make_neox_bridge,
+    make_text,
+)
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
 POSITIONS = [1, (2, 3), (5, 16)]
@@ -429,3 +437,49 @@ def test_the_plot_has_a_line_a_hook_and_control_and_units(tmp_path):
 
 def test_it_is_exported():
     assert bae_lens.entropy_profile is entropy_profile
+
+
+# Models that have no BOS, texts that are missing, and what is no text
+
+
+def test_without_bos_a_text_needs_one_token_more(caplog):
+    texts = [" ".join(f"word{(i * 7 + j) % 40}" for j in range(4 + i % 2)) for i in range(120)]
+    model = make_model()
+    assert profile_of(model, texts, positions=[(2, 4)], steps=2, seeds=(0,)).n_texts == 100
+    model.cfg.default_prepend_bos = False
+    short = profile_of(model, texts, positions=[(2, 4)], steps=2, seeds=(0,))
+    assert (short.n_texts, short.n_too_short) == (60, 60)
+    assert "There are only 60 texts of at least 5 tokens" in caplog.text
+
+
+def test_hidden_states_begin_as_to_tokens_does(tmp_path):
+    hooked = make_model()
+    hooked.cfg.default_prepend_bos = False
+    for model in (hooked, make_neox_bridge(tmp_path), make_model()):
+        [ids] = tokenise(model, ["word1 word2"])
+        assert torch.equal(ids[None], model.to_tokens("word1 word2"))
+
+
+def test_a_model_without_bos_needs_no_bos_token():
+    model: Any = make_model()
+    model.cfg.default_prepend_bos = False
+    model.tokenizer.bos_token = None
+    model.cfg.tokenizer_prepends_bos = False
+    check_tokenizer(model)
+
+
+def test_missing_texts_are_passed_over():
+    texts = list(make_text()["text"])
+    gaps: list[Any] = [None, *texts[:50], "", float("nan"), *texts[50:]]
+    options = {"positions": [(1, 3)], "steps": 2, "seeds": (0,), "gaussian_control": False}
+    rows = [{"text": text} for text in gaps]
+    for dataset in (gaps, rows):
+        assert profile_of(dataset=dataset, **options).rows == profile_of(**options).rows
+
+
+@pytest.mark.parametrize("value", [5, b"a", ["a"], "\ud800"])
+def test_what_is_no_text_is_refused_with_row_and_value(value):
+    with pytest.raises(ValueError, match=r"^The 'text' of row 2 has "):
+        profile_of(dataset=[{"text": "word1"}, {"text": value}])
+    with pytest.raises(ValueError, match=r"^Text 2 has "):
+        profile_of(dataset=["word1", value])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sae_lens import ActivationsStore
 from scipy import sparse
 
@@ -21,6 +21,7 @@ from bae_lens.interp import Evidence, EvidenceSettings, collect, collect_evidenc
 from bae_lens.interp.collect import Collector
 from bae_lens.interp.reading import NOTHING, TokenBlock, place_dtype
 from bae_lens.interp.strings import TokenStrings
+from bae_lens.report.sentences import collect_sentences
 from bae_lens.training.sentences import SentenceStore
 from tests.helpers import (
     CONTEXT_SIZE,
@@ -536,3 +537,62 @@ def test_lemmas_without_their_package_are_refused_before_anything_is_read(monkey
 
     with pytest.raises(ImportError, match="simplemma"):
         collect_evidence(model, between(make_bae()), texts_of(), settings(lemmas="en"))
+
+
+# Models that have no BOS, texts that are missing, and what is no text
+
+
+def test_texts_of_a_model_without_bos_have_none():
+    model, sae = make_model(), make_bae()
+    sae.cfg.metadata.hook_name = HOOK
+    first = {}
+    for wanted in (True, False):
+        model.cfg.default_prepend_bos = wanted
+        evidence = collect_evidence(model, sae, ["word1 word2"], SMALL)
+        assert evidence.n_tokens == 2
+        windows = {tuple(e.tokens) for latent in evidence.latents for e in latent.random}
+        first[wanted] = {window[0] for window in windows}
+        [shown] = collect_sentences(model, sae, ["word1 word2"], evidence)
+        assert ("<bos>" in "".join(shown.strings)) == wanted
+    assert first == {True: {0}, False: {5}}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_missing_texts_are_passed_over_with_their_labels(seed):
+    model, sae = make_model(), make_bae()
+    sae.cfg.metadata.hook_name = HOOK
+    texts = [None, "word1", "word2 word3", "word4 word5 word6"]
+    given: list[Any] = [texts, Dataset.from_dict({"text": texts})]
+    for source in given:
+        evidence = collect_evidence(
+            model, sae, source, settings(seed=seed), labels=["x", "a", "b", "a"]
+        )
+        assert evidence.n_texts == 3
+        assert evidence.class_names is not None
+        assert evidence.class_shares is not None
+        shares = dict(zip(evidence.class_names, evidence.class_shares, strict=True))
+        assert shares == pytest.approx({"a": 4 / 6, "b": 2 / 6, "x": 0})
+
+
+def test_a_text_that_no_file_can_hold_is_refused_by_its_number():
+    sae = make_bae()
+    sae.cfg.metadata.hook_name = HOOK
+    with pytest.raises(ValueError, match=r"^Text 2 has .* half of a surrogate pair"):
+        collect_evidence(make_model(), sae, ["word1", "word2", "\ud800"], settings(seed=3))
+
+
+def test_a_text_without_end_and_without_tokens_ends_with_an_error():
+    def rows() -> Any:
+        while True:
+            yield {"text": "<eos> <pad>"}
+
+    sae = make_bae()
+    sae.cfg.metadata.hook_name = HOOK
+    store = SentenceStore(
+        make_model(),
+        IterableDataset.from_generator(rows),
+        [HOOK],
+        context_size=8,  # pyright: ignore[reportArgumentType]
+    )
+    with pytest.raises(ValueError, match="100 batches in a row had none"):
+        collect_evidence(make_model(), sae, store, SMALL)

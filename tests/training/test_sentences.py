@@ -24,7 +24,14 @@ from transformers import (
 )
 
 from bae_lens.training.sentences import SentenceStore, is_encoder_model
-from tests.helpers import CONTEXT_SIZE, D_IN, make_bridge, make_model, make_tokenizer
+from tests.helpers import (
+    CONTEXT_SIZE,
+    D_IN,
+    make_bridge,
+    make_model,
+    make_neox_bridge,
+    make_tokenizer,
+)
 
 PAD, UNK, CLS, SEP = range(4)
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -251,6 +258,17 @@ def test_a_decoders_text_begins_with_bos_once(adds_bos):
     assert store(model, TEXTS[:1], context_size=4).get_batch_tokens().shape[1] == 4
 
 
+def test_a_text_of_a_model_without_bos_has_none(tmp_path: Path):
+    hooked = make_model()
+    hooked.cfg.default_prepend_bos = False
+    for model in (hooked, make_neox_bridge(tmp_path)):
+        tokens = store(model, TEXTS[:1], store_batch_size_prompts=1).get_batch_tokens()
+        assert torch.equal(tokens, model.to_tokens(TEXTS[0]))
+        assert tokens[0, 0].item() == len(SPECIAL) + 1
+        # The room of the BOS that the tokenizer puts there and the model has not is the text's.
+        assert store(model, TEXTS[:1], context_size=3).get_batch_tokens().shape[1] == 3
+
+
 def test_long_texts_are_cut_and_keep_their_special_tokens(encoder, model_and_hooks):
     tokens, mask = store(encoder, context_size=5).get_batch()
 
@@ -266,6 +284,52 @@ def test_texts_with_nothing_in_them_are_passed_over(encoder):
     assert first_words(store(encoder, texts).get_batch()) == [1, 2]
     table = Dataset.from_dict({"text": ["word3", None, "word4"]})
     assert first_words(store(encoder, table).get_batch()) == [3, 4]
+
+
+@pytest.mark.parametrize("gap", [None, "", float("nan")])
+@pytest.mark.parametrize("kind", ["list", "table", "rows"])
+def test_so_are_missing_ones_wherever_they_stand(encoder, gap, kind, caplog):
+    texts = [gap, "word1", gap, "word2", gap]
+    dataset: Any = texts if kind == "list" else [{"text": text} for text in texts]
+    if kind == "table":
+        dataset = Dataset.from_dict({"text": [None if gap != gap else gap for gap in texts]})
+    reader = store(encoder, dataset)
+    for _ in range(3):
+        assert one_epoch(reader) == [1, 2]
+    where = "" if kind == "list" else " in the column 'text'"
+    assert [r.getMessage() for r in caplog.records if r.name.startswith("bae_lens")] == [
+        f"The 1. row that was read has no text{where}; such rows are passed over.",
+        f"3 of 5 rows have no text{where} and were passed over.",
+    ]
+
+
+def test_the_column_is_found_where_its_first_text_is_missing(encoder):
+    rows = [{"text": None, "sentence": None}, {"text": None, "sentence": "word3"}]
+    assert store(encoder, rows).column == "sentence"
+    assert store(encoder, [None, "word1"]).column is None
+    with pytest.raises(ValueError, match=r"all of them are missing .'text', 'n' are its columns"):
+        store(encoder, [{"text": None, "n": 1}] * 3)
+
+
+@pytest.mark.parametrize("value", [5, 2.5, ["a"], {"a": 1}, b"abc", "a\ud800"])
+def test_what_is_no_text_is_refused_with_row_and_value(encoder, value):
+    with pytest.raises(ValueError, match=r"row 2 ha.*(got |'\\ud800')") as caught:
+        store(encoder, [{"text": "word1"}, {"text": value}]).get_batch()
+    str(caught.value).encode()
+    with pytest.raises(ValueError, match=r"Text 2 has .*(got |'\\ud800')"):
+        store(encoder, ["word1", value]).get_batch()
+    if not isinstance(value, str):
+        with pytest.raises(ValueError, match=r"no column 'text' .* with texts; row 1 has .* there"):
+            store(encoder, [{"text": value}])
+
+
+def test_a_nul_is_a_character_like_another(encoder):
+    assert first_words(store(encoder, ["word1\0 word2"]).get_batch(1)) != []
+
+
+def test_what_can_be_read_once_only_is_refused(encoder):
+    with pytest.raises(ValueError, match="a generator, which can be read once only"):
+        store(encoder, (text for text in TEXTS))
 
 
 def test_there_has_to_be_a_text(encoder):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bae_lens.special_tokens import text_start
+from bae_lens.texts import check_text
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def encode_texts(
         template: what the model reads around a text, as in ``"Review: {text}\\nSentiment:"``.
 
     Raises:
-        ValueError: if there is no fast tokenizer or no text, ``{text}`` does not stand in the
+        ValueError: if there is no fast tokenizer or no text, a text is no string, ``{text}`` does not stand in the
             template once, ``context_size`` is more than the model's or leaves no room for a text,
             or the tokenizer makes no token of a text.
     """
@@ -102,6 +103,7 @@ def encode_texts(
     rows, word_rows, spans, positions = [], [], [], []
     n_truncated = 0
     for i, text in enumerate(texts):
+        check_text(text, f"Text {i}")
         encoding, read = _encode(tokenizer, text, prefix, suffix, context_size - start.n_more)
         own = [k for k, special in enumerate(encoding.special_tokens_mask) if not special]
         if not own:

@@ -302,3 +302,35 @@ def test_words_of_real_reviews_are_what_their_tokens_say(name):
         whole = encode_texts(model, texts[-2:], context_size=128, readout="last")
         for text, row, mask in zip(texts[-2:], whole.tokens, whole.attention_mask, strict=True):
             assert torch.equal(row[mask], model.to_tokens(text)[0])
+
+
+# Models that have no BOS
+
+
+@pytest.mark.parametrize("readout", ["last", "first"])
+def test_a_text_of_a_model_without_bos_has_none(readout):
+    model = make_model()
+    with_bos = encode_texts(model, ["word1 word2"], context_size=16, readout=readout)
+    model.cfg.default_prepend_bos = False
+    encoded = encode_texts(model, ["word1 word2", "word3"], context_size=16, readout=readout)
+    assert with_bos.tokens.tolist() == [[0, 5, 6]]
+    assert torch.equal(encoded.tokens[:1], model.to_tokens("word1 word2"))
+    assert encoded.tokens[1, 0].item() == 7
+    assert encoded.word_of.tolist() == [[0, 1], [0, -1]]
+    assert encoded.readout.tolist() == ([1, 0] if readout == "last" else [0, 0])
+    assert encoded.words == [["word1", "word2"], ["word3"]]
+    # The room of the BOS that the tokenizer puts there and the model has not is the text's.
+    cut = encode_texts(model, ["word1 word2 word3 word4"], context_size=3, readout=readout)
+    assert cut.tokens.tolist() == [[5, 6, 7]]
+
+
+@pytest.mark.parametrize("text", [None, 5, b"word1", ["word1"], "word1 \ud800"])
+def test_what_is_no_text_is_refused_by_its_number(text):
+    with pytest.raises(ValueError, match=r"^Text 1 has "):
+        encode_texts(make_model(), ["word1", text], context_size=16, readout="last")
+
+
+def test_a_nul_and_control_characters_are_characters_like_others():
+    texts = ["word1\0word2 word3", "\x1b[2J word1", "word1\u202e word2"]
+    encoded = encode_texts(make_model(), texts, context_size=16, readout="last")
+    assert encoded.words[0][-1] == "word3"
