@@ -279,7 +279,7 @@ def check_text_settings(settings: Any, model: Any, dataset: Any) -> list[int]:
     """
     if dataset is not None:
         check_dataset(dataset)
-    excluded = special_token_ids(model, settings.exclude_special_tokens or False)
+    excluded = special_token_ids(model, settings.exclude_special_tokens)
     bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
     if settings.context_size is not None:
         check_positions(

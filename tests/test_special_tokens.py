@@ -32,10 +32,10 @@ def test_the_mask_has_the_tokens_shape():
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([True], "token ids, whole numbers from 0 up; got True"),
-        (["<bos>"], "got '<bos>' among them"),
-        ([1, -1], "got -1 among them"),
-        ([1.0], "got 1.0 among them"),
+        ([True], "must be True, False or token ids; got"),
+        (["<bos>"], "must be True, False or token ids"),
+        ([1, -1], "must be True, False or token ids"),
+        ([1.0], "must be True, False or token ids"),
         (range(44), "names all 44 tokens of the model's vocabulary"),
         ([*range(50)], "so that no token is left"),
     ],
