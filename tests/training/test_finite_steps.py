@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,32 @@ from sae_lens.config import LoggingConfig
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunnerConfig, synthetic_sae_runner
 from sae_lens.synthetic.training import SyntheticActivationIterator
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bae_lens import TrainingTopKTranscoderConfig
 from bae_lens.finite import check_trainable
-from bae_lens.training import SyntheticTrainingRunner
+from bae_lens.training import (
+    CrossLayerRunnerConfig,
+    CrossLayerTrainingRunner,
+    SyntheticTrainingRunner,
+    TrainingRunner,
+)
 from bae_lens.training.finite_steps import SKIPPED_KEY, NotFiniteError, skip_steps_not_finite
 from bae_lens.training.fit import fit_activations
 from bae_lens.training.replay import ReplayedActivations
-from tests.helpers import BATCH, D_IN, clvq_cfg, make_activations, trainer_cfg, training_cfg
+from tests.helpers import (
+    BATCH,
+    D_IN,
+    HOOK_OUT,
+    clvq_cfg,
+    make_activations,
+    make_model,
+    make_text,
+    runner_cfg,
+    trainer_cfg,
+    training_cfg,
+)
 
 CONFIGS: dict[str, Any] = {
     "bae": lambda: training_cfg(normalize_activations="none"),
@@ -277,3 +296,46 @@ def test_that_synthetic_runs_skip_too(tmp_path: Path, monkeypatch: pytest.Monkey
     cfg.sae.dtype = "float16"
     with pytest.raises(ValueError, match=r"sae\.dtype is 'float16'"):
         SyntheticTrainingRunner(cfg)
+
+
+@pytest.mark.parametrize("is_cross_layer", [False, True])
+def test_that_a_run_goes_on_after_a_bad_batch_and_logs_it(
+    is_cross_layer: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = ReplayedActivations.__next__
+
+    def with_nan(self: Any) -> Tensor:
+        batch = serve(self)
+        if self.n_batches_served == 5:
+            batch = batch.clone()
+            batch[3, 0] = float("nan")
+        return batch
+
+    monkeypatch.setattr(ReplayedActivations, "__next__", with_nan)
+    cfg: Any = runner_cfg(tmp_path, n_steps=8)
+    cls: Any = TrainingRunner
+    if is_cross_layer:
+        fields = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg) if f.init}
+        fields |= {"sae": clvq_cfg(d_in=D_IN, d_out=D_IN, d_sae=8), "hook_name_out": HOOK_OUT}
+        cfg, cls = (
+            CrossLayerRunnerConfig(**fields, initialization_tokens=256),
+            CrossLayerTrainingRunner,
+        )
+    cfg.checkpoint_path, cfg.n_checkpoints = str(tmp_path / "checkpoints"), 1
+    cfg.sae.dtype = "float16"
+    with pytest.raises(ValueError, match=r"sae\.dtype is 'float16'"):
+        cls(cfg)
+    cfg.sae.dtype = "float32"
+    cfg.logger.wandb_log_frequency = 1
+    runner = cls(cfg, make_text(), make_model(), replay_tokens=8 * BATCH)
+    sae = runner.run()
+    assert all(value.isfinite().all() for value in sae.state_dict().values())
+    lines = [json.loads(line) for line in runner.metrics_path.read_text().splitlines()]
+    skipped = [line[SKIPPED_KEY] for line in lines]
+    assert skipped == sorted(skipped)
+    assert skipped[-1] == 1
+    assert len(lines) == 8
+    saved = list(tmp_path.rglob("sae_weights.safetensors"))
+    assert saved
+    for path in saved:
+        assert all(value.isfinite().all() for value in load_file(path).values())
