@@ -31,6 +31,7 @@ from bae_lens.fields import Flag, Number, Rule, check_fields, whole
 from bae_lens.finite import check_finite_weights
 from bae_lens.packing import unpack_rows
 from bae_lens.sae_fields import CROSS_LAYER_FIELDS, SAE_FIELDS, TRAINING_SAE_FIELDS
+from bae_lens.saving import save_whole
 
 # pyright: reportIncompatibleVariableOverride=false
 
@@ -114,7 +115,7 @@ class TopKTranscoder(Transcoder):
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
         check_finite_weights(self)
-        return super().save_model(path)
+        return save_whole(path, super().save_model)
 
     @override
     @classmethod
@@ -190,7 +191,7 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
         check_finite_weights(self)
-        return super().save_inference_model(path)
+        return save_whole(path, super().save_inference_model)
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
