@@ -25,6 +25,7 @@ from bae_lens.evals.concept_ablation.columns import (
     rows_of_table,
 )
 from bae_lens.json_file import parse_json
+from bae_lens.texts import MissingTexts, check_text, is_missing
 
 _FILES = (".jsonl", ".json", ".csv", ".txt")  # of _READERS
 
@@ -61,6 +62,8 @@ class LabelledTexts:
     ) -> LabelledTexts:
         """Texts from a file, a dataset, a dataset's name or rows. Row numbers in errors begin at 1.
 
+        Rows without a text, or with nothing but space, are passed over with a logged warning.
+
         Args:
             data: a ``.csv`` file with a header; a ``.jsonl`` or ``.json`` file with an object a
                 line; a ``.txt`` file with a text a line, which has no labels;
@@ -75,22 +78,23 @@ class LabelledTexts:
         Raises:
             FileNotFoundError: if ``data`` is meant for a file that is not there.
             ValueError: if a file is not what its suffix says, a dataset cannot be loaded, a column
-                is missing, a text is empty or no string, a label is missing or no class, or all
-                labels are the same.
+                is missing, a text is no string or no file can hold it, a label is missing or no class,
+                or all labels are the same.
         """
         data = _rows_of(data, split)
         known = class_names(data, label_column)
         rows = _read_rows(data, text=text_column, label=label_column)
-        texts = [_text_of(row.get(text_column), i) for i, row in enumerate(rows, start=1)]
-        evidence = [_evidence_of(row.get("evidence"), i) for i, row in enumerate(rows, start=1)]
-        labels = [row.get(label_column) for row in rows]
+        numbered = _with_text(rows, text_column)
+        texts = [str(row[text_column]) for _, row in numbered]
+        evidence = [_evidence_of(row.get("evidence"), i) for i, row in numbered]
+        labels = [(i, row.get(label_column)) for i, row in numbered]
         if known is not None:
-            labels = [named_class(label, known, i) for i, label in enumerate(labels, start=1)]
-        names = [_label_name(label, i) for i, label in enumerate(labels, start=1)]
+            labels = [(i, named_class(label, known, i)) for i, label in labels]
+        names = [_label_name(label, i) for i, label in labels]
         if None in names:
             raise ValueError(
                 f"{names.count(None)} of {len(names)} rows have no label in the column "
-                f"{label_column!r}; the first is row {names.index(None) + 1}. Label or drop them, or "
+                f"{label_column!r}; the first is row {labels[names.index(None)][0]}. Label or drop them, or "
                 "take another split."
             )
         there = {name for name in names if name is not None}
@@ -174,10 +178,11 @@ def read_texts(
 
     Raises:
         FileNotFoundError: if ``data`` is meant for a file that is not there.
-        ValueError: if it cannot be read, the column is missing, or a text is empty or no string.
+        ValueError: if it cannot be read, the column is missing, there is no text, or one is no string
+            or none that a file can hold. Rows without a text are passed over with a logged warning.
     """
     rows = _read_rows(_rows_of(data, split), n, text=text_column)
-    return [_text_of(row.get(text_column), i) for i, row in enumerate(rows, start=1)]
+    return [str(row[text_column]) for _, row in _with_text(rows, text_column)]
 
 
 def has_column(data: str | Path, name: str, split: str) -> bool:
@@ -282,12 +287,21 @@ def _missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def _text_of(value: Any, row: int) -> str:
-    if _missing(value) or (isinstance(value, str) and not value.strip()):
-        raise ValueError(f"Row {row} has no text, or only space. Drop it.")
-    if not isinstance(value, str):
-        raise ValueError(f"The text of row {row} has to be a string; got {value!r}.")
-    return value
+def _with_text(rows: list[Mapping[str, Any]], column: str) -> list[tuple[int, Mapping[str, Any]]]:
+    """The rows that have a text, with their numbers; of the others it is logged how many there are."""
+    missing = MissingTexts(column)
+    kept: list[tuple[int, Mapping[str, Any]]] = []
+    for number, row in enumerate(rows, start=1):
+        text = row.get(column)
+        if is_missing(text) or (isinstance(text, str) and not text.strip()):
+            missing.pass_over(number)
+        else:
+            check_text(text, f"The text of row {number}")
+            kept.append((number, row))
+    missing.at_end(len(rows))
+    if not kept:
+        raise ValueError(f"None of the {len(rows)} rows has a text in the column {column!r}.")
+    return kept
 
 
 def _evidence_of(value: Any, row: int) -> str | None:
@@ -295,7 +309,7 @@ def _evidence_of(value: Any, row: int) -> str | None:
         return None
     if not isinstance(value, str):
         raise ValueError(f"The evidence of row {row} has to be a string or None; got {value!r}.")
-    return value
+    return check_text(value, f"The evidence of row {row}")
 
 
 def _label_name(value: Any, row: int) -> str | None:
@@ -309,7 +323,7 @@ def _label_name(value: Any, row: int) -> str | None:
             f"The label of row {row} has to be a class: an integer, a boolean or a string; got "
             f"{value!r}."
         )
-    return str(value).strip() or None
+    return check_text(str(value), f"The label of row {row}").strip() or None
 
 
 def _sorted_names(names: Iterable[str]) -> list[str]:

@@ -135,8 +135,13 @@ def test_texts_alone_need_no_label(tmp_path):
     assert read_texts(({"text": text} for text in ["a", "b", ""]), 2) == ["a", "b"]
     with pytest.raises(ValueError, match="no column 'text'"):
         read_texts([{"label": 1}])
-    with pytest.raises(ValueError, match="Row 1 has no text"):
+    assert read_texts([{"text": text} for text in ("", None, "a", " ")]) == ["a"]
+    with pytest.raises(ValueError, match="None of the 1 rows has a text in the column 'text'"):
         read_texts([{"text": ""}])
+    with pytest.raises(
+        ValueError, match=r"text of row 2 has '\\udc41' as character 2, half of a surr"
+    ):
+        read_texts([{"text": "a"}, {"text": "b\udc41"}])
     with pytest.raises(FileNotFoundError, match=r"gone\.csv"):
         read_texts("gone.csv")
 
@@ -170,8 +175,18 @@ def changed(number: int, **values: Any) -> list[dict[str, Any]]:
         (ROWS[::2], "All 2 labels are '1'"),
         (changed(0, label=0.5), r"label of row 1 has to be a class.*0\.5"),
         (changed(0, label=[1]), "label of row 1"),
-        (changed(1, text=" \n"), "Row 2 has no text"),
-        (changed(1, text=None), "Row 2 has no text"),
+        (
+            [row | {"text": None} for row in ROWS],
+            "None of the 3 rows has a text in the column 'text'",
+        ),
+        (changed(1, text=b"ab"), "text of row 2 has to be a string; got b'ab'"),
+        (changed(1, text={"a": 1}), "text of row 2 has to be a string; got {'a': 1}"),
+        (changed(1, text="a\ud800"), r"text of row 2 has '\\ud800' as character 2, half of a surr"),
+        (
+            changed(2, label="\ud800"),
+            r"label of row 3 has '\\ud800' as character 1, half of a surr",
+        ),
+        (changed(0, evidence="\udfff"), r"evidence of row 1 has '\\udfff' as character 1"),
         (changed(2, text=["a"]), r"text of row 3 has to be a string; got \['a'\]"),
         (changed(0, evidence=[1, 2]), "evidence of row 1 has to be a string or None"),
         (["a", "b"], "Row 1 has to be a mapping.*got a str"),
@@ -181,6 +196,41 @@ def changed(number: int, **values: Any) -> list[dict[str, Any]]:
 def test_rows_that_cannot_be_used_are_named(rows, message):
     with pytest.raises(ValueError, match=message):
         LabelledTexts.read(rows)
+
+
+@pytest.mark.parametrize("gap", [None, "", " \n", float("nan")])
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_rows_without_a_text_are_passed_over_and_counted(gap, at, caplog):
+    rows = [{"text": text, "label": label} for text, label in (("a", 0), ("b", 1), ("c", 1))]
+    data = LabelledTexts.read([*rows[:at], {"text": gap, "label": None}, *rows[at:]])
+    assert (data.texts, data.labels.tolist()) == (["a", "b", "c"], [0, 1, 1])
+    assert "1 of 4 rows have no text in the column 'text' and were passed over." in caplog.text
+
+
+@pytest.mark.parametrize("field", ["text", "label"])
+def test_a_file_of_half_a_surrogate_pair_is_refused_by_row_and_value(tmp_path: Path, field):
+    path = tmp_path / "data.jsonl"
+    rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y", field: "\ud800"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=rf"The {field} of row 2 has '\\ud800'") as caught:
+        LabelledTexts.read(path)
+    str(caught.value).encode()
+
+
+def test_a_nul_is_a_character_like_another(tmp_path: Path):
+    path = tmp_path / "data.jsonl"
+    rows = [{"text": "a\0b", "label": "x\0"}, {"text": "c", "label": "y"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = LabelledTexts.read(path)
+    assert data.texts == ["a\0b", "c"]
+    assert data.label_names == ["x\0", "y"]
+
+
+def test_a_name_that_stands_twice_in_a_row_is_refused(tmp_path: Path):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "a", "label": 0}\n{"text": "a", "label": 0, "label": 1}\n')
+    with pytest.raises(ValueError, match=r"line 2 is not JSON: 'label' stands twice in one object"):
+        LabelledTexts.read(path)
 
 
 def test_the_hubs_mark_of_no_label_is_none():
@@ -214,8 +264,8 @@ def test_a_data_frame_is_its_rows(label):
     assert data.texts == ["a", "b"]
     assert set(data.label_names) == {"x", str(int(label))}
     assert read_texts(table, 1) == ["a"]
-    with pytest.raises(ValueError, match="Row 2 has no text"):
-        LabelledTexts.read(pd.DataFrame({"text": ["a", None], "label": [0, 1]}))
+    gap = pd.DataFrame({"text": ["a", None, "c"], "label": [0, 1, 1]})
+    assert LabelledTexts.read(gap).texts == ["a", "c"]
     with pytest.raises(ValueError, match="no row"):
         LabelledTexts.read(pd.DataFrame({"text": [], "label": []}))
 
