@@ -32,6 +32,8 @@ from bae_lens.nn import (
     chow_liu_tree,
     component,
     entropy_of_rates,
+    flip_bits,
+    follow_budget,
     marginal_entropy,
     miller_madow_correction,
     mutual_information,
@@ -259,3 +261,19 @@ def test_that_ids_are_whole_numbers(dtype: torch.dtype) -> None:
         use.update(ids, ids.to(dtype))
     use.update(torch.arange(200).to(torch.uint8), torch.arange(200).to(torch.uint8))
     assert use.compute().codes_in_use == 200
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_budgets_and_bits_that_are_inverted(dtype: torch.dtype) -> None:
+    start, spent = torch.tensor(8.0).to(dtype), torch.tensor(1.5).to(dtype)
+    close(follow_budget(start, spent), 8.02)
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (8, 300), "b_enc": (300,), "W_dec": (300, 8), "b_dec": (8,), "scale": (300,)}
+    weights = {k: torch.randn(v, generator=generator).to(dtype) for k, v in shapes.items()}
+    flipped = torch.rand(300, generator=generator) < 0.8
+    narrow = flip_bits(**weights, flipped=flipped, apply_b_dec_to_input=True)
+    wide = {k: v.double() for k, v in weights.items()}
+    for name, value in flip_bits(**wide, flipped=flipped, apply_b_dec_to_input=True).items():
+        assert narrow[name].dtype == dtype
+        error = (narrow[name].double() - value).norm() / value.norm()
+        assert error < torch.finfo(dtype).eps, name

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bae_lens.nn.entropy import binary_entropy
+from bae_lens.nn.precision import widened
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,11 @@ def follow_budget(log_multiplier: Float[Tensor, ""], spent: Float[Tensor, ""]) -
         log_multiplier: where it is.
         spent: share of the budget, 1 where it is met: the minibatch's entropy over its target, or
             the unexplained variance that may be left over that which is.
+
+    Returns:
+        float32 (float64 for float64), since a step is less than what bfloat16 tells apart.
     """
+    log_multiplier, spent = widened(log_multiplier), widened(spent)
     step = _RATE * (_GAIN * (spent - 1)).clamp(-1, 1)
     return (log_multiplier + step).clamp(-_LIMIT, _LIMIT)
 

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from bae_lens.nn.precision import widened
+
 
 def flip_bits(
     W_enc: Float[Tensor, "d_in d_sae"],
@@ -32,14 +34,23 @@ def flip_bits(
     Returns:
         New tensors under the names of the arguments; the given ones are left as they are.
     """
+    dtypes = {
+        "W_enc": W_enc.dtype,
+        "b_enc": b_enc.dtype,
+        "W_dec": W_dec.dtype,
+        "b_dec": b_dec.dtype,
+    }
+    # Of many bits, in bfloat16 what they add up to would be rounded before it is added.
+    W_enc, b_enc, W_dec, b_dec, scale = map(widened, (W_enc, b_enc, W_dec, b_dec, scale))
     sign = torch.where(flipped, -1, 1).to(W_enc.dtype)
     shift = (flipped * scale) @ W_dec
     W_enc, b_enc = W_enc * sign, b_enc * sign
     if apply_b_dec_to_input:
         b_enc = b_enc + shift @ W_enc
-    return {
+    turned = {
         "W_enc": W_enc,
         "b_enc": b_enc,
         "W_dec": W_dec * sign.unsqueeze(1),
         "b_dec": b_dec + shift,
     }
+    return {name: value.to(dtypes[name]) for name, value in turned.items()}
