@@ -17,6 +17,7 @@ test: install
 # The kills and bad inputs of which make test tries a few, at full count.
 check-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bad_inputs 60
 
 check: install
 	$(BIN)/ruff check .

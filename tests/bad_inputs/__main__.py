@@ -11,11 +11,13 @@ from tests.bad_inputs.runs import FOLDERS
 from tests.bad_inputs.table import failures, table, try_all
 from tests.bad_inputs.values import VALUES
 
+READERS = (*FILES, *FOLDERS, *VALUES)
+
 
 def main() -> int:
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 50
     with tempfile.TemporaryDirectory() as folder:
-        tried = try_all((*FILES, *FOLDERS, *VALUES), n, Path(folder))
+        tried = try_all(READERS, n, Path(folder))
     bad = failures(tried)
     print("\n".join(bad))
     print(table(tried))
