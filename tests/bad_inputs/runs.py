@@ -14,7 +14,16 @@ from bae_lens.training import TrainingRunner
 from tests.bad_inputs.damage import Damaged, damaged_bytes, damaged_json
 from tests.bad_inputs.readers import Reader
 from tests.bad_inputs.trial import Trial, command
-from tests.helpers import CONTEXT_SIZE, HOOK, make_bae, make_clvq, make_model, make_text, runner_cfg
+from tests.helpers import (
+    CONTEXT_SIZE,
+    D_IN,
+    HOOK,
+    make_bae,
+    make_clvq,
+    make_model,
+    make_text,
+    runner_cfg,
+)
 
 _REPLAYED = 20 * 64
 KNOWN = {
@@ -93,7 +102,8 @@ def _saved(name: str, make: Callable[[], Any]) -> Callable[[Random, Path], Itera
         cfg = (good / "cfg.json").read_bytes()
         # Of what the class itself reads; the rest of the metadata is notes.
         own = json.loads(cfg)
-        typed = tuple(own["metadata"])
+        # SAELens puts the device there that it is asked for.
+        untyped = (*own["metadata"], "device")
         weights = (good / "sae_weights.safetensors").read_bytes()
         files = ("cfg.json", "sae_weights.safetensors")
         yield from _taken_in_turn(
@@ -101,7 +111,7 @@ def _saved(name: str, make: Callable[[], Any]) -> Callable[[Random, Path], Itera
                 good,
                 "cfg.json",
                 read,
-                damaged_json(cfg, random, ("architecture", "d_in", "d_sae"), typed),
+                damaged_json(cfg, random, ("architecture", "d_in", "d_sae"), untyped),
                 "sae",
             ),
             _in_copies(
@@ -185,7 +195,7 @@ FOLDERS = (
         "bae-lens report PATH, a CLVQ-VAE",
         "damaged cfg.json and weights",
         "a folder that SAELens wrote",
-        _saved("report", make_clvq),
+        _saved("report", partial(make_clvq, d_out=D_IN)),
     ),
     Reader(
         "TrainingRunner, resume_from_checkpoint",

@@ -65,6 +65,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
     },
     EndpointSettings: {"base_url": "http://localhost/v1", "model": "m"},
 }
+_VERY_MANY = "9" * 400
 _INF = float("inf")
 _NUMBERS: tuple[Any, ...] = ("x", "1e-3", [1], {}, -_INF, _INF, float("nan"), -(10**30), True, b"1")
 _STRINGS: tuple[Any, ...] = ("no such choice", 3, ["a"], {}, b"a", 0.5)
@@ -117,10 +118,13 @@ def _runner(random: Random, folder: Path) -> Iterator[Trial]:
         name, value = random.choice(_RUNNER_NUMBERS), random.choice(_RUNNER_BAD)
 
         def call(name: str = name, value: Any = value) -> None:
-            # None is the default of some: the scheduler's and the evals'.
-            TrainingRunner(runner_cfg(folder / "run", **{name: value}), text, model)
+            # Set afterwards: what SAELens' own class makes of it when it is made is SAELens'.
+            cfg = runner_cfg(folder / "run")
+            setattr(cfg, name, value)
+            TrainingRunner(cfg, text, model)
 
-        is_told = value is not None
+        # A seed may be negative.
+        is_told = value is not None and (name, value) != ("seed", -5)
         yield Trial(
             f"{name}={value!r}",
             call,
@@ -211,7 +215,7 @@ def _train_options(random: Random, folder: Path) -> Iterator[Trial]:
     while True:
         name, value = random.choice(known)
         short = name.rpartition(".")[2]
-        names = (name, short, *(("batch",) if "batch" in name else ()))
+        names = (name, short, *(word for word in ("batch", "hook") if word in name))
         yield Trial(
             f"--{name} {value[:30]}", command("train", str(path), f"--{name}", value), names
         )
@@ -225,8 +229,8 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
     given = {
         "eval": (sae,),
         "report": (sae,),
-        "ablate": (sae, "--data", str(data)),
-        "quiz": (sae, "--data", str(data), "--reference", str(data)),
+        "ablate": (sae, "--data", str(data), "--context_size", "16"),
+        "quiz": (sae, "--data", str(data), "--reference", str(data), "--context_size", "16"),
     }
     known: list[tuple[str, str, tuple[str, ...]]] = []
     for name in given:
@@ -237,7 +241,7 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
             if flag is None:
                 continue
             if action.type is int:
-                known.append((name, flag, ("x", "-1", "1.5", "", "9" * 5000)))
+                known.append((name, flag, ("x", "-1", "1.5", "", _VERY_MANY)))
             elif action.type is float:
                 known.append((name, flag, ("x", "nan", "-1", "")))
             elif action.choices:
@@ -245,7 +249,7 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
             elif flag == "--device":
                 known.append((name, flag, ("gpu", "")))
             elif flag in ("--data", "--reference", "--reference_data", "--evidence"):
-                known.append((name, flag, (str(folder / "nowhere.jsonl"), sae)))
+                known.append((name, flag, (str(folder / "nowhere.jsonl"),)))
             elif flag == "--output":
                 known.append((name, flag, (sae, "/proc/x", str(data / "x"))))
     while True:
@@ -260,6 +264,7 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
             f"{name} {flag} {value[:30]}",
             command(name, *argv),
             (flag, flag[2:], value[:30] or flag),
+            is_told=value != _VERY_MANY,  # of what there is, all
         )
 
 

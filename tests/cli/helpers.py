@@ -20,7 +20,7 @@ def resolve_to_tiny(
     asked: list[tuple[str, str]] = []
 
     def load_model(
-        name: str, class_name: str = "HookedTransformer", device: Any = "cpu"
+        name: str, class_name: str = "HookedTransformer", device: Any = "cpu", **options: Any
     ) -> HookedSAETransformer:
         asked.append((name, class_name))
         return make_model()
