@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sae_lens.constants import (
     TRAINER_STATE_FILENAME,
 )
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,6 +31,7 @@ logger = logging.getLogger(__name__)
 RANDOM_STATE_FILENAME = "random_state.safetensors"
 # Written last. A checkpoint without it is of an earlier version, or of SAELens' own runner.
 RECORD_FILENAME = "checkpoint.json"
+_PIECE = 2**20  # bytes that are read at a time
 _FOLDED_AT_THE_END = ("expected_average_only_in", "covariance_whitening")
 _FILES = (
     TRAINER_STATE_FILENAME,
@@ -42,14 +45,16 @@ _FILES = (
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Beside the files of a checkpoint, with their sizes.
+    """Beside the files of a checkpoint, with their sizes and checksums.
 
     Args:
         folder: where the checkpoint is being written.
         record: what belongs to it and is in none of SAELens' files.
     """
-    sizes = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}
-    write_json(folder / RECORD_FILENAME, {**record, "bytes": sizes})
+    files = [file for file in sorted(folder.iterdir()) if file.is_file()]
+    sizes = {file.name: file.stat().st_size for file in files}
+    checksums = {file.name: _crc32(file) for file in files}
+    write_json(folder / RECORD_FILENAME, {**record, "bytes": sizes, "crc32": checksums})
 
 
 def check_whole(path: Path) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def check_whole(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if a file is missing or was cut off.
-        ValueError: if one cannot be read.
+        ValueError: if one cannot be read, or is not what was written there.
     """
     missing = [name for name in _FILES if not (path / name).is_file()]
     if missing:
@@ -73,6 +78,7 @@ def check_whole(path: Path) -> dict[str, Any]:
         return {}
     record = _read(path / RECORD_FILENAME)
     _check_sizes(path, record.get("bytes"))
+    _check_checksums(path, record.get("crc32"))
     return record
 
 
@@ -149,7 +155,7 @@ def check_replayed(path: Path, store: Any) -> None:
         ValueError: if they were, or others in number.
     """
     # SAELens' store ignores a state that it does not know, and would begin with the first text.
-    was_replayed = "n_batches_served" in load_file(path / ACTIVATIONS_STORE_STATE_FILENAME)
+    was_replayed = "n_batches_served" in _load(path / ACTIVATIONS_STORE_STATE_FILENAME)
     is_replayed = isinstance(store, ReplayedActivations)
     if was_replayed and not is_replayed:
         raise ValueError(
@@ -183,7 +189,7 @@ def restore_random_state(path: Path) -> None:
     """Of a checkpoint; one of SAELens' own runner has none."""
     if not (path / RANDOM_STATE_FILENAME).is_file():
         return
-    state = load_file(path / RANDOM_STATE_FILENAME)
+    state = _load(path / RANDOM_STATE_FILENAME)
     torch.set_rng_state(state.pop("cpu"))
     if torch.cuda.is_available():
         for name, value in state.items():
@@ -212,8 +218,43 @@ def _check_sizes(path: Path, sizes: Any) -> None:
             )
 
 
+def _check_checksums(path: Path, checksums: Any) -> None:
+    for name, checksum in (checksums if isinstance(checksums, dict) else {}).items():
+        if _crc32(path / name) != checksum:
+            raise ValueError(
+                f"resume_from_checkpoint is {str(path)!r}, whose {name} is not what was written there: "
+                "its checksum differs. Give another checkpoint."
+            )
+
+
+def _crc32(file: Path) -> int:
+    checksum = 0
+    with file.open("rb") as content:
+        while piece := content.read(_PIECE):
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
+
+
+def _load(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read: {error}. Give a whole checkpoint.") from error
+
+
 def _check_old(path: Path) -> None:
-    was_replayed = "n_batches_served" in load_file(path / ACTIVATIONS_STORE_STATE_FILENAME)
+    """What has no checksums is read once more for it, since SAELens says no file's name."""
+    _load(path / SAE_WEIGHTS_FILENAME)
+    state = path / TRAINER_STATE_FILENAME
+    try:
+        torch.load(state, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Whatever unpickling makes of it.
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{state} cannot be read: {reason[:200]}. Give a whole checkpoint."
+        ) from error
+    was_replayed = "n_batches_served" in _load(path / ACTIVATIONS_STORE_STATE_FILENAME)
     is_ours = was_replayed or "hook_name_out" in _read(path / RUNNER_CFG_FILENAME)
     if is_ours and not (path / RANDOM_STATE_FILENAME).is_file():
         # SAELens' own runner writes none; this package always did, in the end.
