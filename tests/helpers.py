@@ -62,6 +62,8 @@ D_IN, D_SAE = 16, 40
 D_OUT, N_CODES, LENGTH = 12, 10, 8
 CONTEXT_SIZE, BATCH = 16, 64
 HOOK, HOOK_OUT = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
+# A word's token, see make_sinking_model.
+SINK = 20
 _SPECIAL = ("<bos>", "<eos>", "<pad>", "<unk>")
 _WORDS = tuple(f"word{i}" for i in range(40))
 
@@ -104,6 +106,15 @@ def make_model() -> HookedSAETransformer:
         initializer_range=0.3,
     )
     return HookedSAETransformer(cfg, tokenizer=make_tokenizer()).eval()
+
+
+def make_sinking_model() -> HookedSAETransformer:
+    """``make_model`` with a word, the token ``SINK``, whose activations are a hundred times as long as
+    others', as those of an attention sink are."""
+    model = make_model()
+    with torch.no_grad():
+        model.W_E[SINK] *= 150
+    return model
 
 
 def make_bridge(folder: Path) -> SAETransformerBridge:

@@ -37,8 +37,12 @@ from bae_lens.evals.text_batch import (
 )
 from bae_lens.hook_points import flat_heads, hook_names, output_is_decoded_code, take_heads
 from bae_lens.nn import widened
+from bae_lens.outlier_tokens import OutlierTokens
 
 logger = logging.getLogger(__name__)
+
+# At the end of a group's name: over all tokens, outliers too.
+WITH_OUTLIERS = "_with_outliers"
 
 
 def evaluates_here(sae: SAE[Any]) -> bool:
@@ -76,6 +80,11 @@ class CrossLayerEvaluation:
         model_kwargs: passed to the model.
         special_tokens: ids of tokens that do not count.
         verbose: show progress bars.
+        outliers: tokens that do not count either, and are treated as special ones are; None: all do.
+
+    Attributes:
+        n_counted: tokens of the groups of ``run``, outliers among them.
+        n_outliers: outliers among them.
 
     Raises:
         ValueError: if the metadata names no hook, or activations of two hook points are whitened.
@@ -90,8 +99,11 @@ class CrossLayerEvaluation:
         model_kwargs: Mapping[str, Any],
         special_tokens: Sequence[int],
         verbose: bool = False,
+        outliers: OutlierTokens | None = None,
     ) -> None:
         self.sae, self.store, self.model = sae, store, model
+        self.outliers = outliers
+        self.n_counted = self.n_outliers = 0
         self.scaler, self.model_kwargs = activation_scaler, model_kwargs
         self.special_tokens, self.verbose = special_tokens, verbose
         self._reads_again = False
@@ -108,7 +120,11 @@ class CrossLayerEvaluation:
     @torch.no_grad()
     def run(self, config: EvalConfig) -> tuple[dict[str, Any], dict[str, Any]]:
         """What ``sae_lens.run_evals`` returns; CE and KL, also against mean-ablation, only for a
-        model that predicts the next token. ``token_stats`` are of the tokens read."""
+        model that predicts the next token. ``token_stats`` are of the tokens read.
+
+        Where outliers were left out, each group is there once more with them, by its name and
+        ``WITH_OUTLIERS``.
+        """
         if config.compute_kl or config.compute_ce_loss:
             _check_positive(config.n_eval_reconstruction_batches, "n_eval_reconstruction_batches")
             if not predicts_next_token(self.model):
@@ -127,15 +143,25 @@ class CrossLayerEvaluation:
         if any(asked.values()) or config.compute_featurewise_density_statistics:
             n = config.n_eval_sparsity_variance_batches
             _check_positive(n, "n_eval_sparsity_variance_batches")
-            quality = _Quality(self.sae.cfg.d_sae)
+            quality, with_outliers = _Quality(self.sae.cfg.d_sae), _Quality(self.sae.cfg.d_sae)
+            n_outliers = self.n_outliers
             for _ in self._bar(range(n), "Sparsity and variance"):
                 batch = self._read(config.batch_size_prompts)
-                quality.update(self._see(batch)[1], batch.valid)
+                _, inputs, targets = self._activations(batch)
+                counted = self._counted(batch, inputs, targets)
+                seen = self._code(inputs, targets, counted.valid)
+                quality.update(seen, counted.valid)
+                if self.outliers is not None:
+                    if not counted.valid.equal(batch.valid):
+                        seen = self._code(inputs, targets, batch.valid)
+                    with_outliers.update(seen, batch.valid)
                 n_read[1] += batch.n_tokens
-            computed = quality.compute()
-            metrics.update(
-                {group: computed[group] for group, is_asked in asked.items() if is_asked}
-            )
+            for of, end in ((quality, ""), (with_outliers, WITH_OUTLIERS)):
+                if of is quality or self.n_outliers > n_outliers:
+                    computed = of.compute()
+                    metrics.update(
+                        {group + end: computed[group] for group in asked if asked[group]}
+                    )
             if config.compute_featurewise_density_statistics:
                 per_latent |= quality.per_latent()
         if config.compute_featurewise_weight_based_metrics:
@@ -158,12 +184,28 @@ class CrossLayerEvaluation:
         # A store of sentences begins again; SAELens' goes on where the other groups have ended.
         self.store.reset_input_dataset()
         for batch in TextBatch.until_end(self.store, self.special_tokens):
-            _, seen = self._see(batch)
+            _, inputs, targets = self._activations(batch)
+            counts = batch.valid
+            if self.outliers is not None:
+                counts = counts & ~self._outliers_in(inputs, targets).to(counts.device)
+            seen = self._code(inputs, targets, counts)
+            if not counts.equal(batch.valid):
+                # Outliers as they come out where they are not hidden from others.
+                outliers = (batch.valid & ~counts).to(seen.acts.device)[..., None]
+                others = self._code(inputs, targets, batch.valid)
+                seen = seen._replace(
+                    acts=torch.where(outliers, others.acts, seen.acts),
+                    outputs=torch.where(
+                        outliers.to(seen.outputs.device), others.outputs, seen.outputs
+                    ),
+                )
             inputs, targets, acts, outputs = (
                 x[batch.valid.to(x.device)][:n_tokens].to(self.sae.device) for x in seen
             )
             if use is not None:
-                use.update(acts.argmax(-1), batch.tokens[batch.valid][:n_tokens])
+                is_used = counts[batch.valid][:n_tokens]
+                tokens = batch.tokens[batch.valid][:n_tokens]
+                use.update(acts[is_used.to(acts.device)].argmax(-1), tokens[is_used])
             n_tokens -= len(acts)
             yield torch.cat([inputs, targets, outputs], -1)
             if n_tokens <= 0:
@@ -173,6 +215,14 @@ class CrossLayerEvaluation:
         """The parts of ``rows``."""
         d_out = (rows.shape[1] - self.sae.cfg.d_in) // 2
         return Reconstructed(*rows.split([self.sae.cfg.d_in, d_out, d_out], dim=1))
+
+    def has_outliers(self, batches: Iterable[Tensor]) -> bool:
+        """Whether there is one among the tokens of batches that count."""
+        for tokens in batches:
+            batch = TextBatch.of(tokens, self.special_tokens)
+            if not self._counted(batch, *self._activations(batch)[1:]).valid.equal(batch.valid):
+                return True
+        return False
 
     # Parts
 
@@ -186,13 +236,20 @@ class CrossLayerEvaluation:
         return tqdm(batches, desc=what, leave=False, disable=not self.verbose)
 
     @torch.no_grad()
-    def _see(self, batch: TextBatch, stop_after: bool = True) -> tuple[Tensor, _Seen]:
-        """The model's output, and what the SAE makes of its activations."""
-        sae = self.sae
+    def _activations(
+        self, batch: TextBatch, stop_after: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The model's output, and its activations where the SAE reads and where it writes."""
         output, both = read_hooks(self.model, batch, self.hook_names, self.model_kwargs, stop_after)
         inputs, targets = (take_heads(*x) for x in zip(both, self.head_indices, strict=True))
+        return output, inputs, targets
+
+    @torch.no_grad()
+    def _code(self, inputs: Tensor, targets: Tensor, valid: Tensor) -> _Seen:
+        """What the SAE makes of activations; tokens that do not count are hidden from a decoder."""
+        sae = self.sae
         x = self.scaler.scale(inputs).to(sae.device)
-        with only_tokens(sae, batch.valid), flat_heads(sae):
+        with only_tokens(sae, valid), flat_heads(sae):
             acts = sae.encode(x)
             outputs = sae.decode(acts) if output_is_decoded_code(sae) else sae(x)
         if acts.layout != torch.strided:
@@ -203,7 +260,23 @@ class CrossLayerEvaluation:
                 f"{self.hook_names[1]!r} have width {targets.shape[-1]}."
             )
         outputs = self.scaler.unscale(outputs.to(targets.device))
-        return output, _Seen(inputs, targets, acts, outputs)
+        return _Seen(inputs, targets, acts, outputs)
+
+    def _outliers_in(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """True where a token is an outlier at either hook point."""
+        assert self.outliers is not None
+        lower, upper = self.hook_names
+        at = [(lower, inputs)] if lower == upper else [(lower, inputs), (upper, targets)]
+        return self.outliers.any_mask(*at)
+
+    def _counted(self, batch: TextBatch, inputs: Tensor, targets: Tensor) -> TextBatch:
+        """The batch without its outliers, which are counted."""
+        if self.outliers is None:
+            return batch
+        outliers = self._outliers_in(inputs, targets).to(batch.valid.device)
+        self.n_counted += int(batch.valid.sum())
+        self.n_outliers += int((batch.valid & outliers).sum())
+        return batch._replace(valid=batch.valid & ~outliers)
 
     def _downstream(self, config: EvalConfig) -> tuple[dict[str, dict[str, float]], int]:
         """CE and KL of the model that goes on from the reconstruction, zeros, or the mean."""
@@ -211,6 +284,19 @@ class CrossLayerEvaluation:
             self._read(config.batch_size_prompts)
             for _ in range(config.n_eval_reconstruction_batches)
         ]
+        counted, n_outliers = batches, self.n_outliers
+        if self.outliers is not None:
+            counted = [self._counted(batch, *self._activations(batch)[1:]) for batch in batches]
+        groups = self._scores(counted, config)
+        if self.n_outliers > n_outliers:
+            others = self._scores(batches, config)
+            groups |= {group + WITH_OUTLIERS: values for group, values in others.items()}
+        return groups, sum(batch.n_tokens for batch in batches)
+
+    def _scores(
+        self, batches: Sequence[TextBatch], config: EvalConfig
+    ) -> dict[str, dict[str, float]]:
+        """Of ``_downstream``, over the tokens of these batches that count; others stay as they are."""
         point = Continuation(
             self.model, self.hook_names[1], self.head_indices[1], self.model_kwargs
         )
@@ -218,7 +304,8 @@ class CrossLayerEvaluation:
         zero = torch.zeros_like(mean)
         ce, kl = defaultdict(list), defaultdict(list)
         for batch in self._bar(batches, "Reconstruction"):
-            logits, seen = self._see(batch, stop_after=False)
+            logits, inputs, targets = self._activations(batch, stop_after=False)
+            seen = self._code(inputs, targets, batch.valid)
             ce["without_sae"].append(next_token_loss(logits, batch))
             for name, new, where in (
                 ("with_sae", seen.outputs, batch.valid),
@@ -235,7 +322,7 @@ class CrossLayerEvaluation:
             groups["model_behavior_preservation"] = _scored("kl_div", kl)
         if config.compute_ce_loss:
             groups["model_performance_preservation"] = _scored("ce_loss", ce)
-        return groups, sum(batch.n_tokens for batch in batches)
+        return groups
 
 
 class _Quality:

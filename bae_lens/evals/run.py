@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -18,8 +18,9 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.code_statistics import TOKENS_PER_LATENT
 from bae_lens.evals.codebook_use import CodebookUse
-from bae_lens.evals.cross_layer import CrossLayerEvaluation, evaluates_here
+from bae_lens.evals.cross_layer import WITH_OUTLIERS, CrossLayerEvaluation, evaluates_here
 from bae_lens.evals.magnitudes import MAX_BITS
+from bae_lens.evals.outliers import OutlierScores, described, outlier_tokens_of, warn_of_many
 from bae_lens.evals.reconstruction import mean_ablation_ce
 from bae_lens.evals.summarise import Reconstructed, is_one_hot, summarise_code
 from bae_lens.evals.text_batch import (
@@ -32,6 +33,7 @@ from bae_lens.evals.text_batch import (
 )
 from bae_lens.fields import Number, check, whole
 from bae_lens.hook_points import hook_names
+from bae_lens.outlier_tokens import OutlierTokens
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.text_store import Progress
 
@@ -65,6 +67,20 @@ class _Recorder:
         return getattr(self._store, name)
 
 
+class _Served:
+    """The very batches that were served, once more.
+
+    Args:
+        batches: of token ids.
+    """
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self._batches = iter(batches)
+
+    def get_batch_tokens(self, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
+        return next(self._batches)
+
+
 def run_evals(
     sae: SAE[Any],
     activation_store: ActivationsStore | MaskedTextStore,
@@ -77,8 +93,9 @@ def run_evals(
     n_code_tokens: int = 65_536,
     pair_counts: bool | None = None,
     magnitude_bits: float | None = 4,
+    exclude_outlier_tokens: bool | float | OutlierTokens = True,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """SAELens' ``run_evals`` with two additions, for any SAE.
+    """SAELens' ``run_evals`` with three additions, for any SAE.
 
     * ``model_performance_preservation`` gains ``ce_loss_with_mean_ablation`` and
       ``ce_loss_score_mean_ablation``, on the same tokens as SAELens' zero-ablation score, where
@@ -90,8 +107,14 @@ def run_evals(
       (``n_tokens`` says how many they are; where there is none it stands alone); for a CLVQ-VAE also those of ``CodebookSummary``, whose
       ``bits_per_token`` is then the description length.
 
+    * outlier tokens (attention sinks other than BOS, see ``bae_lens.outlier_tokens``) are left out as
+      special tokens are: not scored, and not replaced in the model. A group ``outlier_tokens`` says
+      how many there were among those of ``code``, by what norm, and the explained variance and L0
+      with them; any other group in whose text there were some is there once more over all tokens,
+      as ``…_with_outliers``.
+
     All else is what ``sae_lens.run_evals`` returns, untouched, for an SAE that reconstructs its own
-    input. One that writes to another hook point (``metadata.hook_name_out``: CLVQ-VAEs, transcoders)
+    input (with outliers in the text, in the groups ``…_with_outliers``). One that writes to another hook point (``metadata.hook_name_out``: CLVQ-VAEs, transcoders)
     is scored there, in the same groups by the same names, which SAELens does not do: its explained
     variance, norms and cosine are those of the target, and the model goes on from its output at that
     hook point. KL is then against mean-ablation too. So is every SAE scored on texts that come with
@@ -116,6 +139,9 @@ def run_evals(
         magnitude_bits: resolution at which a real-valued code's magnitudes are counted, see
             ``MagnitudeQuantiser``; ``quantised_explained_variance`` is what is left at it. None: they
             are not.
+        exclude_outlier_tokens: see ``outlier_tokens_of``; False: none are left out, and SAELens' groups
+            are its own. Give the same ``OutlierTokens`` for SAEs that are compared on other texts
+            than one.
 
     Returns:
         Metrics by group, and SAELens' per-latent metrics.
@@ -133,27 +159,37 @@ def run_evals(
     kwargs = dict(model_kwargs or {})
     special = special_token_ids(model, exclude_special_tokens)
     evaluation: CrossLayerEvaluation | None = None
-    if (
+    is_ours = (
         has_masks(activation_store)
         or evaluates_here(sae)
         or _has_heads_unknown_to_saelens(sae, model, kwargs)
-    ):
+    )
+    outliers = None
+    if n_code_tokens > 0 or _reads_text(config):
+        outliers = outlier_tokens_of(
+            exclude_outlier_tokens, sae, activation_store, model, special, kwargs
+        )
+    if is_ours:
         evaluation = CrossLayerEvaluation(
-            sae, activation_store, model, scaler, kwargs, special, verbose
+            sae, activation_store, model, scaler, kwargs, special, verbose, outliers
         )
         metrics, feature_metrics = evaluation.run(config)
     else:
+        assert not has_masks(activation_store)
         metrics, feature_metrics = _same_layer_groups(
-            sae, activation_store, model, scaler, config, kwargs, special, verbose
+            sae, activation_store, model, scaler, config, kwargs, special, verbose, outliers
         )
     if n_code_tokens == 0:
         return metrics, feature_metrics
+    scores = None
 
     is_sound = sae.cfg.d_sae <= min(n_code_tokens // TOKENS_PER_LATENT, _MAX_PAIRED)
     counts_pairs = is_sound if pair_counts is None else pair_counts
 
     def code() -> dict[str, Any]:
         """Of the next tokens of the text, up to its end."""
+        nonlocal scores
+        scores = None if outliers is None else OutlierScores(outliers, hook_names(sae))
         use = CodebookUse(sae.cfg.d_sae) if evaluation is not None and is_one_hot(sae) else None
         if evaluation is None:
             assert not has_masks(activation_store)
@@ -171,6 +207,7 @@ def run_evals(
             scaler,
             pair_counts=counts_pairs,
             magnitude_bits=magnitude_bits,
+            outlier_scores=scores,
         )
         group = {
             **summary.to_dict(),
@@ -184,16 +221,31 @@ def run_evals(
             group |= bits | used._asdict()
         return group
 
+    def n_read() -> int:
+        return metrics["code"]["n_tokens"] + (0 if scores is None else scores.n_outliers)
+
     metrics["code"] = code()
-    if metrics["code"]["n_tokens"] < n_code_tokens and not has_masks(activation_store):
+    if n_read() < n_code_tokens and not has_masks(activation_store):
         # The other groups have read some of a short text, which now begins again: it counts whole.
         metrics["code"] = code()
-    n_tokens = metrics["code"]["n_tokens"]
+    n_tokens = n_read()
     if n_tokens == 0:
         logger.warning("There is no group 'code': no token of the text counts.")
     elif n_tokens < n_code_tokens:
         logger.warning("The text ended after %d of %d tokens.", n_tokens, n_code_tokens)
+    if outliers is not None and scores is not None:
+        metrics["outlier_tokens"] = described(outliers, hook_names(sae)) | scores.compute()
+        warn_of_many(scores.n_outliers, scores.n_tokens, outliers)
     return metrics, feature_metrics
+
+
+def _reads_text(config: EvalConfig) -> bool:
+    """Whether a group is asked for that is of text."""
+    return any(
+        value
+        for name, value in vars(config).items()
+        if name.startswith("compute_") and name != "compute_featurewise_weight_based_metrics"
+    )
 
 
 def _has_heads_unknown_to_saelens(
@@ -218,8 +270,10 @@ def _same_layer_groups(
     model_kwargs: dict[str, Any],
     special_tokens: list[int],
     verbose: bool,
+    outliers: OutlierTokens | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What SAELens returns, with the score against mean-ablation."""
+    """What SAELens returns, with the score against mean-ablation; where there are outliers in its text,
+    that is of all tokens, and the groups of its names are without them."""
     recorder = _Recorder(store)
     metrics, feature_metrics = sae_lens_run_evals(
         sae=sae,
@@ -248,7 +302,28 @@ def _same_layer_groups(
         group["ce_loss_score_mean_ablation"] = (ablated - group["ce_loss_with_sae"]) / (
             ablated - group["ce_loss_without_sae"]
         )
-    return metrics, feature_metrics
+    if outliers is None or not recorder.served:
+        return metrics, feature_metrics
+    others = CrossLayerEvaluation(
+        sae,
+        _Served(recorder.served),  # pyright: ignore[reportArgumentType]
+        model,
+        scaler,
+        model_kwargs,
+        special_tokens,
+        verbose,
+        outliers,
+    )
+    if not others.has_outliers(recorder.served):
+        return metrics, feature_metrics
+    without, features_without = others.run(config)
+    with_outliers = {
+        f"{group}{WITH_OUTLIERS}": values
+        for group, values in metrics.items()
+        if group in without and group != "token_stats"
+    }
+    without = {g: v for g, v in without.items() if not g.endswith(WITH_OUTLIERS)}
+    return metrics | without | with_outliers, feature_metrics | features_without
 
 
 def _activations(sae: SAE[Any], store: ActivationsStore) -> Iterator[Tensor]:

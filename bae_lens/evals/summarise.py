@@ -15,6 +15,7 @@ from torch import Tensor
 from bae_lens.bae import BAE
 from bae_lens.evals.code_statistics import CodeStatistics, CodeSummary
 from bae_lens.evals.magnitudes import MAX_BITS, MagnitudeQuantiser
+from bae_lens.evals.outliers import OutlierScores
 from bae_lens.fields import Number, check, whole
 from bae_lens.hook_points import flat_heads
 
@@ -58,6 +59,7 @@ def summarise_code(
     pair_counts: bool = False,
     minibatch_size: int = 1024,
     magnitude_bits: float | None = None,
+    outlier_scores: OutlierScores | None = None,
 ) -> CodeEvaluation:
     """Encode and decode batches of activations, counting the code and the variance explained.
 
@@ -73,10 +75,12 @@ def summarise_code(
         magnitude_bits: resolution at which the magnitudes of a real-valued code are quantised. The
             quantiser is fitted on the first batch, which is scored with the others; where nothing fires
             in it, there is none. Ignored for a one-bit code.
+        outlier_scores: says which tokens are outliers, which are left out here, and takes in all of
+            them; None: none are left out.
 
     Raises:
-        ValueError: if there are no activations, a latent's activation is NaN or infinite, or
-            ``magnitude_bits`` is not from 0 to 16.
+        ValueError: if there are no activations, or outliers only, a latent's activation is NaN or
+            infinite, or ``magnitude_bits`` is not from 0 to 16.
     """
     minibatch_size = check("minibatch_size", minibatch_size, whole(1))
     magnitude_bits = check(
@@ -93,6 +97,16 @@ def summarise_code(
             targets = batch.targets if given else batch
             if acts.layout != torch.strided:
                 acts = acts.to_dense()
+            outputs = batch.outputs if given else scaler.unscale(sae.decode(acts))
+            if outlier_scores is not None:
+                inputs = batch.inputs if given else batch
+                kept = outlier_scores.kept(inputs, targets, acts, outputs)
+                if not kept.any():
+                    continue
+                if not kept.all():
+                    acts, targets, outputs = (
+                        x[kept.to(x.device)] for x in (acts, targets, outputs)
+                    )
             if code is None:
                 if magnitude_bits is not None and not is_one_bit(sae) and (acts != 0).any():
                     quantiser = MagnitudeQuantiser.fit(acts, decoder_vectors(sae), magnitude_bits)
@@ -104,7 +118,6 @@ def summarise_code(
                     quantiser,
                 )
             code.update(acts)
-            outputs = batch.outputs if given else scaler.unscale(sae.decode(acts))
             plain.add_batch(sae_output=outputs, hidden_acts=targets)
             if quantiser is not None:
                 restored = scaler.unscale(sae.decode(quantiser.quantise(acts)))

@@ -515,6 +515,7 @@ def test_a_model_without_a_language_model_head_has_no_ce_and_no_kl(make):
         "sparsity",
         "token_stats",
         "code",
+        "outlier_tokens",
     }
     assert not any(name.startswith(("ce_", "kl_")) for group in metrics.values() for name in group)
     assert metrics["token_stats"]["total_tokens_eval_reconstruction"] == 0
@@ -664,7 +665,7 @@ def test_nothing_is_asked_for_by_default(model):
 
     metrics, per_latent = run_evals(sae, store_of(sae, model), model, n_code_tokens=64)
 
-    assert set(metrics) == {"token_stats", "code"}
+    assert set(metrics) == {"token_stats", "code", "outlier_tokens"}
     assert set(metrics["token_stats"].values()) == {0}
     assert per_latent == {}
 
@@ -686,6 +687,8 @@ def test_no_batches_are_refused(model, flag, n):
 def test_both_hooks_come_from_one_pass_which_stops_after_the_higher(monkeypatch):
     model = make_model()
     sae = between(make_transcoder(), "blocks.0.hook_resid_pre", HOOK)
+    # Or it would be taken of the first tokens.
+    sae.cfg.metadata.outlier_reference_norms = {"blocks.0.hook_resid_pre": 1.0, HOOK: 1.0}
     passes: list[int | None] = []
     forward = type(model).forward
 

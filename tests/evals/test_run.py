@@ -104,7 +104,7 @@ def without_additions(metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         group: {name: value for name, value in values.items() if name not in ADDED}
         for group, values in metrics.items()
-        if group != "code"
+        if group not in ("code", "outlier_tokens")
     }
 
 
@@ -155,7 +155,7 @@ def test_nothing_is_asked_of_saelens_by_default(model):
 
     metrics, per_latent = run_evals(sae, store_of(sae, model), model, n_code_tokens=64)
 
-    assert set(metrics) == {"token_stats", "code"}
+    assert set(metrics) == {"token_stats", "code", "outlier_tokens"}
     assert per_latent == {}
 
 
@@ -513,7 +513,7 @@ def test_an_sae_that_writes_elsewhere_than_it_reads_has_the_same_metrics(model):
     )
     assert list(metrics) == list(expected)
     for group, values in expected.items():
-        added = {"kl_div_with_mean_ablation", "kl_div_score_mean_ablation"}
+        added = {"kl_div_with_mean_ablation", "kl_div_score_mean_ablation", "reference_norm_out"}
         assert set(metrics[group]) - added == set(values)
     assert set(per_latent) == set(expected_per_latent)
 
