@@ -119,14 +119,16 @@ def saved_outlier_tokens(
     """Outliers by the reference norms in an SAE's metadata; None where it has not one for each hook.
 
     Args:
-        sae: any SAE; those saved by other packages, or before there were any, have none.
+        sae: any SAE; those saved by other packages, or before there were any, have none, nor has a
+            dictionary that is no SAE.
         hook_names: the hook points that are needed.
         multiple: see ``OutlierTokens``.
 
     Raises:
         ValueError: if the metadata has something else than norms there.
     """
-    saved = sae.cfg.metadata.get(METADATA_FIELD)
+    cfg = getattr(sae, "cfg", None)
+    saved = None if cfg is None else cfg.metadata.get(METADATA_FIELD)
     if saved is None:
         return None
     if not isinstance(saved, Mapping) or not all(

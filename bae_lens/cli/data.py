@@ -8,6 +8,8 @@ from datasets import Dataset
 
 from bae_lens.evals.concept_ablation import LabelledTexts
 from bae_lens.evals.concept_ablation.labelled_texts import has_column, read_texts
+from bae_lens.fields import Number, check
+from bae_lens.outlier_tokens import DEFAULT_MULTIPLE
 
 _LABEL = "label"
 
@@ -68,6 +70,27 @@ def count_or_all(text: str) -> int | None:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a whole number or all; got {text!r}") from None
+
+
+def add_outlier_argument(parser: argparse.ArgumentParser) -> None:
+    """``--outlier_multiple``."""
+    parser.add_argument(
+        "--outlier_multiple",
+        type=float,
+        default=DEFAULT_MULTIPLE,
+        help="tokens whose norm is above so many times the reference (attention sinks) are left out as "
+        "special tokens are, and counted; 0: none are; default: %(default)g",
+    )
+
+
+def outlier_option(args: argparse.Namespace) -> float | bool:
+    """What it stands for as ``exclude_outlier_tokens``.
+
+    Raises:
+        ValueError: if it is negative or not finite.
+    """
+    check("--outlier_multiple", args.outlier_multiple, Number(least=0))
+    return args.outlier_multiple or False
 
 
 def unescaped(text: str) -> str:

@@ -6,7 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bae_lens.cli.data import add_data_arguments, read_unlabelled
+from bae_lens.cli.data import (
+    add_data_arguments,
+    add_outlier_argument,
+    outlier_option,
+    read_unlabelled,
+)
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.json_file import finite_or_none, write_json
@@ -37,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=4,
         help="resolution at which magnitudes are counted in the description length",
     )
+    add_outlier_argument(parser)
     parser.add_argument(
         "--dataset", help="another dataset than the one in the metadata: a name, or a file of texts"
     )
@@ -77,6 +83,7 @@ def run_eval(args: argparse.Namespace) -> int:
         n_code_tokens=args.n_code_tokens,
         pair_counts=args.pair_counts,
         magnitude_bits=args.magnitude_bits,
+        exclude_outlier_tokens=outlier_option(args),
     )
     print_metrics(metrics)
     strict = {

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from bae_lens.cli.data import add_data_arguments, has_labels, read_data, read_unlabelled
+from sae_lens import SAE
+
+from bae_lens.cli.data import (
+    add_data_arguments,
+    add_outlier_argument,
+    has_labels,
+    outlier_option,
+    read_data,
+    read_unlabelled,
+)
 from bae_lens.cli.eval import METRICS_FILENAME as EVAL_FILENAME
 from bae_lens.cli.saved import (
     Saved,
@@ -26,9 +35,11 @@ from bae_lens.cli.scores import Scoring, add_score_arguments
 from bae_lens.evals.held_out import held_out_store
 from bae_lens.evals.run import run_evals
 from bae_lens.fingerprint import is_of_weights, weights_sha256
+from bae_lens.hook_points import hook_names
 from bae_lens.interp import Evidence, EvidenceSettings, collect_evidence
 from bae_lens.interp.evidence import check_evidence_of
 from bae_lens.json_file import read_json
+from bae_lens.outlier_tokens import OutlierTokens
 from bae_lens.plots import read_metric_log
 from bae_lens.report import (
     CodedSentence,
@@ -84,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"tokens for the metrics of an SAE without {EVAL_FILENAME} (of bae-lens eval) of its own "
         f"weights; 0 for none; default: as many as that file is of, or {_CODE_TOKENS}",
     )
+    add_outlier_argument(parser)
     add_score_arguments(parser)
     add_saved_arguments(parser)
     parser.add_argument(
@@ -136,6 +148,7 @@ def run_report(args: argparse.Namespace) -> int:
     # The weights themselves say what is theirs: what lies beside them may be of those before.
     sha256s = [weights_sha256(load_sae(folder)) for folder in folders]
     evidences = _read_evidences(args.evidence, folders, sha256s)
+    references = _References(outlier_option(args), {})
     texts = _Texts.read(args)
     names = names_of(folders)
     scoring = Scoring.of(args)
@@ -148,7 +161,9 @@ def run_report(args: argparse.Namespace) -> int:
     ):
         link = quote(Path(os.path.relpath(output, comparison.parent)).as_posix())
         score = partial(scoring.scores, name, output=output)
-        own, sentences = _collect(args, folder, name, sha256, evidence, settings, texts, score)
+        own, sentences = _collect(
+            args, folder, name, sha256, evidence, settings, texts, references, score
+        )
         if args.dry_run:
             continue
         write_report(
@@ -195,6 +210,34 @@ class _Texts(NamedTuple):
         return held_out_store(saved.sae, saved.model, self.source, batch_size)
 
 
+class _References(NamedTuple):
+    """The norms that outlier tokens are told by: one for each hook point of a model, that of the first
+    dictionary that has one, so that those that are compared leave the same tokens out.
+
+    Attributes:
+        multiple: of the norm; False: no token is left out.
+        known: by model, hook point and head.
+    """
+
+    multiple: float | bool
+    known: dict[tuple[Any, ...], float]
+
+    def at(self, sae: SAE[Any], names: Sequence[str]) -> OutlierTokens | float | bool:
+        """As ``exclude_outlier_tokens`` takes it, for some hook points of an SAE."""
+        norms = {name: self.known.get(self._key(sae, name)) for name in names}
+        if self.multiple is False or None in norms.values():
+            return self.multiple
+        return OutlierTokens({k: v for k, v in norms.items() if v is not None}, self.multiple)
+
+    def note(self, sae: SAE[Any], name: str, norm: float) -> None:
+        """What was used for one, and holds for those after it."""
+        self.known.setdefault(self._key(sae, name), norm)
+
+    def _key(self, sae: SAE[Any], name: str) -> tuple[Any, ...]:
+        metadata = sae.cfg.metadata
+        return metadata.model_name, name, metadata.hook_head_index
+
+
 class _Read(NamedTuple):
     """What is read: model, SAE and texts; and how."""
 
@@ -216,6 +259,7 @@ def _collect(
     evidence: Evidence | None,
     settings: EvidenceSettings,
     texts: _Texts,
+    references: _References,
     score: Callable[[Evidence], Sequence[Result]],
 ) -> tuple[Compared, list[CodedSentence]]:
     """All that the reports show of one SAE."""
@@ -228,9 +272,17 @@ def _collect(
     # Nothing is loaded where all is given.
     read = cache(lambda: _Read.open(load_saved(folder, args), texts, settings.batch_size))
     if evidence is None:
+        _, sae, _ = read().given
         evidence = collect_evidence(
-            *read().given, settings, labels=texts.labels, verbose=True, **read().options
+            *read().given,
+            settings,
+            labels=texts.labels,
+            exclude_outlier_tokens=references.at(sae, hook_names(sae)[:1]),
+            verbose=True,
+            **read().options,
         )
+        if evidence.outliers is not None:
+            references.note(sae, evidence.hook_name, evidence.outliers.reference_norm)
         if args.save_evidence and not args.dry_run:
             evidence.save(folder / _EVIDENCE)
             print(f"Written to {folder / _EVIDENCE}")
@@ -245,8 +297,14 @@ def _collect(
         # The metrics are of the held-out text, whatever labelled texts the examples are of.
         text = args.dataset if texts.labels is not None else texts.source
         store = held_out_store(sae, model, text, settings.batch_size)
+        names = hook_names(sae)
         options = {"n_code_tokens": n_code_tokens, **read().options}
+        options["exclude_outlier_tokens"] = references.at(sae, names)
         summary, _ = run_evals(sae, store, model, verbose=True, **options)
+        found = summary.get("outlier_tokens", {})
+        for hook, field in zip(names, ("reference_norm", "reference_norm_out"), strict=True):
+            if field in found:
+                references.note(sae, hook, found[field])
     about = _about(args, folder) | {"weights": f"{sha256[:12]}…"}
     return Compared(name, evidence, summary, training, None, results, about), sentences
 
@@ -267,7 +325,10 @@ def _about(args: argparse.Namespace, folder: Path) -> dict[str, str]:
 
 def _without_examples(evidence: Evidence) -> Evidence:
     """They are what takes memory, and a comparison shows none."""
-    bare = (replace(latent, strongest=(), random=()) for latent in evidence.latents)
+    bare = (
+        replace(latent, strongest=(), random=(), more_random=None, lift_tokens=None)
+        for latent in evidence.latents
+    )
     return replace(evidence, latents=tuple(bare))
 
 

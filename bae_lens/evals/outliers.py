@@ -29,11 +29,12 @@ logger = logging.getLogger(__name__)
 
 def outlier_tokens_of(
     exclude: bool | float | OutlierTokens,
-    sae: SAE[Any],
+    sae: SAE[Any] | Any,
     store: ActivationsStore | MaskedTextStore,
     model: HookedRootModule,
     special_tokens: Sequence[int],
     model_kwargs: Mapping[str, Any] | None = None,
+    heads: Mapping[str, int | None] | None = None,
 ) -> OutlierTokens | None:
     """What an option ``exclude_outlier_tokens`` stands for, at the hook points of an SAE.
 
@@ -42,11 +43,12 @@ def outlier_tokens_of(
             the reference is what the SAE's metadata has, or else the median norm over the first
             ``N_REFERENCE_TOKENS`` tokens of the text. ``OutlierTokens`` say it themselves, to hold
             several SAEs to the same. False: no token is left out.
-        sae: the SAE.
+        sae: the SAE, or another dictionary, which has no metadata.
         store: the text; it goes on where it was.
         model: the language model.
         special_tokens: ids of tokens that do not count.
         model_kwargs: passed to the model.
+        heads: see ``first_reference_norms``; if omitted, those of the SAE.
 
     Returns:
         None where no token is left out, or the text has none that counts.
@@ -57,18 +59,17 @@ def outlier_tokens_of(
     multiple = multiple_of(exclude)
     if multiple is None or isinstance(exclude, OutlierTokens):
         return exclude if isinstance(exclude, OutlierTokens) else None
-    names = list(dict.fromkeys(hook_names(sae)))
-    saved = saved_outlier_tokens(sae, names, multiple)
+    if heads is None:
+        names = list(dict.fromkeys(hook_names(sae)))
+        heads = dict(zip(names, [sae.cfg.metadata.hook_head_index, None], strict=False))
+    saved = saved_outlier_tokens(sae, heads, multiple)
     if saved is not None:
         return saved
-    heads = [sae.cfg.metadata.hook_head_index, None][: len(names)]
-    norms = first_reference_norms(
-        store, model, dict(zip(names, heads, strict=True)), special_tokens, model_kwargs
-    )
+    norms = first_reference_norms(store, model, heads, special_tokens, model_kwargs)
     if norms is None:
         return None
     logger.info(
-        "The SAE's metadata has no reference norm, by which outlier tokens are told: it is %s, the "
+        "There is no reference norm in metadata, by which outlier tokens are told: it is %s, the "
         "median over the first %d tokens of the text at most.",
         *(", ".join(f"{norm:.4g} at {name}" for name, norm in norms.items()), N_REFERENCE_TOKENS),
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from sae_lens import SAE, BatchTopKTrainingSAE
 from sae_lens.training.activation_scaler import ActivationScaler
 from scipy import sparse
@@ -25,6 +27,7 @@ from bae_lens.nn import squared_distances
 
 # Numbers of a dense code that are held at a time.
 _MAX_DENSE = 2**25
+_LARGEST_HALF = 65_504
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,25 +112,55 @@ class Coder:
         Raises:
             ValueError: if activations have another width, or the code is NaN or infinite.
         """
+        return sparse.vstack([code for code, _ in self._parts(x)], format="csr")
+
+    def encode_with_margins(
+        self, x: Float[Tensor, "n d_in"]
+    ) -> tuple[Any, NDArray[np.float16] | None]:
+        """``encode``, and ``[n, n_latents]`` of bits: how far each pre-activation is from the threshold,
+        on either side of it, as the SAE's ``hook_sae_acts_pre`` has it; None of other codes."""
+        codes, margins = zip(*self._parts(x), strict=True)
+        code = sparse.vstack(codes, format="csr")
+        if any(margin is None for margin in margins):
+            return code, None
+        return code, np.concatenate(margins)
+
+    @torch.no_grad()
+    def _parts(self, x: Tensor) -> Iterator[tuple[Any, Any]]:
         if x.shape[-1] != self.d_in:
             raise ValueError(
                 f"The dictionary reads activations of width {self.d_in}; those at "
                 f"{self.hook_name!r} have {x.shape[-1]}. Is it of this model and hook point?"
             )
-        parts = x.split(max(1, _MAX_DENSE // self.n_latents))
-        one = self._nearest if self.strength == "nearness" else self._acts
-        return sparse.vstack([one(part) for part in parts], format="csr")
+        for part in x.split(max(1, _MAX_DENSE // self.n_latents)):
+            if self.strength == "nearness":
+                yield self._nearest(part), None
+            else:
+                yield self._acts(part)
 
-    def _acts(self, x: Tensor) -> Any:
+    def _acts(self, x: Tensor) -> tuple[Any, NDArray[np.float16] | None]:
         sae: Any = self.dictionary
-        with flat_heads(sae):
-            acts = sae.encode(self.scaler.scale(x.to(sae.device, sae.dtype)))
+        bits = self.strength == "surprise"
+        seen: list[Tensor] = []
+        handle = None
+        if bits:
+            handle = sae.hook_sae_acts_pre.register_forward_hook(lambda *args: seen.append(args[2]))
+        try:
+            with flat_heads(sae):
+                acts = sae.encode(self.scaler.scale(x.to(sae.device, sae.dtype)))
+        finally:
+            if handle is not None:
+                handle.remove()
         acts = acts if acts.layout == torch.strided else acts.to_dense()
         _check_finite(acts)
         rows, latents = acts.nonzero(as_tuple=True)
-        bits = self.strength == "surprise"
         values = torch.ones_like(rows) if bits else acts[rows, latents]
-        return _csr(rows, latents, values, (len(x), self.n_latents))
+        margins = None
+        if seen:
+            # The threshold of a bit is 0. Three digits are enough for an order, and more would be the
+            # rounding of the model, which differs with the size of a batch.
+            margins = seen[0].abs().clamp(max=_LARGEST_HALF).half().cpu().numpy()
+        return _csr(rows, latents, values, (len(x), self.n_latents)), margins
 
     def _nearest(self, x: Tensor) -> Any:
         if isinstance(self.dictionary, SAE):

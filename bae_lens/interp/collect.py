@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -15,16 +16,19 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.evals.concept_ablation.concepts import Clusters
+from bae_lens.evals.outliers import outlier_tokens_of, warn_of_many
 from bae_lens.evals.text_batch import MaskedTextStore
 from bae_lens.interp.background import BackgroundSample
 from bae_lens.interp.coder import Coder
 from bae_lens.interp.evidence import (
+    LEAST_FOR_LIFT,
     BackgroundToken,
     Count,
     Evidence,
     EvidenceSettings,
     Example,
     LatentEvidence,
+    LeftOut,
     Neighbour,
     Strength,
 )
@@ -33,7 +37,8 @@ from bae_lens.interp.pair_counts import MAX_PAIRED, PairCounts, nearest_in_codeb
 from bae_lens.interp.reading import NOTHING, Texts, TokenBlock, place_dtype, token_blocks
 from bae_lens.interp.reservoir import FiringKeys, Reservoir, strongest_first
 from bae_lens.interp.strings import TokenStrings
-from bae_lens.interp.token_counts import TokenCounts, top_of
+from bae_lens.interp.token_counts import TokenCounts, lifts_of, top_of
+from bae_lens.outlier_tokens import OutlierTokens
 from bae_lens.special_tokens import special_token_ids
 
 logger = logging.getLogger(__name__)
@@ -57,6 +62,7 @@ def collect_evidence(
     labels: Sequence[Any] | None = None,
     activation_scaler: ActivationScaler | None = None,
     exclude_special_tokens: bool | Iterable[int] = True,
+    exclude_outlier_tokens: bool | float | OutlierTokens = True,
     model_kwargs: Mapping[str, Any] | None = None,
     verbose: bool = False,
 ) -> Evidence:
@@ -65,7 +71,8 @@ def collect_evidence(
     The same seed gives the same examples, however the corpus is batched (but for rounding in the
     model, which may differ with the size of a batch). Memory does not grow with the corpus: an
     example is 4 bytes a token of its window and 24 more, of which there are ``n_strongest +
-    n_random`` a latent, twice as many of one-bit codes; see also ``TokenCounts``, ``PairCounts`` and
+    n_random`` a latent, of one-bit codes four or six times as many; the margins of a block of bits
+    are 32 MB; see also ``TokenCounts``, ``PairCounts`` and
     ``BackgroundSample``.
 
     Args:
@@ -80,6 +87,8 @@ def collect_evidence(
         labels: class of each text, in the order of the dataset: numbers or names.
         activation_scaler: as SAELens trains with, while it is not folded in yet.
         exclude_special_tokens: as in SAELens: those tokens do not count.
+        exclude_outlier_tokens: nor do attention sinks other than BOS, told by their norm at the hook
+            point that is read: see ``bae_lens.evals.outliers.outlier_tokens_of``. False: they do.
         model_kwargs: passed to the model.
         verbose: show a progress bar.
 
@@ -96,13 +105,29 @@ def collect_evidence(
     special = special_token_ids(model, exclude_special_tokens)
     names, classes = (None, None) if labels is None else _classes(labels)
     texts = Texts.open(source, coder, model, settings, special, classes)
+    outliers = outlier_tokens_of(
+        exclude_outlier_tokens,
+        dictionary,
+        texts.store,
+        model,
+        special,
+        model_kwargs,
+        {coder.hook_name: coder.head_index},
+    )
+    texts = replace(texts, outliers=outliers)
     collector = Collector(coder.n_latents, coder.strength, settings, len(names or ()))
     for block in token_blocks(texts, coder, model, settings, model_kwargs, verbose):
         collector.update(block)
     if collector.n_tokens == 0:
         raise ValueError(
-            "There is no token that counts: the text is empty, or all of it is special tokens."
+            "There is no token that counts: the text is empty, or all of it is special tokens or "
+            "outliers."
         )
+    left_out = None
+    if outliers is not None:
+        norm = outliers.reference_norms[coder.hook_name]
+        left_out = LeftOut(collector.n_left_out, norm, outliers.multiple)
+        warn_of_many(left_out.n, collector.n_tokens + left_out.n, outliers)
     strings = TokenStrings(getattr(model, "tokenizer", None))
     latents = collector.latents(coder, strings)
     shares = collector.class_totals / collector.n_tokens
@@ -118,6 +143,7 @@ def collect_evidence(
         class_names=names,
         class_shares=None if names is None else tuple(shares.tolist()),
         background=collector.background_tokens(strings),
+        outliers=left_out,
         weights_sha256=coder.weights_sha256,
     )
 
@@ -154,6 +180,11 @@ class Collector:
         self.keys = FiringKeys(settings.seed, n_latents)
         self.strongest = Reservoir(n_groups, settings.n_strongest, place)
         self.random = Reservoir(n_groups, settings.n_random, place)
+        # Of bits: as many as the strongest, which those are in place of where random ones are wanted.
+        self.more_random = None
+        if self.are_bits:
+            self.more_random = Reservoir(n_groups, settings.n_strongest, place)
+        self.n_left_out = 0
         self.background = None
         if settings.n_background > 0:
             self.background = BackgroundSample(
@@ -196,6 +227,8 @@ class Collector:
         if self.background is not None:
             self.background.update(block, token_keys)
         self.n_tokens += len(block)
+        if block.n_left_out is not None:
+            self.n_left_out += int(block.n_left_out.sum())
         self.n_on += np.bincount(latents, minlength=self.n_latents)
         texts = block.places["text"]
         self.n_texts += int((np.diff(texts, prepend=self._last_text) != 0).sum())
@@ -236,13 +269,17 @@ class Collector:
                 when_off=bool(when_off[j]),
                 n_firings=n,
                 rate=rate,
-                strongest=_examples(self.strongest, group, strings, surprise, self.settings.n_left),
-                random=_examples(self.random, group, strings, surprise, self.settings.n_left),
+                strongest=self._examples(self.strongest, group, strings, surprise),
+                random=self._examples(self.random, group, strings, surprise),
                 top_tokens=self._top(tokens, group, n),
+                lift_tokens=self._of_highest_lift(tokens, group, n),
                 count_error=int(errors[j]),
                 top_lemmas=lemma_counts and tuple(c._replace(token=None) for c in lemma_counts),
                 neighbours=neighbours,
                 class_shares=tuple(classes[j].tolist()) if self.n_classes > 0 else None,
+                more_random=None
+                if self.more_random is None
+                else self._examples(self.more_random, group, strings, surprise),
             )
 
     def background_tokens(self, strings: TokenStrings) -> tuple[BackgroundToken, ...] | None:
@@ -250,7 +287,7 @@ class Collector:
         sample = self.background
         if sample is None:
             return None
-        examples = _examples(sample.reservoir, 0, strings, 0.0, self.settings.n_left)
+        examples = _examples(sample.reservoir, 0, strings, self.settings.n_left, 0.0)
         return tuple(
             BackgroundToken(one, sample.firing(one.text, one.position, self.when_off))
             for one in examples
@@ -265,26 +302,36 @@ class Collector:
         latents: NDArray[np.int64],
         token_keys: NDArray[np.uint64],
     ) -> None:
-        strengths = block.firings.data
         keys = token_keys[rows] + self.keys.of_latents[latents]
-        # All bits are equally strong.
-        best = ~keys if self.are_bits else strongest_first(strengths, keys)
-        self.strongest.offer(latents, best, strengths, rows, block.places)
+        strengths = block.firings.data
+        if self.more_random is not None:
+            # All bits are equally strong, and what tells one's firings apart is the margin.
+            strengths = _margins(block)[rows, latents].astype(np.float32)
+            self.more_random.offer(latents, ~keys, strengths, rows, block.places)
+        self.strongest.offer(
+            latents, strongest_first(strengths, keys), strengths, rows, block.places
+        )
         self.random.offer(latents, keys, strengths, rows, block.places)
 
     def _keep_examples_of_off(self, block: TokenBlock, token_keys: NDArray[np.uint64]) -> None:
         """Bits that are off are many, so only those are listed that would be kept."""
+        assert self.more_random is not None
         n_rows = max(1, _MAX_PAIRS // self.n_latents)
         for begin in range(0, len(block), n_rows):
             is_off = block.firings[begin : begin + n_rows].toarray() == 0
             keys = token_keys[begin : begin + n_rows, None] + self.keys.of_latents
-            for reservoir, priorities in ((self.strongest, ~keys), (self.random, keys)):
+            margins = _margins(block)[begin : begin + n_rows].astype(np.float32)
+            for reservoir, priorities in (
+                (self.strongest, strongest_first(margins, keys)),
+                (self.more_random, ~keys),
+                (self.random, keys),
+            ):
                 limits = reservoir.limits[self.n_latents :]
                 rows, latents = (is_off & (priorities < limits)).nonzero()
                 reservoir.offer(
                     self.n_latents + latents,
                     priorities[rows, latents],
-                    np.ones(len(rows), dtype=np.float32),
+                    margins[rows, latents],
                     begin + rows,
                     block.places,
                 )
@@ -310,6 +357,21 @@ class Collector:
             tops.append(Count(counted.name(k), n, n / n_firings / share_of_all, k))
         return tuple(tops)
 
+    def _of_highest_lift(self, counted: _Counted, group: int, n_firings: int) -> tuple[Count, ...]:
+        lifts = lifts_of(counted.counts, counted.totals, group, LEAST_FOR_LIFT)
+        n_of = dict(zip(*_row(counted.counts, group), strict=True))
+        return tuple(
+            Count(counted.name(k), n_of[k], lift * self.n_tokens / n_firings, k)
+            for k, lift in top_of(lifts, 0, self.settings.n_top_tokens)
+        )
+
+    def _examples(
+        self, reservoir: Reservoir, group: int, strings: TokenStrings, surprise: float | None
+    ) -> tuple[Example, ...]:
+        return _examples(
+            reservoir, group, strings, self.settings.n_left, surprise, has_margins=self.are_bits
+        )
+
     def _lemmas(self, strings: TokenStrings) -> _Counted | None:
         language = self.settings.lemmas
         if language is None:
@@ -330,9 +392,14 @@ class Collector:
 
 
 def _examples(
-    reservoir: Reservoir, group: int, strings: TokenStrings, strength: float | None, n_left: int
+    reservoir: Reservoir,
+    group: int,
+    strings: TokenStrings,
+    n_left: int,
+    strength: float | None,
+    has_margins: bool = False,
 ) -> tuple[Example, ...]:
-    """Of a group; all of one strength where one is given."""
+    """Of a group; all of one strength where one is given, and what was kept may be their margin."""
     examples = []
     for own, place in zip(*reservoir.of(group), strict=True):
         window = place["window"]
@@ -346,9 +413,23 @@ def _examples(
                 text=int(place["text"]),
                 position=int(place["position"]),
                 strings=strings.of_window(tokens, marked),
+                margin=float(own) if has_margins else None,
             )
         )
     return tuple(examples)
+
+
+def _margins(block: TokenBlock) -> NDArray[np.float16]:
+    """All alike where they are not known: the strongest are then random."""
+    if block.margins is not None:
+        return block.margins
+    return np.broadcast_to(np.float16(1), block.firings.shape)
+
+
+def _row(counts: Any, group: int) -> tuple[list[int], list[int]]:
+    """Columns and values of a row of a sparse matrix."""
+    begin, end = counts.indptr[group : group + 2]
+    return counts.indices[begin:end].tolist(), counts.data[begin:end].tolist()
 
 
 def _classes(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:

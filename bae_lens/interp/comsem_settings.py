@@ -22,8 +22,8 @@ class ComSemSettings:
             corpus are shown, the next eight tested, no negatives, one seed. All but ``n_latents``,
             ``threshold`` and ``seed`` is then without meaning.
         n_latents (int | None): Latents drawn at random from those with enough texts; None: all.
-        n_shown (int): Examples that are explained, half of them (rounded down) from the strongest,
-            the others random, each from another text.
+        n_shown (int): Examples that are explained, half of them (rounded down) from the strongest (of
+            bits from a second random sample), the others random, each from another text.
         n_positive (int): Further random examples that the phrase is tested on, at most.
         n_min_positive (int): At least. Latents with fewer texts are not tested.
         n_hard (int): Hard negatives are drawn from so many silent tokens, those most like the

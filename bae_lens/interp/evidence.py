@@ -15,6 +15,8 @@ from bae_lens.fingerprint import is_of_weights
 from bae_lens.json_file import ResultOfWeights, write_json
 
 Strength = Literal["activation", "surprise", "nearness"]
+# Firings at a token, for its lift to be told: one or two make a large one by chance.
+LEAST_FOR_LIFT = 3
 NeighbourMeasure = Literal["phi", "distance"]
 
 
@@ -85,6 +87,8 @@ class Example(NamedTuple):
         strings: what each token is read as; together they are the text of the window. Tokens that
             are bytes of one character have it in one of them (the marked one, if it is among them)
             and nothing in the others.
+        margin: of a bit, how far its pre-activation is from the threshold, on the side where it fires;
+            None of other codes, and in files that have none.
     """
 
     tokens: tuple[int, ...]
@@ -93,6 +97,7 @@ class Example(NamedTuple):
     text: int
     position: int
     strings: tuple[str, ...]
+    margin: float | None = None
 
     @property
     def marked_text(self) -> str:
@@ -107,6 +112,13 @@ class Example(NamedTuple):
         )
         space = token[: len(token) - len(token.lstrip())]
         return f"{before}{space}«{token[len(space) :]}»{after}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, without a margin where there is none."""
+        values = self._asdict()
+        if self.margin is None:
+            del values["margin"]
+        return values
 
 
 class BackgroundToken(NamedTuple):
@@ -138,6 +150,20 @@ class Count(NamedTuple):
     token: int | None
 
 
+class LeftOut(NamedTuple):
+    """Outlier tokens, which do not count, see ``bae_lens.outlier_tokens``.
+
+    Attributes:
+        n: how many there were among the tokens read.
+        reference_norm: at the hook point that is read.
+        multiple: they are so many times as long, or longer still.
+    """
+
+    n: int
+    reference_norm: float
+    multiple: float
+
+
 class Neighbour(NamedTuple):
     """Another latent.
 
@@ -162,7 +188,7 @@ class LatentEvidence:
             that is then what *fires* means throughout, in neighbours too.
         n_firings: tokens at which it fires.
         rate: their share of all tokens.
-        strongest: the strongest first.
+        strongest: the strongest first: of bits, those with the largest margin.
         random: drawn evenly from all firings, in random order.
         top_tokens: the tokens at which it fires most often.
         count_error: how much lower than the truth their counts may be; 0: they are exact.
@@ -170,6 +196,11 @@ class LatentEvidence:
         neighbours: the nearest first; None where they are not known.
         class_shares: of each class, the share of firings that are in texts of it, all zero if it
             never fires; None without labels.
+        lift_tokens: tokens of the highest lift, among those at which it fires ``LEAST_FOR_LIFT`` times
+            at least by the same counts; None in files that have none.
+        more_random: of bits, a second random sample, which shares none with the first where there
+            are enough firings for both: what scores show in place of the strongest. None of other
+            codes; in files without margins ``strongest`` is this sample.
     """
 
     index: int
@@ -183,13 +214,18 @@ class LatentEvidence:
     top_lemmas: tuple[Count, ...] | None = None
     neighbours: tuple[Neighbour, ...] | None = None
     class_shares: tuple[float, ...] | None = None
+    lift_tokens: tuple[Count, ...] | None = None
+    more_random: tuple[Example, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in _PARTS:
             if values[name] is not None:
-                values[name] = [part._asdict() for part in values[name]]
+                values[name] = [
+                    part.to_dict() if isinstance(part, Example) else part._asdict()
+                    for part in values[name]
+                ]
         return values
 
     @classmethod
@@ -197,7 +233,7 @@ class LatentEvidence:
         """What ``to_dict`` gave."""
         own = dict(values)
         for name, kind in _PARTS.items():
-            if own[name] is not None:
+            if own.get(name) is not None:
                 own[name] = tuple(kind(**_with_tuples(part)) for part in own[name])
         return cls(**_with_tuples(own))
 
@@ -205,6 +241,8 @@ class LatentEvidence:
 _PARTS: dict[str, type[Example] | type[Count] | type[Neighbour]] = {
     "strongest": Example,
     "random": Example,
+    "more_random": Example,
+    "lift_tokens": Count,
     "top_tokens": Count,
     "top_lemmas": Count,
     "neighbours": Neighbour,
@@ -220,8 +258,8 @@ class Evidence(ResultOfWeights):
         hook_name: the hook point that it reads.
         strength: what the strength of an example is. ``"activation"``: the latent's value.
             ``"surprise"``, of one-bit codes: −log₂ of the rate of the value that the bit has. It is
-            the same for all of a bit's examples, so that the strongest are a second random sample,
-            which shares none with the first where there are enough firings for both.
+            the same for all of a bit's examples, so that the strongest are those with the largest
+            margin (see ``order``).
             ``"nearness"``, of codes: minus the squared distance to the code, in the units of the
             codebook.
         neighbour_measure: ``"phi"``: the correlation (phi coefficient) of the two latents' firing
@@ -235,6 +273,7 @@ class Evidence(ResultOfWeights):
         class_names: of the labels; None without.
         class_shares: share of all tokens that are in texts of each class.
         background: tokens drawn at random; None where they were not asked for.
+        outliers: what was left out as outlier tokens; None where none were to be, and in older files.
     """
 
     _file_of = "evidence of collect_evidence"
@@ -250,6 +289,16 @@ class Evidence(ResultOfWeights):
     class_names: tuple[str, ...] | None = None
     class_shares: tuple[float, ...] | None = None
     background: tuple[BackgroundToken, ...] | None = None
+    outliers: LeftOut | None = None
+
+    @property
+    def order(self) -> Literal["strength", "margin", "random"]:
+        """What the strongest examples of a latent are in the order of. Evidence of bits that was
+        written without margins has them in random order."""
+        if self.strength != "surprise":
+            return "strength"
+        examples = (latent.strongest[0] for latent in self.latents if latent.strongest)
+        return "random" if any(e.margin is None for e in examples) else "margin"
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -280,7 +329,8 @@ class Evidence(ResultOfWeights):
             "settings": asdict(self.settings),
             "latents": [latent.to_dict() for latent in self.latents],
             "background": self.background
-            and [{"example": b.example._asdict(), "latents": b.latents} for b in self.background],
+            and [{"example": b.example.to_dict(), "latents": b.latents} for b in self.background],
+            "outliers": self.outliers and self.outliers._asdict(),
         }
 
     @classmethod
@@ -294,6 +344,8 @@ class Evidence(ResultOfWeights):
                 BackgroundToken(Example(**_with_tuples(b["example"])), tuple(b["latents"]))
                 for b in own["background"]
             )
+        if own.get("outliers") is not None:
+            own["outliers"] = LeftOut(**own["outliers"])
         return cls(**_with_tuples(own))
 
     def save(self, path: str | Path) -> None:

@@ -27,6 +27,7 @@ from bae_lens.interp.coder import Coder
 from bae_lens.interp.evidence import EvidenceSettings
 from bae_lens.text_store import Progress
 from bae_lens.texts import check_text
+from bae_lens.outlier_tokens import OutlierTokens
 from bae_lens.training.sentences import SentenceStore
 
 logger = logging.getLogger(__name__)
@@ -46,29 +47,45 @@ class TokenBlock:
         tokens: ``[n]``, ids.
         places: ``[n]``, see ``place_dtype``.
         classes: ``[n]``, class of each token's text; −1 without labels.
+        margins: ``[n, n_latents]``, of bits, see ``Coder.encode_with_margins``; None of other codes.
+        n_left_out: ``[n]``, outlier tokens between each and the one before; None where none are left
+            out.
     """
 
     firings: Any
     tokens: NDArray[np.int64]
     places: NDArray[Any]
     classes: NDArray[np.int64]
+    margins: NDArray[np.float16] | None = None
+    n_left_out: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def rows(self, begin: int, end: int) -> TokenBlock:
         """Some of the tokens."""
-        parts = (self.firings, self.tokens, self.places, self.classes)
-        return TokenBlock(*(part[begin:end] for part in parts))
+        part = slice(begin, end)
+        return TokenBlock(
+            self.firings[part],
+            self.tokens[part],
+            self.places[part],
+            self.classes[part],
+            None if self.margins is None else self.margins[part],
+            None if self.n_left_out is None else self.n_left_out[part],
+        )
 
     @classmethod
     def joined(cls, blocks: Sequence[TokenBlock]) -> TokenBlock:
         """Several as one."""
+        margins = [block.margins for block in blocks if block.margins is not None]
+        left_out = [block.n_left_out for block in blocks if block.n_left_out is not None]
         return cls(
             sparse.vstack([block.firings for block in blocks], format="csr"),
             np.concatenate([block.tokens for block in blocks]),
             np.concatenate([block.places for block in blocks]),
             np.concatenate([block.classes for block in blocks]),
+            np.concatenate(margins) if margins else None,
+            np.concatenate(left_out) if left_out else None,
         )
 
 
@@ -88,6 +105,7 @@ class Texts:
         order: which text of the dataset each of the store's is; None: they are the same.
         classes: class of each text of the dataset; None without labels.
         special_tokens: ids of tokens that do not count.
+        outliers: tokens that do not count either, by their norm; None: all do.
     """
 
     store: ActivationsStore | MaskedTextStore
@@ -95,6 +113,7 @@ class Texts:
     order: NDArray[np.int64] | None
     classes: NDArray[np.int64] | None
     special_tokens: Sequence[int]
+    outliers: OutlierTokens | None = None
 
     @classmethod
     def open(
@@ -199,21 +218,34 @@ def _pieces(
 ) -> Iterator[TokenBlock]:
     """A block a batch."""
     progress = Progress()
+    n_waiting = 0  # Outliers after the last token of a batch that counts.
     for batch, text_of_row in texts.batches():
         progress.see(int(batch.valid.sum()))
         _, [acts] = read_hooks(model, batch, [coder.hook_name], model_kwargs)
-        x = take_heads(acts, coder.head_index)[batch.valid.to(acts.device)]
+        acts = take_heads(acts, coder.head_index)
+        n_left_out = None
+        if texts.outliers is not None:
+            outliers = texts.outliers.mask(acts, coder.hook_name).to(batch.valid.device)
+            is_out = outliers[batch.valid].cpu().numpy()
+            n_before = n_waiting + np.cumsum(is_out)
+            n_left_out = np.diff(n_before[~is_out], prepend=0)
+            n_waiting += int(is_out.sum() - n_left_out.sum())
+            batch = batch._replace(valid=batch.valid & ~outliers)
+        x = acts[batch.valid.to(acts.device)]
         if len(x) == 0:
             continue
         rows, positions = (i.cpu().numpy() for i in batch.valid.nonzero(as_tuple=True))
         places = np.empty(len(rows), dtype=place_dtype(settings))
         places["text"], places["position"] = text_of_row[rows], positions
         places["window"] = _windows(batch, settings)[rows, positions]
+        firings, margins = coder.encode_with_margins(x)
         yield TokenBlock(
-            coder.encode(x),
+            firings,
             batch.tokens[batch.valid].cpu().numpy(),
             places,
             texts.classes_of(text_of_row)[rows],
+            margins,
+            n_left_out,
         )
 
 

@@ -65,9 +65,15 @@ class Subjects:
         object.__setattr__(self, "_firing", firing)
 
     def examples(self, latent: int, which: Which = "random") -> tuple[Example, ...]:
-        """Of a latent, one a text: texts would otherwise be recognised, not what fires in them."""
+        """Of a latent, one a text: texts would otherwise be recognised, not what fires in them.
+
+        The strongest of a bit are a second random sample here, whatever their margins, so that scores
+        of bits mean what they did before there were any.
+        """
         own = self.evidence[latent]
-        return one_a_text(own.random if which == "random" else own.strongest)
+        if which == "random":
+            return one_a_text(own.random)
+        return one_a_text(own.strongest if own.more_random is None else own.more_random)
 
     def silent(self, latent: int | None, examples: Sequence[Example]) -> Silent:
         """Tokens at which a latent is silent, in texts that none of its examples is from.

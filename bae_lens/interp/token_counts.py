@@ -70,3 +70,14 @@ def top_of(counts: Any, group: int, n: int) -> list[tuple[int, int]]:
     columns, values = counts.indices[begin:end], counts.data[begin:end]
     best = np.lexsort((columns, -values))[:n]
     return list(zip(columns[best].tolist(), values[best].tolist(), strict=True))
+
+
+def lifts_of(counts: Any, totals: NDArray[np.int64], group: int, least: int) -> Any:
+    """Counts of a row divided by how often their columns occur at all, as a sparse matrix of one row;
+    those below ``least`` are left out."""
+    row = counts[group]
+    keep = row.data >= least
+    values = row.data[keep] / totals[row.indices[keep]]
+    return sparse.csr_matrix(
+        (values, row.indices[keep], [0, int(keep.sum())]), shape=(1, counts.shape[1])
+    )

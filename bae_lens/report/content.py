@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from bae_lens.evals.code_statistics import CodeSummary
 from bae_lens.interp.evidence import Count, Evidence, Example, LatentEvidence
 from bae_lens.report.metrics import HEADLINES, OF_LATENTS, list_metrics
-from bae_lens.report.packing import ALPHABET, StringTable
+from bae_lens.report.packing import ALPHABET, StringTable, pack_rising
 from bae_lens.report.scores import (
     Column,
     Result,
@@ -84,6 +84,7 @@ def report_content(
         "alphabet": ALPHABET,
         "strings": table.strings,
         "strength": evidence.strength,
+        "order": evidence.order,
         "measure": evidence.neighbour_measure,
         "classes": evidence.class_names,
         "classShares": _rounded_all(evidence.class_shares),
@@ -139,10 +140,14 @@ def _overview(own: Compared) -> dict[str, Any]:
         "unit": "code" if evidence.strength == "nearness" else "latent",
         "nTokens": evidence.n_tokens,
         "nTexts": evidence.n_texts,
+        "outliers": evidence.outliers and _rounded_values(evidence.outliers._asdict()),
         "nFirings": [latent.n_firings for latent in evidence.latents],
         "whenOff": [latent.index for latent in evidence.latents if latent.when_off],
         "metrics": [
-            [metric.name, _rounded(metric.value), metric.explanation, metric.label]
+            [
+                *(metric.name, _rounded(metric.value), metric.explanation, metric.label),
+                metric.source,
+            ]
             for metric in list_metrics(own.summary)
         ],
         "training": None if own.training is None else _training(own.training),
@@ -187,7 +192,8 @@ def _training(log: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
 
 
 def _latent(latent: LatentEvidence, table: StringTable) -> list[Any]:
-    """Strongest and random examples, tokens, lemmas, how short their counts are, neighbours, classes."""
+    """Strongest and random examples, tokens, lemmas, how short their counts are, neighbours, classes,
+    and the tokens of the highest lift."""
     neighbours = latent.neighbours
     return [
         _examples(latent.strongest, table),
@@ -197,12 +203,17 @@ def _latent(latent: LatentEvidence, table: StringTable) -> list[Any]:
         latent.count_error,
         neighbours and [[n.latent, _rounded(n.value), n.n_together] for n in neighbours],
         _rounded_all(latent.class_shares),
+        _counts(latent.lift_tokens, table),
     ]
 
 
 def _examples(examples: Sequence[Example], table: StringTable) -> list[list[Any]]:
+    """With the margin in place of the strength, where there is one: that is the same for all."""
     return [
-        [table.packed(e.strings), e.marked, _rounded(e.strength), e.text, e.position]
+        [
+            *(table.packed(e.strings), e.marked),
+            *(_rounded(e.strength if e.margin is None else e.margin), e.text, e.position),
+        ]
         for e in examples
     ]
 
@@ -213,7 +224,9 @@ def _counts(counts: Sequence[Count] | None, table: StringTable) -> list[list[Any
 
 def _sentence(sentence: CodedSentence, table: StringTable) -> list[Any]:
     codes = [[[j, _rounded(value)] for j, value in token] for token in sentence.codes]
-    return [table.packed(sentence.strings), codes, sentence.label]
+    others = sentence.others
+    packed = None if others is None else [pack_rising(token) for token in others]
+    return [table.packed(sentence.strings), codes, sentence.label, packed]
 
 
 def _uses(evidence: Evidence, sentences: Sequence[CodedSentence]) -> Tally[str]:
@@ -225,7 +238,8 @@ def _strings(evidence: Evidence) -> Iterator[str]:
     for latent in evidence.latents:
         for example in chain(latent.strongest, latent.random):
             yield from example.strings
-        for count in chain(latent.top_tokens, latent.top_lemmas or ()):
+        counts = (latent.top_tokens, latent.top_lemmas or (), latent.lift_tokens or ())
+        for count in chain(*counts):
             yield count.string
 
 
@@ -250,7 +264,14 @@ def _check_sentences(evidence: Evidence, sentences: Sequence[CodedSentence]) -> 
                 f"Sentence {i} must have codes for each of its {len(sentence.strings)} tokens (none "
                 f"is an empty tuple); got {len(sentence.codes)}."
             )
+        others = sentence.others
+        if others is not None and len(others) != len(sentence.strings):
+            raise ValueError(
+                f"Sentence {i} must have the other codes of each of its {len(sentence.strings)} tokens "
+                f"(none is an empty tuple); got {len(others)}."
+            )
         latents = [j for token in sentence.codes for j, _ in token]
+        latents += [j for token in others or () for j in token]
         if latents and not 0 <= min(latents) <= max(latents) < len(evidence):
             raise ValueError(
                 f"Sentence {i} has codes {min(latents)} to {max(latents)}; those of the evidence are "

@@ -16,30 +16,44 @@ const digits = new Map();
 if (isReport) [...data.alphabet].forEach((character, i) => digits.set(character.charCodeAt(0), i));
 const half = digits.size / 2;
 
-function unpack(packed) {
-  const strings = [];
+const unpack = (packed) => numbersIn(packed).map((n) => data.strings[n]);
+
+// Those of a rising list, each but the first as its distance from the one before.
+function risingIn(packed) {
+  let last = -1;
+  return numbersIn(packed).map((n) => (last += n + 1));
+}
+
+function numbersIn(packed) {
+  const numbers = [];
   let n = 0;
   let step = 1;
   for (let i = 0; i < packed.length; i++) {
     const digit = digits.get(packed.charCodeAt(i));
     n += digit * step;
     if (digit < half) {
-      strings.push(data.strings[n]);
+      numbers.push(n);
       n = 0;
       step = 1;
     } else step *= half;
   }
-  return strings;
+  return numbers;
 }
 
 // ---------------------------------------------------------------- latents
 
+// Surprise is of the latent, and the same in each of its examples.
+function peakOf(strongest, nFirings) {
+  if (data.strength === "surprise") return nFirings ? -Math.log2(nFirings / own.nTokens) : null;
+  return strongest.length ? strongest[0][2] : null;
+}
+
 const whenOff = new Set(own.whenOff);
 const latents = isReport
-  ? data.latents.map(([strongest, random, tokens, lemmas, countError, neighbours, classes], j) => ({
-      ...{ j, strongest, random, tokens, lemmas, countError, neighbours, classes },
+  ? data.latents.map(([strongest, random, tokens, lemmas, countError, neighbours, classes, lifts], j) => ({
+      ...{ j, strongest, random, tokens, lemmas, countError, neighbours, classes, lifts },
       rate: own.nFirings[j] / own.nTokens,
-      peak: strongest.length ? strongest[0][2] : null,
+      peak: peakOf(strongest, own.nFirings[j]),
       phrase: data.phrases ? data.phrases[j] : null,
       // What each seed's judge said.
       said: data.said[j] || [],

@@ -7,10 +7,9 @@ function example([packed, marked, strength, text, position], strengths) {
     {},
     inContext(strings.slice(0, marked).join(""), strings[marked] || "", strings.slice(marked + 1).join("")),
     note(
-      // Surprise is of the latent, and the same in each of its examples.
-      data.strength !== "surprise" && [
+      data.order !== "random" && [
         bar(fullness(strength, strengths)),
-        ` strength ${number(strength)} · `,
+        ` ${data.order} ${number(strength)} · `,
       ],
       `text ${whole.format(text)}, token ${whole.format(position)}`,
     ),
@@ -30,13 +29,15 @@ const examples = (title, about, all, strengths) =>
       : el("p", {}, "There are none: it never fired."),
   );
 
-function countsTable(what, counts, error) {
+const LIFT = "Lift: its share where this fires, over its share of all tokens.";
+
+function countsTable(title, what, about, counts, error) {
   if (!counts || !counts.length) return null;
-  const most = counts[0][1];
+  const most = Math.max(...counts.map(([, n]) => n));
   return section(
-    `Commonest ${what}s`,
+    title,
     note(
-      "Lift: its share where this fires, over its share of all tokens.",
+      about,
       error ? ` Counts may be too low by ${whole.format(error)}.` : null,
     ),
     table({
@@ -141,14 +142,19 @@ function latentView(j) {
     const other = order >= 0 && list.order[order + by];
     return other && el("a", { href: `#${unit}-${other.j}`, rel: by < 0 ? "prev" : "next" }, words);
   };
-  const [first, second, about] =
-    data.strength === "surprise"
-      ? [
-          "Examples",
-          "More examples",
-          "A random draw: all are equally strong. The marked token is where it fires.",
-        ]
-      : ["Strongest examples", "Random examples", "The marked token is where it fires."];
+  const [first, second, about] = {
+    strength: ["Strongest examples", "Random examples", "The marked token is where it fires."],
+    margin: [
+      "Strongest examples",
+      "Random examples",
+      "Those with the largest margin: how far the pre-activation is from the threshold. The marked token is where it fires.",
+    ],
+    random: [
+      "Examples",
+      "More examples",
+      "Order random: this evidence was collected without margins. The marked token is where it fires.",
+    ],
+  }[data.order];
   return [
     el(
       "p",
@@ -178,8 +184,15 @@ function latentView(j) {
         "div",
         {},
         phrasesTable(latent),
-        countsTable("token", latent.tokens, latent.countError),
-        countsTable("lemma", latent.lemmas, latent.countError),
+        countsTable("Commonest tokens", "token", LIFT, latent.tokens, latent.countError),
+        countsTable(
+          "Tokens by lift",
+          "token",
+          "Those of the highest lift, where it fires 3 times at least.",
+          latent.lifts,
+          latent.countError,
+        ),
+        countsTable("Commonest lemmas", "lemma", LIFT, latent.lemmas, latent.countError),
         classTable(latent),
         neighboursTable(latent),
         sentencesTable(j),

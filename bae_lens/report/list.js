@@ -2,7 +2,7 @@
 
 const FIRST = 60;
 const MORE = 120;
-const list = { order: [], shown: 0, sort: "number", descending: false, query: "", inExamples: false };
+const list = { order: [], shown: 0, sort: "telling", descending: true, query: "", inExamples: false };
 const byName = new Intl.Collator("en");
 const NOT_SCORED = "not scored";
 const quiet = (text) => el("span", { class: "note" }, text);
@@ -12,6 +12,27 @@ const firstToken = ({ tokens }) => (tokens.length ? tokens[0] : null);
 function noPhrase({ said }) {
   if (said.length) return said[0].status;
   return Object.keys(data.said).length ? NOT_SCORED : "–";
+}
+// Of a latent, how often it fires at its commonest token: the share, and the lower end of its interval
+// (Wilson's, 95 %), by which a few firings count little.
+const purity = (latent) => (firstToken(latent) ? firstToken(latent)[1] / own.nFirings[latent.j] : null);
+function surePurity(latent) {
+  const p = purity(latent);
+  if (p === null) return null;
+  const n = own.nFirings[latent.j];
+  const z = 1.96;
+  const middle = p + (z * z) / (2 * n);
+  return (middle - z * Math.sqrt((p * (1 - p)) / n + (z * z) / (4 * n * n))) / (1 + (z * z) / n);
+}
+// What comes first where nobody has said: by score, or by how surely it fires at one token; what is
+// dense says little whatever the score, and comes last, and what never fires after it.
+const DENSE = 0.1;
+const isScored = isReport && data.scores.length > 0;
+function telling(latent) {
+  if (latent.rate === 0) return null;
+  const value = isScored ? data.scores[0].values[latent.j] : surePurity(latent);
+  const known = value === null ? (surePurity(latent) ?? 0) - 1e3 : value;
+  return latent.rate > DENSE ? known - 1e6 : known;
 }
 // key, label, about: what it is; of: what is sorted by, null where it is not known; cell: what is shown.
 const columns = isReport
@@ -47,6 +68,14 @@ const columns = isReport
         show: (value) => (value === null ? quiet(NOT_SCORED) : number(value)),
       })),
       {
+        key: "purity",
+        label: "token purity",
+        about: "Share of its firings that are at its commonest token.",
+        isNumber: true,
+        of: purity,
+        show: (value) => (value === null ? quiet("–") : percent(value)),
+      },
+      {
         key: "rate",
         label: "fires at",
         about: "Share of tokens at which it fires.",
@@ -70,6 +99,12 @@ const columns = isReport
       },
     ].filter(Boolean)
   : [];
+
+// What can be sorted by: the columns, and the order in which the list comes.
+const orders = [
+  { key: "telling", label: "most telling first", isNumber: true, of: telling },
+  ...columns,
+];
 
 // What the numbers of a latent are.
 const glossary = (title) =>
@@ -103,7 +138,7 @@ function chosen() {
   const found = latents.filter(
     (latent) => query === "" || latent.j === index || searchable(latent).includes(query),
   );
-  const { of, isText } = columns.find((column) => column.key === list.sort);
+  const { of, isText } = orders.find((column) => column.key === list.sort);
   const sign = list.descending ? -1 : 1;
   const order = found
     .map((latent) => [of(latent), latent])
@@ -168,7 +203,7 @@ function refresh() {
 }
 
 function sortBy(key, flips) {
-  const column = columns.find((c) => c.key === key);
+  const column = orders.find((c) => c.key === key);
   list.descending = flips && list.sort === key ? !list.descending : Boolean(column.isNumber);
   list.sort = key;
   refresh();
@@ -190,7 +225,7 @@ function searchField(id, statusId, label, search) {
 function listCaption() {
   const nScored = latents.filter(({ j }) => data.scores.some(({ values }) => values[j] !== null)).length;
   return [
-    `One row per ${unit}.`,
+    `One row per ${unit}, in the order ${isScored ? `of ${plain(data.scores[0].name)}` : "of token purity, where few firings count little"}, until you sort them; those that fire at more than ${percent(DENSE)} of tokens come after others, and those that never fire last.`,
     data.scores.length && nScored < latents.length
       ? ` ${whole.format(nScored)} of ${plural(latents.length, unit)} are scored; sorted by a score, the others come last.`
       : null,
@@ -207,7 +242,7 @@ function listView() {
   list.select = el(
     "select",
     { id: "sort", onchange: () => sortBy(list.select.value, false) },
-    columns.map((c) => el("option", { value: c.key }, c.label)),
+    orders.map((c) => el("option", { value: c.key }, c.label)),
   );
   list.way = el("button", {
     type: "button",

@@ -10,8 +10,7 @@ from bae_lens.json_file import finite_or_none
 
 # What stands at the top of a report, where it is known.
 HEADLINES = (
-    "code/explained_variance",
-    "reconstruction_quality/explained_variance",
+    "explained_variance",
     "model_performance_preservation/ce_loss_score",
     "code/l0",
     "code/dead_share",
@@ -22,6 +21,9 @@ HEADLINES = (
     "code/perplexity",
     "code/share_of_codes_in_use",
 )
+
+# Two groups have it, of other tokens each: one of them is listed, the one of more tokens where both do.
+_EXPLAINED_VARIANCE = ("code/explained_variance", "reconstruction_quality/explained_variance")
 
 # Of latents that fire side by side. Where each token has one code, these say nothing, or less than the
 # perplexity and the codes in use do: the bounds of the entropy are then far above it.
@@ -44,9 +46,16 @@ _LABELS = {
     "dense_share_1": "dense share, above 1 %",
     "dense_share_1_folded": "dense share, above 1 %, folded",
 }
+_N_TOKENS = "total_tokens_eval_sparsity_variance"
 _EXPLANATIONS = {
     "explained_variance": "Share of the activations' variance that the reconstruction explains; 1 is all of it.",
     "explained_variance_legacy": "Explained variance as a mean over tokens, as older reports have it.",
+    "explained_variance_with_outliers": "Explained variance of all tokens, outliers too.",
+    "l0_with_outliers": "Latents that fire at a token, outliers too.",
+    "n_outlier_tokens": "Tokens left out as outliers (attention sinks), as special tokens are.",
+    "multiple": "Outliers are tokens so many times as long as the reference norm, or longer.",
+    "reference_norm": "Norm of an ordinary token, where the dictionary reads.",
+    "reference_norm_out": "Norm of an ordinary token, where the dictionary writes.",
     "quantised_explained_variance": "Explained variance with strengths rounded as they are for the description length.",
     "mse": "Squared error of the reconstruction, per token.",
     "cossim": "Cosine of activations and their reconstruction; 1 is the same direction.",
@@ -116,12 +125,14 @@ class Metric(NamedTuple):
         value: None where it is not known.
         explanation: empty where there is none.
         label: what it is called on the page.
+        source: which tokens it is of, beside the value; empty where that need not be said.
     """
 
     name: str
     value: float | int | bool | str | None
     explanation: str
     label: str
+    source: str = ""
 
 
 def list_metrics(summary: CodeSummary | Mapping[str, Any] | None) -> list[Metric]:
@@ -138,8 +149,30 @@ def list_metrics(summary: CodeSummary | Mapping[str, Any] | None) -> list[Metric
         return []
     values = summary.to_dict() if isinstance(summary, CodeSummary) else summary
     known = {metric.name: metric for metric in _metrics("code", values)}
+    explained = [known.pop(name) for name in _EXPLAINED_VARIANCE if name in known]
+    if explained:
+        one = next((metric for metric in explained if metric.value is not None), explained[0])
+        source = _tokens_of(one, {name: metric.value for name, metric in known.items()})
+        label = _label("code", "explained_variance")
+        known["explained_variance"] = one._replace(
+            name="explained_variance", label=label, source=source
+        )
     first = [known.pop(name) for name in HEADLINES if name in known]
     return [*first, *known.values()]
+
+
+def _tokens_of(explained: Metric, values: Mapping[str, Any]) -> str:
+    """Which tokens an explained variance is of, and what it is with the outliers among them."""
+    is_of_code = explained.name == _EXPLAINED_VARIANCE[0]
+    n = values.get("code/n_tokens" if is_of_code else "token_stats/" + _N_TOKENS)
+    said = [f"of {n:,} tokens"] if isinstance(n, int) else []
+    group = "outlier_tokens" if is_of_code else "reconstruction_quality_with_outliers"
+    name = f"{group}/explained_variance" + ("_with_outliers" if is_of_code else "")
+    n_outliers, others = values.get("outlier_tokens/n_outlier_tokens"), values.get(name)
+    if isinstance(others, float) and (n_outliers or not is_of_code):
+        how_many = f" {n_outliers:,}" if is_of_code else ""
+        said.append(f"{others:.3g} with{how_many} outliers")
+    return "; ".join(said)
 
 
 def _metrics(group: str, values: Mapping[str, Any]) -> Iterator[Metric]:

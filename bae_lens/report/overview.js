@@ -122,9 +122,11 @@ function factsTable() {
 }
 
 function metricsTable(names, caption) {
-  const values = dictionaries.map((d) => new Map(d.metrics.map(([name, value]) => [name, value])));
+  const values = dictionaries.map(
+    (d) => new Map(d.metrics.map(([name, value, , , source]) => [name, [value, source]])),
+  );
   const words = new Map(
-    dictionaries.flatMap((d) => d.metrics.map(([name, , ...about]) => [name, about])),
+    dictionaries.flatMap((d) => d.metrics.map(([name, , about, label]) => [name, [about, label]])),
   );
   const hasColumn = !isSeveral && !isNarrow();
   return table({
@@ -139,7 +141,10 @@ function metricsTable(names, caption) {
       const [about, label] = words.get(name);
       return [
         rowHead(shown(label), hasColumn ? null : below(about)),
-        values.map((of) => numberCell(number(of.get(name)))),
+        values.map((of) => {
+          const [value, source] = of.get(name) || [undefined, ""];
+          return numberCell(number(value), source ? below(source) : null);
+        }),
         hasColumn && cell(about),
       ];
     }),

@@ -1,9 +1,11 @@
-"""Token strings in little space: each is written once, and referred to by a few characters."""
+"""Token strings in little space: each is written once, and referred to by a few characters; and lists of
+numbers."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 # Those of printable ASCII that stand for themselves in JSON and in HTML, none of them a space.
 ALPHABET = "".join(chr(c) for c in range(33, 127) if chr(c) not in "\"'\\<>&`")[:86]
@@ -38,6 +40,13 @@ def pack(number: int) -> str:
         characters.append(ALPHABET[_HALF + number % _HALF])
         number = number // _HALF - 1
     return "".join([*characters, ALPHABET[number]])
+
+
+def pack_rising(numbers: Sequence[int]) -> str:
+    """Different numbers, 0 at least, each but the first as how far it is from the one before."""
+    rising = sorted(numbers)
+    steps = [b - a - 1 for a, b in pairwise(rising)]
+    return "".join(map(pack, [*rising[:1], *steps]))
 
 
 def unpack(packed: str, strings: Sequence[str]) -> list[str]:

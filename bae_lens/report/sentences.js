@@ -1,18 +1,23 @@
 // Stored sentences with their codes.
 
 const sentences = isReport
-  ? data.sentences.map(([packed, codes, label]) => ({ packed, codes, label }))
+  ? data.sentences.map(([packed, codes, label, others]) => ({ packed, codes, label, others }))
   : [];
 const textOf = (s) => (sentences[s].text ??= unpack(sentences[s].packed).join(""));
 const nCoded = (s) => Math.max(1, sentences[s].codes.filter((token) => token.length).length);
-const amongStrongest = data.strength === "nearness" ? "" : " Only the strongest of each token are known.";
+// Whether it is known of every latent whether it fires.
+const areAllKnown = data.strength === "nearness" || sentences.every(({ others }) => others);
+const amongStrongest = areAllKnown ? "" : " Only the strongest of each token are known.";
 const picker = { query: "" };
+
+// What else fires at a token.
+const othersAt = (s, t) => (sentences[s].others ? risingIn(sentences[s].others[t]) : []);
 
 // Of each latent of a sentence the tokens that have it.
 function placesIn(s) {
   const places = new Map();
   sentences[s].codes.forEach((token, t) => {
-    for (const [j] of token) {
+    for (const j of token.map(([j]) => j).concat(othersAt(s, t))) {
       if (!places.has(j)) places.set(j, []);
       places.get(j).push(t);
     }
@@ -20,11 +25,19 @@ function placesIn(s) {
   return places;
 }
 // Of each latent the sentences that have it, with these tokens.
-const inSentences = new Map();
-sentences.forEach((_, s) => {
-  for (const [j, places] of placesIn(s))
-    inSentences.set(j, (inSentences.get(j) || []).concat([[s, places]]));
-});
+let inSentences = null;
+function sentencesOf(j) {
+  if (!inSentences) {
+    inSentences = new Map();
+    sentences.forEach((_, s) => {
+      for (const [j, places] of placesIn(s)) {
+        if (!inSentences.has(j)) inSentences.set(j, []);
+        inSentences.get(j).push([s, places]);
+      }
+    });
+  }
+  return inSentences.get(j);
+}
 
 // Which tokens of a sentence have a code: a box each, filled where it has.
 function strip(s, places) {
@@ -48,11 +61,17 @@ const shareCells = (s, places) => [numberCell(percent(places.length / nCoded(s))
 function sentencesTable(j) {
   if (!sentences.length) return null;
   const title = "Along the stored sentences";
-  const found = inSentences.get(j);
+  const found = sentencesOf(j);
   if (!found)
     return section(
       title,
-      el("p", {}, `In none of the ${sentences.length} stored sentences.${amongStrongest}`),
+      el(
+        "p",
+        {},
+        areAllKnown
+          ? `In none of the ${sentences.length} stored sentences.`
+          : `Not among the strongest of any token of the ${sentences.length} stored sentences; whether it fires there all the same is not known.`,
+      ),
     );
   const share = ([s, places]) => places.length / nCoded(s);
   return section(
@@ -184,6 +203,7 @@ function showSentence(s) {
             ]),
           })
         : el("p", {}, "Nothing fires here, or the token does not count."),
+      ...moreAt(s, t),
     );
   };
   const move = (event) => {
@@ -215,16 +235,28 @@ function showSentence(s) {
   );
 }
 
+function moreAt(s, t) {
+  const others = othersAt(s, t);
+  if (!others.length) return [];
+  return [
+    lazyDetails(`${plural(others.length, unit)} more fire here`, () =>
+      el("p", {}, others.flatMap((j) => [el("a", { href: `#${unit}-${j}` }, `${j}`), " "])),
+    ),
+  ];
+}
+
 function alongSentence(s) {
-  const found = [...placesIn(s)].sort((a, b) => b[1].length - a[1].length || a[1][0] - b[1][0]);
+  // Bits that a latent's firings here say more of it than anywhere: what always fires says little.
+  const said = ([j, places]) => places.length * Math.log2(places.length / nCoded(s) / (latents[j].rate || 1e-9));
+  const found = [...placesIn(s)].sort((a, b) => said(b) - said(a) || a[1][0] - b[1][0]);
   if (!found.length) return "";
   return section(
     `${Unit}s along the sentence`,
-    note("Share of its tokens, and which.", amongStrongest),
+    note("Share of its tokens, and which; those that fire more than elsewhere first.", amongStrongest),
     table({
       heads: sharesHeads(unit),
       rows: found.slice(0, 30).map(([j, places]) => [linkWithGist(j), shareCells(s, places)]),
     }),
-    found.length > 30 && note(`${found.length - 30} more are at fewer tokens.`),
+    found.length > 30 && note(`${whole.format(found.length - 30)} more are not listed.`),
   );
 }

@@ -22,6 +22,7 @@ from bae_lens.interp.coder import Coder
 from bae_lens.interp.evidence import Evidence, check_evidence_of
 from bae_lens.interp.reading import Texts
 from bae_lens.interp.strings import TokenStrings
+from bae_lens.outlier_tokens import OutlierTokens
 from bae_lens.special_tokens import special_token_ids
 
 
@@ -33,11 +34,13 @@ class CodedSentence(NamedTuple):
         codes: of each token, the latents that fire most strongly with their strengths (see
             ``Evidence.strength``), the strongest first; of a token that does not count, none.
         label: class of the text; None without labels.
+        others: of each token all other latents that fire, in order; None where they are not known.
     """
 
     strings: tuple[str, ...]
     codes: tuple[tuple[tuple[int, float], ...], ...]
     label: str | None = None
+    others: tuple[tuple[int, ...], ...] | None = None
 
 
 @torch.no_grad()
@@ -64,11 +67,13 @@ def collect_sentences(
         evidence: of this dictionary; says which bits mean something where they are off, and how rare
             they are. Its seed is that of the random order.
         n_sentences: texts at most.
-        n_codes: latents a token at most.
+        n_codes: latents a token at most that are kept with their strengths; of all others it is kept that
+            they fire.
         n_tokens: tokens of a text that are kept, the first ones.
         labels: class of each text, as for ``collect_evidence``.
         activation_scaler: as SAELens trains with, while it is not folded in yet.
-        exclude_special_tokens: as in SAELens: those tokens have no codes.
+        exclude_special_tokens: as in SAELens: those tokens have no codes, nor have those that the
+            evidence left out as outliers.
         model_kwargs: passed to the model.
 
     Raises:
@@ -82,6 +87,9 @@ def collect_sentences(
     # That there are labels decides how texts are read; which class is which does not matter here.
     classes = None if labels is None else np.zeros(len(labels), dtype=np.int64)
     texts = Texts.open(source, coder, model, evidence.settings, special, classes)
+    outliers = None
+    if (left_out := evidence.outliers) is not None:
+        outliers = OutlierTokens({coder.hook_name: left_out.reference_norm}, left_out.multiple)
     strings = TokenStrings(getattr(model, "tokenizer", None))
     strongest = _Strongest(evidence, n_codes)
     sentences = []
@@ -90,19 +98,23 @@ def collect_sentences(
         _, [acts] = read_hooks(model, batch, [coder.hook_name], model_kwargs)
         x = take_heads(acts, coder.head_index)[0, :n_tokens]
         tokens, counts = batch.tokens[0, :n_tokens], batch.valid[0, :n_tokens]
+        if outliers is not None:
+            counts = counts & ~outliers.mask(x, coder.hook_name).to(counts.device)
         coded = iter(strongest(coder.encode(x[counts.to(x.device)])) if counts.any() else ())
+        of_tokens = [next(coded) if is_counted else ((), ()) for is_counted in counts.tolist()]
         sentences.append(
             CodedSentence(
                 strings.of_window(tokens.tolist(), marked=-1),
-                tuple(next(coded) if is_counted else () for is_counted in counts.tolist()),
+                tuple(best for best, _ in of_tokens),
                 None if labels is None else str(labels[text]),
+                tuple(others for _, others in of_tokens),
             )
         )
     return sentences
 
 
 class _Strongest:
-    """The strongest of the latents that fire, token by token.
+    """The strongest of the latents that fire, token by token, and the others.
 
     Args:
         evidence: says what fires and how strongly, of one-bit codes.
@@ -118,8 +130,8 @@ class _Strongest:
             # One that fires here and did not among the evidence is rarer than can be told.
             self._surprises = -np.log2(np.maximum(rates, 1 / evidence.n_tokens))
 
-    def __call__(self, firings: Any) -> list[tuple[tuple[int, float], ...]]:
-        """Of the rows of what ``Coder.encode`` gives."""
+    def __call__(self, firings: Any) -> list[tuple[tuple[tuple[int, float], ...], tuple[int, ...]]]:
+        """Of the rows of what ``Coder.encode`` gives, and all others that fire."""
         return [
             self._of(firings.indices[begin:end].astype(np.int64), firings.data[begin:end])
             for begin, end in zip(firings.indptr[:-1], firings.indptr[1:], strict=True)
@@ -127,12 +139,16 @@ class _Strongest:
 
     def _of(
         self, latents: NDArray[np.int64], strengths: NDArray[np.float32]
-    ) -> tuple[tuple[int, float], ...]:
+    ) -> tuple[tuple[tuple[int, float], ...], tuple[int, ...]]:
         values: NDArray[Any] = strengths
         if self._surprises is not None:
             fires = self._when_off.copy()
             fires[latents] = ~fires[latents]
             latents = fires.nonzero()[0]
             values = self._surprises[latents]
-        best = np.lexsort((latents, -values))[: self._n]
-        return tuple(zip(latents[best].tolist(), values[best].tolist(), strict=True))
+        order = np.lexsort((latents, -values))
+        best, others = order[: self._n], np.sort(latents[order[self._n :]])
+        return (
+            tuple(zip(latents[best].tolist(), values[best].tolist(), strict=True)),
+            tuple(others.tolist()),
+        )

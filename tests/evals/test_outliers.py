@@ -158,7 +158,7 @@ def test_the_reference_is_saved_or_of_the_first_tokens_and_the_text_stays_where_
     first = store.get_batch_tokens(2)
     with caplog.at_level(logging.INFO):
         outliers = outlier_tokens_of(True, sae, store, model, [0, 1, 2, 3])
-    assert "has no reference norm" in caplog.text
+    assert "no reference norm in metadata" in caplog.text
     assert outliers is not None
     following = store.get_batch_tokens(2)
     again = store_of(sae, model)

@@ -133,7 +133,7 @@ def test_saelens_groups_are_what_saelens_returns(model, make_sae, exclude):
     # Exactly, and NaN where SAELens says NaN.
     np.testing.assert_equal(without_additions(metrics), expected)
     np.testing.assert_equal(per_latent, expected_per_latent)
-    assert set(metrics) == {*expected, "code"}
+    assert set(metrics) == {*expected, "code", "outlier_tokens"}
     assert set(metrics["model_performance_preservation"]) == {
         *expected["model_performance_preservation"],
         *ADDED,
