@@ -15,6 +15,7 @@ from bae_lens.entropy.cells import Cell, Settings, measure
 from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenise
 from bae_lens.entropy.result import EntropyProfile, overfit_warning
 from bae_lens.fields import ListOf, Text, check, is_valid, shown, whole
+from bae_lens.outlier_tokens import OutlierTokens, multiple_of, reference_norm
 from bae_lens.special_tokens import text_start
 from bae_lens.texts import MissingTexts, check_text, is_missing
 from bae_lens.training.runner import hook_width
@@ -47,6 +48,7 @@ def entropy_profile(
     text_column: str = "text",
     device: str | None = None,
     verbose: bool = False,
+    exclude_outlier_tokens: bool | float | OutlierTokens = True,
 ) -> EntropyProfile:
     """How many bits hidden states hold at a stated fidelity, by layer and token position.
 
@@ -85,6 +87,10 @@ def entropy_profile(
         text_column: of the dataset.
         device: where to train; the model's if omitted.
         verbose: show progress bars.
+        exclude_outlier_tokens: leave out the texts of which a hidden state that would be taken is an
+            outlier (an attention sink, see ``bae_lens.outlier_tokens``), in all cells alike; the
+            reference norm of a hook is the median over what is taken there. Or the multiple of it, or
+            ``OutlierTokens``; False: none are left out.
 
     Returns:
         Rows by hook, cell, control and seed, with a table and a plot.
@@ -138,6 +144,10 @@ def entropy_profile(
     states = hidden_states(
         model, hooks, list(tokens), torch.cat(picked, dim=1), model_batch_size, verbose
     )
+    states, n_outlier_texts = _without_outliers(states, exclude_outlier_tokens)
+    n_texts = len(tokens) - n_outlier_texts
+    for width in widths if n_outlier_texts else ():
+        settings.check_size(n_texts, per_text, width)
     cells = (
         Cell(hook, label, (first + last) / 2, None, acts)
         for hook in hooks
@@ -146,10 +156,35 @@ def entropy_profile(
         )
     )
     rows = tuple(measure(cells, settings, gaussian_control, verbose))
-    profile = EntropyProfile(rows, "token position", max_unexplained, len(tokens), n_too_short)
+    profile = EntropyProfile(
+        rows, "token position", max_unexplained, n_texts, n_too_short, n_outlier_texts
+    )
     if (warning := overfit_warning(profile)) is not None:
         logger.warning(warning)
     return profile
+
+
+def _without_outliers(
+    states: dict[str, Tensor], exclude: bool | float | OutlierTokens
+) -> tuple[dict[str, Tensor], int]:
+    """States ``[n, k, width]`` without the texts that have an outlier at a hook, and how many those are."""
+    multiple = multiple_of(exclude)
+    if multiple is None:
+        return states, 0
+    any_outlier = torch.zeros(len(next(iter(states.values()))), dtype=torch.bool)
+    for hook, acts in states.items():
+        outliers = exclude
+        if not isinstance(outliers, OutlierTokens):
+            outliers = OutlierTokens({hook: reference_norm(acts.flatten(0, 1))}, multiple)
+        any_outlier |= outliers.mask(acts, hook).any(1)
+    n = int(any_outlier.sum())
+    if n > 0:
+        logger.warning(
+            "%d of %d texts are left out: a hidden state of theirs is above %g times the reference norm.",
+            *(n, len(any_outlier), multiple),
+        )
+        states = {hook: acts[~any_outlier] for hook, acts in states.items()}
+    return states, n
 
 
 def _checked_positions(

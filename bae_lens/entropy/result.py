@@ -112,6 +112,7 @@ class EntropyProfile:
         max_unexplained: the fidelity at which all entropies were taken.
         n_texts: texts (or prompts) behind each cell, held-out ones included.
         n_too_short: texts passed over because they were too short.
+        n_outlier_texts: texts left out because a hidden state of theirs is an outlier.
     """
 
     rows: tuple[ProfileRow, ...]
@@ -119,6 +120,7 @@ class EntropyProfile:
     max_unexplained: float
     n_texts: int
     n_too_short: int = 0
+    n_outlier_texts: int = 0
 
     @property
     def hooks(self) -> list[str]:

@@ -104,6 +104,12 @@ function trainingChart() {
 
 const below = (...children) => el("span", { class: "note below" }, children);
 
+// Attention sinks and the like, which are not among the tokens read.
+const leftOut = ({ outliers }) =>
+  outliers
+    ? `${plural(outliers.n, "outlier token")}, longer than ${number(outliers.multiple)} × ${number(outliers.reference_norm)}`
+    : "no outlier tokens";
+
 function factsTable() {
   const abouts = [...new Set(dictionaries.flatMap((d) => Object.keys(d.about)))];
   const facts = [
@@ -113,11 +119,12 @@ function factsTable() {
     ["size", (d) => plural(d.nFirings.length, d.unit)],
     ...abouts.map((name) => [shown(name), (d) => shown(d.about[name] ?? "–")]),
     ["read", (d) => `${plural(d.nTokens, "token")} of ${plural(d.nTexts, "text")}`],
+    dictionaries.some((d) => d.outliers) && ["left out", leftOut],
   ];
   return table({
     class: "facts",
     caption: "What this is about",
-    rows: facts.map(([name, of]) => [rowHead(name), dictionaries.map((d) => cell(of(d)))]),
+    rows: facts.filter(Boolean).map(([name, of]) => [rowHead(name), dictionaries.map((d) => cell(of(d)))]),
   });
 }
 
