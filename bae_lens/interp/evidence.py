@@ -13,6 +13,7 @@ from bae_lens.consistency import check_counts, check_indices, check_lengths, che
 from bae_lens.fields import Rule, Text, check_fields, whole
 from bae_lens.fingerprint import is_of_weights
 from bae_lens.json_file import ResultOfWeights, write_json
+from bae_lens.outlier_tokens import OutlierTokens
 
 Strength = Literal["activation", "surprise", "nearness"]
 # Firings at a token, for its lift to be told: one or two make a large one by chance.
@@ -310,11 +311,14 @@ class Evidence(ResultOfWeights):
         """See ``JsonResult``."""
         n = len(self.latents)
         check_counts(n_tokens=self.n_tokens, n_texts=self.n_texts)
+        if (left_out := self.outliers) is not None:
+            check_counts(n=left_out.n)
+            OutlierTokens({self.hook_name: left_out.reference_norm}, left_out.multiple)
         n_classes = len(self.class_names or ())
         check_lengths(n_classes, "classes", class_shares=self.class_shares)
         for index, own in enumerate(self.latents):
             check_that(own.index == index, f"latents must be in order, {index} here", own.index)
-            for example in (*own.strongest, *own.random):
+            for example in (*own.strongest, *own.random, *(own.more_random or ())):
                 check_indices("marked", [example.marked], len(example.strings))
             check_indices("neighbours", (other.latent for other in own.neighbours or ()), n)
             check_lengths(n_classes, "classes", class_shares=own.class_shares)

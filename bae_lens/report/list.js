@@ -15,7 +15,8 @@ function noPhrase({ said }) {
 }
 // Of a latent, how often it fires at its commonest token: the share, and the lower end of its interval
 // (Wilson's, 95 %), by which a few firings count little.
-const purity = (latent) => (firstToken(latent) ? firstToken(latent)[1] / own.nFirings[latent.j] : null);
+const purity = (latent) =>
+  firstToken(latent) ? Math.min(1, firstToken(latent)[1] / own.nFirings[latent.j]) : null;
 function surePurity(latent) {
   const p = purity(latent);
   if (p === null) return null;
@@ -69,7 +70,7 @@ const columns = isReport
       })),
       {
         key: "purity",
-        label: "token purity",
+        label: "share of 1st token",
         about: "Share of its firings that are at its commonest token.",
         isNumber: true,
         of: purity,
@@ -225,7 +226,7 @@ function searchField(id, statusId, label, search) {
 function listCaption() {
   const nScored = latents.filter(({ j }) => data.scores.some(({ values }) => values[j] !== null)).length;
   return [
-    `One row per ${unit}, in the order ${isScored ? `of ${plain(data.scores[0].name)}` : "of token purity, where few firings count little"}, until you sort them; those that fire at more than ${percent(DENSE)} of tokens come after others, and those that never fire last.`,
+    `One row per ${unit}, in the order ${isScored ? `of ${plain(data.scores[0].name)}` : `of the share of their firings at their commonest token, where few firings count little`}, until you sort them; those that fire at more than ${percent(DENSE)} of tokens come after others, and those that never fire last.`,
     data.scores.length && nScored < latents.length
       ? ` ${whole.format(nScored)} of ${plural(latents.length, unit)} are scored; sorted by a score, the others come last.`
       : null,

@@ -239,7 +239,7 @@ function moreAt(s, t) {
   const others = othersAt(s, t);
   if (!others.length) return [];
   return [
-    lazyDetails(`${plural(others.length, unit)} more fire here`, () =>
+    lazyDetails(`and ${plural(others.length, unit)} more`, () =>
       el("p", {}, others.flatMap((j) => [el("a", { href: `#${unit}-${j}` }, `${j}`), " "])),
     ),
   ];

@@ -44,6 +44,7 @@ from bae_lens.files import whole_folder
 from bae_lens.finite import check_finite_weights, check_trainable
 from bae_lens.json_file import write_json
 from bae_lens.model_loading import load_model
+from bae_lens.outlier_tokens import multiple_of
 from bae_lens.suggest import did_you_mean
 from bae_lens.text_store import TextStore, check_positions, check_text_settings
 from bae_lens.training.checkpoints import (
@@ -61,6 +62,7 @@ from bae_lens.training.collection import check_collection
 from bae_lens.training.finite_steps import skip_steps_not_finite, trainers_that_skip
 from bae_lens.training.interruption import StoppedBetweenSteps, stop_between_steps
 from bae_lens.training.metric_log import MetricLog
+from bae_lens.training.outliers import drop_outliers, keep_reference_norms
 from bae_lens.training.outputs import (
     METRICS_FILENAME,
     UNFINISHED_METRICS_FILENAME,
@@ -134,6 +136,10 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             rounding, are left out.
         trust_remote_code: take ``cfg.model_from_pretrained_kwargs`` as they stand, and let code of the
             model's folder or repository run: see ``bae_lens.model_loading``.
+        exclude_outlier_tokens: drop attention sinks other than BOS, told by their norm at either hook
+            point (see ``bae_lens.outlier_tokens``), as special tokens are: True, or the multiple of
+            the reference norm. Off by default: they do a training no harm that was seen. The
+            reference norms are kept in the SAE's metadata either way, for evals and reports.
 
     Raises:
         ValueError: if ``cfg`` is another runner's, or what ``load_config`` returns, which has a
@@ -157,7 +163,9 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         replay_tokens: int | None = None,
         replay_path: str | Path | None = None,
         trust_remote_code: bool = False,
+        exclude_outlier_tokens: bool | float = False,
     ) -> None:
+        self._outlier_multiple = multiple_of(exclude_outlier_tokens)
         check_config(cfg, LanguageModelSAERunnerConfig, self._has_second_hook)
         check_runner(cfg, replay_tokens=replay_tokens, replay_path=replay_path)
         for name in ("device", "llm_device", "act_store_device"):
@@ -165,7 +173,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         check_trainable(cfg.sae.dtype, cfg.lr, cfg.lr_end)
         _check_batch(cfg, replay_tokens)
         if replay_path is not None:
-            _check_replay_path(cfg, replay_tokens, replay_path)
+            _check_replay_path(cfg, replay_tokens, replay_path, self._outlier_multiple)
         self._resumed = (
             None if cfg.resume_from_checkpoint is None else Path(cfg.resume_from_checkpoint)
         )
@@ -241,17 +249,20 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             return self._run()
 
     def _run(self) -> TrainingSAE[Any]:
+        if self._outlier_multiple is not None:
+            drop_outliers(self, self._outlier_multiple)
         if self.replay_tokens is not None:
             replay = ReplayedActivations.collect(
                 self.activations_store,
                 self.replay_tokens,
                 self.cfg.seed,
                 self.replay_path,
-                _describe_rows(self.cfg),
+                _describe_rows(self.cfg, self._outlier_multiple),
             )
             # The evaluator keeps the store itself, which goes on with text not collected.
             self.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
             self.sae.cfg.metadata.replay_tokens = len(replay.activations)
+        keep_reference_norms(self)
         self._before_training()
         if self._resumed is not None:
             check_replayed(self._resumed, self.activations_store)
@@ -614,7 +625,10 @@ def _check_batch(cfg: LanguageModelSAERunnerConfig[Any], replay_tokens: int | No
 
 
 def _check_replay_path(
-    cfg: LanguageModelSAERunnerConfig[Any], replay_tokens: int | None, path: str | Path
+    cfg: LanguageModelSAERunnerConfig[Any],
+    replay_tokens: int | None,
+    path: str | Path,
+    outlier_multiple: float | None = None,
 ) -> None:
     if replay_tokens is None:
         raise ValueError(
@@ -625,14 +639,17 @@ def _check_replay_path(
         raise ValueError(
             "replay_path must be a folder, or null to keep activations in memory; got ''."
         )
-    check_collection(path, _describe_rows(cfg) | {"replay_tokens": replay_tokens})
+    check_collection(path, _describe_rows(cfg, outlier_multiple) | {"replay_tokens": replay_tokens})
 
 
-def _describe_rows(cfg: LanguageModelSAERunnerConfig[Any]) -> dict[str, Any]:
+def _describe_rows(
+    cfg: LanguageModelSAERunnerConfig[Any], outlier_multiple: float | None = None
+) -> dict[str, Any]:
     """Everything in a config that changes what is collected; fields that it does not have are None."""
     widths = {name: getattr(cfg.sae, name, None) for name in ("d_in", "d_out")}
-    dtype = str(str_to_dtype(cfg.dtype))
-    return {name: getattr(cfg, name, None) for name in _ROW_FIELDS} | widths | {"dtype": dtype}
+    # Collections of before there was such a thing lack it, which is the same as None.
+    others = {"dtype": str(str_to_dtype(cfg.dtype)), "exclude_outlier_tokens": outlier_multiple}
+    return {name: getattr(cfg, name, None) for name in _ROW_FIELDS} | widths | others
 
 
 def check_width(

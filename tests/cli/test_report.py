@@ -149,7 +149,7 @@ def test_labelled_texts(folder, tmp_path):
     assert main(["report", str(folder), "--data", str(data), "--n_code_tokens", "0"]) == 0
     content = Page(folder / "report.html").data
     assert content["classes"] == ["a", "b"]
-    assert {label for _, _, label in content["sentences"]} == {"a", "b"}
+    assert {label for _, _, label, _ in content["sentences"]} == {"a", "b"}
     assert content["dictionaries"][0]["nTexts"] == len(content["sentences"]) == 20
     assert content["dictionaries"][0]["metrics"] == []
 

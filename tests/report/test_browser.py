@@ -158,6 +158,14 @@ def rows(browser: Browser) -> list[str]:
     return browser.texts(".list tbody a")
 
 
+def by_number(browser: Browser) -> None:
+    """Sort the list by the latents' numbers."""
+    browser.run(
+        "for (const e of document.querySelectorAll('#sort')) {"
+        "e.value = 'number'; e.dispatchEvent(new Event('change')); }"
+    )
+
+
 # Loading
 
 
@@ -252,6 +260,7 @@ def test_what_cannot_be_seen_is_written_out(browser, hostile):
 
 def test_search_by_phrase_token_number_and_example(browser, report):
     browser.open(report, "#latents")
+    by_number(browser)
     search = browser.one("#search")
     assert browser.one("#status").text == f"{N} latents"
     for query, first in (("number 17", "Latent 17"), ("#42", "Latent 42"), ("42", "Latent 42")):
@@ -307,6 +316,50 @@ def test_rows_come_as_they_are_scrolled_to(browser, report):
     assert not browser.one(".more").is_displayed()
 
 
+def test_the_list_comes_with_the_most_telling_first(browser, report, tmp_path):
+    # By score, where there are some: the best last, here, since it fires never.
+    browser.open(report, "#latents")
+    assert browser.one("#sort").get_attribute("value") == "telling"
+    best = sorted((j / N for j in range(N - 1) if j % 7), reverse=True)[:5]
+    assert rows(browser)[:5] == [f"Latent {round(x * N)}" for x in best]
+    assert "in the order of detection" in browser.one(".list caption").text
+    # The user's own order goes on working, and so does the first one.
+    by_number(browser)
+    assert rows(browser)[:2] == ["Latent 0", "Latent 1"]
+    # Without scores: by how surely it fires at one token. Dense ones after others, dead ones last.
+    evidence = make_evidence(6)
+    token = evidence[0].top_tokens[0]
+    firings = [(0, 0), (2, 2), (400, 399), (400, 40), (9000, 9000), (50, 20)]
+    latents = [
+        replace(x, n_firings=n, rate=n / 10_000, top_tokens=(token._replace(n=k),) if n else ())
+        for x, (n, k) in zip(evidence.latents, firings, strict=True)
+    ]
+    path = tmp_path / "order.html"
+    write_report(path, replace(evidence, n_tokens=10_000, latents=tuple(latents)))
+    browser.open(path, "#latents")
+    assert rows(browser) == [f"Latent {j}" for j in (2, 1, 5, 3, 4, 0)]
+
+
+def test_the_examples_of_a_bit_come_with_their_margins(browser, tmp_path):
+    path = tmp_path / "margins.html"
+    evidence = make_evidence(4, strength="surprise")
+    latents = []
+    for latent in evidence.latents:
+        strongest = tuple(e._replace(margin=9.0 - k) for k, e in enumerate(latent.strongest))
+        lifts = tuple(reversed(latent.top_tokens[:3]))
+        latents.append(replace(latent, strongest=strongest, lift_tokens=lifts))
+    write_report(path, replace(evidence, latents=tuple(latents)))
+    browser.open(path, "#latent-0")
+    text = browser.one("#view-one").text
+    assert "Strongest examples" in text
+    assert "how far the pre-activation is from the threshold" in text
+    assert "margin 9 ·" in browser.texts("#view-one .examples li")[0]
+    assert browser.all("#view-one .examples .bar")
+    assert "random" not in text.split("Random examples")[0].lower()
+    tables = browser.texts("#view-one section h3, #view-one section h4")
+    assert "Tokens by lift" in tables
+
+
 # Keyboard
 
 
@@ -314,6 +367,7 @@ def test_the_list_by_keyboard_alone(browser, report):
     browser.open(report)
     browser.press("/")
     assert browser.fragment == "#latents"
+    by_number(browser)
     browser.press("number 1")
     browser.press("ARROW_DOWN")
     assert browser.focused == "Latent 1"
@@ -334,6 +388,7 @@ def test_the_list_by_keyboard_alone(browser, report):
 
 def test_from_latent_to_latent_by_arrow_keys(browser, report):
     browser.open(report, "#latents")
+    by_number(browser)
     browser.one("#search").send_keys("number 1")
     browser.go("#latent-10")
     browser.press("ARROW_RIGHT")
@@ -547,13 +602,79 @@ def test_numbers_are_explained(browser, report, tmp_path):
         told = dict(row.split("\t") for row in browser.texts("details[open] tr"))
         assert {"surprise", "fires at", "intruder score", "token purity"} <= set(told)
         assert all(told.values())
-    assert "surprise\n3.25\nbits" in browser.texts("dl > div")
+    assert "surprise\n3.904\nbits" in browser.texts("dl > div")
     # It is the same in each example, so that no bar compares them.
     assert browser.all("#view-one .examples li")
     assert browser.all("#view-one .examples .bar") == []
+    assert (
+        "Order random: this evidence was collected without margins" in browser.one("#view-one").text
+    )
     browser.open(path)
     assert "A judge sees tokens" in browser.one("#view-overview h4 + .note").text
     assert "Not known: no log of training" in browser.one("#view-overview").text
+
+
+def test_what_is_said_of_stored_sentences_is_true(browser, tmp_path):
+    """A common latent is never among the few strongest of a token, and fires all the same."""
+    path = tmp_path / "sentences.html"
+    evidence = make_evidence(12)
+    common = 11
+    sentences = make_sentences(3)
+    assert not any(common == j for s in sentences for token in s.codes for j, _ in token)
+    write_report(path, evidence, sentences=sentences)
+    browser.open(path, f"#latent-{common}")
+    text = browser.one("#view-one").text
+    assert "In none of" not in text
+    assert "Not among the strongest of any token of the 3 stored sentences" in text
+    known = [
+        s._replace(others=tuple((common,) if codes else () for codes in s.codes)) for s in sentences
+    ]
+    write_report(path, evidence, sentences=known)
+    browser.open(path, f"#latent-{common}")
+    text = browser.one("#view-one").text
+    assert "3 of 3 sentences" in text
+    assert "Only the strongest" not in text
+    browser.go("#sentence-0")
+    browser.all(".tok")[1].click()
+    details = browser.one(".codes details")
+    assert details.text == "and 1 latent more"
+    browser.run("arguments[0].querySelector('summary').click()", details)
+    browser.settle()
+    assert browser.texts(".codes details a") == ["11"]
+    # One that fires nowhere in them is said to.
+    nowhere = [s._replace(others=tuple(() for _ in s.codes)) for s in sentences]
+    write_report(path, evidence, sentences=nowhere)
+    browser.open(path, f"#latent-{common}")
+    assert "In none of the 3 stored sentences." in browser.one("#view-one").text
+
+
+def test_explained_variance_is_listed_once_with_its_tokens(browser, tmp_path):
+    path = tmp_path / "comparison.html"
+    both = {
+        "reconstruction_quality": {"explained_variance": 0.7},
+        "token_stats": {"total_tokens_eval_sparsity_variance": 512},
+        "code": {"explained_variance": 0.83, "n_tokens": 65_000},
+        "outlier_tokens": {
+            "n_tokens": 65_036,
+            "n_outlier_tokens": 36,
+            "explained_variance_with_outliers": 0.374,
+        },
+    }
+    evals = {name: both[name] for name in ("reconstruction_quality", "token_stats")}
+    compared = [
+        Compared("a", make_evidence(6), both),
+        Compared("b", make_evidence(6), evals),
+        Compared("c", make_evidence(6), {"code": both["code"]}),
+    ]
+    write_comparison(path, compared)
+    browser.open(path)
+    [row] = [r for r in browser.texts(".metrics tr") if "explained variance" in r.lower()]
+    for said in (
+        "0.83\nof 65,000 tokens; 0.374 with 36 outliers",
+        "0.7\nof 512 tokens",
+        "0.83\nof 65,000 tokens",
+    ):
+        assert said in row
 
 
 # Scores

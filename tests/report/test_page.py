@@ -59,7 +59,7 @@ def test_examples_tokens_and_numbers_are_all_there(path):
     assert data["title"] == "bae at blocks.1.hook_resid_post"
     assert len(data["latents"]) == N
     for latent, row in zip(evidence.latents, data["latents"], strict=True):
-        strongest, random, tokens, lemmas, error, neighbours, classes = row
+        strongest, random, tokens, lemmas, error, neighbours, classes, lifts = row
         for given, examples in ((latent.strongest, strongest), (latent.random, random)):
             assert len(given) == len(examples)
             for own, (packed, marked, strength, text, position) in zip(
@@ -74,6 +74,7 @@ def test_examples_tokens_and_numbers_are_all_there(path):
         assert error == latent.count_error
         assert [j for j, _, _ in neighbours] == [n.latent for n in latent.neighbours or ()]
         assert classes == list(latent.class_shares or ())
+        assert lifts is None
     assert data["dictionaries"][0]["nFirings"] == [x.n_firings for x in evidence.latents]
 
 
@@ -111,12 +112,13 @@ def test_sentences_scores_and_phrases_are_all_there(path):
     [column] = data["scores"]
     assert (column["name"], column["bounds"], column["beside"]) == ("detection", None, "")
     assert (column["values"][:3], len(column["values"])) == ([None, None, 0], N)
-    for own, (packed, codes, label) in zip(sentences, data["sentences"], strict=True):
+    for own, (packed, codes, label, others) in zip(sentences, data["sentences"], strict=True):
         assert tuple(unpack(packed, data["strings"])) == own.strings
         assert [[j for j, _ in token] for token in codes] == [
             [j for j, _ in token] for token in own.codes
         ]
         assert label == own.label
+        assert others is None
 
 
 def test_results_become_columns_phrases_and_tables(path):
@@ -164,7 +166,7 @@ def test_a_run_that_logged_no_entropy_has_none(path):
 
 def test_metrics_begin_with_the_headlines_and_nan_is_none():
     metrics = {m.name: m for m in list_metrics(SUMMARY)}
-    assert list(metrics)[:3] == ["code/explained_variance", "code/l0", "code/dead_share"]
+    assert list(metrics)[:3] == ["explained_variance", "code/l0", "code/dead_share"]
     assert metrics["reconstruction_quality/mse"].value is None
     assert metrics["code/of_its_own_kind"].explanation == ""
     assert list_metrics(None) == []
@@ -199,7 +201,7 @@ def test_all_scalars_of_a_code_are_explained():
 
 
 def test_headlines_are_explained():
-    assert all(name.split("/")[1] in _EXPLANATIONS for name in HEADLINES)
+    assert all(name.split("/")[-1] in _EXPLANATIONS for name in HEADLINES)
 
 
 def test_a_metric_that_is_no_number_is_refused():
@@ -252,7 +254,7 @@ def test_hostile_text_stays_data(path):
     assert set(HOSTILE) <= set(data["strings"])
     group, name = HOSTILE[0], HOSTILE[2]
     assert data["dictionaries"][0]["metrics"] == [
-        [f"{group}/{name}", HOSTILE[0], "", f"{group}: {name}"]
+        [f"{group}/{name}", HOSTILE[0], "", f"{group}: {name}", ""]
     ]
     raw = html.scripts[0]
     assert raw.isascii()
