@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bae_lens.report.packing import ALPHABET, StringTable, pack, unpack
+from bae_lens.report.packing import ALPHABET, StringTable, pack, pack_rising, unpack
 
 
 def test_packed_strings_come_back():
@@ -58,3 +58,13 @@ def test_what_refers_to_nothing_is_refused(packed):
         assert "refers to none of 60 strings" in str(error)  # noqa: PT017
     else:
         assert "".join(pack(int(string)) for string in found) == packed
+
+
+def test_rising_numbers_come_back():
+    """As ``risingIn`` of the page's script reads them."""
+    for numbers in ([], [0], [5], [0, 1, 2], [3, 90, 91, 5000]):
+        packed, found, last = pack_rising(numbers), [], -1
+        for step in unpack(packed, range(10**4)):  # pyright: ignore[reportArgumentType]
+            last += int(step) + 1
+            found.append(last)
+        assert found == numbers
