@@ -25,9 +25,9 @@ from bae_lens.evals.text_batch import MaskedTextStore, TextBatch, read_hooks
 from bae_lens.hook_points import take_heads
 from bae_lens.interp.coder import Coder
 from bae_lens.interp.evidence import EvidenceSettings
+from bae_lens.outlier_tokens import OutlierTokens
 from bae_lens.text_store import Progress
 from bae_lens.texts import check_text
-from bae_lens.outlier_tokens import OutlierTokens
 from bae_lens.training.sentences import SentenceStore
 
 logger = logging.getLogger(__name__)

@@ -245,6 +245,7 @@ def test_the_description_has_all_that_changes_the_rows(kept: Path):
         **{"seqpos_slice": [None], "store_batch_size_prompts": 8, "prepend_bos": True},
         **{"exclude_special_tokens": True, "sequence_separator_token": "bos"},
         **{"disable_concat_sequences": False, "replay_tokens": REPLAY},
+        "exclude_outlier_tokens": None,
     }
 
 

@@ -85,6 +85,7 @@ def ablate(
         salient=salient_tokens(task),
         concept_ids=tuple(map(tuple, ids.tolist())),
         n_truncated=task.reader.texts.n_truncated,
+        n_outlier_tokens=task.reader.n_outliers,
         ordinary_ce=_mean_or_none(ordinary_losses(task, None)),
         concept_in_evidence=concepts_in_evidence(task, concepts, ids),
         weights_sha256=dictionary_sha256(dictionary),

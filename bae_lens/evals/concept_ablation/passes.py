@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from bae_lens.evals.concept_ablation.texts import EncodedTexts
 from bae_lens.evals.text_batch import TextBatch
 from bae_lens.nn import widened
+from bae_lens.outlier_tokens import N_REFERENCE_TOKENS, OutlierTokens, reference_norm
 from bae_lens.special_tokens import special_token_ids, special_token_mask
 from bae_lens.suggest import did_you_mean
 
@@ -177,6 +178,8 @@ class Reader:
         batch_size: texts a forward pass.
         model_kwargs: passed to the model.
         verbose: show progress bars.
+        outliers: tokens that are not valid either, at either hook point, as special ones are not; None:
+            there are none.
     """
 
     model: HookedRootModule
@@ -186,7 +189,9 @@ class Reader:
     batch_size: int = 16
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
     verbose: bool = False
+    outliers: OutlierTokens | None = None
     _kept: dict[int, Tensor] = field(default_factory=dict, init=False)
+    _outlying: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __len__(self) -> int:
         return len(self.texts.tokens)
@@ -202,11 +207,53 @@ class Reader:
             tokens = self.texts.tokens[part, :width]
             mask = self.texts.attention_mask[part, :width]
             valid = mask & ~special_token_mask(tokens, special)
+            if self.outliers is not None:
+                valid = valid & ~self._outliers_in(part, TextBatch(tokens, valid, mask))
             if self.readout == "mean":
                 read = valid
             else:
                 read = torch.arange(width) == self.texts.readout[part][:, None]
             yield Batch(part, TextBatch(tokens, valid, mask), read, valid | read)
+
+    @property
+    def n_outliers(self) -> int:
+        """Outliers in the texts, as far as they were read."""
+        return sum(int(mask.sum()) for mask in self._outlying.values())
+
+    def with_reference(self, multiple: float) -> Reader:
+        """The same, without outliers: told by the median norms over the first valid tokens."""
+        rows: tuple[list[Tensor], list[Tensor]] = ([], [])
+        n = 0
+        for batch in self.batches("Reference norms"):
+            seen = self.run(batch)
+            valid = batch.text.valid.to(seen.lower.device)
+            for part, acts in zip(rows, (seen.lower, seen.upper), strict=True):
+                part.append(acts.detach()[valid.to(acts.device)])
+            n += int(valid.sum())
+            if n >= N_REFERENCE_TOKENS:
+                break
+        if n == 0:
+            return self
+        norms = {
+            name: reference_norm(torch.cat(part))
+            for name, part in zip(self.hook_names, rows, strict=True)
+        }
+        return replace(self, outliers=OutlierTokens(norms, multiple))
+
+    def _outliers_in(self, part: Tensor, text: TextBatch) -> Tensor:
+        """True where a valid token is one, from a pass that is made once a batch."""
+        key = int(part[0])
+        if key not in self._outlying:
+            assert self.outliers is not None
+            with torch.no_grad():
+                seen = run_edited(
+                    *(self.model, self._on_device(text), self.hook_names),
+                    model_kwargs=self.model_kwargs,
+                )
+            lower, upper = self.hook_names
+            mask = self.outliers.any_mask((lower, seen.lower), (upper, seen.upper))
+            self._outlying[key] = mask.to(text.valid.device) & text.valid
+        return self._outlying[key]
 
     def lower(self, batch: Batch) -> Float[Tensor, "batch pos d_in"]:
         """Activations at the lower hook point, without gradients."""
@@ -243,8 +290,11 @@ class Reader:
         return Seen(lower, seen.upper, seen.logits)
 
     def _text(self, batch: Batch) -> TextBatch:
+        return self._on_device(batch.text)
+
+    def _on_device(self, text: TextBatch) -> TextBatch:
         device = next(self.model.parameters()).device
-        return TextBatch(*(x.to(device) for x in batch.text if x is not None))
+        return TextBatch(*(x.to(device) for x in text if x is not None))
 
     @property
     def _first_layer(self) -> int | None:

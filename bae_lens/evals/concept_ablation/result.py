@@ -153,6 +153,7 @@ class ConceptAblationResult(ResultOfWeights):
         salient: where the attributions point.
         concept_ids: latents or codes of each example's salient word, −1 where there are fewer.
         n_truncated: texts that were cut to the context.
+        n_outlier_tokens: tokens of the labelled texts that were left out as outliers.
         ordinary_ce: cross-entropy of the untouched model on the ordinary text, nats per token; None
             for models that predict no next token.
         concept_in_evidence: share of the occurrences, in texts with an evidence span, of the
@@ -172,6 +173,7 @@ class ConceptAblationResult(ResultOfWeights):
     n_truncated: int = 0
     ordinary_ce: float | None = None
     concept_in_evidence: float | None = None
+    n_outlier_tokens: int = 0
 
     def check(self) -> None:
         """See ``JsonResult``."""

@@ -11,6 +11,7 @@ from bae_lens.evals.concept_ablation.concepts import Vectors
 from bae_lens.evals.concept_ablation.passes import Readout
 from bae_lens.evals.concept_ablation.probes import ProbeKind
 from bae_lens.fields import Flag, ListOf, OneOf, Rule, Text, check_fields, whole
+from bae_lens.outlier_tokens import multiple_of
 
 Protocol = Literal["controlled", "released"]
 
@@ -78,6 +79,10 @@ class AblationSettings:
         n_sample_tokens (int): Tokens that codes get their means from.
         batch_size (int): Texts a forward pass.
         seed (int): Of sample, folds, probes and random controls.
+        exclude_outlier_tokens (bool | float): Leave attention sinks other than BOS out as special tokens
+            are, told by their norm at either hook point: they are never salient nor ablated, and in
+            no mean. True, or the multiple of the reference norm, which is the median over the first
+            valid tokens of the labelled texts.
 
     Raises:
         ValueError: if a value is outside its range.
@@ -101,9 +106,11 @@ class AblationSettings:
     n_sample_tokens: int = 20_000
     batch_size: int = 16
     seed: int = 0
+    exclude_outlier_tokens: bool | float = True
 
     def __post_init__(self) -> None:
         check_fields(self, _FIELDS)
+        multiple_of(self.exclude_outlier_tokens)
         for name, default in _BY_PROTOCOL[self.protocol].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from bae_lens.evals.concept_ablation.removals import leace_fitters
 from bae_lens.evals.concept_ablation.settings import AblationSettings
 from bae_lens.evals.concept_ablation.texts import encode_texts
 from bae_lens.evals.reconstruction import predicts_next_token
+from bae_lens.outlier_tokens import multiple_of
 
 # What LabelledTexts.read takes if nothing is said.
 _COLUMNS = {"text_column": "text", "label_column": "label", "split": "test"}
@@ -127,13 +128,18 @@ class AblationTask:
         readout = settings.readout or ("last" if is_decoder else "first")
         label_tokens = _label_tokens(model, settings, data, is_decoder)
         reader = _reader(model, hook_names, data.texts, readout, settings, verbose)
+        multiple = multiple_of(settings.exclude_outlier_tokens)
+        if multiple is not None:
+            reader = reader.with_reference(multiple)
         others = None
         if reference_texts is not None:
             others = _reader(model, hook_names, reference_texts, readout, settings, verbose, False)
+            others = replace(others, outliers=reader.outliers)
         ordinary = None
         if is_decoder and settings.causal and settings.n_ordinary:
             some = (reference_texts or data.texts)[: settings.n_ordinary]
             ordinary = _reader(model, hook_names, some, readout, settings, verbose, False)
+            ordinary = replace(ordinary, outliers=reader.outliers)
         fold = stratified_folds(data.labels, settings.n_folds, settings.seed)
         vectors, label_logits, sample = _read(reader, others, label_tokens, settings)
         probes = tuple(_fit(v, data, fold, settings) for v in vectors)
@@ -186,6 +192,7 @@ class AblationTask:
         read as the labelled ones are; and of each what the model has read of it."""
         own = self.reader
         reader = _reader(own.model, own.hook_names, texts, own.readout, self.settings, own.verbose)
+        reader = replace(reader, outliers=self.reader.outliers)
         found = torch.empty(len(reader), dtype=torch.int64)
         for batch in reader.batches("Reading other texts"):
             acts = reader.run(batch).upper

@@ -17,6 +17,7 @@ from bae_lens.evals.concept_ablation.passes import (
     pool,
     run_edited,
 )
+from bae_lens.evals.concept_ablation.texts import encode_texts
 from bae_lens.evals.text_batch import TextBatch
 from tests.evals.concept_ablation.helpers import (
     LOWER_HOOK,
@@ -27,7 +28,15 @@ from tests.evals.concept_ablation.helpers import (
     make_rows,
     noise,
 )
-from tests.helpers import make_bridge, make_headless_encoder
+from tests.helpers import (
+    CONTEXT_SIZE,
+    HOOK,
+    HOOK_OUT,
+    SINK,
+    make_bridge,
+    make_headless_encoder,
+    make_sinking_model,
+)
 
 HOOKS = (LOWER_HOOK, UPPER_HOOK)
 BRIDGE_HOOKS = ("blocks.0.hook_out", "blocks.1.hook_out")
@@ -296,3 +305,26 @@ def test_the_mean_is_over_what_is_read():
     torch.testing.assert_close(pooled[0], (acts[0, 0] + acts[0, 2]) / 2)
     assert (pooled[1] == 0).all()
     assert pool(acts.bfloat16(), read).dtype == torch.float32
+
+
+def test_outliers_are_not_valid_and_are_counted():
+    model = make_sinking_model()
+    texts = [f"word{i} word{SINK - 4} word{i + 1} word3 word5" for i in range(6)]
+    reader = Reader(
+        model,  # pyright: ignore[reportArgumentType]
+        encode_texts(model, texts, context_size=CONTEXT_SIZE, readout="last"),
+        (HOOK, HOOK_OUT),
+        "mean",
+        batch_size=4,
+    )
+    without = reader.with_reference(10)
+    assert without.outliers is not None
+    assert set(without.outliers.reference_norms) == {HOOK, HOOK_OUT}
+    for one, other in zip(reader.batches("a"), without.batches("b"), strict=True):
+        is_sink = one.text.tokens == SINK
+        assert is_sink.any()
+        assert torch.equal(other.text.valid, one.text.valid & ~is_sink)
+        assert torch.equal(other.read, one.read & ~is_sink)
+        assert torch.equal(other.at, one.at & ~is_sink)
+    assert without.n_outliers == 6
+    assert reader.n_outliers == 0
