@@ -11,7 +11,6 @@ from sae_lens import SAE, ActivationsStore
 
 from bae_lens import CrossLayerRunnerConfig, CrossLayerTrainingRunner, TrainingRunner
 from bae_lens.outlier_tokens import reference_norm
-from bae_lens.training import load_config
 from tests.helpers import (
     BATCH,
     D_IN,
@@ -120,10 +119,6 @@ def test_two_hook_points_have_a_norm_each(tmp_path, replay_tokens, exclude):
     assert bool(longest > 10 * norms[HOOK]) == (not exclude)
 
 
-def test_a_config_file_says_it():
-    content = {"exclude_outlier_tokens": "7"}
-    config = load_config("smollm2-bae", content)
-    assert config.exclude_outlier_tokens == 7
-    assert load_config("smollm2-bae").exclude_outlier_tokens is None
-    with pytest.raises(ValueError, match="exclude_outlier_tokens must be"):
-        TrainingRunner(config.runner, exclude_outlier_tokens=-1)  # pyright: ignore[reportArgumentType]
+def test_a_multiple_that_is_none_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="exclude_outlier_tokens must be a positive number"):
+        TrainingRunner(runner_cfg(tmp_path), exclude_outlier_tokens=-1)
