@@ -114,7 +114,7 @@ def test_two_hook_points_have_a_norm_each(tmp_path, replay_tokens, exclude):
         expected = reference_norm(rows_of(tmp_path, hook)[1][:replay_tokens])
         assert norms[hook] == pytest.approx(expected, rel=0.1)
     store = runner.activations_store
-    rows = store.activations if replay_tokens else next(iter(store))
+    rows: Any = store.activations if replay_tokens else next(iter(store))  # pyright: ignore[reportAttributeAccessIssue]
     longest = rows[:, :D_IN].norm(dim=1).max()
     assert bool(longest > 10 * norms[HOOK]) == (not exclude)
 
