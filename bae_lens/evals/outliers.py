@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -186,19 +187,22 @@ def _from_the_beginning(store: Any) -> Iterator[None]:
     own = store
     while "store" in vars(own) and "iterable_sequences" not in vars(own):
         own = own.store  # A wrapper, which hands on what is asked of it and not what is set.
-    names = ("iterable_sequences", "n_dataset_processed")
-    if not all(name in vars(own) for name in names):
-        names = ("_rows", "n_texts_read")
-    is_known = all(name in vars(own) for name in names)
-    before = [getattr(own, name) for name in names] if is_known else []
-    if names[0] == "iterable_sequences":
+    is_stream = "iterable_sequences" in vars(own)
+    is_known = is_stream or "_rows" in vars(own)
+    before = dict(vars(own))
+    for name in ("_missing", "_progress"):
+        # What they count is of what is served, and this is not.
+        if name in before:
+            setattr(own, name, copy(before[name]))
+    if is_stream:
         own.iterable_sequences = own._iterate_tokenized_sequences()
     else:
         own.reset_input_dataset()
     try:
         yield
     finally:
-        if not is_known:
+        if is_known:
+            vars(own).clear()
+            vars(own).update(before)
+        else:
             own.reset_input_dataset()
-        for name, value in zip(names, before, strict=False):
-            setattr(own, name, value)
