@@ -27,6 +27,9 @@ from bae_lens.outlier_tokens import (
 
 logger = logging.getLogger(__name__)
 
+# Sequences in a row without any token that counts, after which there is no hope.
+_MOST_EMPTY = 100
+
 
 def outlier_tokens_of(
     exclude: bool | float | OutlierTokens,
@@ -100,9 +103,10 @@ def first_reference_norms(
         Norm by hook point; None where no token counts.
     """
     kept: dict[str, list[Tensor]] = {name: [] for name in heads}
-    n_left = n_tokens
+    n_left, n_empty = n_tokens, 0
     with _from_the_beginning(store):
-        while n_left > 0:
+        # Whoever reads the text next says what is wrong with one that goes on without tokens.
+        while n_left > 0 and n_empty < _MOST_EMPTY:
             try:
                 batch = TextBatch.read(store, special_tokens, 1, raise_at_epoch_end=True)
             except StopIteration:
@@ -110,7 +114,9 @@ def first_reference_norms(
             _, read = read_hooks(model, batch, list(heads), model_kwargs)
             for (name, head), acts in zip(heads.items(), read, strict=True):
                 kept[name].append(take_heads(acts, head)[batch.valid.to(acts.device)][:n_left])
-            n_left -= int(batch.valid.sum())
+            n_counted = int(batch.valid.sum())
+            n_empty = 0 if n_counted else n_empty + 1
+            n_left -= n_counted
     if n_left == n_tokens:
         return None
     return {name: reference_norm(torch.cat(rows)) for name, rows in kept.items()}
