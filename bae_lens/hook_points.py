@@ -1,4 +1,4 @@
-"""Where an SAE reads and where it writes, and the heads there."""
+"""Where an SAE reads and where it writes, the heads there, and how wide it is."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from sae_lens import SAE
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from bae_lens.suggest import did_you_mean
 
 
 def hook_names(sae: SAE[Any]) -> tuple[str, str]:
@@ -68,3 +73,64 @@ def flat_heads(sae: SAE[Any]) -> Iterator[None]:
         yield
     finally:
         sae.turn_on_forward_pass_hook_z_reshaping()
+
+
+def hook_shape(model: HookedRootModule, hook_name: str, **model_kwargs: Any) -> torch.Size:
+    """Shape of one token's activation at a hook point: ``[d]``, or ``[heads, d_head]``.
+
+    Args:
+        model: any model that SAELens' store takes; it is run on a single token.
+        hook_name: of the hook point.
+        **model_kwargs: for ``model.run_with_cache``.
+
+    Raises:
+        ValueError: if the model has no such hook, or it does not fire.
+    """
+    if hook_name not in model.hook_dict:
+        raise ValueError(
+            f"The model has no hook {hook_name!r}. {did_you_mean(hook_name, model.hook_dict)}"
+        )
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(
+            token,
+            names_filter=[hook_name],
+            stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
+            prepend_bos=False,
+            **model_kwargs,
+        )
+    if hook_name not in cache:
+        raise ValueError(
+            f"The model has the hook {hook_name!r}, but it does not fire in a forward pass. Some "
+            "hooks are off unless the model's config switches them on (use_attn_result, "
+            "use_split_qkv_input, use_hook_mlp_in)."
+        )
+    return cache[hook_name].shape[2:]
+
+
+def hook_width(
+    model: HookedRootModule,
+    hook_name: str,
+    hook_head_index: int | None = None,
+    **model_kwargs: Any,
+) -> int:
+    """Width of the activations that SAELens' store takes from a hook point.
+
+    Args:
+        model: any model that SAELens' store takes; it is run on a single token.
+        hook_name: of the hook point.
+        hook_head_index: one head of it; without it, heads are flattened.
+        **model_kwargs: for ``model.run_with_cache``.
+
+    Raises:
+        ValueError: if the model has no such hook, it does not fire, or it has no such head.
+    """
+    shape = hook_shape(model, hook_name, **model_kwargs)
+    if hook_head_index is None:
+        return shape.numel()
+    n_heads = shape[0] if len(shape) > 1 else 0
+    if hook_head_index >= n_heads:
+        raise ValueError(
+            f"hook_head_index is {hook_head_index}, but {hook_name!r} has {n_heads or 'no'} heads."
+        )
+    return shape[1:].numel()

@@ -50,7 +50,7 @@ from bae_lens.report import (
     write_report,
 )
 from bae_lens.saved_sae import load_sae
-from bae_lens.training.runner import METRICS_FILENAME
+from bae_lens.training.outputs import METRICS_FILENAME
 
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"
 _EVIDENCE = "evidence.json"

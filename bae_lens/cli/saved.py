@@ -85,8 +85,7 @@ def load_saved(folder: Path, args: argparse.Namespace) -> Saved:
             the SAE.
     """
     from bae_lens.evals.held_out import load_model_of
-    from bae_lens.hook_points import hook_names
-    from bae_lens.training.runner import hook_width
+    from bae_lens.hook_points import hook_names, hook_width
 
     sae = load_sae(folder, args.device)
     metadata = sae.cfg.metadata

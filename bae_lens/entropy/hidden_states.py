@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bae_lens.fields import check, whole
+from bae_lens.hook_points import hook_width
 from bae_lens.special_tokens import text_start
 from bae_lens.texts import check_text
-from bae_lens.training.runner import hook_width
 
 
 @torch.no_grad()

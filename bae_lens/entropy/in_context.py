@@ -17,8 +17,8 @@ from bae_lens.entropy.cells import Cell, Settings, measure
 from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenise
 from bae_lens.entropy.result import EntropyProfile, ProfileRow, overfit_warning
 from bae_lens.fields import ListOf, Text, check, whole
+from bae_lens.hook_points import hook_width
 from bae_lens.texts import check_text
-from bae_lens.training.runner import hook_width
 
 logger = logging.getLogger(__name__)
 

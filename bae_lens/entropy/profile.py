@@ -15,10 +15,10 @@ from bae_lens.entropy.cells import Cell, Settings, measure
 from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenise
 from bae_lens.entropy.result import EntropyProfile, overfit_warning
 from bae_lens.fields import ListOf, Text, check, is_valid, shown, whole
+from bae_lens.hook_points import hook_width
 from bae_lens.outlier_tokens import OutlierTokens, multiple_of, reference_norm
 from bae_lens.special_tokens import text_start
 from bae_lens.texts import MissingTexts, check_text, is_missing
-from bae_lens.training.runner import hook_width
 
 logger = logging.getLogger(__name__)
 

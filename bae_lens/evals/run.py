@@ -32,7 +32,7 @@ from bae_lens.evals.text_batch import (
     tokens_until_end,
 )
 from bae_lens.fields import Number, check, whole
-from bae_lens.hook_points import hook_names
+from bae_lens.hook_points import hook_names, hook_shape
 from bae_lens.outlier_tokens import OutlierTokens
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.text_store import Progress
@@ -253,8 +253,6 @@ def _has_heads_unknown_to_saelens(
 ) -> bool:
     """Whether a hook point has heads and a name by which SAELens' ``run_evals`` does not know it."""
     # Imported here, since training itself imports the evals.
-    from bae_lens.training.runner import hook_shape
-
     hook_name = hook_names(sae)[0]
     if any(name in hook_name for name in ("hook_q", "hook_k", "hook_v", "hook_z")):
         return False

@@ -8,8 +8,9 @@ from bae_lens.training.cross_layer_runner import (
 from bae_lens.training.metric_log import MetricLog
 from bae_lens.training.paired_activations import ContextStore, PairedActivations
 from bae_lens.training.replay import ReplayedActivations
-from bae_lens.training.runner import SyntheticTrainingRunner, TrainingRunner
+from bae_lens.training.runner import TrainingRunner
 from bae_lens.training.sentences import SentenceStore
+from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 
 __all__ = [
     "ContextStore",

@@ -39,8 +39,10 @@ from bae_lens.training.cross_layer_runner import (
     CrossLayerTrainingRunner,
     is_cross_layer,
 )
-from bae_lens.training.runner import PATH_FIELDS, SyntheticTrainingRunner, TrainingRunner
+from bae_lens.training.run_checks import PATH_FIELDS
+from bae_lens.training.runner import TrainingRunner
 from bae_lens.training.runner_fields import check_section
+from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 from bae_lens.yaml_file import parse_yaml, read_config
 
 logger = logging.getLogger(__name__)

@@ -18,16 +18,13 @@ from typing_extensions import override
 
 from bae_lens.evals import run_evals
 from bae_lens.fields import OneOf, check_fields
+from bae_lens.hook_points import hook_shape
 from bae_lens.special_tokens import special_token_ids
 from bae_lens.text_store import TextStore, check_text_settings
 from bae_lens.training.paired_activations import ContextStore, PairedActivations, PairedStore
 from bae_lens.training.replay import ReplayedActivations
-from bae_lens.training.runner import (
-    TrainingRunner,
-    check_width,
-    hook_shape,
-    load_runner_model,
-)
+from bae_lens.training.run_checks import check_width
+from bae_lens.training.runner import TrainingRunner, load_runner_model
 from bae_lens.training.runner_fields import check_runner
 from bae_lens.training.sentences import SentenceStore, is_encoder_model
 

@@ -19,34 +19,23 @@ from sae_lens.constants import (
     SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
 )
-from sae_lens.synthetic import (
-    SyntheticDataEvalResult,
-    SyntheticModel,
-    SyntheticSAERunner,
-    SyntheticSAERunnerConfig,
-    synthetic_sae_runner,
-)
-from sae_lens.synthetic.synthetic_sae_runner import SyntheticSAERunnerResult
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, str_to_dtype
 from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
 from bae_lens import demo
-from bae_lens.bae import TrainingBAE
-from bae_lens.clvq_vae import TrainingCLVQVAE
 from bae_lens.devices import check_device
 from bae_lens.evals.held_out import open_text
 from bae_lens.files import whole_folder
 from bae_lens.finite import check_finite_weights, check_trainable
+from bae_lens.hook_points import hook_width
 from bae_lens.json_file import write_json
 from bae_lens.model_loading import load_model
 from bae_lens.outlier_tokens import multiple_of
-from bae_lens.suggest import did_you_mean
-from bae_lens.text_store import TextStore, check_positions, check_text_settings
+from bae_lens.text_store import TextStore, check_text_settings
 from bae_lens.training.checkpoints import (
     RANDOM_STATE_FILENAME,
     check_given,
@@ -58,8 +47,7 @@ from bae_lens.training.checkpoints import (
     write_record,
 )
 from bae_lens.training.checkpoints import check_whole as _check_checkpoint
-from bae_lens.training.collection import check_collection
-from bae_lens.training.finite_steps import skip_steps_not_finite, trainers_that_skip
+from bae_lens.training.finite_steps import skip_steps_not_finite
 from bae_lens.training.interruption import StoppedBetweenSteps, stop_between_steps
 from bae_lens.training.metric_log import MetricLog
 from bae_lens.training.outliers import drop_outliers, keep_reference_norms
@@ -74,29 +62,18 @@ from bae_lens.training.outputs import (
 )
 from bae_lens.training.pretrained import check_given_sae, load_pretrained, unfold_scale
 from bae_lens.training.replay import ReplayedActivations
+from bae_lens.training.run_checks import (
+    check_batch,
+    check_config,
+    check_replay_path,
+    check_width,
+    describe_rows,
+)
 from bae_lens.training.run_identity import describe_model, describe_text
 from bae_lens.training.runner_fields import check_runner
+from bae_lens.training.sparsity import OF_ONE_SAE, as_saved
 
 logger = logging.getLogger(__name__)
-
-# What a folder holds of one autoencoder beside its weights and config.
-_OF_ONE_SAE = (METRICS_FILENAME, UNFINISHED_METRICS_FILENAME, SPARSITY_FILENAME)
-# Of SAELens' config and of CrossLayerRunnerConfig.
-_ROW_FIELDS = (
-    *("model_name", "model_class_name", "model_from_pretrained_kwargs", "model_kwargs"),
-    *("autocast_lm", "hook_name", "hook_name_out", "hook_head_index"),
-    *("dataset_path", "text_unit", "use_chat_formatting"),
-    *("use_cached_activations", "cached_activations_path"),
-    *("context_size", "sequence_length", "seqpos_slice", "store_batch_size_prompts"),
-    *("prepend_bos", "exclude_special_tokens", "sequence_separator_token"),
-    "disable_concat_sequences",
-)
-
-
-PATH_FIELDS = (
-    *("output_path", "checkpoint_path", "resume_from_checkpoint", "from_pretrained_path"),
-    "cached_activations_path",
-)
 
 
 class TrainingRunner(LanguageModelSAETrainingRunner):
@@ -171,9 +148,9 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         for name in ("device", "llm_device", "act_store_device"):
             check_device(name, getattr(cfg, name))
         check_trainable(cfg.sae.dtype, cfg.lr, cfg.lr_end)
-        _check_batch(cfg, replay_tokens)
+        check_batch(cfg, replay_tokens)
         if replay_path is not None:
-            _check_replay_path(cfg, replay_tokens, replay_path, self._outlier_multiple)
+            check_replay_path(cfg, replay_tokens, replay_path, self._outlier_multiple)
         self._resumed = (
             None if cfg.resume_from_checkpoint is None else Path(cfg.resume_from_checkpoint)
         )
@@ -257,7 +234,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
                 self.replay_tokens,
                 self.cfg.seed,
                 self.replay_path,
-                _describe_rows(self.cfg, self._outlier_multiple),
+                describe_rows(self.cfg, self._outlier_multiple),
             )
             # The evaluator keeps the store itself, which goes on with text not collected.
             self.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
@@ -401,7 +378,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             ValueError: if a weight is NaN or infinite.
         """
         check_finite_weights(sae)
-        sparsity = _as_saved(sae, log_feature_sparsity)
+        sparsity = as_saved(sae, log_feature_sparsity)
         path = Path(output_path)
 
         def save(folder: Path) -> None:
@@ -413,7 +390,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
 
         others = [self.cfg.checkpoint_path, path.absolute().parent]
         save_or_keep(
-            path, save, [None if o is None else Path(o) for o in others], without=_OF_ONE_SAE
+            path, save, [None if o is None else Path(o) for o in others], without=OF_ONE_SAE
         )
         if self.cfg.logger.log_to_wandb:
             self.cfg.logger.log(
@@ -423,145 +400,6 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
                 None if sparsity is None else path / SPARSITY_FILENAME,
                 ["final_model"],
             )
-
-
-class SyntheticTrainingRunner(SyntheticSAERunner[Any]):
-    """``SyntheticSAERunner``, with a sparsity file that matches a BAE's bits as saved.
-
-    What it writes is there as a whole or not at all, and its folders are its own while it runs.
-    Steps that are not finite are skipped and counted as ``TrainingRunner`` does.
-
-    Raises:
-        ValueError: if ``cfg`` is another runner's, a field of it cannot be what it is, or weights are
-            to be in float16.
-    """
-
-    def __init__(
-        self,
-        cfg: SyntheticSAERunnerConfig[Any],
-        override_synthetic_model: SyntheticModel | None = None,
-        override_sae: TrainingSAE[Any] | None = None,
-    ) -> None:
-        check_config(cfg, SyntheticSAERunnerConfig)
-        check_runner(cfg)
-        check_device("device", cfg.device)
-        check_trainable(cfg.sae.dtype, cfg.lr, cfg.lr_end)
-        check_outputs(cfg)
-        super().__init__(cfg, override_synthetic_model, override_sae)
-
-    @override
-    def run(self) -> SyntheticSAERunnerResult:
-        """Train, evaluate and save."""
-        folders = held_folders((self.cfg.output_path, self.cfg.checkpoint_path))
-        with folders, trainers_that_skip(synthetic_sae_runner):
-            return super().run()
-
-    @override
-    def _save_outputs(
-        self,
-        output_path: Path,
-        sae: TrainingSAE[Any],
-        log_feature_sparsity: Tensor | None,
-        eval_stats: SyntheticDataEvalResult | None,
-    ) -> None:
-        check_finite_weights(sae)
-        sparsity = _as_saved(sae, log_feature_sparsity)
-
-        def save(folder: Path) -> None:
-            super(SyntheticTrainingRunner, self)._save_outputs(folder, sae, sparsity, eval_stats)
-
-        save_or_keep(
-            output_path,
-            save,
-            [output_path.absolute().parent],
-            without=(*_OF_ONE_SAE, "synthetic_model", "eval_stats.json"),
-        )
-
-
-def check_config(cfg: Any, config_class: type, has_second_hook: bool = False) -> None:
-    """
-    Raises:
-        ValueError: if a runner is given anything else than the config of its kind, or a path in it
-            is empty.
-    """
-    if isinstance(cfg, config_class) and hasattr(cfg, "hook_name_out") == has_second_hook:
-        for name in PATH_FIELDS:
-            # The working directory, to whoever opens it.
-            if getattr(cfg, name, None) == "":
-                raise ValueError(f"{name} must be a path or None; got ''.")
-        return
-    if isinstance(cfg, config_class):
-        expected = "a CrossLayerRunnerConfig" if has_second_hook else "a config of one hook point"
-        hint = "CrossLayerTrainingRunner takes those of two, TrainingRunner those of one."
-    else:
-        expected = f"a {config_class.__name__}"
-        hint = (
-            "What load_config returns is trained by its own run(), with what it says of replay."
-            if hasattr(cfg, "replay_tokens") and hasattr(cfg, "runner")
-            else "Read a file with load_config, and call run() of what it returns."
-        )
-    raise ValueError(f"cfg must be {expected}; got a {type(cfg).__name__}. {hint}")
-
-
-def hook_shape(model: HookedRootModule, hook_name: str, **model_kwargs: Any) -> torch.Size:
-    """Shape of one token's activation at a hook point: ``[d]``, or ``[heads, d_head]``.
-
-    Args:
-        model: any model that SAELens' store takes; it is run on a single token.
-        hook_name: of the hook point.
-        **model_kwargs: for ``model.run_with_cache``.
-
-    Raises:
-        ValueError: if the model has no such hook, or it does not fire.
-    """
-    if hook_name not in model.hook_dict:
-        raise ValueError(
-            f"The model has no hook {hook_name!r}. {did_you_mean(hook_name, model.hook_dict)}"
-        )
-    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-    with torch.no_grad():
-        _, cache = model.run_with_cache(
-            token,
-            names_filter=[hook_name],
-            stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook_name),
-            prepend_bos=False,
-            **model_kwargs,
-        )
-    if hook_name not in cache:
-        raise ValueError(
-            f"The model has the hook {hook_name!r}, but it does not fire in a forward pass. Some "
-            "hooks are off unless the model's config switches them on (use_attn_result, "
-            "use_split_qkv_input, use_hook_mlp_in)."
-        )
-    return cache[hook_name].shape[2:]
-
-
-def hook_width(
-    model: HookedRootModule,
-    hook_name: str,
-    hook_head_index: int | None = None,
-    **model_kwargs: Any,
-) -> int:
-    """Width of the activations that SAELens' store takes from a hook point.
-
-    Args:
-        model: any model that SAELens' store takes; it is run on a single token.
-        hook_name: of the hook point.
-        hook_head_index: one head of it; without it, heads are flattened.
-        **model_kwargs: for ``model.run_with_cache``.
-
-    Raises:
-        ValueError: if the model has no such hook, it does not fire, or it has no such head.
-    """
-    shape = hook_shape(model, hook_name, **model_kwargs)
-    if hook_head_index is None:
-        return shape.numel()
-    n_heads = shape[0] if len(shape) > 1 else 0
-    if hook_head_index >= n_heads:
-        raise ValueError(
-            f"hook_head_index is {hook_head_index}, but {hook_name!r} has {n_heads or 'no'} heads."
-        )
-    return shape[1:].numel()
 
 
 def _sae_to_train(
@@ -578,13 +416,6 @@ def _sae_to_train(
     return (None, False) if cfg.from_pretrained_path is None else load_pretrained(cfg)
 
 
-def _as_saved(sae: TrainingSAE[Any], log_sparsity: Tensor | None) -> Tensor | None:
-    """SAELens' sparsity ``[d_sae]`` of the autoencoder that it saves for inference."""
-    if log_sparsity is None or not isinstance(sae, (TrainingBAE, TrainingCLVQVAE)):
-        return log_sparsity
-    return sae.fold_log_sparsity(log_sparsity)
-
-
 def load_runner_model(
     cfg: LanguageModelSAERunnerConfig[Any], hook_names: list[str], trust_remote_code: bool
 ) -> HookedRootModule:
@@ -597,70 +428,6 @@ def load_runner_model(
         hook_names=hook_names,
         trust_remote_code=trust_remote_code,
     )
-
-
-def _check_batch(cfg: LanguageModelSAERunnerConfig[Any], replay_tokens: int | None) -> None:
-    batch = cfg.train_batch_size_tokens
-    check_positions(cfg.context_size, cfg.seqpos_slice, cfg.prepend_bos, cfg.exclude_special_tokens)
-    if replay_tokens is not None:
-        if replay_tokens < batch:
-            raise ValueError(
-                f"replay_tokens is {replay_tokens}, less than one batch "
-                f"(train_batch_size_tokens = {batch}). Raise the one or lower the other."
-            )
-        if cfg.prefetch_llm_batches:
-            raise ValueError(
-                "prefetch_llm_batches has nothing to run ahead of when activations are replayed; "
-                "set it to false, or replay_tokens to null."
-            )
-        return
-    positions = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
-    buffer = cfg.n_batches_in_buffer * positions
-    if batch > buffer:
-        raise ValueError(
-            f"train_batch_size_tokens is {batch}, but the buffer holds only {buffer} tokens "
-            f"(n_batches_in_buffer = {cfg.n_batches_in_buffer} × {positions} positions). Set "
-            f"n_batches_in_buffer to at least {-(-batch // positions)}, or lower the batch size."
-        )
-
-
-def _check_replay_path(
-    cfg: LanguageModelSAERunnerConfig[Any],
-    replay_tokens: int | None,
-    path: str | Path,
-    outlier_multiple: float | None = None,
-) -> None:
-    if replay_tokens is None:
-        raise ValueError(
-            f"replay_path is {str(path)!r}, but nothing is replayed: replay_tokens is null. Say how "
-            "many tokens to collect, or set replay_path to null."
-        )
-    if str(path) == "":
-        raise ValueError(
-            "replay_path must be a folder, or null to keep activations in memory; got ''."
-        )
-    check_collection(path, _describe_rows(cfg, outlier_multiple) | {"replay_tokens": replay_tokens})
-
-
-def _describe_rows(
-    cfg: LanguageModelSAERunnerConfig[Any], outlier_multiple: float | None = None
-) -> dict[str, Any]:
-    """Everything in a config that changes what is collected; fields that it does not have are None."""
-    widths = {name: getattr(cfg.sae, name, None) for name in ("d_in", "d_out")}
-    # Collections of before there was such a thing lack it, which is the same as None.
-    others = {"dtype": str(str_to_dtype(cfg.dtype)), "exclude_outlier_tokens": outlier_multiple}
-    return {name: getattr(cfg, name, None) for name in _ROW_FIELDS} | widths | others
-
-
-def check_width(
-    cfg: LanguageModelSAERunnerConfig[Any], field: str, hook_name: str, width: int
-) -> None:
-    """Raises ``ValueError`` if a width in the config of the autoencoder is not that of its hook."""
-    if width != getattr(cfg.sae, field):
-        raise ValueError(
-            f"sae.{field} is {getattr(cfg.sae, field)}, but the activations at {hook_name!r} have "
-            f"width {width}. Set sae.{field} to {width}."
-        )
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from bae_lens import TrainingRunner, load_config
 from bae_lens.folder_lock import FolderInUseError, locked_folder
 from bae_lens.training.metric_log import MetricLog
 from bae_lens.training.outputs import NotSavedError, held_folders
-from bae_lens.training.runner import SyntheticTrainingRunner
+from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 from tests.helpers import BATCH, D_IN, D_SAE, make_model, make_text, runner_cfg
 
 N_STEPS, REPLAY = 6, 5 * BATCH

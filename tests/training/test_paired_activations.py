@@ -15,9 +15,9 @@ from datasets import Dataset
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 
+from bae_lens.hook_points import hook_width
 from bae_lens.training.paired_activations import ContextStore, PairedActivations
 from bae_lens.training.paired_batch import PairedBatch
-from bae_lens.training.runner import hook_width
 from bae_lens.training.sentences import SentenceStore
 from tests.helpers import (
     BATCH,

@@ -19,12 +19,10 @@ from typing_extensions import override
 
 from bae_lens import BAE, TrainingRunner, demo
 from bae_lens.demo import movie_reviews, smollm2
+from bae_lens.hook_points import hook_width
 from bae_lens.training import load_config
-from bae_lens.training.runner import (
-    RANDOM_STATE_FILENAME,
-    SyntheticTrainingRunner,
-    hook_width,
-)
+from bae_lens.training.checkpoints import RANDOM_STATE_FILENAME
+from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 from tests.helpers import (
     BATCH,
     D_IN,
