@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from bae_lens import demo
 from bae_lens.outlier_tokens import (
     DEFAULT_MULTIPLE,
     OutlierTokens,
@@ -82,3 +84,19 @@ def test_the_option():
         OutlierTokens({}, 0)
     with pytest.raises(ValueError, match="reference norm at"):
         OutlierTokens({HOOK: math.inf})
+
+
+@pytest.mark.real_model
+def test_that_a_first_word_of_a_real_model_is_a_sink_and_no_other_is():
+    """SmolLM2 makes a sink of the first word of news, which the bundled reviews never begin with."""
+    model: Any = demo.load_model(demo.MODEL_NAME)
+    text = "Microsoft said on Monday that its new system would be cheaper than the old one."
+    hook = "blocks.15.hook_resid_post"
+    with torch.no_grad():
+        _, cache = model.run_with_cache(model.to_tokens(text), names_filter=hook)
+    activations = cache[hook][0, 1:]  # without BOS
+    outliers = OutlierTokens({hook: reference_norm(activations)})
+    assert outliers.mask(activations, hook).nonzero().flatten().tolist() == [0]
+    norms = activations.norm(dim=-1)
+    assert norms[0] > 80 * norms.median()
+    assert norms[1:].max() < 2 * norms.median()

@@ -65,7 +65,7 @@ def test_the_strongest_examples_of_a_bit_have_the_largest_margin(make):
         expected = margin[fires].sort(descending=True).values[:5]
         found = [e.margin for e in own.strongest]
         # Kept in half precision.
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(np.array(found, float), expected, rtol=1e-3, atol=1e-4)
         for e in (*own.strongest, *own.random, *(own.more_random or ())):
             own_margin = margin[places.index((e.text, e.position))]
             assert e.margin == pytest.approx(float(own_margin), rel=1e-3, abs=1e-4)

@@ -110,7 +110,9 @@ class AblationSettings:
 
     def __post_init__(self) -> None:
         check_fields(self, _FIELDS)
-        multiple_of(self.exclude_outlier_tokens)
+        if not isinstance(self.exclude_outlier_tokens, bool):
+            multiple = multiple_of(self.exclude_outlier_tokens)
+            object.__setattr__(self, "exclude_outlier_tokens", multiple)
         for name, default in _BY_PROTOCOL[self.protocol].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, default)
