@@ -253,6 +253,8 @@ def collect_until(path: Path, folder: Path, number: int | None) -> int:
     if pid > 0:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     try:
+        # Whatever the process of the tests does at it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         store = make_store(folder)
         n_passes, read = 0, store.get_filtered_llm_batch
 
