@@ -118,7 +118,7 @@ def check(path: Path, good: bytes, read: Callable[[Path], Any], n: int) -> None:
 
 
 COUNTS = pytest.mark.parametrize(
-    "n", [pytest.param(12, id="few"), pytest.param(400, id="many", marks=pytest.mark.slow)]
+    "n", [pytest.param(12, id="few"), pytest.param(1000, id="many", marks=pytest.mark.slow)]
 )
 
 

@@ -82,23 +82,26 @@ def check_whole(path: Path) -> dict[str, Any]:
     return record
 
 
-def check_run(path: Path, record: Mapping[str, Any], cfg: Any, replay_tokens: int | None) -> None:
+def check_run(path: Path, record: Mapping[str, Any], cfg: Any, given: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another run than the one of this config.
 
     Args:
         path: of the checkpoint.
         record: of ``check_whole``. If it is empty, a warning says what cannot be told.
         cfg: the config of the run that is to go on with it.
-        replay_tokens: of that run.
+        given: what else that run is given that decides what it trains on, by name, as the record has
+            it; what an earlier record lacks is None.
 
     Raises:
         ValueError: if it is; names each field, its value there and its value here.
     """
     runner_cfg = _read(path / RUNNER_CFG_FILENAME)
     differing = differing_fields(runner_cfg, cfg)
-    if record and record.get("replay_tokens") != replay_tokens:
-        there = record.get("replay_tokens")
-        differing.append(f"replay_tokens is {there!r} there and {replay_tokens!r} here")
+    differing += [
+        f"{name} is {record.get(name)!r} there and {value!r} here"
+        for name, value in given.items()
+        if record and record.get(name) != value
+    ]
     if differing:
         raise _of_another_run(path, differing)
     is_scaled = (runner_cfg.get("sae") or {}).get("normalize_activations") in _FOLDED_AT_THE_END

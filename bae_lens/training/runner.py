@@ -143,6 +143,11 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         exclude_outlier_tokens: bool | float = False,
     ) -> None:
         self._outlier_multiple = multiple_of(exclude_outlier_tokens)
+        # What decides a run and is in no config of SAELens.
+        self._arguments = {
+            "replay_tokens": replay_tokens,
+            "exclude_outlier_tokens": self._outlier_multiple,
+        }
         check_config(cfg, LanguageModelSAERunnerConfig, self._has_second_hook)
         check_runner(cfg, replay_tokens=replay_tokens, replay_path=replay_path)
         for name in ("device", "llm_device", "act_store_device"):
@@ -157,7 +162,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         resumed_record: dict[str, Any] = {}
         if self._resumed is not None:
             resumed_record = _check_checkpoint(self._resumed)
-            check_run(self._resumed, resumed_record, cfg, replay_tokens)
+            check_run(self._resumed, resumed_record, cfg, self._arguments)
         check_outputs(cfg)
         torch.manual_seed(cfg.seed)
         override_sae, self._is_folded = _sae_to_train(cfg, override_sae)
@@ -337,7 +342,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
 
     def _write_record(self, folder: Path, trainer: SAETrainer[Any, Any]) -> None:
         record = {
-            "replay_tokens": self.replay_tokens,
+            **self._arguments,
             "n_tokens": trainer.n_training_samples,
             **self._given,
         }

@@ -38,11 +38,18 @@ def make_runner(
     text: Any = None,
     model: Any = None,
     replay_tokens: int | None = REPLAY,
+    exclude_outlier_tokens: bool | float = False,
     **fields: Any,
 ) -> TrainingRunner:
     cfg = runner_cfg(folder, **{"n_steps": N_STEPS, **fields})
     text = make_text() if text is None else text
-    return TrainingRunner(cfg, text, model or make_model(), replay_tokens=replay_tokens)
+    return TrainingRunner(
+        cfg,
+        text,
+        model or make_model(),
+        replay_tokens=replay_tokens,
+        exclude_outlier_tokens=exclude_outlier_tokens,
+    )
 
 
 def make_clvq_runner(folder: Path, **fields: Any) -> CrossLayerTrainingRunner:
@@ -92,6 +99,7 @@ def refused(
         ({"hook_name": HOOK_OUT}, "hook_name is 'blocks.0.hook_resid_post' there and"),
         ({"seed": 7}, "seed is 42 there and 7 here"),
         ({"replay_tokens": BATCH}, f"replay_tokens is {REPLAY} there and {BATCH} here"),
+        ({"exclude_outlier_tokens": 5}, "exclude_outlier_tokens is None there and 5.0 here"),
         ({"replay_tokens": None}, f"replay_tokens is {REPLAY} there and None here"),
         ({"lr": 3e-3}, "lr is 0.001 there and 0.003 here"),
         ({"lr_warm_up_steps": 3}, "lr_warm_up_steps is 0 there and 3 here"),

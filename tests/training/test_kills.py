@@ -33,7 +33,7 @@ if not hasattr(os, "fork"):
     pytest.skip("needs fork", allow_module_level=True)
 
 N_STEPS, REPLAY, SEED = 8, 4 * BATCH, 3
-FEW, MANY = 2, int(os.environ.get("BAE_LENS_KILLS", "24"))
+FEW, MANY = 2, int(os.environ.get("BAE_LENS_KILLS", "60"))
 _EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.truncate")
 _STOPPED, _FAILED = 3, 7
 # Signals, and how many events lie between two of them.

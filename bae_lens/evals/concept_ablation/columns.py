@@ -78,7 +78,7 @@ def missing_column(
     if likely is not None:
         return (
             f"{first} Its {kind}s seem to be in {likely!r}: say so as {kind}_column={likely!r} "
-            f"(--{kind}_column {likely})."
+            f"(--{kind}_column {likely!r})."
         )
     return f"{first} {did_you_mean(name, there)} Say so as {kind}_column (--{kind}_column)."
 
