@@ -17,6 +17,8 @@ from bae_lens.fingerprint import weights_sha256
 from bae_lens.json_file import finite_or_none, write_json
 
 METRICS_FILENAME = "eval_metrics.json"
+# Options that say how much text is read.
+EXTENT = ("n_eval_batches", "batch_size_prompts", "n_code_tokens")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +92,11 @@ def run_eval(args: argparse.Namespace) -> int:
         group: {name: finite_or_none(value) for name, value in values.items()}
         for group, values in metrics.items()
     }
-    strict["sae"] = {"weights_sha256": weights_sha256(sae)}
+    # Which weights these are of, and how much text: for whoever finds them beside others.
+    strict["sae"] = {
+        "weights_sha256": weights_sha256(sae),
+        **{name: getattr(args, name) for name in EXTENT},
+    }
     write_json(output, strict)
     print(f"\nWritten to {output}")
     return 0

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from sae_lens import SAE
+from sae_lens.evals import get_eval_everything_config
 
 from bae_lens.cli.data import (
     add_data_arguments,
@@ -22,6 +23,7 @@ from bae_lens.cli.data import (
     read_data,
     read_unlabelled,
 )
+from bae_lens.cli.eval import EXTENT
 from bae_lens.cli.eval import METRICS_FILENAME as EVAL_FILENAME
 from bae_lens.cli.saved import (
     Saved,
@@ -34,6 +36,7 @@ from bae_lens.cli.saved import (
 from bae_lens.cli.scores import Scoring, add_score_arguments
 from bae_lens.evals.held_out import held_out_store
 from bae_lens.evals.run import run_evals
+from bae_lens.fields import is_valid, whole
 from bae_lens.fingerprint import is_of_weights, weights_sha256
 from bae_lens.hook_points import hook_names
 from bae_lens.interp import Evidence, EvidenceSettings, collect_evidence
@@ -55,6 +58,8 @@ from bae_lens.training.outputs import METRICS_FILENAME
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"
 _EVIDENCE = "evidence.json"
 _CODE_TOKENS = 65_536
+# Of what a file says that it was measured on: it may be anybody's.
+_MOST_TEXT = 10_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -263,7 +268,8 @@ def _collect(
     score: Callable[[Evidence], Sequence[Result]],
 ) -> tuple[Compared, list[CodedSentence]]:
     """All that the reports show of one SAE."""
-    summary, n_code_tokens = _read_metrics(folder / EVAL_FILENAME, sha256)
+    summary, extent = _read_metrics(folder / EVAL_FILENAME, sha256)
+    n_code_tokens = extent.get("n_code_tokens", _CODE_TOKENS)
     if args.n_code_tokens is not None:
         n_code_tokens = args.n_code_tokens
     log = folder / METRICS_FILENAME
@@ -296,9 +302,13 @@ def _collect(
         model, sae, _ = read().given
         # The metrics are of the held-out text, whatever labelled texts the examples are of.
         text = args.dataset if texts.labels is not None else texts.source
-        store = held_out_store(sae, model, text, settings.batch_size)
+        n_prompts = extent.get("batch_size_prompts", settings.batch_size)
+        store = held_out_store(sae, model, text, n_prompts)
         names = hook_names(sae)
         options = {"n_code_tokens": n_code_tokens, **read().options}
+        if extent:
+            n = extent["n_eval_batches"]
+            options["eval_config"] = get_eval_everything_config(n_prompts, n, n)
         options["exclude_outlier_tokens"] = references.at(sae, names)
         summary, _ = run_evals(sae, store, model, verbose=True, **options)
         found = summary.get("outlier_tokens", {})
@@ -332,23 +342,24 @@ def _without_examples(evidence: Evidence) -> Evidence:
     return replace(evidence, latents=tuple(bare))
 
 
-def _read_metrics(path: Path, sha256: str) -> tuple[dict[str, Any] | None, int]:
+def _read_metrics(path: Path, sha256: str) -> tuple[dict[str, Any] | None, dict[str, int]]:
     """What ``bae-lens eval`` has written; None where there is nothing, or it is of other weights.
 
     Returns:
-        The metrics, and of how many tokens a new measurement should be.
+        The metrics; and of how much text (``EXTENT``) those of other weights are, so that they can be
+        measured anew as they were.
     """
     if not path.is_file():
-        return None, _CODE_TOKENS
+        return None, {}
     summary = read_json(path, "file of metrics")
     about = summary.pop("sae", None)
-    found = about.get("weights_sha256") if isinstance(about, dict) else None
-    if is_of_weights(found, sha256, str(path)):
-        return summary, _CODE_TOKENS
+    about = about if isinstance(about, dict) else {}
+    if is_of_weights(about.get("weights_sha256"), sha256, str(path)):
+        return summary, {}
     print(f"bae-lens: {path} is of other weights: measured anew", file=sys.stderr)
-    code = summary.get("code")
-    n_tokens = code.get("n_tokens") if isinstance(code, dict) else None
-    return None, n_tokens if isinstance(n_tokens, int) and n_tokens > 0 else _CODE_TOKENS
+    extent = {name: about.get(name) for name in EXTENT}
+    is_known = all(is_valid(value, whole(1, _MOST_TEXT)) for value in extent.values())
+    return None, {k: v for k, v in extent.items() if v is not None} if is_known else {}
 
 
 def _read_evidences(

@@ -130,7 +130,9 @@ def test_a_text_that_is_too_short_counts_whole(folder, caplog):
 def test_the_metrics_name_the_weights_that_they_are_of(folder):
     assert run(folder) == 0
     own = weights_sha256(SAE.load_from_disk(folder))
-    assert strict_json(folder / "eval_metrics.json")["sae"] == {"weights_sha256": own}
+    about = strict_json(folder / "eval_metrics.json")["sae"]
+    assert about.pop("weights_sha256") == own
+    assert set(about) == {"n_eval_batches", "batch_size_prompts", "n_code_tokens"}
 
 
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_loaded(folder, asked, capsys):

@@ -123,21 +123,35 @@ def test_metrics_without_a_fingerprint_are_shown_with_a_warning(folder, caplog):
     assert caplog.text.count("eval_metrics.json does not say which weights it is of") == 1
 
 
-def test_metrics_of_the_weights_before_are_measured_anew(folder, capsys):
-    assert main(["eval", str(folder), "--n_eval_batches", "1", "--n_code_tokens", "200"]) == 0
-    shown = _bits(folder)
+def test_metrics_of_the_weights_before_are_measured_anew_as_they_were(folder, tmp_path, capsys):
+    extent = ("--n_eval_batches", "1", "--batch_size_prompts", "2", "--n_code_tokens", "200")
+    assert main(["eval", str(folder), *extent]) == 0
+    before = _shown_metrics(folder)
     save(folder, make_bae(seed=7))
-    anew = _bits(folder)
+    anew = _shown_metrics(folder)
     assert "eval_metrics.json is of other weights" in capsys.readouterr().err
-    assert anew != shown
-    (folder / "eval_metrics.json").unlink()
-    assert _bits(folder) == anew
+    assert main(["eval", str(folder), *extent, "--output", str(tmp_path / "own.json")]) == 0
+    own = json.loads((tmp_path / "own.json").read_text())
+    # Shown to four digits.
+    assert anew["code/marginal_entropy"] == pytest.approx(own["code"]["marginal_entropy"], rel=1e-3)
+    assert anew["code/marginal_entropy"] != before["code/marginal_entropy"]
+    ce = anew["model_performance_preservation/ce_loss_with_sae"]
+    assert ce == pytest.approx(own["model_performance_preservation"]["ce_loss_with_sae"], rel=1e-3)
 
 
-def _bits(folder: Path) -> float:
+def test_how_much_text_a_file_claims_is_not_believed(folder):
+    about = {"weights_sha256": "another", "n_eval_batches": 10**12, "batch_size_prompts": -1}
+    (folder / "eval_metrics.json").write_text(json.dumps({"code": {"l0": 7.5}, "sae": about}))
     assert main(["report", str(folder), *SMALL]) == 0
     [own] = Page(folder / "report.html").data["dictionaries"]
-    return {name: value for name, value, *_ in own["metrics"]}["code/marginal_entropy"]
+    assert {name: value for name, value, *_ in own["metrics"]}["code/n_tokens"] == 200
+
+
+def _shown_metrics(folder: Path) -> dict[str, float]:
+    options = ("--n_tokens", "300", "--n_sentences", "0", "--judge", "none")
+    assert main(["report", str(folder), *options]) == 0
+    [own] = Page(folder / "report.html").data["dictionaries"]
+    return {name: value for name, value, *_ in own["metrics"]}
 
 
 def test_labelled_texts(folder, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from shlex import quote
 from typing import Any
 
 from datasets import ClassLabel
@@ -78,7 +79,7 @@ def missing_column(
     if likely is not None:
         return (
             f"{first} Its {kind}s seem to be in {likely!r}: say so as {kind}_column={likely!r} "
-            f"(--{kind}_column {likely!r})."
+            f"(--{kind}_column {quote(likely) if likely.isprintable() else repr(likely)})."
         )
     return f"{first} {did_you_mean(name, there)} Say so as {kind}_column (--{kind}_column)."
 
