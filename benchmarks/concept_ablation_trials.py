@@ -164,6 +164,7 @@ class Plan:
             rank=self.rank,
             batch_size=20,
             seed=self.seed,
+            exclude_outlier_tokens=False,
         )
 
 

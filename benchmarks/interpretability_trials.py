@@ -106,7 +106,8 @@ def listen(trial: Trial, task: Task, folder: Path, listening: Listening) -> dict
     settings = EvidenceSettings(
         n_tokens=listening.n_tokens, n_random=20, n_strongest=1, n_neighbours=0, n_top_tokens=0
     )
-    evidence = collect_evidence(remembering_model(folder / "seen"), sae, None, settings)
+    model = remembering_model(folder / "seen")
+    evidence = collect_evidence(model, sae, None, settings, exclude_outlier_tokens=False)
     result = intruder_test(evidence, None, listening.test(), encoder=encoder())
     code = CodeStatistics(sae.cfg.d_sae, pair_counts=True, flipped=getattr(sae, "flipped", None))
     with torch.no_grad():

@@ -372,7 +372,9 @@ def recovered_loss(sae: SAE[Any], n_batches: int, device: str) -> dict[str, floa
     config = EvalConfig(
         batch_size_prompts=8, n_eval_reconstruction_batches=n_batches, compute_ce_loss=True
     )
-    metrics, _ = run_evals(sae, store, model, eval_config=config, n_code_tokens=0)
+    metrics, _ = run_evals(
+        sae, store, model, eval_config=config, n_code_tokens=0, exclude_outlier_tokens=False
+    )
     scores = metrics["model_performance_preservation"]
     return {"zero": scores["ce_loss_score"], "mean": scores["ce_loss_score_mean_ablation"]}
 

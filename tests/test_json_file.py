@@ -122,3 +122,10 @@ def test_that_integers_of_64_bits_are_kept(tmp_path: Path) -> None:
     values = {"a": [2**64 - 1, -(2**63)]}
     write_json(tmp_path / "x.json", values)
     assert read_json(tmp_path / "x.json", "result") == values
+
+
+def test_that_many_names_take_no_more_than_their_share(tmp_path: Path) -> None:
+    names = ", ".join(f'"{i}": 1' for i in range(100_000))
+    (tmp_path / "x.json").write_text(f'{{{names}, "99999": 2}}')
+    with pytest.raises(ValueError, match="'99999' stands twice"):
+        read_json(tmp_path / "x.json", "result")

@@ -94,7 +94,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     if args.n_reference < 0:
         raise ValueError(f"--n_reference must be at least 0; got {args.n_reference}.")
     output = Path(args.output) if args.output else path / _OUTPUT
-    check_output(output)
+    check_output(output, path, args.data, args.reference_data)
     # LEACE comes last, and its package should not be missed only then.
     leace_fitters(0, 1, 2)
     data = read_data(args)

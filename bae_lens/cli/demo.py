@@ -183,6 +183,8 @@ def _score(
         ),
         verbose=True,
         n_code_tokens=0,
+        # As the code's statistics and the training are: of all tokens.
+        exclude_outlier_tokens=False,
     )
     ce = metrics["model_performance_preservation"]
     return Score(

@@ -61,7 +61,7 @@ def run_eval(args: argparse.Namespace) -> int:
 
     path = saved_folder(args.path)
     output = Path(args.output) if args.output else path / METRICS_FILENAME
-    check_output(output)
+    check_output(output, path, args.data, args.dataset)
     for name in ("n_eval_batches", "batch_size_prompts"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")

@@ -102,7 +102,7 @@ def run_quiz(args: argparse.Namespace) -> int:
         raise ValueError(f"--n_reference must be at least 1; got {args.n_reference}.")
     output = Path(args.output)
     for path in (output, key_path(output), *(folder / _RECOVERY for folder in folders)):
-        check_output(path)
+        check_output(path, *folders, args.data, args.reference)
     _check_models(folders)
     data, reference = _named(args), read_texts(args.reference, args.n_reference)
     # One for each pair of hook points.

@@ -148,8 +148,11 @@ def run_report(args: argparse.Namespace) -> int:
         # Only the evidence is asked about.
         args.n_sentences = args.n_code_tokens = 0
     else:
-        for output in [*outputs, *([] if is_one else [comparison])]:
-            check_output(output)
+        read = [*folders, args.data, args.dataset, *(args.evidence or ())]
+        for output in outputs:
+            check_output(output, *read)
+        if not is_one:
+            check_output(comparison, *read, *outputs)
     # The weights themselves say what is theirs: what lies beside them may be of those before.
     sha256s = [weights_sha256(load_sae(folder)) for folder in folders]
     evidences = _read_evidences(args.evidence, folders, sha256s)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bae_lens.files import check_output_file
 from bae_lens.saved_sae import load_sae, load_scaler, read_sae_config
+
+# Files in a saved SAE's folder that no command may write over.
+_OF_AN_SAE = (
+    *("cfg.json", "sae_weights.safetensors", "runner_cfg.json", "sparsity.safetensors"),
+    *("metrics.jsonl", "activation_scaler.json", "trainer_state.pt"),
+)
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -115,12 +122,23 @@ def load_saved(folder: Path, args: argparse.Namespace) -> Saved:
     return Saved(sae, model, scaler)
 
 
-def check_output(output: Path) -> None:
-    """That a file can be written in the end.
+def check_output(output: Path, *inputs: str | Path | None) -> None:
+    """That a file can be written in the end, and takes the place of nothing that is read.
+
+    Args:
+        output: the file.
+        inputs: files that the command reads, and folders of saved SAEs.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if it cannot, or would.
     """
+    target = Path(os.path.realpath(output))
+    for path in map(Path, filter(None, inputs)):
+        files = [path / name for name in _OF_AN_SAE] if path.is_dir() else [path]
+        if target in [Path(os.path.realpath(file)) for file in files]:
+            raise ValueError(
+                f"--output {output} is a file that is read, and would be lost. Name another one."
+            )
     try:
         check_output_file(output)
     except ValueError as error:

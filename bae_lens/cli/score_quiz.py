@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_score_quiz(args: argparse.Namespace) -> int:
     if args.output:
-        check_output(Path(args.output))
+        check_output(Path(args.output), args.key, *args.answers)
     key = QuizKey.load(args.key)
     result = score_quiz(key, [QuizAnswers.load(path) for path in args.answers])
     print(result.table())

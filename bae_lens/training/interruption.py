@@ -14,7 +14,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 logger = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What an ended terminal or ssh session sends is the last of them; Windows has none.
+_SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 # The third is from somebody whom the step's end does not come soon enough for.
 _MOST_SIGNALS = 2
 
@@ -25,14 +26,15 @@ class StoppedBetweenSteps(InterruptedException):
 
 @contextmanager
 def stop_between_steps(trainer: SAETrainer[Any, Any]) -> Iterator[None]:
-    """While inside, let SIGINT and SIGTERM end ``trainer.fit()`` at the end of a step.
+    """While inside, let SIGINT, SIGTERM and SIGHUP end ``trainer.fit()`` at the end of a step.
 
     SAELens raises wherever the signal finds it, which may be after a batch was counted and before
     it was trained on, or while a file is written. Here the step is finished first, and whatever
     follows the last step is finished too, so that a checkpoint written afterwards is one that the run
     can go on from exactly. A second signal changes nothing; a third raises at once, as does the
     first one before the first step: then no state is there that could be saved. Outside the main
-    thread, where no signal arrives, nothing is changed; afterwards the handlers are those of before.
+    thread, where no signal arrives, nothing is changed, nor for a signal that the process ignores
+    (nohup); afterwards the handlers are those of before.
 
     Raises:
         StoppedBetweenSteps: out of ``trainer.fit()``, at the end of a step.
@@ -64,7 +66,11 @@ def stop_between_steps(trainer: SAETrainer[Any, Any]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+    previous = {
+        number: signal.signal(number, on_signal)
+        for number in _SIGNALS
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
     trainer.maybe_reset_sparsity = begin_step_unless_stopped
     try:
         yield

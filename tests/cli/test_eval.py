@@ -142,6 +142,19 @@ def test_an_output_that_cannot_be_written_is_told_before_anything_is_loaded(fold
     assert not asked
 
 
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "cfg.json", "texts.txt", "link"])
+def test_an_output_is_nothing_that_is_read(folder, tmp_path, asked, capsys, name):
+    (tmp_path / "texts.txt").write_text("word1 word2\n")
+    (tmp_path / "link").symlink_to(folder / "cfg.json")
+    output = (folder if (folder / name).exists() else tmp_path) / name
+    before = output.read_bytes()
+    argv = ["eval", str(folder), "--data", str(tmp_path / "texts.txt"), "--output", str(output)]
+    assert main(argv) == 2
+    assert f"--output {output} is a file that is read" in capsys.readouterr().err
+    assert output.read_bytes() == before
+    assert not asked
+
+
 def test_a_second_time_gives_the_same(folder):
     run(folder)
     first = (folder / "eval_metrics.json").read_text()

@@ -565,3 +565,14 @@ def test_evidence_without_a_fingerprint_is_read_with_a_warning(folder, tmp_path,
     argv = ["--evidence", str(tmp_path / "old.json"), "--n_sentences", "0", "--n_code_tokens", "0"]
     assert main(["report", str(folder), *argv]) == 0
     assert caplog.text.count("old.json does not say which weights it is of") == 1
+
+
+def test_an_output_is_nothing_that_is_read(folder, tmp_path, capsys):
+    path = tmp_path / "evidence.json"
+    replace(make_evidence(40), hook_name=HOOK).save(path)
+    for argv in (
+        ("--evidence", str(path), "--output", str(path)),
+        ("--output", str(folder / "cfg.json")),
+        (str(save(tmp_path / "other")), "--output", str(folder / "report.html")),
+    ):
+        assert "is a file that is read" in refused(capsys, str(folder), *argv)
