@@ -15,6 +15,8 @@ from typing_extensions import Self
 from bae_lens.files import write_bytes
 from bae_lens.typed import check_types
 
+# Of what is wrong with a file, which may quote what stands in it.
+_LONGEST_REASON = 400
 _MOST_DIGITS = 20  # of an integer of 64 bits, with its sign
 
 T = TypeVar("T")
@@ -186,4 +188,5 @@ def load_json(
         return result
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         why = str(error) if isinstance(error, ValueError) else repr(error)
+        why = why if len(why) <= _LONGEST_REASON else f"{why[:_LONGEST_REASON]}…"
         raise ValueError(f"{path} is no {expected}: {why.removesuffix('.')}.") from error

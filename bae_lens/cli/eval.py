@@ -92,10 +92,13 @@ def run_eval(args: argparse.Namespace) -> int:
         group: {name: finite_or_none(value) for name, value in values.items()}
         for group, values in metrics.items()
     }
-    # Which weights these are of, and how much text: for whoever finds them beside others.
+    # What these are of, and how much text: for whoever finds them beside others.
+    metadata = sae.cfg.metadata
     strict["sae"] = {
         "weights_sha256": weights_sha256(sae),
-        **{name: getattr(args, name) for name in EXTENT},
+        "model_name": args.model or metadata.model_name,
+        "text": Path(args.data).name if args.data else args.dataset or metadata.dataset_path,
+        **{name: getattr(args, name) for name in (*EXTENT, "outlier_multiple")},
     }
     write_json(output, strict)
     print(f"\nWritten to {output}")

@@ -271,7 +271,7 @@ def _collect(
     score: Callable[[Evidence], Sequence[Result]],
 ) -> tuple[Compared, list[CodedSentence]]:
     """All that the reports show of one SAE."""
-    summary, extent = _read_metrics(folder / EVAL_FILENAME, sha256)
+    summary, extent, is_of = _read_metrics(folder / EVAL_FILENAME, sha256)
     n_code_tokens = extent.get("n_code_tokens", _CODE_TOKENS)
     if args.n_code_tokens is not None:
         n_code_tokens = args.n_code_tokens
@@ -319,6 +319,10 @@ def _collect(
             if field in found:
                 references.note(sae, hook, found[field])
     about = _about(args, folder) | {"weights": f"{sha256[:12]}…"}
+    if is_of not in ("", f"{about.get('text')}, {about.get('model')}"):
+        # They were measured before, and stay what they are.
+        print(f"bae-lens: the metrics in {folder / EVAL_FILENAME} are of {is_of}", file=sys.stderr)
+        about["metrics"] = f"of {is_of}"
     return Compared(name, evidence, summary, training, None, results, about), sentences
 
 
@@ -345,24 +349,25 @@ def _without_examples(evidence: Evidence) -> Evidence:
     return replace(evidence, latents=tuple(bare))
 
 
-def _read_metrics(path: Path, sha256: str) -> tuple[dict[str, Any] | None, dict[str, int]]:
+def _read_metrics(path: Path, sha256: str) -> tuple[dict[str, Any] | None, dict[str, int], str]:
     """What ``bae-lens eval`` has written; None where there is nothing, or it is of other weights.
 
     Returns:
-        The metrics; and of how much text (``EXTENT``) those of other weights are, so that they can be
-        measured anew as they were.
+        The metrics; of how much text (``EXTENT``) those of other weights are, so that they can be
+        measured anew as they were; and which text and model they are of, "" where that is not said.
     """
     if not path.is_file():
-        return None, {}
+        return None, {}, ""
     summary = read_json(path, "file of metrics")
     about = summary.pop("sae", None)
     about = about if isinstance(about, dict) else {}
     if is_of_weights(about.get("weights_sha256"), sha256, str(path)):
-        return summary, {}
+        text, model = about.get("text"), about.get("model_name")
+        return summary, {}, "" if text is None or model is None else f"{text}, {model}"
     print(f"bae-lens: {path} is of other weights: measured anew", file=sys.stderr)
     extent = {name: about.get(name) for name in EXTENT}
     is_known = all(is_valid(value, whole(1, _MOST_TEXT)) for value in extent.values())
-    return None, {k: v for k, v in extent.items() if v is not None} if is_known else {}
+    return None, {k: v for k, v in extent.items() if v is not None} if is_known else {}, ""
 
 
 def _read_evidences(

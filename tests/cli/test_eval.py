@@ -132,7 +132,10 @@ def test_the_metrics_name_the_weights_that_they_are_of(folder):
     own = weights_sha256(SAE.load_from_disk(folder))
     about = strict_json(folder / "eval_metrics.json")["sae"]
     assert about.pop("weights_sha256") == own
-    assert set(about) == {"n_eval_batches", "batch_size_prompts", "n_code_tokens"}
+    assert about.pop("model_name") == "bae-lens/tiny"
+    assert about.pop("text") == "bae-lens/tiny-text"
+    numbers = {"n_eval_batches", "batch_size_prompts", "n_code_tokens", "outlier_multiple"}
+    assert set(about) == numbers
 
 
 def test_an_output_that_cannot_be_written_is_told_before_anything_is_loaded(folder, asked, capsys):

@@ -576,3 +576,19 @@ def test_an_output_is_nothing_that_is_read(folder, tmp_path, capsys):
         (str(save(tmp_path / "other")), "--output", str(folder / "report.html")),
     ):
         assert "is a file that is read" in refused(capsys, str(folder), *argv)
+
+
+def test_metrics_of_another_text_are_shown_as_such(folder, tmp_path, capsys):
+    extent = ("--n_eval_batches", "1", "--batch_size_prompts", "2", "--n_code_tokens", "64")
+    (tmp_path / "other.txt").write_text("word1 word2 word3 word4\n" * 80)
+    for options, about in (
+        ((), None),
+        (("--data", str(tmp_path / "other.txt")), "of other.txt, bae-lens/tiny"),
+    ):
+        assert main(["eval", str(folder), *extent, *options]) == 0
+        assert main(["report", str(folder), *SMALL, "--judge", "none"]) == 0
+        [own] = Page(folder / "report.html").data["dictionaries"]
+        assert own["about"].get("metrics") == about
+        assert ("eval_metrics.json are of other.txt" in capsys.readouterr().err) == (
+            about is not None
+        )

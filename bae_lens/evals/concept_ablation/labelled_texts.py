@@ -253,7 +253,7 @@ def _csv_rows(file: Iterable[str], path: Path) -> Iterator[dict[str, str]]:
         for row in reader:
             # DictReader's mark of fields that have no name, or names that have no field.
             if None in row or None in row.values():
-                names = ", ".join(reader.fieldnames or ())
+                names = ", ".join(map(repr, reader.fieldnames or ()))[:400]
                 raise csv.Error(f"a row has to have one field for each of {names}")
             yield row
     except csv.Error as error:

@@ -284,7 +284,7 @@ def test_a_file_that_is_not_there_is_named(name):
         (
             "a.csv",
             'text,label\n"a\nb",0\nc,d,1\n',
-            r"a\.csv, line 4: a row has to have.*text, label",
+            r"a\.csv, line 4: a row has to have.*'text', 'label'",
         ),
         ("a.csv", "text,label\na\n", r"a\.csv, line 2: a row"),
         ("a.csv", 'text,label\n"a,0\n', r"a\.csv, line [23]: unexpected end"),
