@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import ClassLabel
 
+from bae_lens.fields import shown
 from bae_lens.suggest import did_you_mean
 
 # Rows that are looked at to tell what a column holds.
@@ -74,12 +75,14 @@ def missing_column(
         rows: some rows.
         others: names that were given for something else.
     """
-    first = f"There is no column {name!r} in the data; it has {', '.join(map(repr, there))}."
+    first = f"There is no column {name!r} in the data; it has {', '.join(map(shown, there))[:400]}."
     likely = _likely(kind, there, rows, others)
     if likely is not None:
+        is_plain = likely.isprintable() and len(likely) <= 80
         return (
-            f"{first} Its {kind}s seem to be in {likely!r}: say so as {kind}_column={likely!r} "
-            f"(--{kind}_column {quote(likely) if likely.isprintable() else repr(likely)})."
+            f"{first} Its {kind}s seem to be in {shown(likely)}: say so as "
+            f"{kind}_column={shown(likely)} "
+            f"(--{kind}_column {quote(likely) if is_plain else shown(likely)})."
         )
     return f"{first} {did_you_mean(name, there)} Say so as {kind}_column (--{kind}_column)."
 
