@@ -252,7 +252,6 @@ def _has_heads_unknown_to_saelens(
     sae: SAE[Any], model: HookedRootModule, model_kwargs: Mapping[str, Any]
 ) -> bool:
     """Whether a hook point has heads and a name by which SAELens' ``run_evals`` does not know it."""
-    # Imported here, since training itself imports the evals.
     hook_name = hook_names(sae)[0]
     if any(name in hook_name for name in ("hook_q", "hook_k", "hook_v", "hook_z")):
         return False

@@ -90,7 +90,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     * Metrics are written to ``metrics.jsonl`` in ``cfg.output_path`` (or ``cfg.checkpoint_path``
       where there is none), every ``cfg.logger.wandb_log_frequency`` steps, W&B on or off.
     * ``cfg.seed`` seeds torch, so that a run can be repeated. SAELens does not use it.
-    * SIGINT and SIGTERM write a whole checkpoint. SAELens leaves the weights out of it, and fails
+    * SIGINT, SIGTERM and SIGHUP write a whole checkpoint. SAELens leaves the weights out of it, and fails
       if the folder is not there.
     * A run resumed from a checkpoint goes on where it was: SAELens writes the checkpoints that are
       already behind it once more, repeats one step number, and draws other random numbers. With

@@ -41,7 +41,7 @@ def kill_at(step: int, number: int = signal.SIGINT, times: int = 1) -> Callable[
     return at_step
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_step_is_finished_first(number: int):
     trainer = make_trainer(kill_at(3, number))
     with pytest.raises(InterruptedException), stop_between_steps(trainer):
