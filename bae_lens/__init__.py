@@ -4,23 +4,24 @@ from typing import Any
 
 from sae_lens import registry
 
-from bae_lens.attach import attached
-from bae_lens.bae import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
-from bae_lens.clvq_vae import (
+from bae_lens.architectures.bae import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+from bae_lens.architectures.clvq_vae import (
     CLVQVAE,
     CLVQVAEConfig,
     TrainingCLVQVAE,
     TrainingCLVQVAEConfig,
 )
-from bae_lens.entropy import entropy_profile
-from bae_lens.evals import CodeStatistics, run_evals
-from bae_lens.evals.concept_ablation import concept_ablation
-from bae_lens.topk_transcoder import (
+from bae_lens.architectures.topk_transcoder import (
     TopKTranscoder,
     TopKTranscoderConfig,
     TrainingTopKTranscoder,
     TrainingTopKTranscoderConfig,
 )
+from bae_lens.attach import attached
+from bae_lens.concept_ablation import concept_ablation
+from bae_lens.entropy import entropy_profile
+from bae_lens.evals import CodeStatistics, run_evals
+from bae_lens.moved import keep_old_names
 from bae_lens.training import (
     CrossLayerRunnerConfig,
     CrossLayerTrainingRunner,
@@ -85,3 +86,5 @@ for _name, _sae, _config, _training, _training_config in (
 ):
     _register(registry.SAE_CLASS_REGISTRY, _name, _sae, _config)
     _register(registry.SAE_TRAINING_CLASS_REGISTRY, _name, _training, _training_config)
+
+keep_old_names()

@@ -14,23 +14,23 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
-from bae_lens.clvq_vae import only_tokens
-from bae_lens.hook_points import (
+from bae_lens.activations.hook_points import (
     flat_heads,
     hook_names,
     output_is_decoded_code,
     put_heads,
     take_heads,
 )
-from bae_lens.outlier_tokens import (
+from bae_lens.activations.outlier_tokens import (
     METADATA_FIELD,
     OutlierTokens,
     multiple_of,
     saved_outlier_tokens,
 )
-from bae_lens.running_pass import PassTracker
-from bae_lens.special_tokens import special_token_ids, special_token_mask
-from bae_lens.suggest import did_you_mean
+from bae_lens.activations.running_pass import PassTracker
+from bae_lens.activations.special_tokens import special_token_ids, special_token_mask
+from bae_lens.architectures.clvq_vae import only_tokens
+from bae_lens.checks.suggest import did_you_mean
 
 Model = HookedSAETransformer | SAETransformerBridge
 

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bae_lens.checks.install_hint import install_command
+from bae_lens.checks.typed import check_types
+from bae_lens.concept_ablation import result as ablation
+from bae_lens.concept_ablation.result import AblationRow, ConceptAblationResult
 from bae_lens.evals.code_statistics import CodeSummary
-from bae_lens.evals.concept_ablation import result as ablation
-from bae_lens.evals.concept_ablation.result import AblationRow, ConceptAblationResult
-from bae_lens.files import write_bytes
-from bae_lens.install_hint import install_command
-from bae_lens.json_file import parse_json
-from bae_lens.typed import check_types
+from bae_lens.files.json_file import parse_json
+from bae_lens.files.whole import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bae_lens.entropy.result import EntropyProfile
-    from bae_lens.evals.concept_ablation.probes import Interval
-    from bae_lens.interp.comsem_result import ComSemResult
-    from bae_lens.interp.intruder import IntruderResult
-    from bae_lens.interp.ranking import Ranking
-    from bae_lens.interp.recovery import Recovery
+    from bae_lens.scoring.comsem_result import ComSemResult
+    from bae_lens.scoring.intruder import IntruderResult
+    from bae_lens.scoring.ranking import Ranking
+    from bae_lens.scoring.recoverability_result import Recovery
+    from bae_lens.stats import Interval
 
 # Two hues that stay apart for the colour-blind and in grey; line styles tell them apart as well.
 COLOURS = ("#0b6e99", "#d1711f", "#5b8c2a", "#8a4f9e")
@@ -316,7 +316,7 @@ def plot_intruder(result: IntruderResult, title: str = "") -> Figure:
         title: of the figure.
     """
     plt = require_matplotlib()
-    from bae_lens.interp.intruder import KINDS, IntruderKind
+    from bae_lens.scoring.intruder import KINDS, IntruderKind
 
     kinds: list[IntruderKind] = [kind for kind in KINDS if result.accuracy(kind) is not None]
     # One, though empty, where nothing was answered.
@@ -376,7 +376,7 @@ def plot_recovery(result: Recovery, title: str = "") -> Figure:
         title: of the figure.
     """
     plt = require_matplotlib()
-    from bae_lens.interp.recovery import GIVEN, OF_CONCEPT, SHOWN, Given
+    from bae_lens.scoring.recoverability_result import GIVEN, OF_CONCEPT, SHOWN, Given
 
     given: list[Given] = [one for one in GIVEN if one in result.said]
     figure, axes = plt.subplots(figsize=(6.8, 0.36 * len(given) + 1.4), layout="constrained")

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 from tqdm.auto import tqdm
 
-from bae_lens import demo
-from bae_lens.packing import pack_rows
-from bae_lens.training.paired_activations import PairedStore
+from bae_lens import offline as demo
+from bae_lens.activations.paired_activations import PairedStore
+from bae_lens.architectures.packed_rows import pack_rows
 
 D_IN, CONTEXT_SIZE = 576, 128
 

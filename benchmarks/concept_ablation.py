@@ -47,12 +47,12 @@ from concept_ablation_trials import CLVQ, DATASETS, METHODS, VARIANTS, Plan, col
 from cross_layer import table
 from cross_layer_data import TASKS
 
-from bae_lens.evals.concept_ablation import AblationRow, ConceptAblationResult
-from bae_lens.evals.concept_ablation import result as names
-from bae_lens.evals.concept_ablation.probes import Interval
-from bae_lens.evals.concept_ablation.result import drop_difference
-from bae_lens.files import write_text
+from bae_lens.concept_ablation import AblationRow, ConceptAblationResult
+from bae_lens.concept_ablation import result as names
+from bae_lens.concept_ablation.result import drop_difference
+from bae_lens.files.whole import write_text
 from bae_lens.plots import save_figure
+from bae_lens.stats import Interval
 
 QUICK: dict[str, Any] = {
     "n_examples": 40,

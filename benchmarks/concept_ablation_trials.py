@@ -23,25 +23,25 @@ from bae_lens import (
     TrainingCLVQVAE,
     TrainingTopKTranscoder,
     TrainingTopKTranscoderConfig,
-    demo,
 )
-from bae_lens.evals.concept_ablation import (
+from bae_lens import offline as demo
+from bae_lens.activations.sentence_store import SentenceStore
+from bae_lens.activations.special_tokens import special_token_ids
+from bae_lens.architectures.packed_rows import Packed
+from bae_lens.concept_ablation import (
     AblationSettings,
     AblationTask,
     Clusters,
     LabelledTexts,
     ablate,
 )
-from bae_lens.evals.concept_ablation import result as names
-from bae_lens.evals.concept_ablation.concepts import describe
-from bae_lens.evals.concept_ablation.interventions import ablate_passes, ablate_vectors
-from bae_lens.evals.concept_ablation.measure import concept_subspace
-from bae_lens.evals.concept_ablation.removals import Shrunk
-from bae_lens.files import whole_file, whole_folder
-from bae_lens.packing import Packed
-from bae_lens.special_tokens import special_token_ids
+from bae_lens.concept_ablation import result as names
+from bae_lens.concept_ablation.concepts import describe
+from bae_lens.concept_ablation.interventions import ablate_passes, ablate_vectors
+from bae_lens.concept_ablation.measure import concept_subspace
+from bae_lens.concept_ablation.removals import Shrunk
+from bae_lens.files.whole import whole_file, whole_folder
 from bae_lens.training.fit import fit_activations
-from bae_lens.training.sentences import SentenceStore
 
 CLVQ = "CLVQ-VAE"
 METHODS = (CLVQ, "VQ-VAE", "k-means", "TopK SAE", "TopK transcoder", "BAE")

@@ -62,11 +62,11 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from bae_lens import TrainingCLVQVAE
-from bae_lens.files import write_text
+from bae_lens.activations.replay import ReplayedActivations
+from bae_lens.files.whole import write_text
 from bae_lens.nn import EMACodebook
 from bae_lens.nn.quantize import Quantized
 from bae_lens.training.fit import trainer_config
-from bae_lens.training.replay import ReplayedActivations
 
 QUICK: dict[str, Any] = {
     "n_codes": 64,

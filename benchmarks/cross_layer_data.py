@@ -14,11 +14,11 @@ from common import CONTEXT_SIZE, collect_pairs
 from sae_lens import ActivationsStore
 from torch import Tensor
 
-from bae_lens import demo
-from bae_lens.files import whole_file
-from bae_lens.special_tokens import special_token_ids
-from bae_lens.training.paired_activations import ContextStore, PairedStore
-from bae_lens.training.sentences import SentenceStore
+from bae_lens import offline as demo
+from bae_lens.activations.paired_activations import ContextStore, PairedStore
+from bae_lens.activations.sentence_store import SentenceStore
+from bae_lens.activations.special_tokens import special_token_ids
+from bae_lens.files.whole import whole_file
 
 EVAL_TOKENS, CE_SEQUENCES = 8192, 8
 

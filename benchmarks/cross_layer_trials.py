@@ -31,11 +31,11 @@ from bae_lens import (
     TrainingTopKTranscoder,
     TrainingTopKTranscoderConfig,
 )
+from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.evals import CodeStatistics, MagnitudeQuantiser
 from bae_lens.evals.magnitudes import magnitude_entropy
 from bae_lens.nn import nearest_codes
 from bae_lens.training.fit import trainer_config
-from bae_lens.training.replay import ReplayedActivations
 
 TOKEN, TOKEN_OFF = "CLVQ-VAE, token", "CLVQ-VAE, token, no sampling"
 TRANSFORMER, TRANSFORMER_OFF = "CLVQ-VAE, transformer", "CLVQ-VAE, transf., no sampling"

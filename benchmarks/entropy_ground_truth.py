@@ -26,9 +26,9 @@ from torch import Tensor
 
 from bae_lens import CodeStatistics, TrainingBAE, TrainingBAEConfig
 from bae_lens.entropy import estimate_entropy
+from bae_lens.entropy.pruning import prune
 from bae_lens.evals import summarise_code
 from bae_lens.nn import binary_entropy, plug_in_entropy
-from bae_lens.pruning import prune
 from bae_lens.training.fit import fit_activations
 
 D_IN, D_SAE, MAX_UNEXPLAINED = 64, 256, 0.005

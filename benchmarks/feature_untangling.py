@@ -50,7 +50,7 @@ from untangling_trials import (
     synthetic_task,
 )
 
-from bae_lens.files import write_text
+from bae_lens.files.whole import write_text
 from bae_lens.plots import save_figure
 
 DEFAULT_ARCHS = ["bae", "bae_no_cap", "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu"]

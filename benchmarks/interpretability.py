@@ -52,10 +52,9 @@ from interpretability_trials import (
 )
 from untangling_trials import NAMES, OURS, Task, Trial, lm_task, prepare
 
-from bae_lens.evals.concept_ablation.probes import Interval
-from bae_lens.interp import IntruderResult
-from bae_lens.interp.intervals import wilson
-from bae_lens.interp.recovery import GIVEN, OF_CONCEPT, Given, Recovery
+from bae_lens.scoring import IntruderResult
+from bae_lens.scoring.recoverability_result import GIVEN, OF_CONCEPT, Given, Recovery
+from bae_lens.stats import Interval, wilson
 
 # With the token purity that they may have at most.
 KINDS = (("latents that are heard", 1.0), ("of them not one token", 0.5))

@@ -22,18 +22,13 @@ from concept_ablation_trials import (
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from untangling_trials import Task, Trial, explained_variance, load, metadata, train
 
+from bae_lens.concept_ablation import AblationTask, Clusters
 from bae_lens.evals.code_statistics import CodeStatistics
-from bae_lens.evals.concept_ablation import AblationTask, Clusters
-from bae_lens.files import whole_file, whole_folder
-from bae_lens.interp import (
-    EvidenceSettings,
-    IntruderSettings,
-    ModelEncoder,
-    collect_evidence,
-    intruder_test,
-)
-from bae_lens.interp.recoverability import RecoveryTask
-from bae_lens.interp.recovery import RecoverySettings
+from bae_lens.examples import EvidenceSettings, collect_evidence
+from bae_lens.files.whole import whole_file, whole_folder
+from bae_lens.scoring import IntruderSettings, ModelEncoder, intruder_test
+from bae_lens.scoring.recoverability import RecoveryTask
+from bae_lens.scoring.recoverability_result import RecoverySettings
 
 MODEL = "smollm2"
 # Bits of a BAE and L0 of the others, each half of the next, but for L0 48 and 300 bits, the middle of

@@ -47,12 +47,13 @@ from speed_timing import available_bytes, peak_megabytes, take_turns, timed
 from torch import Tensor
 
 from bae_lens import TrainingBAE, TrainingBAEConfig
-from bae_lens import bae as bae_module
-from bae_lens.files import write_text
-from bae_lens.nn import covariance, off_diagonal_covariance, sample_codes
+from bae_lens.activations.replay import ReplayedActivations
+from bae_lens.architectures import bae as bae_module
+from bae_lens.files.whole import write_text
+from bae_lens.nn import off_diagonal_covariance, sample_codes
+from bae_lens.nn.covariance import penalty as covariance
 from bae_lens.nn.sparse_code import BitCounts
 from bae_lens.training.fit import trainer_config
-from bae_lens.training.replay import ReplayedActivations
 
 PARTS = ("covariance", "steps", "quantiser", "growth", "end_to_end")
 METHODS = get_args(covariance.Method)

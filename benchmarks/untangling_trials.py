@@ -31,12 +31,12 @@ from sae_lens.synthetic import (
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from bae_lens import demo
+from bae_lens import offline as demo
+from bae_lens.activations.held_out import held_out_store
+from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.evals import CodeStatistics, MagnitudeQuantiser, run_evals
-from bae_lens.evals.held_out import held_out_store
 from bae_lens.evals.magnitudes import magnitude_entropy
 from bae_lens.training.fit import trainer_config
-from bae_lens.training.replay import ReplayedActivations
 
 NAMES = {
     "bae": "BAE",

@@ -55,8 +55,8 @@ from bae_lens import (
     TrainingCLVQVAE,
     TrainingCLVQVAEConfig,
 )
-from bae_lens.demo.minilm import _HeadlessBertAdapter
-from bae_lens.packing import pack_rows
+from bae_lens.architectures.packed_rows import pack_rows
+from bae_lens.offline.minilm import _HeadlessBertAdapter
 
 D_IN, D_SAE = 16, 40
 D_OUT, N_CODES, LENGTH = 12, 10, 8

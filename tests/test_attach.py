@@ -12,8 +12,8 @@ from sae_lens import SAE, HookedSAETransformer, SAETransformerBridge
 from sae_lens.saes.transcoder import JumpReLUSkipTranscoder, SkipTranscoder
 from torch import Tensor
 
+from bae_lens.architectures.clvq_vae import only_tokens
 from bae_lens.attach import attached
-from bae_lens.clvq_vae import only_tokens
 from tests.helpers import (
     D_IN,
     between,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from bae_lens.activations.outlier_tokens import METADATA_FIELD, OutlierTokens, reference_norm
+from bae_lens.architectures.clvq_vae import only_tokens
 from bae_lens.attach import attached
-from bae_lens.clvq_vae import only_tokens
-from bae_lens.outlier_tokens import METADATA_FIELD, OutlierTokens, reference_norm
 from tests.helpers import make_bridge, make_model, make_tokens
 from tests.test_attach import (
     SPECIAL,

@@ -11,18 +11,18 @@ import torch
 from datasets import Dataset
 
 from bae_lens import attached, load_config
+from bae_lens.activations.held_out import held_out_store
+from bae_lens.activations.sentence_store import SentenceStore
+from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.cli import main
+from bae_lens.concept_ablation.passes import check_hooks
+from bae_lens.concept_ablation.run import probed_hooks
 from bae_lens.evals import run_evals
-from bae_lens.evals.concept_ablation.passes import check_hooks
-from bae_lens.evals.concept_ablation.run import probed_hooks
-from bae_lens.evals.held_out import held_out_store
-from bae_lens.interp.collect import collect_evidence
-from bae_lens.interp.evidence import EvidenceSettings
+from bae_lens.examples.collect import collect_evidence
+from bae_lens.examples.records import EvidenceSettings
 from bae_lens.report import write_report
-from bae_lens.special_tokens import special_token_ids
 from bae_lens.training.config_file import build_config
 from bae_lens.training.runner import TrainingRunner
-from bae_lens.training.sentences import SentenceStore
 from tests.helpers import (
     BATCH,
     HOOK,

@@ -11,13 +11,7 @@ import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig
 from torch import Tensor
 
-from bae_lens import (
-    BAE,
-    TopKTranscoder,
-    TopKTranscoderConfig,
-    TrainingBAE,
-    attached,
-)
+from bae_lens import BAE, TopKTranscoder, TopKTranscoderConfig, TrainingBAE, attached
 from tests.helpers import (
     D_IN,
     D_SAE,

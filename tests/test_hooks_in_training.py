@@ -12,7 +12,7 @@ from sae_lens.saes.sae import TrainStepOutput
 from torch import Tensor
 
 from bae_lens import TrainingTopKTranscoder, TrainingTopKTranscoderConfig
-from bae_lens.packing import unpack_rows
+from bae_lens.architectures.packed_rows import unpack_rows
 from tests.helpers import (
     BATCH,
     D_IN,

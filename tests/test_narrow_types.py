@@ -13,17 +13,17 @@ from scipy import sparse
 from torch import Tensor
 
 import bae_lens.evals.code_statistics as code_statistics
-import bae_lens.interp.pair_counts as pair_counts
+import bae_lens.examples.pair_counts as pair_counts
 import bae_lens.nn.joint_entropy as joint_entropy
+from bae_lens.activations.text_batch import TextBatch
+from bae_lens.concept_ablation.passes import pool
+from bae_lens.concept_ablation.removals import EqualNorm, Shrunk, Subspace
 from bae_lens.evals.code_statistics import CodeStatistics
 from bae_lens.evals.codebook_use import CodebookUse
-from bae_lens.evals.concept_ablation.passes import pool
-from bae_lens.evals.concept_ablation.removals import EqualNorm, Shrunk, Subspace
 from bae_lens.evals.cross_layer import _Quality, _Seen
 from bae_lens.evals.magnitudes import MagnitudeQuantiser
 from bae_lens.evals.reconstruction import kl_from, next_token_loss
-from bae_lens.evals.text_batch import TextBatch
-from bae_lens.interp.pair_counts import PairCounts
+from bae_lens.examples.pair_counts import PairCounts
 from bae_lens.nn import (
     binary_entropy,
     calibrated_weights,

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import bae_lens
 from bae_lens.report import page
-from bae_lens.report.html import html_page
+from bae_lens.html_page import html_page
 from bae_lens.training.config_file import list_configs
 from sae_lens import SAE, registry
 

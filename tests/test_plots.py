@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from bae_lens.concept_ablation import AblationRow, ConceptAblationResult, SalientTokens
+from bae_lens.concept_ablation.result import CAUSAL, CONTROLS, STORED
 from bae_lens.evals import CodeStatistics, CodeSummary
-from bae_lens.evals.concept_ablation import AblationRow, ConceptAblationResult, SalientTokens
-from bae_lens.evals.concept_ablation.result import CAUSAL, CONTROLS, STORED
-from bae_lens.interp.intruder import LatentTrials, Tally
-from bae_lens.interp.ranking import Comparison, Ranking, RankingSettings
 from bae_lens.plots import plot_densities, plot_training, read_metric_log
+from bae_lens.scoring.intruder import LatentTrials, Tally
+from bae_lens.scoring.ranking import Comparison, Ranking, RankingSettings
 from tests.quiz.quizzes import recovery
 from tests.report.helpers import make_comsem, make_evidence, make_intruder
 

@@ -22,16 +22,16 @@ from bae_lens import (
     TrainingCLVQVAEConfig,
     TrainingTopKTranscoderConfig,
 )
+from bae_lens.checks.fields import shown
+from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.entropy.cells import Settings as EntropySettings
-from bae_lens.evals.concept_ablation.settings import AblationSettings
-from bae_lens.fields import shown
-from bae_lens.interp.budget import Limits
-from bae_lens.interp.comsem_result import ComSemSettings
-from bae_lens.interp.evidence import EvidenceSettings
-from bae_lens.interp.intruder import IntruderSettings
-from bae_lens.interp.ranking import RankingSettings
-from bae_lens.interp.recovery import RecoverySettings
+from bae_lens.examples.records import EvidenceSettings
 from bae_lens.quiz.questions import QuizSettings
+from bae_lens.scoring.comsem_result import ComSemSettings
+from bae_lens.scoring.intruder import IntruderSettings
+from bae_lens.scoring.judges.budget import Limits
+from bae_lens.scoring.ranking import RankingSettings
+from bae_lens.scoring.recoverability_result import RecoverySettings
 from tests.helpers import HOOK, clvq_cfg
 
 SAE = {"d_in": 16, "d_sae": 40}

@@ -88,7 +88,7 @@ def _models_are_named() -> Iterator[None]:
     """What is loaded is shown before it is: its name may come from a file of somebody else."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("bae-lens: %(message)s"))
-    loading = logging.getLogger("bae_lens.model_loading")
+    loading = logging.getLogger("bae_lens.loading.language_models")
     level = loading.level
     loading.addHandler(handler)
     loading.setLevel(logging.INFO)

@@ -8,21 +8,17 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from bae_lens import demo
+from bae_lens import offline as demo
+from bae_lens.activations.labelled_texts import read_texts
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
-from bae_lens.evals.concept_ablation import (
-    AblationSettings,
-    ConceptAblationResult,
-    concept_ablation,
-)
-from bae_lens.evals.concept_ablation.attribution import Attribution
-from bae_lens.evals.concept_ablation.concepts import Vectors
-from bae_lens.evals.concept_ablation.labelled_texts import read_texts
-from bae_lens.evals.concept_ablation.passes import Readout
-from bae_lens.evals.concept_ablation.probes import ProbeKind
-from bae_lens.evals.concept_ablation.removals import leace_fitters
-from bae_lens.evals.concept_ablation.settings import Protocol
+from bae_lens.concept_ablation import AblationSettings, ConceptAblationResult, concept_ablation
+from bae_lens.concept_ablation.attribution import Attribution
+from bae_lens.concept_ablation.concepts import Vectors
+from bae_lens.concept_ablation.passes import Readout
+from bae_lens.concept_ablation.probes import ProbeKind
+from bae_lens.concept_ablation.removals import leace_fitters
+from bae_lens.concept_ablation.settings import Protocol
 from bae_lens.fingerprint import weights_sha256
 
 if TYPE_CHECKING:

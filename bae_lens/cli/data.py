@@ -6,10 +6,10 @@ import argparse
 
 from datasets import Dataset
 
-from bae_lens.evals.concept_ablation import LabelledTexts
-from bae_lens.evals.concept_ablation.labelled_texts import has_column, read_texts
-from bae_lens.fields import Number, check
-from bae_lens.outlier_tokens import DEFAULT_MULTIPLE
+from bae_lens.activations.labelled_texts import has_column, read_texts
+from bae_lens.activations.outlier_tokens import DEFAULT_MULTIPLE
+from bae_lens.checks.fields import Number, check
+from bae_lens.concept_ablation import LabelledTexts
 
 _LABEL = "label"
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from sae_lens import SAE, ActivationsStore
     from torch import Tensor
 
+    from bae_lens.activations.replay import ReplayedActivations
     from bae_lens.evals import CodeSummary
-    from bae_lens.training.replay import ReplayedActivations
 
 # Both are scored; the first is ours.
 _CONFIGS = {"BAE": "smollm2-bae", "SAELens TopK": "smollm2-topk"}
@@ -66,9 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_demo(args: argparse.Namespace) -> int:
     from sae_lens import SAE
 
-    from bae_lens import demo
-    from bae_lens.evals.held_out import held_out_store
-    from bae_lens.json_file import write_json
+    from bae_lens import offline as demo
+    from bae_lens.activations.held_out import held_out_store
+    from bae_lens.activations.replay import ReplayedActivations
+    from bae_lens.files.json_file import write_json
     from bae_lens.plots import (
         plot_densities,
         plot_training,
@@ -76,7 +77,6 @@ def run_demo(args: argparse.Namespace) -> int:
         require_matplotlib,
         save_figure,
     )
-    from bae_lens.training.replay import ReplayedActivations
     from bae_lens.training.runner import METRICS_FILENAME, TrainingRunner
 
     for name in ("tokens", "training_tokens", "held_out_tokens", "ce_batches"):

@@ -13,8 +13,8 @@ from bae_lens.cli.data import (
     read_unlabelled,
 )
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
+from bae_lens.files.json_file import finite_or_none, write_json
 from bae_lens.fingerprint import weights_sha256
-from bae_lens.json_file import finite_or_none, write_json
 
 METRICS_FILENAME = "eval_metrics.json"
 # Options that say how much text is read.
@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_eval(args: argparse.Namespace) -> int:
     from sae_lens.evals import get_eval_everything_config
 
+    from bae_lens.activations.held_out import held_out_store
     from bae_lens.evals import run_evals
-    from bae_lens.evals.held_out import held_out_store
 
     path = saved_folder(args.path)
     output = Path(args.output) if args.output else path / METRICS_FILENAME

@@ -8,19 +8,19 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from bae_lens.activations.labelled_texts import read_texts
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, names_of, saved_folder
-from bae_lens.evals.concept_ablation import AblationSettings, LabelledTexts
-from bae_lens.evals.concept_ablation.attribution import Attribution
-from bae_lens.evals.concept_ablation.labelled_texts import read_texts
-from bae_lens.evals.concept_ablation.passes import Readout
-from bae_lens.evals.concept_ablation.run import probed_hooks
-from bae_lens.interp.evidence import Evidence
-from bae_lens.interp.recoverability import RecoveryTask
-from bae_lens.interp.recovery import Recovery, RecoverySettings
-from bae_lens.json_file import read_json
+from bae_lens.concept_ablation import AblationSettings, LabelledTexts
+from bae_lens.concept_ablation.attribution import Attribution
+from bae_lens.concept_ablation.passes import Readout
+from bae_lens.concept_ablation.run import probed_hooks
+from bae_lens.examples.records import Evidence
+from bae_lens.files.json_file import read_json
+from bae_lens.loading.saved_saes import load_sae
 from bae_lens.quiz.questions import QuizSettings, key_path, write_quiz
-from bae_lens.saved_sae import load_sae
+from bae_lens.scoring.recoverability import RecoveryTask
+from bae_lens.scoring.recoverability_result import Recovery, RecoverySettings
 
 _OUTPUT, _RECOVERY = "quiz.html", "recovery.json"
 

@@ -15,6 +15,10 @@ from urllib.parse import quote
 from sae_lens import SAE
 from sae_lens.evals import get_eval_everything_config
 
+from bae_lens.activations.held_out import held_out_store
+from bae_lens.activations.hook_points import hook_names
+from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.checks.fields import is_valid, whole
 from bae_lens.cli.data import (
     add_data_arguments,
     add_outlier_argument,
@@ -34,15 +38,12 @@ from bae_lens.cli.saved import (
     saved_folder,
 )
 from bae_lens.cli.scores import Scoring, add_score_arguments
-from bae_lens.evals.held_out import held_out_store
 from bae_lens.evals.run import run_evals
-from bae_lens.fields import is_valid, whole
+from bae_lens.examples import Evidence, EvidenceSettings, collect_evidence
+from bae_lens.examples.records import check_evidence_of
+from bae_lens.files.json_file import read_json
 from bae_lens.fingerprint import is_of_weights, weights_sha256
-from bae_lens.hook_points import hook_names
-from bae_lens.interp import Evidence, EvidenceSettings, collect_evidence
-from bae_lens.interp.evidence import check_evidence_of
-from bae_lens.json_file import read_json
-from bae_lens.outlier_tokens import OutlierTokens
+from bae_lens.loading.saved_saes import load_sae
 from bae_lens.plots import read_metric_log
 from bae_lens.report import (
     CodedSentence,
@@ -52,7 +53,6 @@ from bae_lens.report import (
     write_comparison,
     write_report,
 )
-from bae_lens.saved_sae import load_sae
 from bae_lens.training.outputs import METRICS_FILENAME
 
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"

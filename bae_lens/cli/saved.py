@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bae_lens.files import check_output_file
-from bae_lens.saved_sae import load_sae, load_scaler, read_sae_config
+from bae_lens.files.whole import check_output_file
+from bae_lens.loading.saved_saes import load_sae, load_scaler, read_sae_config
 
 # Files in a saved SAE's folder that no command may write over.
 _OF_AN_SAE = (
@@ -91,8 +91,8 @@ def load_saved(folder: Path, args: argparse.Namespace) -> Saved:
             model, the model cannot be loaded, or the activations at a hook point have another width than
             the SAE.
     """
-    from bae_lens.evals.held_out import load_model_of
-    from bae_lens.hook_points import hook_names, hook_width
+    from bae_lens.activations.held_out import load_model_of
+    from bae_lens.activations.hook_points import hook_names, hook_width
 
     sae = load_sae(folder, args.device)
     metadata = sae.cfg.metadata

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from bae_lens.interp import (
+from bae_lens.examples import Evidence
+from bae_lens.report import Result
+from bae_lens.scoring import (
     ComSemSettings,
     DryRun,
     EmbeddingJudge,
     EndpointJudge,
     EndpointSettings,
-    Evidence,
     IntruderSettings,
     JudgeUnavailable,
     LimitReached,
@@ -24,9 +25,8 @@ from bae_lens.interp import (
     comsem_test,
     intruder_test,
 )
-from bae_lens.interp.answer_cache import AnswerCache
-from bae_lens.interp.comsem_settings import Protocol
-from bae_lens.report import Result
+from bae_lens.scoring.comsem_settings import Protocol
+from bae_lens.scoring.judges.answer_cache import AnswerCache
 
 _ANSWERS = "judge_answers.jsonl"
 _PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)

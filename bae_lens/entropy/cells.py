@@ -15,10 +15,10 @@ from sae_lens.training import activation_scaler, sae_trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.bae import TrainingBAEConfig
+from bae_lens.architectures.bae import TrainingBAEConfig
+from bae_lens.checks.fields import Device, ListOf, Number, check_fields, positive, shown, whole
 from bae_lens.entropy.estimate import estimate_entropy
 from bae_lens.entropy.result import GAUSSIAN, ProfileRow
-from bae_lens.fields import Device, ListOf, Number, check_fields, positive, shown, whole
 
 
 @dataclass(frozen=True, eq=False)

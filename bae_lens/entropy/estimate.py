@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from bae_lens.bae import BAE, TrainingBAE, TrainingBAEConfig
+from bae_lens.architectures.bae import BAE, TrainingBAE, TrainingBAEConfig
+from bae_lens.checks.fields import ListOf, Number, check
+from bae_lens.entropy.pruning import prune
 from bae_lens.evals import CodeEvaluation, CodeSummary, summarise_code
-from bae_lens.fields import ListOf, Number, check
-from bae_lens.pruning import prune
 from bae_lens.training.fit import fit_activations
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def estimate_entropy(
     """Bits per vector of the smallest code found that leaves little unexplained.
 
     A BAE is trained from each start and pruned until what is left unexplained reaches
-    ``max_unexplained`` (``bae_lens.pruning.prune``); of those that hold it on the training vectors,
+    ``max_unexplained`` (``bae_lens.entropy.pruning.prune``); of those that hold it on the training vectors,
     the one with the smallest Chow–Liu bound there is taken, and scored on the held-out vectors. Each
     code is a valid description of the vectors, so the shortest is the best bound at hand. It is an upper
     bound: of redundancy that no tree of pairs shows it knows nothing, and a longer training may find

@@ -12,10 +12,10 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bae_lens.fields import check, whole
-from bae_lens.hook_points import hook_width
-from bae_lens.special_tokens import text_start
-from bae_lens.texts import check_text
+from bae_lens.activations.hook_points import hook_width
+from bae_lens.activations.special_tokens import text_start
+from bae_lens.activations.texts import check_text
+from bae_lens.checks.fields import check, whole
 
 
 @torch.no_grad()

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bae_lens.bae import TrainingBAEConfig
+from bae_lens.activations.hook_points import hook_width
+from bae_lens.activations.texts import check_text
+from bae_lens.architectures.bae import TrainingBAEConfig
+from bae_lens.checks.fields import ListOf, Text, check, whole
 from bae_lens.entropy.cells import Cell, Settings, measure
 from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenise
 from bae_lens.entropy.result import EntropyProfile, ProfileRow, overfit_warning
-from bae_lens.fields import ListOf, Text, check, whole
-from bae_lens.hook_points import hook_width
-from bae_lens.texts import check_text
 
 logger = logging.getLogger(__name__)
 

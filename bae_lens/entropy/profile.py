@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bae_lens.bae import TrainingBAEConfig
+from bae_lens.activations.hook_points import hook_width
+from bae_lens.activations.outlier_tokens import OutlierTokens, multiple_of, reference_norm
+from bae_lens.activations.special_tokens import text_start
+from bae_lens.activations.texts import MissingTexts, check_text, is_missing
+from bae_lens.architectures.bae import TrainingBAEConfig
+from bae_lens.checks.fields import ListOf, Text, check, is_valid, shown, whole
 from bae_lens.entropy.cells import Cell, Settings, measure
 from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenise
 from bae_lens.entropy.result import EntropyProfile, overfit_warning
-from bae_lens.fields import ListOf, Text, check, is_valid, shown, whole
-from bae_lens.hook_points import hook_width
-from bae_lens.outlier_tokens import OutlierTokens, multiple_of, reference_norm
-from bae_lens.special_tokens import text_start
-from bae_lens.texts import MissingTexts, check_text, is_missing
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def entropy_profile(
         device: where to train; the model's if omitted.
         verbose: show progress bars.
         exclude_outlier_tokens: leave out the texts of which a hidden state that would be taken is an
-            outlier (an attention sink, see ``bae_lens.outlier_tokens``), in all cells alike; the
+            outlier (an attention sink, see ``bae_lens.activations.outlier_tokens``), in all cells alike; the
             reference norm of a hook is the median over what is taken there. Or the multiple of it, or
             ``OutlierTokens``; False: none are left out.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from scipy.stats import t
 
-from bae_lens.json_file import finite_or_none
+from bae_lens.files.json_file import finite_or_none
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

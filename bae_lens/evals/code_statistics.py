@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bae_lens.checks.fields import Flag, check, whole
 from bae_lens.evals.magnitudes import MagnitudeQuantiser, magnitude_entropy
-from bae_lens.fields import Flag, check, whole
 from bae_lens.nn import (
     binary_entropy,
     chance_co_firing,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bae_lens.fields import check, whole
+from bae_lens.checks.fields import check, whole
 from bae_lens.nn import plug_in_entropy
 
 

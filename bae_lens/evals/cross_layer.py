@@ -18,8 +18,22 @@ from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens.clvq_vae import only_tokens
-from bae_lens.cross_layer import CrossLayerSAE
+from bae_lens.activations.hook_points import (
+    flat_heads,
+    hook_names,
+    output_is_decoded_code,
+    take_heads,
+)
+from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.text_batch import (
+    READ_AGAIN,
+    MaskedTextStore,
+    TextBatch,
+    read_hooks,
+    text_of,
+)
+from bae_lens.architectures.clvq_vae import only_tokens
+from bae_lens.architectures.cross_layer import CrossLayerSAE
 from bae_lens.evals.codebook_use import CodebookUse
 from bae_lens.evals.reconstruction import (
     Continuation,
@@ -28,16 +42,7 @@ from bae_lens.evals.reconstruction import (
     predicts_next_token,
 )
 from bae_lens.evals.summarise import Reconstructed
-from bae_lens.evals.text_batch import (
-    READ_AGAIN,
-    MaskedTextStore,
-    TextBatch,
-    read_hooks,
-    text_of,
-)
-from bae_lens.hook_points import flat_heads, hook_names, output_is_decoded_code, take_heads
 from bae_lens.nn import widened
-from bae_lens.outlier_tokens import OutlierTokens
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bae_lens.fields import Number, check
+from bae_lens.checks.fields import Number, check
 
 # At 0 bits a cell is so many times the root mean square of the magnitudes wide. Cells reach to so many
 # times it in either direction, so that a few outliers cannot ask for gigabytes of them.

@@ -14,9 +14,8 @@ from sae_lens.evals import ExplainedVarianceCalculator
 from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens.evals.text_batch import MaskedTextStore, TextBatch, read_hooks
-from bae_lens.hook_points import hook_names, take_heads
-from bae_lens.outlier_tokens import (
+from bae_lens.activations.hook_points import hook_names, take_heads
+from bae_lens.activations.outlier_tokens import (
     MANY,
     N_REFERENCE_TOKENS,
     OutlierTokens,
@@ -24,6 +23,7 @@ from bae_lens.outlier_tokens import (
     reference_norm,
     saved_outlier_tokens,
 )
+from bae_lens.activations.text_batch import MaskedTextStore, TextBatch, read_hooks
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
 from transformer_lens.utils import lm_cross_entropy_loss
 
-from bae_lens.evals.text_batch import TextBatch, read_hooks
-from bae_lens.hook_points import put_heads, take_heads
+from bae_lens.activations.hook_points import put_heads, take_heads
+from bae_lens.activations.text_batch import TextBatch, read_hooks
 from bae_lens.nn import widened
 
 

@@ -16,14 +16,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens.evals.code_statistics import TOKENS_PER_LATENT
-from bae_lens.evals.codebook_use import CodebookUse
-from bae_lens.evals.cross_layer import WITH_OUTLIERS, CrossLayerEvaluation, evaluates_here
-from bae_lens.evals.magnitudes import MAX_BITS
-from bae_lens.evals.outliers import OutlierScores, described, outlier_tokens_of, warn_of_many
-from bae_lens.evals.reconstruction import mean_ablation_ce
-from bae_lens.evals.summarise import Reconstructed, is_one_hot, summarise_code
-from bae_lens.evals.text_batch import (
+from bae_lens.activations.hook_points import hook_names, hook_shape
+from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.special_tokens import special_token_ids
+from bae_lens.activations.text_batch import (
     READ_AGAIN,
     MaskedTextStore,
     has_masks,
@@ -31,11 +27,15 @@ from bae_lens.evals.text_batch import (
     text_of,
     tokens_until_end,
 )
-from bae_lens.fields import Number, check, whole
-from bae_lens.hook_points import hook_names, hook_shape
-from bae_lens.outlier_tokens import OutlierTokens
-from bae_lens.special_tokens import special_token_ids
-from bae_lens.text_store import Progress
+from bae_lens.activations.text_store import Progress
+from bae_lens.checks.fields import Number, check, whole
+from bae_lens.evals.code_statistics import TOKENS_PER_LATENT
+from bae_lens.evals.codebook_use import CodebookUse
+from bae_lens.evals.cross_layer import WITH_OUTLIERS, CrossLayerEvaluation, evaluates_here
+from bae_lens.evals.magnitudes import MAX_BITS
+from bae_lens.evals.outliers import OutlierScores, described, outlier_tokens_of, warn_of_many
+from bae_lens.evals.reconstruction import mean_ablation_ce
+from bae_lens.evals.summarise import Reconstructed, is_one_hot, summarise_code
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def run_evals(
       (``n_tokens`` says how many they are; where there is none it stands alone); for a CLVQ-VAE also those of ``CodebookSummary``, whose
       ``bits_per_token`` is then the description length.
 
-    * outlier tokens (attention sinks other than BOS, see ``bae_lens.outlier_tokens``) are left out as
+    * outlier tokens (attention sinks other than BOS, see ``bae_lens.activations.outlier_tokens``) are left out as
       special tokens are: not scored, and not replaced in the model. A group ``outlier_tokens`` says
       how many there were among those of ``code``, by what norm, and the explained variance and L0
       with them; any other group in whose text there were some is there once more over all tokens,

@@ -12,12 +12,12 @@ from sae_lens.evals import ExplainedVarianceCalculator
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
-from bae_lens.bae import BAE
+from bae_lens.activations.hook_points import flat_heads
+from bae_lens.architectures.bae import BAE
+from bae_lens.checks.fields import Number, check, whole
 from bae_lens.evals.code_statistics import CodeStatistics, CodeSummary
 from bae_lens.evals.magnitudes import MAX_BITS, MagnitudeQuantiser
 from bae_lens.evals.outliers import OutlierScores
-from bae_lens.fields import Number, check, whole
-from bae_lens.hook_points import flat_heads
 
 
 class Reconstructed(NamedTuple):

@@ -3,7 +3,7 @@
 from bae_lens.nn.binarize import SURROGATES, Surrogate, binarize
 from bae_lens.nn.budget import check_budget, follow_budget
 from bae_lens.nn.calibration import calibrated_weights
-from bae_lens.nn.covariance import off_diagonal_covariance
+from bae_lens.nn.covariance.penalty import off_diagonal_covariance
 from bae_lens.nn.decode import decode_sparse
 from bae_lens.nn.decoders import CausalTransformerDecoder, TokenDecoder
 from bae_lens.nn.encoder import AdaptiveResidualEncoder

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bae_lens.fields import Number, check, positive, whole
+from bae_lens.checks.fields import Number, check, positive, whole
 from bae_lens.nn.precision import Float32Buffers
 
 # Batches without a vector near it after which a code counts as not in use.

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from typing_extensions import Self
 
-from bae_lens.consistency import check_indices, check_lengths, check_that
-from bae_lens.fields import check_fields, whole
-from bae_lens.files import write_bytes
-from bae_lens.interp.answer_cache import key_of
-from bae_lens.interp.evidence import Evidence
-from bae_lens.interp.views import view_of
-from bae_lens.json_file import JsonResult
-from bae_lens.report.html import html_page
+from bae_lens.checks.consistency import check_indices, check_lengths, check_that
+from bae_lens.checks.fields import check_fields, whole
+from bae_lens.examples.records import Evidence
+from bae_lens.files.json_file import JsonResult
+from bae_lens.files.whole import write_bytes
+from bae_lens.html_page import html_page
+from bae_lens.scoring.judges.answer_cache import key_of
+from bae_lens.scoring.shown_examples import view_of
 
 if TYPE_CHECKING:
-    from bae_lens.interp.recovery import Recovery
+    from bae_lens.scoring.recoverability_result import Recovery
 
 
 @dataclass(frozen=True)

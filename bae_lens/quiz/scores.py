@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from typing_extensions import Self
 
-from bae_lens.consistency import check_lengths
-from bae_lens.evals.concept_ablation.probes import Interval
-from bae_lens.interp.intervals import balanced_interval, krippendorff_alpha, shown, wider
-from bae_lens.interp.plain_reader import CANNOT_TELL
-from bae_lens.json_file import JsonResult, load_json
+from bae_lens.checks.consistency import check_lengths
+from bae_lens.checks.suggest import index_of
+from bae_lens.files.json_file import JsonResult, load_json
 from bae_lens.quiz.questions import QuizItem, QuizKey
-from bae_lens.suggest import index_of
+from bae_lens.scoring.bag_of_words import CANNOT_TELL
+from bae_lens.stats import Interval, balanced_interval, krippendorff_alpha, shown, wider
 
 # Of a reader's name in characters, and of a time in seconds.
 _LONGEST_NAME, _LONGEST_TIME = 60, 1e9

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.evals.code_statistics import CodeSummary
-from bae_lens.files import write_bytes
-from bae_lens.interp.evidence import Evidence
+from bae_lens.examples.records import Evidence
+from bae_lens.files.whole import write_bytes
+from bae_lens.html_page import html_page
 from bae_lens.report.content import Compared, comparison_content, report_content
-from bae_lens.report.html import html_page
 from bae_lens.report.scores import Result
 from bae_lens.report.sentences import CodedSentence
 

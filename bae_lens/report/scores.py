@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from bae_lens.evals.concept_ablation.probes import Interval
-from bae_lens.interp.comsem_result import ComSemResult, LatentRun, protocol_distance
-from bae_lens.interp.evidence import Evidence
-from bae_lens.interp.intervals import shown
-from bae_lens.interp.intruder import KINDS, IntruderResult
+from bae_lens.examples.records import Evidence
+from bae_lens.scoring.comsem_result import ComSemResult, LatentRun, protocol_distance
+from bae_lens.scoring.intruder import KINDS, IntruderResult
+from bae_lens.stats import Interval, shown
 
 Result = IntruderResult | ComSemResult
 

@@ -14,16 +14,16 @@ from sae_lens import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens.evals.concept_ablation.concepts import Clusters
-from bae_lens.evals.text_batch import read_hooks
-from bae_lens.fields import check, whole
-from bae_lens.hook_points import take_heads
-from bae_lens.interp.coder import Coder
-from bae_lens.interp.evidence import Evidence, check_evidence_of
-from bae_lens.interp.reading import Texts
-from bae_lens.interp.strings import TokenStrings
-from bae_lens.outlier_tokens import OutlierTokens
-from bae_lens.special_tokens import special_token_ids
+from bae_lens.activations.hook_points import take_heads
+from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.special_tokens import special_token_ids
+from bae_lens.activations.text_batch import read_hooks
+from bae_lens.checks.fields import check, whole
+from bae_lens.concept_ablation.concepts import Clusters
+from bae_lens.examples.coder import Coder
+from bae_lens.examples.corpus import Texts
+from bae_lens.examples.records import Evidence, check_evidence_of
+from bae_lens.examples.token_text import TokenStrings
 
 
 class CodedSentence(NamedTuple):

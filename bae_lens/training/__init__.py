@@ -1,15 +1,12 @@
 """What SAELens' trainer needs beyond W&B and a hub: runners, replayed activations, a metric log."""
 
+from bae_lens.activations.paired_activations import ContextStore, PairedActivations
+from bae_lens.activations.replay import ReplayedActivations
+from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.training.config_file import RunConfig, list_configs, load_config
-from bae_lens.training.cross_layer_runner import (
-    CrossLayerRunnerConfig,
-    CrossLayerTrainingRunner,
-)
+from bae_lens.training.cross_layer_runner import CrossLayerRunnerConfig, CrossLayerTrainingRunner
 from bae_lens.training.metric_log import MetricLog
-from bae_lens.training.paired_activations import ContextStore, PairedActivations
-from bae_lens.training.replay import ReplayedActivations
 from bae_lens.training.runner import TrainingRunner
-from bae_lens.training.sentences import SentenceStore
 from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 
 __all__ = [

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bae_lens.json_file import parse_json, write_json
-from bae_lens.training.replay import ReplayedActivations
+from bae_lens.activations.replay import ReplayedActivations
+from bae_lens.files.json_file import parse_json, write_json
 from bae_lens.training.run_identity import differing_fields, is_same_model
 
 logger = logging.getLogger(__name__)

@@ -31,9 +31,10 @@ from sae_lens.synthetic import (
 )
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens.fields import shown
-from bae_lens.model_loading import checked_options
-from bae_lens.suggest import did_you_mean
+from bae_lens.checks.fields import shown
+from bae_lens.checks.suggest import did_you_mean
+from bae_lens.files.yaml_file import parse_yaml, read_config
+from bae_lens.loading.language_models import checked_options
 from bae_lens.training.cross_layer_runner import (
     CrossLayerRunnerConfig,
     CrossLayerTrainingRunner,
@@ -43,7 +44,6 @@ from bae_lens.training.run_checks import PATH_FIELDS
 from bae_lens.training.runner import TrainingRunner
 from bae_lens.training.runner_fields import check_section
 from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
-from bae_lens.yaml_file import parse_yaml, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ def load_config(
     """Read a config file, change some of its fields, and build SAELens' config from it.
 
     A file may be somebody else's. So of the options with which it has a model loaded only those are
-    taken that cannot run code: see ``bae_lens.model_loading``.
+    taken that cannot run code: see ``bae_lens.loading.language_models``.
 
     Args:
         source: path of a YAML or JSON file, or the name of a shipped config.

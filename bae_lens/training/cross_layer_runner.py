@@ -16,17 +16,17 @@ from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
+from bae_lens.activations.hook_points import hook_shape
+from bae_lens.activations.paired_activations import ContextStore, PairedActivations, PairedStore
+from bae_lens.activations.replay import ReplayedActivations
+from bae_lens.activations.sentence_store import SentenceStore, is_encoder_model
+from bae_lens.activations.special_tokens import special_token_ids
+from bae_lens.activations.text_store import TextStore, check_text_settings
+from bae_lens.checks.fields import OneOf, check_fields
 from bae_lens.evals import run_evals
-from bae_lens.fields import OneOf, check_fields
-from bae_lens.hook_points import hook_shape
-from bae_lens.special_tokens import special_token_ids
-from bae_lens.text_store import TextStore, check_text_settings
-from bae_lens.training.paired_activations import ContextStore, PairedActivations, PairedStore
-from bae_lens.training.replay import ReplayedActivations
 from bae_lens.training.run_checks import check_width
 from bae_lens.training.runner import TrainingRunner, load_runner_model
 from bae_lens.training.runner_fields import check_runner
-from bae_lens.training.sentences import SentenceStore, is_encoder_model
 
 TextUnit = Literal["context", "sentence"]
 

@@ -16,7 +16,7 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from bae_lens.finite import check_finite_weights, check_trainable
+from bae_lens.checks.finite import check_finite_weights, check_trainable
 
 logger = logging.getLogger(__name__)
 

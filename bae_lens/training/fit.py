@@ -12,11 +12,11 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from bae_lens.devices import check_device
-from bae_lens.fields import check, positive, shown, whole
-from bae_lens.finite import check_finite_weights, check_trainable
+from bae_lens.activations.replay import ReplayedActivations
+from bae_lens.checks.fields import check, positive, shown, whole
+from bae_lens.checks.finite import check_finite_weights, check_trainable
+from bae_lens.loading.devices import check_device
 from bae_lens.training.finite_steps import skip_steps_not_finite
-from bae_lens.training.replay import ReplayedActivations
 
 
 def trainer_config(steps: int, batch_size: int, lr: float, device: str = "cpu") -> SAETrainerConfig:

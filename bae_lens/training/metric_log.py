@@ -17,9 +17,9 @@ import torch
 from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
-from bae_lens.fields import check, whole
-from bae_lens.files import write_text
-from bae_lens.json_file import finite_or_none
+from bae_lens.checks.fields import check, whole
+from bae_lens.files.json_file import finite_or_none
+from bae_lens.files.whole import write_text
 
 logger = logging.getLogger(__name__)
 

@@ -7,18 +7,18 @@ from typing import Any
 
 from torch import Tensor
 
-from bae_lens.evals.outliers import first_reference_norms
-from bae_lens.outlier_tokens import (
+from bae_lens.activations.outlier_tokens import (
     METADATA_FIELD,
     N_REFERENCE_TOKENS,
     OutlierTokens,
     reference_norm,
 )
-from bae_lens.packing import unpack_rows
-from bae_lens.special_tokens import special_token_ids
-from bae_lens.training.paired_activations import PairedActivations
-from bae_lens.training.paired_batch import PairedBatch
-from bae_lens.training.replay import ReplayedActivations
+from bae_lens.activations.paired_activations import PairedActivations
+from bae_lens.activations.paired_batch import PairedBatch
+from bae_lens.activations.replay import ReplayedActivations
+from bae_lens.activations.special_tokens import special_token_ids
+from bae_lens.architectures.packed_rows import unpack_rows
+from bae_lens.evals.outliers import first_reference_norms
 
 logger = logging.getLogger(__name__)
 

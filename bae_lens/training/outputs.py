@@ -15,9 +15,9 @@ from typing import Any
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from safetensors import SafetensorError
 
-from bae_lens.files import check_output_folder, whole_folder
-from bae_lens.folder_lock import LOCK_FILENAME, locked_folder
-from bae_lens.folder_swap import finish_replacing, sweep
+from bae_lens.files.folder_lock import LOCK_FILENAME, locked_folder
+from bae_lens.files.folder_swap import finish_replacing, sweep
+from bae_lens.files.whole import check_output_folder, whole_folder
 
 logger = logging.getLogger(__name__)
 

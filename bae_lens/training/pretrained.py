@@ -11,8 +11,8 @@ from sae_lens import TrainingSAE, TrainingSAEConfig
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.training.sae_trainer import SAETrainer
 
-from bae_lens.json_file import parse_json
-from bae_lens.saved_sae import load_sae
+from bae_lens.files.json_file import parse_json
+from bae_lens.loading.saved_saes import load_sae
 
 # Fields of a config for inference that do not say what function the weights are.
 _FREE = frozenset(

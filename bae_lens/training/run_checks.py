@@ -8,8 +8,8 @@ from typing import Any
 from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.util import str_to_dtype
 
-from bae_lens.text_store import check_positions
-from bae_lens.training.collection import check_collection
+from bae_lens.activations.collection import check_collection
+from bae_lens.activations.text_store import check_positions
 
 # Of SAELens' config and of CrossLayerRunnerConfig.
 _ROW_FIELDS = (

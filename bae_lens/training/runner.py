@@ -26,16 +26,17 @@ from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
-from bae_lens import demo
-from bae_lens.devices import check_device
-from bae_lens.evals.held_out import open_text
-from bae_lens.files import whole_folder
-from bae_lens.finite import check_finite_weights, check_trainable
-from bae_lens.hook_points import hook_width
-from bae_lens.json_file import write_json
-from bae_lens.model_loading import load_model
-from bae_lens.outlier_tokens import multiple_of
-from bae_lens.text_store import TextStore, check_text_settings
+from bae_lens import offline as demo
+from bae_lens.activations.held_out import open_text
+from bae_lens.activations.hook_points import hook_width
+from bae_lens.activations.outlier_tokens import multiple_of
+from bae_lens.activations.replay import ReplayedActivations
+from bae_lens.activations.text_store import TextStore, check_text_settings
+from bae_lens.checks.finite import check_finite_weights, check_trainable
+from bae_lens.files.json_file import write_json
+from bae_lens.files.whole import whole_folder
+from bae_lens.loading.devices import check_device
+from bae_lens.loading.language_models import load_model
 from bae_lens.training.checkpoints import (
     RANDOM_STATE_FILENAME,
     check_given,
@@ -61,7 +62,6 @@ from bae_lens.training.outputs import (
     save_or_keep,
 )
 from bae_lens.training.pretrained import check_given_sae, load_pretrained, unfold_scale
-from bae_lens.training.replay import ReplayedActivations
 from bae_lens.training.run_checks import (
     check_batch,
     check_config,
@@ -112,9 +112,9 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             ``override_dataset`` have to be given. Devices and compilation, which only change
             rounding, are left out.
         trust_remote_code: take ``cfg.model_from_pretrained_kwargs`` as they stand, and let code of the
-            model's folder or repository run: see ``bae_lens.model_loading``.
+            model's folder or repository run: see ``bae_lens.loading.language_models``.
         exclude_outlier_tokens: drop attention sinks other than BOS, told by their norm at either hook
-            point (see ``bae_lens.outlier_tokens``), as special tokens are: True, or the multiple of
+            point (see ``bae_lens.activations.outlier_tokens``), as special tokens are: True, or the multiple of
             the reference norm. Off by default: they do a training no harm that was seen. The
             reference norms are kept in the SAE's metadata either way, for evals and reports.
 

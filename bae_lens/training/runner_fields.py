@@ -13,7 +13,7 @@ from typing import Any
 
 from sae_lens.constants import DTYPE_MAP
 
-from bae_lens.fields import Device, Flag, Number, OneOf, Rule, Text, check, shown, whole
+from bae_lens.checks.fields import Device, Flag, Number, OneOf, Rule, Text, check, shown, whole
 
 
 @dataclass(frozen=True)

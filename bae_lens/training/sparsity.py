@@ -8,8 +8,8 @@ from sae_lens import TrainingSAE
 from sae_lens.constants import SPARSITY_FILENAME
 from torch import Tensor
 
-from bae_lens.bae import TrainingBAE
-from bae_lens.clvq_vae import TrainingCLVQVAE
+from bae_lens.architectures.bae import TrainingBAE
+from bae_lens.architectures.clvq_vae import TrainingCLVQVAE
 from bae_lens.training.outputs import METRICS_FILENAME, UNFINISHED_METRICS_FILENAME
 
 # What a folder holds of one autoencoder beside its weights and config.

@@ -17,8 +17,8 @@ from sae_lens.synthetic.synthetic_sae_runner import SyntheticSAERunnerResult
 from torch import Tensor
 from typing_extensions import override
 
-from bae_lens.devices import check_device
-from bae_lens.finite import check_finite_weights, check_trainable
+from bae_lens.checks.finite import check_finite_weights, check_trainable
+from bae_lens.loading.devices import check_device
 from bae_lens.training.finite_steps import trainers_that_skip
 from bae_lens.training.outputs import check_outputs, held_folders, save_or_keep
 from bae_lens.training.run_checks import check_config

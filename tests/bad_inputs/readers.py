@@ -10,21 +10,22 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bae_lens.compression import CodeIndices, encode_to_indices
-from bae_lens.evals.concept_ablation import ConceptAblationResult, LabelledTexts
-from bae_lens.interp import ComSemResult, Evidence, IntruderResult, Ranking, Recovery
-from bae_lens.interp.ranking import rank_dictionaries
+from bae_lens.concept_ablation import ConceptAblationResult, LabelledTexts
+from bae_lens.entropy.compression import CodeIndices, encode_to_indices
+from bae_lens.examples import Evidence
 from bae_lens.plots import read_metric_log
 from bae_lens.quiz import QuizKey
 from bae_lens.quiz.questions import key_path, write_quiz
 from bae_lens.quiz.scores import QuizAnswers
+from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recovery
+from bae_lens.scoring.ranking import rank_dictionaries
 from tests.bad_inputs.damage import Damaged, damaged_bytes, damaged_json, damaged_text
 from tests.bad_inputs.trial import Trial
-from tests.evals.concept_ablation.test_result import make_result
+from tests.concept_ablation.test_result import make_result
 from tests.helpers import make_activations, make_training_bae
-from tests.interp.test_ranking import SETTINGS, THREE, Named, fair
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class
 from tests.report.helpers import make_comsem, make_evidence, make_intruder
+from tests.scoring.test_ranking import SETTINGS, THREE, Named, fair
 
 
 @dataclass(frozen=True)

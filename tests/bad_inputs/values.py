@@ -22,20 +22,20 @@ from bae_lens import (
     TrainingCLVQVAEConfig,
     TrainingRunner,
     TrainingTopKTranscoderConfig,
-    demo,
     load_config,
 )
-from bae_lens.evals.concept_ablation import AblationSettings
-from bae_lens.interp import (
+from bae_lens import offline as demo
+from bae_lens.concept_ablation import AblationSettings
+from bae_lens.examples import EvidenceSettings
+from bae_lens.quiz.questions import QuizSettings
+from bae_lens.scoring import (
     ComSemSettings,
     EndpointSettings,
-    EvidenceSettings,
     IntruderSettings,
     Limits,
     RankingSettings,
 )
-from bae_lens.interp.recovery import RecoverySettings
-from bae_lens.quiz.questions import QuizSettings
+from bae_lens.scoring.recoverability_result import RecoverySettings
 from tests.bad_inputs.damage import Damaged
 from tests.bad_inputs.readers import Reader, of_file
 from tests.bad_inputs.runs import saved_sae

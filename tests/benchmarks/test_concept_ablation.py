@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from bae_lens.evals.concept_ablation import AblationSettings, ConceptAblationResult, SalientTokens
-from bae_lens.evals.concept_ablation import result as names
-from bae_lens.evals.concept_ablation.concepts import Clusters
-from bae_lens.evals.concept_ablation.result import AblationRow
-from tests.evals.concept_ablation.helpers import LOWER_HOOK, Planted, noise, planted_task
+from bae_lens.concept_ablation import AblationSettings, ConceptAblationResult, SalientTokens
+from bae_lens.concept_ablation import result as names
+from bae_lens.concept_ablation.concepts import Clusters
+from bae_lens.concept_ablation.result import AblationRow
+from tests.concept_ablation.helpers import LOWER_HOOK, Planted, noise, planted_task
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 trials: Any = importlib.import_module("concept_ablation_trials")

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from bae_lens import TrainingCLVQVAE
-from bae_lens.packing import pack_rows
-from bae_lens.training.paired_batch import PairedBatch
+from bae_lens.activations.paired_batch import PairedBatch
+from bae_lens.architectures.packed_rows import pack_rows
 
 # Benchmarks are scripts: they import each other as their own folder lets them.
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from bae_lens.interp.recovery import Recovery, RecoverySettings
+from bae_lens.scoring.recoverability_result import Recovery, RecoverySettings
 from tests.report.helpers import make_evidence, make_intruder
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sae_lens import HookedSAETransformer
 
-from bae_lens import demo
+from bae_lens import offline as demo
 from tests.helpers import make_model, make_text
 
 

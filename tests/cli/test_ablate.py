@@ -13,9 +13,9 @@ from datasets import Dataset
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from bae_lens.checks.install_hint import install_command
 from bae_lens.cli import ablate, main
-from bae_lens.evals.concept_ablation import AblationSettings, ConceptAblationResult
-from bae_lens.install_hint import install_command
+from bae_lens.concept_ablation import AblationSettings, ConceptAblationResult
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,

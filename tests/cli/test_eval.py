@@ -14,7 +14,7 @@ from sae_lens import SAE
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
 from sae_lens.training.activation_scaler import ActivationScaler
 
-from bae_lens import demo
+from bae_lens import offline as demo
 from bae_lens.cli import main
 from bae_lens.cli.eval import add_arguments, print_metrics, run_eval
 from bae_lens.fingerprint import weights_sha256

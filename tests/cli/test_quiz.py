@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bae_lens.cli import main, quiz
-from bae_lens.interp.recovery import Recovery
-from bae_lens.json_file import write_json
+from bae_lens.files.json_file import write_json
 from bae_lens.quiz.questions import QuizKey
+from bae_lens.scoring.recoverability_result import Recovery
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,

@@ -14,17 +14,11 @@ import pytest
 from sae_lens import SAE
 
 from bae_lens.cli import main
-from bae_lens.demo import minilm
+from bae_lens.examples import Evidence
 from bae_lens.fingerprint import weights_sha256
-from bae_lens.interp import (
-    ComSemResult,
-    EmbeddingJudge,
-    Evidence,
-    IntruderResult,
-    MarkedText,
-    ModelEncoder,
-)
-from bae_lens.interp.endpoint import MODEL_VARIABLE, URL_VARIABLE
+from bae_lens.offline import minilm
+from bae_lens.scoring import ComSemResult, EmbeddingJudge, IntruderResult, MarkedText, ModelEncoder
+from bae_lens.scoring.judges.endpoint import MODEL_VARIABLE, URL_VARIABLE
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
@@ -33,8 +27,8 @@ from tests.helpers import (
     make_text,
     make_transcoder,
 )
-from tests.interp.chat_server import ChatServer, Raw, serving
 from tests.report.helpers import TRAINING, Page, make_evidence
+from tests.scoring.chat_server import ChatServer, Raw, serving
 
 KNOWN = {
     "model_name": "bae-lens/tiny",

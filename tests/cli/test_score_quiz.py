@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bae_lens.cli import main
-from bae_lens.json_file import write_json
+from bae_lens.files.json_file import write_json
 from bae_lens.quiz.questions import QuizSettings, key_path, write_quiz
 from bae_lens.quiz.scores import QuizResult
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class

@@ -19,10 +19,10 @@ from bae_lens import (
     TopKTranscoder,
     TrainingBAEConfig,
     TrainingCLVQVAEConfig,
-    demo,
 )
+from bae_lens import offline as demo
 from bae_lens.cli import main
-from bae_lens.demo import movie_reviews, smollm2
+from bae_lens.offline import movie_reviews, smollm2
 from bae_lens.training import TrainingRunner, config_file, list_configs
 from tests.helpers import (
     BATCH,

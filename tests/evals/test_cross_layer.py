@@ -25,10 +25,10 @@ from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 
 from bae_lens import TrainingTopKTranscoder, TrainingTopKTranscoderConfig
-from bae_lens.clvq_vae import CLVQVAE, only_tokens
+from bae_lens.activations.sentence_store import SentenceStore
+from bae_lens.architectures.clvq_vae import CLVQVAE, only_tokens
 from bae_lens.evals import CodebookUse, run_evals
 from bae_lens.evals.cross_layer import CrossLayerEvaluation
-from bae_lens.training.sentences import SentenceStore
 from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 from transformers import BertConfig, BertForMaskedLM
 
+from bae_lens.activations.special_tokens import special_token_mask
 from bae_lens.evals.reconstruction import mean_ablation_ce, predicts_next_token
-from bae_lens.special_tokens import special_token_mask
 from tests.helpers import (
     HOOK,
     make_bridge,

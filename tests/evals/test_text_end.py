@@ -12,8 +12,8 @@ from sae_lens.evals import EvalConfig, get_eval_everything_config
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
+from bae_lens.activations.text_batch import READ_AGAIN
 from bae_lens.evals import run_evals, summarise_code
-from bae_lens.evals.text_batch import READ_AGAIN
 from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bae_lens.interp.recovery import Recovery, RecoverySettings
 from bae_lens.quiz.questions import QuizItem, QuizKey
 from bae_lens.quiz.scores import QuizAnswer, QuizAnswers
+from bae_lens.scoring.recoverability_result import Recovery, RecoverySettings
 from tests.helpers import known
 from tests.report.helpers import make_evidence
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bae_lens.interp.views import view_of
 from bae_lens.quiz.questions import QuizItem, QuizKey, QuizSettings, key_path, write_quiz
 from bae_lens.quiz.scores import score_quiz
+from bae_lens.scoring.shown_examples import view_of
 from tests.quiz.quizzes import (
     CLASSES,
     CONCEPTS,

@@ -11,21 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bae_lens.interp import (
-    ComSemResult,
-    ComSemSettings,
-    Count,
-    Evidence,
-    EvidenceSettings,
-    Example,
-    IntruderResult,
-    IntruderSettings,
-    LatentEvidence,
-    Neighbour,
-)
-from bae_lens.interp.comsem_result import LatentRun, Protocol, Votes
-from bae_lens.interp.intruder import LatentTrials, Tally
+from bae_lens.examples import Count, Evidence, EvidenceSettings, Example, LatentEvidence, Neighbour
 from bae_lens.report import CodedSentence, write_report
+from bae_lens.scoring import ComSemResult, ComSemSettings, IntruderResult, IntruderSettings
+from bae_lens.scoring.comsem_result import LatentRun, Protocol, Votes
+from bae_lens.scoring.intruder import LatentTrials, Tally
 
 N_TOKENS = 10_000
 WORDS = tuple(f" word{i}" for i in range(40))

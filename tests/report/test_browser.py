@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bae_lens.interp.intervals import shown
 from bae_lens.report import Compared, write_comparison, write_report
+from bae_lens.stats import shown
 from tests.report.helpers import (
     HOSTILE,
     SUMMARY,

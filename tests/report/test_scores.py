@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from bae_lens.interp.comsem_result import ComSemResult, LatentRun, Votes
-from bae_lens.interp.intruder import LatentTrials, Tally
 from bae_lens.report.scores import (
     Section,
     best_phrases,
@@ -18,6 +16,8 @@ from bae_lens.report.scores import (
     list_said,
     list_sections,
 )
+from bae_lens.scoring.comsem_result import ComSemResult, LatentRun, Votes
+from bae_lens.scoring.intruder import LatentTrials, Tally
 from tests.report.helpers import make_comsem, make_evidence, make_intruder
 
 EVIDENCE = make_evidence(12)

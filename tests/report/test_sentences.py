@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bae_lens.interp import EvidenceSettings, collect_evidence
+from bae_lens.examples import EvidenceSettings, collect_evidence
 from bae_lens.report import CodedSentence, collect_sentences
 from tests.helpers import (
     CONTEXT_SIZE,

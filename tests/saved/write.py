@@ -17,12 +17,12 @@ import yaml
 from sae_lens import LoggingConfig
 
 from bae_lens import CrossLayerRunnerConfig, CrossLayerTrainingRunner, TrainingRunner
-from bae_lens.compression import encode_to_indices
-from bae_lens.interp.answer_cache import AnswerCache, key_of
-from bae_lens.interp.ranking import rank_dictionaries
+from bae_lens.architectures.topk_transcoder import TrainingTopKTranscoderConfig
+from bae_lens.entropy.compression import encode_to_indices
 from bae_lens.quiz.questions import write_quiz
-from bae_lens.topk_transcoder import TrainingTopKTranscoderConfig
-from tests.evals.concept_ablation.test_result import make_result
+from bae_lens.scoring.judges.answer_cache import AnswerCache, key_of
+from bae_lens.scoring.ranking import rank_dictionaries
+from tests.concept_ablation.test_result import make_result
 from tests.helpers import (
     BATCH,
     D_IN,
@@ -35,9 +35,9 @@ from tests.helpers import (
     make_training_bae,
     runner_cfg,
 )
-from tests.interp.test_ranking import SETTINGS, THREE, Named, fair
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class
 from tests.report.helpers import make_comsem, make_evidence, make_intruder
+from tests.scoring.test_ranking import SETTINGS, THREE, Named, fair
 
 N_STEPS, REPLAYED = 12, 20 * BATCH
 

@@ -29,13 +29,15 @@ from bae_lens import (
     TopKTranscoder,
     TrainingRunner,
     TrainingTopKTranscoderConfig,
-    demo,
 )
-from bae_lens.demo import movie_reviews, smollm2
-from bae_lens.packing import pack_rows, unpack_rows
+from bae_lens import offline as demo
+from bae_lens.activations.sentence_store import SentenceStore
+from bae_lens.architectures.packed_rows import pack_rows, unpack_rows
+from bae_lens.offline import movie_reviews, smollm2
 from bae_lens.training import load_config
 from bae_lens.training.cross_layer_runner import is_cross_layer
-from bae_lens.training.sentences import SentenceStore
+from tests.activations.test_paired_activations import counted_passes
+from tests.activations.test_sentence_store import make_encoder
 from tests.helpers import (
     BATCH,
     CONTEXT_SIZE,
@@ -53,8 +55,6 @@ from tests.helpers import (
     trainer_cfg,
     training_cfg,
 )
-from tests.training.test_paired_activations import counted_passes
-from tests.training.test_sentences import make_encoder
 
 N_STEPS = 8
 REPLAY = 6 * BATCH
@@ -774,7 +774,7 @@ def test_other_names_go_to_saelens_with_both_hooks(tmp_path: Path, monkeypatch: 
         asked.append((*args, kwargs["hook_names"]))
         return make_model()
 
-    monkeypatch.setattr("bae_lens.model_loading.sae_lens_load_model", load_model)
+    monkeypatch.setattr("bae_lens.loading.language_models.sae_lens_load_model", load_model)
     CrossLayerTrainingRunner(make_cfg(tmp_path, model_name="gpt2"), make_text())
     CrossLayerTrainingRunner(make_cfg(tmp_path, model_name="gpt2", hook_name_out=HOOK), make_text())
     assert asked == [
@@ -792,7 +792,7 @@ def test_a_dataset_of_sentences_is_loaded_by_its_name(
         asked.append((path, kwargs))
         return make_text()
 
-    monkeypatch.setattr("bae_lens.hub.hf_load_dataset", load_dataset)
+    monkeypatch.setattr("bae_lens.loading.hub.hf_load_dataset", load_dataset)
     cfg = make_cfg(tmp_path, text_unit="sentence", dataset_path="some/texts", streaming=False)
     CrossLayerTrainingRunner(cfg, None, make_model()).run()
     assert asked == [("some/texts", {"split": "train", "streaming": False})]

@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bae_lens import TrainingTopKTranscoderConfig
-from bae_lens.finite import check_trainable
+from bae_lens.activations.replay import ReplayedActivations
+from bae_lens.checks.finite import check_trainable
 from bae_lens.training import (
     CrossLayerRunnerConfig,
     CrossLayerTrainingRunner,
@@ -32,7 +33,6 @@ from bae_lens.training import (
 )
 from bae_lens.training.finite_steps import SKIPPED_KEY, NotFiniteError, skip_steps_not_finite
 from bae_lens.training.fit import fit_activations
-from bae_lens.training.replay import ReplayedActivations
 from tests.helpers import (
     BATCH,
     D_IN,

@@ -26,7 +26,8 @@ from sae_lens.training._interruption import InterruptedException
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bae_lens import CrossLayerTrainingRunner, TrainingRunner, folder_swap
+from bae_lens import CrossLayerTrainingRunner, TrainingRunner
+from bae_lens.files import folder_swap
 from tests.helpers import BATCH, cross_layer_cfg, make_model, make_text, runner_cfg
 
 if not hasattr(os, "fork"):

@@ -10,7 +10,7 @@ import torch
 from sae_lens import SAE, ActivationsStore
 
 from bae_lens import CrossLayerRunnerConfig, CrossLayerTrainingRunner, TrainingRunner
-from bae_lens.outlier_tokens import reference_norm
+from bae_lens.activations.outlier_tokens import reference_norm
 from tests.helpers import (
     BATCH,
     D_IN,

@@ -17,7 +17,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from safetensors.torch import load_file
 
 from bae_lens import TrainingRunner, load_config
-from bae_lens.folder_lock import FolderInUseError, locked_folder
+from bae_lens.files.folder_lock import FolderInUseError, locked_folder
 from bae_lens.training.metric_log import MetricLog
 from bae_lens.training.outputs import NotSavedError, held_folders
 from bae_lens.training.synthetic_runner import SyntheticTrainingRunner

@@ -11,11 +11,7 @@ import torch
 from sae_lens import SAE, TopKTrainingSAEConfig
 from sae_lens.training.activations_store import ActivationsStore
 
-from bae_lens import (
-    CrossLayerTrainingRunner,
-    TrainingBAE,
-    TrainingRunner,
-)
+from bae_lens import CrossLayerTrainingRunner, TrainingBAE, TrainingRunner
 from tests.helpers import (
     BATCH,
     D_IN,

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typing_extensions import override
 
-from bae_lens import BAE, TrainingRunner, demo
-from bae_lens.demo import movie_reviews, smollm2
-from bae_lens.hook_points import hook_width
+from bae_lens import BAE, TrainingRunner
+from bae_lens import offline as demo
+from bae_lens.activations.hook_points import hook_width
+from bae_lens.offline import movie_reviews, smollm2
 from bae_lens.training import load_config
 from bae_lens.training.checkpoints import RANDOM_STATE_FILENAME
 from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
@@ -313,7 +314,7 @@ def test_other_names_go_to_saelens(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         asked.append((*args, kwargs["hook_names"]))
         return make_model()
 
-    monkeypatch.setattr("bae_lens.model_loading.sae_lens_load_model", load_model)
+    monkeypatch.setattr("bae_lens.loading.language_models.sae_lens_load_model", load_model)
     TrainingRunner(make_cfg(tmp_path, model_name="gpt2"), make_text())
     assert asked == [("HookedTransformer", "gpt2", [HOOK])]
 

@@ -1,0 +1,164 @@
+"""Configuration of a CLVQ-VAE, for inference and for training, and what values it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sae_lens import SAEConfig, TrainingSAEConfig
+from typing_extensions import override
+
+from bae_lens.architectures.codebook_init import CODEBOOK_INITS, CodebookInit
+from bae_lens.architectures.cross_layer import TrainingAcrossLayers, check_cross_layer
+from bae_lens.architectures.sae_fields import CROSS_LAYER_FIELDS, SAE_FIELDS, TRAINING_SAE_FIELDS
+from bae_lens.checks.fields import (
+    Number,
+    OneOf,
+    Rule,
+    check_fields,
+    number_or_none,
+    positive,
+    whole,
+)
+
+Decoder = Literal["transformer", "token"]
+DecoderMemory = Literal["codes", "encoder"]
+
+_DECODER_FIELDS: Mapping[str, Rule] = {
+    **CROSS_LAYER_FIELDS,
+    "decoder": OneOf(get_args(Decoder)),
+    "decoder_memory": OneOf(get_args(DecoderMemory)),
+    # A file's word is not taken for more: each layer is built before any weight is read.
+    "decoder_layers": whole(0, 1000),
+    "decoder_width": whole(1, or_none=True),
+    "decoder_heads": whole(1, or_none=True),
+    "decoder_mlp_width": whole(1, or_none=True),
+}
+_TRAINING_FIELDS: Mapping[str, Rule] = {
+    "top_k": whole(1, hint="1 is the nearest code"),
+    "temperature": positive(hint="for the nearest code set top_k to 1"),
+    "ema_decay": Number(least=0, below=1),
+    "laplace_epsilon": positive(),
+    "revive_after": whole(1, or_none=True),
+    "max_revived": whole(0),
+    "commitment_coefficient": Number(least=0),
+    "codebook_init": OneOf(CODEBOOK_INITS),
+    # Of scikit-learn's generator.
+    "codebook_init_seed": whole(0, 2**32 - 1),
+    "sequence_length": whole(1, or_none=True),
+}
+
+
+@dataclass
+class _CrossLayerFields:
+    """Fields of both configs, after those of ``SAEConfig``, which come first."""
+
+    apply_b_dec_to_input: bool = False
+    d_out: int | None = None
+    decoder: Decoder = "transformer"
+    decoder_memory: DecoderMemory = "codes"
+    decoder_layers: int = 3
+    decoder_width: int | None = None
+    decoder_heads: int | None = None
+    decoder_mlp_width: int | None = None
+
+
+@dataclass
+class CLVQVAEConfig(_CrossLayerFields, SAEConfig):
+    """Configuration class for a CLVQ-VAE.
+
+    Args:
+        d_out (int | None): Width of the higher hook point; None: that of the lower one, ``d_in``.
+        decoder (str): ``"transformer"`` (causal, over the codes of a sequence, with positions) or
+            ``"token"`` (residual MLP on each code by itself).
+        decoder_memory (str): ``"codes"``: the decoder sees codes only. ``"encoder"``: a transformer
+            decoder also attends to the continuous z, as in the release, which takes the
+            reconstruction past the bottleneck; it is here to be compared with.
+        decoder_layers (int): Blocks of the decoder.
+        decoder_width (int | None): Inside a transformer decoder; None: ``d_in``.
+        decoder_heads (int | None): Of a transformer decoder; None: 8, or the largest number below
+            that divides the width.
+        decoder_mlp_width (int | None): Hidden width of a block's MLP; None: 4 times the width.
+        d_in (int): Width of the lower hook point. Inherited from SAEConfig.
+        d_sae (int): Number of codes, K. Inherited from SAEConfig.
+        apply_b_dec_to_input (bool): Must be False: the decoder's bias is of another hook point.
+
+    Raises:
+        ValueError: if a value is of another type than its field's or outside its range.
+    """
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "clvq_vae"
+
+    @override
+    def __post_init__(self) -> None:
+        check_fields(self, {**SAE_FIELDS, **_DECODER_FIELDS})
+        _check_shared(self)
+        super().__post_init__()
+        self.d_out = self.d_in if self.d_out is None else self.d_out
+
+
+@dataclass
+class TrainingCLVQVAEConfig(_CrossLayerFields, TrainingAcrossLayers, TrainingSAEConfig):
+    """Configuration class for training a CLVQ-VAE.
+
+    Inputs and targets are centred and scaled by the model itself, from the activations that it is
+    initialised with: ``normalize_activations`` need not be set. Losses are in those units: squared
+    error summed over d_out with the target's variance at d_out, commitment summed over d_in with
+    inputs of mean norm √d_in.
+
+    Args:
+        top_k (int): Training draws each token's code among so many nearest ones; 1: the nearest.
+        temperature (float): Of the draw, in units of the running mean of the squared distance to
+            the nearest code.
+        ema_decay (float): γ, the share of the codebook's running means that a batch leaves.
+        laplace_epsilon (float): Vectors that Laplace smoothing adds to each code's count.
+        revive_after (int | None): Batches after which a code that is nearest to no token is moved
+            onto one; None: never.
+        max_revived (int): How many codes a step moves at most.
+        commitment_coefficient (float): β, weight of ‖z − sg(code)‖².
+        codebook_init (str): ``"scaled_spherical_kmeans++"``, ``"kmeans++"`` or ``"random"``.
+        codebook_init_seed (int): Of its draws.
+        sequence_length (int | None): Tokens that belong together in a training batch, in order, for
+            the transformer decoder; None: every token is on its own. With
+            ``CrossLayerRunnerConfig`` it is always that of the text.
+        d_out (int | None): see ``CLVQVAEConfig``, as for all fields of the decoder.
+        decoder_init_norm (float | None): Not used. Inherited from TrainingSAEConfig.
+
+    Raises:
+        ValueError: if a value is of another type than its field's or outside its range.
+    """
+
+    top_k: int = 5
+    temperature: float = 0.1
+    ema_decay: float = 0.98
+    laplace_epsilon: float = 1e-5
+    revive_after: int | None = number_or_none(100, kind=int)
+    max_revived: int = 5
+    commitment_coefficient: float = 0.5
+    codebook_init: CodebookInit = "scaled_spherical_kmeans++"
+    codebook_init_seed: int = 0
+    sequence_length: int | None = None
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "clvq_vae"
+
+    @override
+    def __post_init__(self) -> None:
+        check_fields(self, {**TRAINING_SAE_FIELDS, **_DECODER_FIELDS, **_TRAINING_FIELDS})
+        _check_shared(self)
+        super().__post_init__()
+
+
+def _check_shared(cfg: CLVQVAEConfig | TrainingCLVQVAEConfig) -> None:
+    width, heads = cfg.decoder_width or cfg.d_in, cfg.decoder_heads
+    if cfg.decoder == "transformer" and heads is not None and width % heads:
+        raise ValueError(f"decoder_heads = {heads} must divide the decoder's width, {width}.")
+    if cfg.decoder_memory == "encoder" and cfg.decoder == "token":
+        raise ValueError("decoder_memory='encoder' needs attention: set decoder to 'transformer'.")
+    check_cross_layer(cfg)

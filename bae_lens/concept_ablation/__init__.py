@@ -1,0 +1,31 @@
+"""Cross-layer concept ablation: remove a concept, measure what is lost, beside its controls.
+
+After arXiv 2506.20040 (§ faithfulness), whose released protocol takes a text's accuracy far below
+chance: it projects a vector that all tokens share out along with the concept, which inverts what a
+probe says and removes nothing. Here means are removed first, a drop below chance counts as chance,
+and random directions, other concepts and LEACE are ablated in the same places.
+
+The data's way: ``labelled_texts`` → ``texts`` → ``passes`` → ``probes`` and ``attribution``
+(``task``: all that does not depend on the dictionary) → ``concepts`` → ``removals`` →
+``interventions`` → ``measure`` → ``result``.
+"""
+
+from bae_lens.activations.labelled_texts import LabelledTexts
+from bae_lens.concept_ablation.concepts import Clusters
+from bae_lens.concept_ablation.measure import ablate
+from bae_lens.concept_ablation.result import AblationRow, ConceptAblationResult, SalientTokens
+from bae_lens.concept_ablation.run import concept_ablation
+from bae_lens.concept_ablation.settings import AblationSettings
+from bae_lens.concept_ablation.task import AblationTask
+
+__all__ = [
+    "AblationRow",
+    "AblationSettings",
+    "AblationTask",
+    "Clusters",
+    "ConceptAblationResult",
+    "LabelledTexts",
+    "SalientTokens",
+    "ablate",
+    "concept_ablation",
+]

@@ -1,0 +1,314 @@
+"""What a concept ablation found, beside its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from typing_extensions import Self
+
+from bae_lens.checks.consistency import check_indices, check_lengths, check_that
+from bae_lens.files.json_file import ResultOfWeights, finite_or_none
+from bae_lens.stats import Interval, paired_bootstrap
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Places of ablation.
+LOWER, UPPER = "lower vector", "upper vector"
+SALIENT, EVERYWHERE = "salient token", "all tokens"
+STORED, CAUSAL = (LOWER, UPPER), (SALIENT, EVERYWHERE)
+
+# What is removed.
+CONCEPT = "concept"
+RANDOM, RANDOM_EQUAL = "random direction", "random direction, equal norm"
+RANDOM_CONCEPT, OTHER_CLASS = "random concept", "concept of another class"
+MEAN, LEACE = "mean direction", "LEACE"
+RETRAINED = ", probe retrained"
+CONTROLS = (RANDOM, RANDOM_EQUAL, RANDOM_CONCEPT, OTHER_CLASS, MEAN)
+
+# Whether each example was predicted rightly, in one run or in each of several.
+Correct = Sequence[bool] | Sequence[Sequence[bool]]
+
+# Who predicts.
+PROBE, LABEL_WORDS = "probe", "label words"
+
+
+@dataclass(frozen=True)
+class AblationRow:
+    """Predictions after one thing was removed in one place.
+
+    Attributes:
+        place: the stored vector of a text at the lower or the upper hook point (``"lower vector"``,
+            ``"upper vector"``), or the lower hook point inside a forward pass, at the salient token
+            or at every token, predictions then being read at the upper hook point or of the model.
+        concept_of: the position whose concept it is: ``"word"`` (the salient word) or ``"readout"``.
+        method: what is removed.
+        read_by: ``"probe"``, or the model's own logits for the ``"label words"``.
+        rank: dimensions removed, the mean over examples.
+        removed_norm: ‖v − v'‖ / ‖v‖, the mean over all vectors that were ablated.
+        correct: by example.
+        fold_accuracies: by fold.
+        ce_change: change of the cross-entropy of ordinary text, in nats per token, with the same
+            removed from every token; by text. Empty where it was not measured.
+    """
+
+    place: str
+    concept_of: str
+    method: str
+    read_by: str
+    rank: float
+    removed_norm: float
+    correct: tuple[bool, ...]
+    fold_accuracies: tuple[float, ...]
+    ce_change: tuple[float, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples predicted rightly."""
+        return sum(self.correct) / len(self.correct)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over folds (population)."""
+        return torch.tensor(self.fold_accuracies).std(correction=0).item()
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: ``correct`` is a string of 0 and 1."""
+        own = vars(self) | {"correct": "".join("01"[c] for c in self.correct)}
+        summary = {"accuracy": self.accuracy, "std": self.std}
+        return {name: finite_or_none(value) for name, value in (own | summary).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> AblationRow:
+        """What ``to_dict`` gave."""
+        own = {k: v for k, v in values.items() if k not in ("accuracy", "std")}
+        own["correct"] = tuple(c == "1" for c in own["correct"])
+        if own["removed_norm"] is None:  # JSON has no NaN.
+            own["removed_norm"] = float("nan")
+        for name in ("fold_accuracies", "ce_change"):
+            own[name] = tuple(own[name])
+        return cls(**own)
+
+
+def drop_difference(one: Correct, other: Correct, chance: float, seed: int = 0) -> Interval:
+    """How much larger the drop of one ablation is than that of another, of the same examples.
+
+    Neither gains by going below chance. 95 % paired percentile bootstrap over examples; of several
+    runs on them (seeds of a dictionary) the differences are averaged, and drawn together.
+
+    Args:
+        one: whether each example is predicted rightly after the one ablation, a row a run.
+        other: the same after the other.
+        chance: accuracy that counts as nothing left.
+        seed: of the resamples.
+    """
+    runs = [torch.atleast_2d(torch.tensor(x, dtype=torch.float32)) for x in (one, other)]
+    n = runs[0].shape[1]
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(n, (2000, n), generator=generator)
+    # The examples themselves come first.
+    drawn = torch.cat([torch.arange(n)[None], drawn])
+    left = [run[:, drawn].mean(-1).clamp(min=chance) for run in runs]
+    found = (left[1] - left[0]).mean(0)
+    low, high = found[1:].quantile(torch.tensor([0.025, 0.975])).tolist()
+    return Interval(found[0].item(), low, high)
+
+
+@dataclass(frozen=True)
+class SalientTokens:
+    """Where the attributions point.
+
+    Attributes:
+        words: each example's salient word.
+        readout_share: of examples whose most attributed position is the one that the text's vector
+            is read at ([CLS], or the last token), and not a word; None if it is read at all of them.
+        in_evidence: share of examples, among those with a person's evidence span, whose salient word
+            lies in it; None without evidence.
+        evidence_words: share of those examples' words that lie in it, which is what a random word
+            would reach.
+        missing: of integrated gradients, share of the logit's change that they do not add up to.
+    """
+
+    words: tuple[str, ...]
+    readout_share: float | None = None
+    in_evidence: float | None = None
+    evidence_words: float | None = None
+    missing: float | None = None
+
+
+@dataclass(frozen=True)
+class ConceptAblationResult(ResultOfWeights):
+    """Result of ``concept_ablation``.
+
+    Attributes:
+        dictionary: name of the dictionary.
+        hook_names: the lower and the upper hook point.
+        label_names: of the classes.
+        labels: class of each example.
+        settings: ``AblationSettings.to_dict()``.
+        rows: one a place, concept, method and reader; ``"none"`` is the untouched model.
+        salient: where the attributions point.
+        concept_ids: latents or codes of each example's salient word, −1 where there are fewer.
+        n_truncated: texts that were cut to the context.
+        n_outlier_tokens: tokens of the labelled texts that were left out as outliers.
+        ordinary_ce: cross-entropy of the untouched model on the ordinary text, nats per token; None
+            for models that predict no next token.
+        concept_in_evidence: share of the occurrences, in texts with an evidence span, of the
+            examples' concepts that lie in it; ``salient.evidence_words`` is chance.
+    """
+
+    _file_of = "result of concept_ablation"
+
+    dictionary: str
+    hook_names: tuple[str, str]
+    label_names: tuple[str, ...]
+    labels: tuple[int, ...]
+    settings: dict[str, Any]
+    rows: tuple[AblationRow, ...]
+    salient: SalientTokens
+    concept_ids: tuple[tuple[int, ...], ...] = ()
+    n_truncated: int = 0
+    ordinary_ce: float | None = None
+    concept_in_evidence: float | None = None
+    n_outlier_tokens: int = 0
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        n = len(self.labels)
+        check_that(n > 0, "labels must be of one example at least", self.labels)
+        check_indices("labels", self.labels, len(self.label_names))
+        check_lengths(n, "examples", concept_ids=self.concept_ids or None)
+        originals = {
+            (row.place, row.read_by)
+            for row in self.rows
+            if row.method == "none" and not row.concept_of
+        }
+        for row in self.rows:
+            check_lengths(n, "examples", **{f"rows.{row.method}.correct": row.correct})
+            check_that(
+                (row.place, row.read_by) in originals,
+                "rows must have the untouched model ('none') at each place by each reader",
+                (row.place, row.read_by),
+            )
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of always saying the commonest class."""
+        counts = torch.bincount(torch.tensor(self.labels))
+        return counts.max().item() / len(self.labels)
+
+    def row(
+        self,
+        place: str = LOWER,
+        method: str = CONCEPT,
+        concept_of: str = "word",
+        read_by: str = PROBE,
+    ) -> AblationRow:
+        """One of the rows.
+
+        Raises:
+            KeyError: if there is none; the message lists those of the place.
+        """
+        for row in self.rows:
+            if (row.place, row.method, row.read_by) == (place, method, read_by) and (
+                row.concept_of in (concept_of, "")
+            ):
+                return row
+        there = [
+            (r.method, r.concept_of, r.read_by) for r in self.rows if r.place == place
+        ] or list(dict.fromkeys(r.place for r in self.rows))
+        raise KeyError(
+            f"There is no row {(method, concept_of, read_by)} at {place!r}; there are {there}."
+        )
+
+    def original(self, row: AblationRow) -> AblationRow:
+        """The row of the untouched model that belongs to another row."""
+        return self.row(row.place, "none", "", row.read_by)
+
+    def change(self, row: AblationRow) -> Interval:
+        """Accuracy lost, original − ablated, with its paired bootstrap interval (95 %)."""
+        return self._compare(self.original(row), row)
+
+    def drop(self, row: AblationRow) -> float:
+        """Accuracy − ablated accuracy, neither counted below chance: inversion earns nothing."""
+        original = self.original(row).accuracy
+        return max(original, self.chance) - max(row.accuracy, self.chance)
+
+    def relative_drop(self, row: AblationRow) -> float:
+        """(Accuracy − ablated accuracy) / accuracy: the paper's headline, which inversion raises."""
+        accuracy = self.original(row).accuracy
+        return (accuracy - row.accuracy) / accuracy if accuracy else float("nan")
+
+    def beyond(self, row: AblationRow, control: str = RANDOM_EQUAL) -> Interval:
+        """Accuracy that ``row`` costs beyond what a control in the same place costs, paired."""
+        return self._compare(self.row(row.place, control, row.concept_of, row.read_by), row)
+
+    def ce_change(self, row: AblationRow) -> Interval | None:
+        """Change of the cross-entropy of ordinary text; None where it was not measured."""
+        if not row.ce_change:
+            return None
+        return paired_bootstrap(torch.tensor(row.ce_change), self.settings["seed"])
+
+    def _compare(self, one: AblationRow, other: AblationRow) -> Interval:
+        a, b = (torch.tensor(r.correct, dtype=torch.float32) for r in (one, other))
+        return paired_bootstrap(a - b, self.settings["seed"])
+
+    def table(self, rows: Iterable[AblationRow] | None = None) -> str:
+        """Markdown: a line a row.
+
+        ``lost`` is original − ablated with its 95 % interval, ``drop`` the same with neither
+        accuracy counted below chance, ``CE`` the change on ordinary text in nats per token.
+        """
+        header = ("ablated", "concept of", "removed", "read by", "rank", "‖v−v'‖/‖v‖")
+        header += ("accuracy", "lost [95 %]", "drop", "CE")
+        lines = [header, ("---",) * len(header)]
+        lines += [self._cells(row) for row in (self.rows if rows is None else rows)]
+        text = ["| " + " | ".join(line) + " |" for line in lines]
+        chance = f"Chance is {self.chance:.3f}."
+        return "\n".join([*text, "", chance])
+
+    def _cells(self, row: AblationRow) -> Sequence[str]:
+        own = (row.place, row.concept_of or "–", row.method, row.read_by)
+        accuracy = f"{row.accuracy:.3f} ± {row.std:.3f}"
+        if row.method == "none":
+            return (*own, "–", "–", accuracy, "–", "–", "–")
+        lost, ce = self.change(row), self.ce_change(row)
+        return (
+            *own,
+            f"{row.rank:.2g}",
+            f"{row.removed_norm:.3f}",
+            accuracy,
+            f"{lost.mean:+.3f} [{lost.low:+.3f}, {lost.high:+.3f}]",
+            f"{self.drop(row):+.3f}",
+            "–" if ce is None else f"{ce.mean:+.3f}",
+        )
+
+    def plot(self, title: str = "") -> Figure:
+        """Accuracy against removed norm, a panel a place, with the original's and chance."""
+        from bae_lens.plots import plot_concept_ablation
+
+        return plot_concept_ablation(self, title)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        own = {name: finite_or_none(value) for name, value in vars(self).items()}
+        return own | {
+            "chance": self.chance,
+            "salient": vars(self.salient),
+            "rows": [row.to_dict() for row in self.rows],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What ``to_dict`` gave."""
+        own = {name: value for name, value in values.items() if name != "chance"}
+        for name in ("hook_names", "label_names", "labels"):
+            own[name] = tuple(own[name])
+        own["concept_ids"] = tuple(map(tuple, own["concept_ids"]))
+        salient = SalientTokens(**own["salient"])
+        own["salient"] = replace(salient, words=tuple(salient.words))
+        own["rows"] = tuple(map(AblationRow.from_dict, own["rows"]))
+        return cls(**own)

@@ -1,0 +1,445 @@
+"""One pass over a corpus that collects what there is to see of each latent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from numpy.typing import NDArray
+from sae_lens import SAE, ActivationsStore
+from sae_lens.training.activation_scaler import ActivationScaler
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.special_tokens import special_token_ids
+from bae_lens.activations.text_batch import MaskedTextStore
+from bae_lens.concept_ablation.concepts import Clusters
+from bae_lens.evals.outliers import outlier_tokens_of, warn_of_many
+from bae_lens.examples.coder import Coder
+from bae_lens.examples.corpus import NOTHING, Texts, TokenBlock, place_dtype, token_blocks
+from bae_lens.examples.lemmas import lemma_table, load_simplemma
+from bae_lens.examples.non_activating import BackgroundSample
+from bae_lens.examples.pair_counts import MAX_PAIRED, PairCounts, nearest_in_codebook
+from bae_lens.examples.records import (
+    LEAST_FOR_LIFT,
+    BackgroundToken,
+    Count,
+    Evidence,
+    EvidenceSettings,
+    Example,
+    LatentEvidence,
+    LeftOut,
+    Neighbour,
+    Strength,
+)
+from bae_lens.examples.reservoir import FiringKeys, Reservoir, strongest_first
+from bae_lens.examples.token_counts import TokenCounts, lifts_of, top_of
+from bae_lens.examples.token_text import TokenStrings
+
+logger = logging.getLogger(__name__)
+
+# Pairs of token and latent that are looked through at a time for bits that are off.
+_MAX_PAIRS = 2**21
+
+
+def collect_evidence(
+    model: HookedRootModule,
+    dictionary: SAE[Any] | Clusters,
+    source: ActivationsStore
+    | MaskedTextStore
+    | Dataset
+    | IterableDataset
+    | Sequence[str]
+    | str
+    | None,
+    settings: EvidenceSettings | None = None,
+    *,
+    labels: Sequence[Any] | None = None,
+    activation_scaler: ActivationScaler | None = None,
+    exclude_special_tokens: bool | Iterable[int] = True,
+    exclude_outlier_tokens: bool | float | OutlierTokens = True,
+    model_kwargs: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> Evidence:
+    """Examples, tokens, neighbours and classes of each latent or code, from one pass over a corpus.
+
+    The same seed gives the same examples, however the corpus is batched (but for rounding in the
+    model, which may differ with the size of a batch). Memory does not grow with the corpus: an
+    example is 4 bytes a token of its window and 24 more, of which there are ``n_strongest +
+    n_random`` a latent, of one-bit codes four or six times as many; the margins of a block of bits
+    are 32 MB; see also ``TokenCounts``, ``PairCounts`` and
+    ``BackgroundSample``.
+
+    Args:
+        model: a HookedTransformer, TransformerBridge or another model with their interface.
+        dictionary: an SAE, transcoder, BAE, CLVQ-VAE or VQ-VAE, or clusters. A BatchTopK SAE in
+            training has to be converted first, see ``Coder``.
+        source: the corpus. A list of texts is read text by text; a dataset or its name as the
+            dictionary was trained (``held_out_store``; None: on the dataset in its metadata), or
+            text by text with labels and for clusters; both in random order, so that ``n_tokens`` are
+            from all over it. A store, or a dataset that streams, is read in its own order.
+        settings: what to collect.
+        labels: class of each text, in the order of the dataset: numbers or names.
+        activation_scaler: as SAELens trains with, while it is not folded in yet.
+        exclude_special_tokens: as in SAELens: those tokens do not count.
+        exclude_outlier_tokens: nor do attention sinks other than BOS, told by their norm at the hook
+            point that is read: see ``bae_lens.evals.outliers.outlier_tokens_of``. False: they do.
+        model_kwargs: passed to the model.
+        verbose: show a progress bar.
+
+    Raises:
+        ImportError: if lemmas are asked for and simplemma is missing.
+        ValueError: if there is not one label a text, the model lacks the dictionary's hook point or
+            has activations of another width there, its code depends on the batch, or there is no token
+            that counts.
+    """
+    settings = settings or EvidenceSettings()
+    coder = Coder(dictionary, activation_scaler or ActivationScaler())
+    if settings.lemmas is not None:
+        load_simplemma()  # Rather now than after the pass.
+    special = special_token_ids(model, exclude_special_tokens)
+    names, classes = (None, None) if labels is None else _classes(labels)
+    texts = Texts.open(source, coder, model, settings, special, classes)
+    outliers = outlier_tokens_of(
+        exclude_outlier_tokens,
+        dictionary,
+        texts.store,
+        model,
+        special,
+        model_kwargs,
+        {coder.hook_name: coder.head_index},
+    )
+    texts = replace(texts, outliers=outliers)
+    collector = Collector(coder.n_latents, coder.strength, settings, len(names or ()))
+    for block in token_blocks(texts, coder, model, settings, model_kwargs, verbose):
+        collector.update(block)
+    if collector.n_tokens == 0:
+        raise ValueError(
+            "There is no token that counts: the text is empty, or all of it is special tokens or "
+            "outliers."
+        )
+    left_out = None
+    if outliers is not None:
+        norm = outliers.reference_norms[coder.hook_name]
+        left_out = LeftOut(collector.n_left_out, norm, outliers.multiple)
+        warn_of_many(left_out.n, collector.n_tokens + left_out.n, outliers)
+    strings = TokenStrings(getattr(model, "tokenizer", None))
+    latents = collector.latents(coder, strings)
+    shares = collector.class_totals / collector.n_tokens
+    return Evidence(
+        dictionary=coder.name,
+        hook_name=coder.hook_name,
+        strength=coder.strength,
+        neighbour_measure="distance" if coder.strength == "nearness" else "phi",
+        n_tokens=collector.n_tokens,
+        n_texts=collector.n_texts,
+        settings=settings,
+        latents=tuple(latents),
+        class_names=names,
+        class_shares=None if names is None else tuple(shares.tolist()),
+        background=collector.background_tokens(strings),
+        outliers=left_out,
+        weights_sha256=coder.weights_sha256,
+    )
+
+
+class _Counted(NamedTuple):
+    """Counts of tokens or lemmas: by group ``[n_groups, k]``, in all ``[k]``, and what each is called."""
+
+    counts: Any
+    totals: NDArray[np.int64]
+    name: Callable[[int], str]
+
+
+class Collector:
+    """All that is counted and kept, filled block by block.
+
+    Of one-bit codes both values are kept track of, for which of them is the rarer is known only at
+    the end: latent ``j`` being off is group ``n_latents + j``. Examples are exact in both; the tokens
+    of a bit are those of the value that has been rarer up to then, in blocks of a few thousand.
+
+    Args:
+        n_latents: number of latents.
+        strength: what kind of code it is, see ``Evidence.strength``.
+        settings: what to keep.
+        n_classes: of the labels; 0 without.
+    """
+
+    def __init__(
+        self, n_latents: int, strength: Strength, settings: EvidenceSettings, n_classes: int
+    ) -> None:
+        self.n_latents, self.settings, self.n_classes = n_latents, settings, n_classes
+        self.are_bits = strength == "surprise"
+        n_groups = 2 * n_latents if self.are_bits else n_latents
+        place = place_dtype(settings)
+        self.keys = FiringKeys(settings.seed, n_latents)
+        self.strongest = Reservoir(n_groups, settings.n_strongest, place)
+        self.random = Reservoir(n_groups, settings.n_random, place)
+        # Of bits: as many as the strongest, which those are in place of where random ones are wanted.
+        self.more_random = None
+        if self.are_bits:
+            self.more_random = Reservoir(n_groups, settings.n_strongest, place)
+        self.n_left_out = 0
+        self.background = None
+        if settings.n_background > 0:
+            self.background = BackgroundSample(
+                settings.n_background, n_latents, place, settings.seed
+            )
+        self.tokens = TokenCounts(n_groups, settings.n_counters)
+        self.n_tokens, self.n_texts = 0, 0
+        self.n_on = np.zeros(n_latents, dtype=np.int64)
+        self.token_totals = np.zeros(1, dtype=np.int64)
+        self.class_counts = np.zeros((n_latents, n_classes), dtype=np.int64)
+        self.class_totals = np.zeros(n_classes, dtype=np.int64)
+        self.pairs = None
+        self._last_text = -1
+        if settings.n_neighbours > 0 and strength != "nearness":
+            if n_latents <= MAX_PAIRED:
+                self.pairs = PairCounts(n_latents)
+            else:
+                logger.warning(
+                    "There are no neighbours: pairs are counted of %d latents at most, and there "
+                    "are %d.",
+                    *(MAX_PAIRED, n_latents),
+                )
+
+    @property
+    def when_off(self) -> NDArray[np.bool_]:
+        """``[n_latents]``: bits that have been on for more than half of the tokens."""
+        return self.are_bits & (2 * self.n_on > self.n_tokens)
+
+    def update(self, block: TokenBlock) -> None:
+        """Take in the next tokens of the corpus.
+
+        The tokens kept of frequent latents depend on where blocks end, all else does not.
+        """
+        rows = np.repeat(np.arange(len(block)), np.diff(block.firings.indptr))
+        latents = block.firings.indices.astype(np.int64)
+        token_keys = self.keys.of_tokens(self.n_tokens + np.arange(len(block)))
+        self._keep_examples(block, rows, latents, token_keys)
+        if self.are_bits:
+            self._keep_examples_of_off(block, token_keys)
+        if self.background is not None:
+            self.background.update(block, token_keys)
+        self.n_tokens += len(block)
+        if block.n_left_out is not None:
+            self.n_left_out += int(block.n_left_out.sum())
+        self.n_on += np.bincount(latents, minlength=self.n_latents)
+        texts = block.places["text"]
+        self.n_texts += int((np.diff(texts, prepend=self._last_text) != 0).sum())
+        self._last_text = texts[-1]
+        self._count_tokens(block, rows, latents)
+        if self.n_classes > 0:
+            pairs = latents * self.n_classes + block.classes[rows]
+            counts = np.bincount(pairs, minlength=self.class_counts.size)
+            self.class_counts += counts.reshape(self.class_counts.shape)
+            self.class_totals += np.bincount(block.classes, minlength=self.n_classes)
+        if self.pairs is not None:
+            self.pairs.update(block.firings)
+
+    def latents(self, coder: Coder, strings: TokenStrings) -> Iterator[LatentEvidence]:
+        """What was seen of each latent, in order.
+
+        Args:
+            coder: the dictionary, for the neighbours of its codes.
+            strings: of the model's tokenizer.
+        """
+        when_off = self.when_off
+        n_firings = np.where(when_off, self.n_tokens - self.n_on, self.n_on)
+        groups = np.arange(self.n_latents) + self.n_latents * when_off
+        errors = self.tokens.short_by[groups] + n_firings - self.tokens.n_counted[groups]
+        classes = (
+            np.where(when_off[:, None], self.class_totals - self.class_counts, self.class_counts)
+            / np.maximum(n_firings, 1)[:, None]
+        )
+        tokens = _Counted(self.tokens.counts, self.token_totals, strings)
+        lemmas = self._lemmas(strings)
+        for j, neighbours in enumerate(self._neighbours(coder)):
+            group, n = int(groups[j]), int(n_firings[j])
+            rate = n / self.n_tokens
+            surprise = -float(np.log2(rate)) if self.are_bits and n > 0 else None
+            lemma_counts = None if lemmas is None else self._top(lemmas, group, n)
+            yield LatentEvidence(
+                index=j,
+                when_off=bool(when_off[j]),
+                n_firings=n,
+                rate=rate,
+                strongest=self._examples(self.strongest, group, strings, surprise),
+                random=self._examples(self.random, group, strings, surprise),
+                top_tokens=self._top(tokens, group, n),
+                lift_tokens=self._of_highest_lift(tokens, group, n),
+                count_error=int(errors[j]),
+                top_lemmas=lemma_counts and tuple(c._replace(token=None) for c in lemma_counts),
+                neighbours=neighbours,
+                class_shares=tuple(classes[j].tolist()) if self.n_classes > 0 else None,
+                more_random=None
+                if self.more_random is None
+                else self._examples(self.more_random, group, strings, surprise),
+            )
+
+    def background_tokens(self, strings: TokenStrings) -> tuple[BackgroundToken, ...] | None:
+        """Tokens drawn at random, with what fires at each; None where none were asked for."""
+        sample = self.background
+        if sample is None:
+            return None
+        examples = _examples(sample.reservoir, 0, strings, self.settings.n_left, 0.0)
+        return tuple(
+            BackgroundToken(one, sample.firing(one.text, one.position, self.when_off))
+            for one in examples
+        )
+
+    # Parts
+
+    def _keep_examples(
+        self,
+        block: TokenBlock,
+        rows: NDArray[np.int64],
+        latents: NDArray[np.int64],
+        token_keys: NDArray[np.uint64],
+    ) -> None:
+        keys = token_keys[rows] + self.keys.of_latents[latents]
+        strengths = block.firings.data
+        if self.more_random is not None:
+            # All bits are equally strong, and what tells one's firings apart is the margin.
+            strengths = _margins(block)[rows, latents].astype(np.float32)
+            self.more_random.offer(latents, ~keys, strengths, rows, block.places)
+        self.strongest.offer(
+            latents, strongest_first(strengths, keys), strengths, rows, block.places
+        )
+        self.random.offer(latents, keys, strengths, rows, block.places)
+
+    def _keep_examples_of_off(self, block: TokenBlock, token_keys: NDArray[np.uint64]) -> None:
+        """Bits that are off are many, so only those are listed that would be kept."""
+        assert self.more_random is not None
+        n_rows = max(1, _MAX_PAIRS // self.n_latents)
+        for begin in range(0, len(block), n_rows):
+            is_off = block.firings[begin : begin + n_rows].toarray() == 0
+            keys = token_keys[begin : begin + n_rows, None] + self.keys.of_latents
+            margins = _margins(block)[begin : begin + n_rows].astype(np.float32)
+            for reservoir, priorities in (
+                (self.strongest, strongest_first(margins, keys)),
+                (self.more_random, ~keys),
+                (self.random, keys),
+            ):
+                limits = reservoir.limits[self.n_latents :]
+                rows, latents = (is_off & (priorities < limits)).nonzero()
+                reservoir.offer(
+                    self.n_latents + latents,
+                    priorities[rows, latents],
+                    margins[rows, latents],
+                    begin + rows,
+                    block.places,
+                )
+
+    def _count_tokens(
+        self, block: TokenBlock, rows: NDArray[np.int64], latents: NDArray[np.int64]
+    ) -> None:
+        totals = np.bincount(block.tokens, minlength=len(self.token_totals))
+        totals[: len(self.token_totals)] += self.token_totals
+        self.token_totals = totals
+        off = np.flatnonzero(self.when_off)
+        if len(off) > 0:
+            is_counted = ~self.when_off[latents]
+            rows_off, columns = (block.firings[:, off].toarray() == 0).nonzero()
+            rows = np.concatenate([rows[is_counted], rows_off])
+            latents = np.concatenate([latents[is_counted], self.n_latents + off[columns]])
+        self.tokens.update(latents, block.tokens[rows])
+
+    def _top(self, counted: _Counted, group: int, n_firings: int) -> tuple[Count, ...]:
+        tops = []
+        for k, n in top_of(counted.counts, group, self.settings.n_top_tokens):
+            share_of_all = float(counted.totals[k]) / self.n_tokens
+            tops.append(Count(counted.name(k), n, n / n_firings / share_of_all, k))
+        return tuple(tops)
+
+    def _of_highest_lift(self, counted: _Counted, group: int, n_firings: int) -> tuple[Count, ...]:
+        lifts = lifts_of(counted.counts, counted.totals, group, LEAST_FOR_LIFT)
+        n_of = dict(zip(*_row(counted.counts, group), strict=True))
+        return tuple(
+            Count(counted.name(k), n_of[k], lift * self.n_tokens / n_firings, k)
+            for k, lift in top_of(lifts, 0, self.settings.n_top_tokens)
+        )
+
+    def _examples(
+        self, reservoir: Reservoir, group: int, strings: TokenStrings, surprise: float | None
+    ) -> tuple[Example, ...]:
+        return _examples(
+            reservoir, group, strings, self.settings.n_left, surprise, has_margins=self.are_bits
+        )
+
+    def _lemmas(self, strings: TokenStrings) -> _Counted | None:
+        language = self.settings.lemmas
+        if language is None:
+            return None
+        seen = [strings(t) if total else "" for t, total in enumerate(self.token_totals.tolist())]
+        names, table = lemma_table(seen, language)
+        counts = self.tokens.counts
+        of_lemmas = counts @ table[: counts.shape[1]]
+        return _Counted(of_lemmas, self.token_totals @ table, names.__getitem__)
+
+    def _neighbours(self, coder: Coder) -> Iterable[tuple[Neighbour, ...] | None]:
+        n = self.settings.n_neighbours
+        if n > 0 and coder.strength == "nearness":
+            return nearest_in_codebook(coder.codebook, n)
+        if self.pairs is None:
+            return repeat(None, self.n_latents)
+        return self.pairs.neighbours(self.n_tokens, self.when_off, n)
+
+
+def _examples(
+    reservoir: Reservoir,
+    group: int,
+    strings: TokenStrings,
+    n_left: int,
+    strength: float | None,
+    has_margins: bool = False,
+) -> tuple[Example, ...]:
+    """Of a group; all of one strength where one is given, and what was kept may be their margin."""
+    examples = []
+    for own, place in zip(*reservoir.of(group), strict=True):
+        window = place["window"]
+        tokens = tuple(window[window != NOTHING].tolist())
+        marked = int((window[:n_left] != NOTHING).sum())
+        examples.append(
+            Example(
+                tokens=tokens,
+                marked=marked,
+                strength=float(own) if strength is None else strength,
+                text=int(place["text"]),
+                position=int(place["position"]),
+                strings=strings.of_window(tokens, marked),
+                margin=float(own) if has_margins else None,
+            )
+        )
+    return tuple(examples)
+
+
+def _margins(block: TokenBlock) -> NDArray[np.float16]:
+    """All alike where they are not known: the strongest are then random."""
+    if block.margins is not None:
+        return block.margins
+    return np.broadcast_to(np.float16(1), block.firings.shape)
+
+
+def _row(counts: Any, group: int) -> tuple[list[int], list[int]]:
+    """Columns and values of a row of a sparse matrix."""
+    begin, end = counts.indptr[group : group + 2]
+    return counts.indices[begin:end].tolist(), counts.data[begin:end].tolist()
+
+
+def _classes(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of the classes, numbers in their own order, and the class of each text."""
+    plain = np.asarray(labels).tolist()
+    wrong = [label for label in plain if not isinstance(label, (str, int))]
+    if wrong:
+        raise ValueError(f"labels must be one whole number or name a text; got {wrong[0]!r}.")
+    are_numbers = all(isinstance(label, int) for label in plain)
+    names = sorted(set(plain)) if are_numbers else sorted(set(map(str, plain)))
+    number_of = {name: i for i, name in enumerate(names)}
+    numbers = [number_of[label if are_numbers else str(label)] for label in plain]
+    return tuple(map(str, names)), np.array(numbers, dtype=np.int64)

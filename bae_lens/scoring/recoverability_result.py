@@ -1,0 +1,207 @@
+"""What a plain reader told of a model's predictions, and how good that is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from typing_extensions import Self
+
+from bae_lens.checks.consistency import check_indices, check_lengths, check_that
+from bae_lens.checks.fields import check_fields, whole
+from bae_lens.files.json_file import ResultOfWeights
+from bae_lens.scoring.bag_of_words import CANNOT_TELL
+from bae_lens.stats import Interval, balanced_interval, shown, wider
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What the reader is given: of a concept, and for comparison.
+Given = Literal["view", "words", "contexts", "class shares", "word", "text"]
+OF_CONCEPT: tuple[Given, ...] = ("view", "words", "contexts", "class shares")
+GIVEN: tuple[Given, ...] = (*OF_CONCEPT, "word", "text")
+# For tables and figures.
+SHOWN: dict[Given, str] = {
+    "view": "words and contexts of the concept",
+    "words": "its words",
+    "contexts": "its contexts",
+    "class shares": "its class shares, no words",
+    "word": "the salient word alone",
+    "text": "the whole text",
+}
+
+
+@dataclass(frozen=True)
+class RecoverySettings:
+    """Settings of ``RecoveryTask``.
+
+    Args:
+        n_words (int): Words of a view at most.
+        n_contexts (int): Contexts of a view at most.
+        seed (int): Of the halves of the reference texts, the evidence, and the folds that the reader's
+            penalty is chosen on.
+
+    Raises:
+        ValueError: if a value is outside its range.
+    """
+
+    n_words: int = 10
+    n_contexts: int = 5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(
+            self, {"n_words": whole(1), "n_contexts": whole(1), "seed": whole(0, 2**32 - 1)}
+        )
+
+
+@dataclass(frozen=True)
+class Recovery(ResultOfWeights):
+    """What a plain reader tells of a model's predictions from a dictionary's concepts.
+
+    Attributes:
+        dictionary: what it is called.
+        hook_names: where its concepts are read, and where the probe reads.
+        class_names: of the classes.
+        predictions: what the probe predicts of each text (never its label).
+        concepts: the concept of each text's salient token; −1: none is active there, or only a bit
+            that is mostly on, of which evidence is where it is off.
+        said: by what the reader was given, the class that it tells of each text; −1: it cannot tell.
+            ``"view"``: the concept's words and contexts; ``"words"`` and ``"contexts"``: one of them;
+            ``"class shares"``: no reader, but the class that is commonest, for its share of all
+            tokens, where the concept fires in the reference texts: what the concept tells if not put
+            in words; ``"word"``: the salient token's word alone; ``"text"``: the whole text.
+        n_learned: texts that the reader learned from.
+        n_shown: other texts, which views are of.
+        settings: of the task.
+    """
+
+    _file_of = "result of RecoveryTask.recover"
+
+    dictionary: str
+    hook_names: tuple[str, str]
+    class_names: tuple[str, ...]
+    predictions: tuple[int, ...]
+    concepts: tuple[int, ...]
+    said: Mapping[Given, tuple[int, ...]]
+    n_learned: int
+    n_shown: int
+    settings: RecoverySettings
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        n, n_classes = len(self.predictions), len(self.class_names)
+        check_that(n > 0, "predictions must be of one text at least", self.predictions)
+        check_lengths(n, "texts", concepts=self.concepts)
+        check_indices("predictions", self.predictions, n_classes)
+        check_that(min(self.concepts) >= -1, "concepts must be -1 at least", min(self.concepts))
+        for given, said in self.said.items():
+            check_lengths(n, "texts", **{given: said})
+            check_indices(f"said[{given!r}]", said, n_classes, least=CANNOT_TELL)
+
+    def score(self, given: Given = "view") -> Interval:
+        """Balanced accuracy over the classes that are predicted, with its 95 % bootstrap interval.
+
+        "Cannot tell" counts as a guess. Of what a concept shows the bootstrap is over concepts or over
+        texts, whichever leaves more open: a view that misleads does so for all texts of its concept.
+        That other texts would have shown other views is in neither.
+
+        Raises:
+            ValueError: if nothing was told from that.
+        """
+        return self._interval(self.credits(given), given)
+
+    def credits(self, given: Given = "view") -> np.ndarray:
+        """``[n]``: 1 where the reader is right, 0 where it is wrong, chance where it cannot tell."""
+        said = self._said(given)
+        return (said == self.predictions) + (said == CANNOT_TELL) * self.chance
+
+    def beyond(self, other: Given = "word", given: Given = "view") -> Interval:
+        """By how much what is given tells more than something else, paired by text.
+
+        More than the salient word alone is what a concept adds to it.
+        """
+        return self._interval(self.credits(given) - self.credits(other), given)
+
+    def difference(self, other: Recovery, given: Given = "view") -> Interval:
+        """By how much another dictionary is worse on the same texts, paired by text.
+
+        Raises:
+            ValueError: if it is of other texts.
+        """
+        if other.predictions != self.predictions:
+            raise ValueError(
+                "The two were not told about the same texts and predictions; recover both with one "
+                "RecoveryTask."
+            )
+        difference = self.credits(given) - other.credits(given)
+        return wider(self._interval(difference, given), other._interval(difference, given))
+
+    @property
+    def chance(self) -> float:
+        """Balanced accuracy of guessing."""
+        return 1 / len(set(self.predictions))
+
+    @property
+    def n_concepts(self) -> int:
+        """Different concepts of these texts: one for all tells nothing, one a text is as good as it."""
+        return len(set(self.concepts) - {-1})
+
+    def table(self) -> str:
+        """Markdown: what the concept shows beside what the salient word says alone."""
+        lines = ["| the reader sees | balanced accuracy | beyond the word |", "| --- | --- | --- |"]
+        for given in GIVEN:
+            if given in self.said:
+                has_both = given in OF_CONCEPT and "word" in self.said
+                beyond = shown(self.beyond("word", given)) if has_both else "–"
+                lines.append(f"| {SHOWN[given]} | {shown(self.score(given))} | {beyond} |")
+        counts = Counter(self.predictions)
+        classes = ", ".join(f"{counts[i]} {name}" for i, name in enumerate(self.class_names))
+        n_silent = self.said["view"].count(CANNOT_TELL)
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"{self.dictionary}, concepts of {self.hook_names[0]}. What the probe predicts of "
+                f"{len(self.predictions)} texts: {classes}; chance is {self.chance:.3f}. They have "
+                f"{self.n_concepts} different concepts; of {n_silent} texts the view has no word that "
+                f"the reader knows. It learned from {self.n_learned} other texts, and views are of "
+                f"{self.n_shown} others still. 95 % bootstrap intervals over concepts or texts, the wider.",
+            ]
+        )
+
+    def plot(self, title: str = "") -> Figure:
+        """Balanced accuracy by what the reader sees, beside chance.
+
+        Args:
+            title: of the figure.
+
+        Raises:
+            ImportError: if matplotlib is missing; the message is the command to run.
+        """
+        from bae_lens.plots import plot_recovery
+
+        return plot_recovery(self, title)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What ``to_dict`` gave."""
+        own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        own["settings"] = RecoverySettings(**values["settings"])
+        own["said"] = {given: tuple(said) for given, said in values["said"].items()}
+        return cls(**own)
+
+    def _said(self, given: Given) -> np.ndarray:
+        if given not in self.said:
+            raise ValueError(f"Nothing was told from {given!r}; there is {', '.join(self.said)}.")
+        return np.array(self.said[given])
+
+    def _interval(self, values: np.ndarray, given: Given) -> Interval:
+        seed, classes = self.settings.seed, self.predictions
+        by_text = balanced_interval(values.tolist(), classes, seed=seed)
+        if given not in OF_CONCEPT:
+            return by_text
+        return wider(by_text, balanced_interval(values.tolist(), classes, self.concepts, seed))

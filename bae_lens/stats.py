@@ -1,0 +1,197 @@
+"""How sure a score is, and how far runs agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import rankdata
+from torch import Tensor
+
+from bae_lens.checks.install_hint import install_command
+
+# Normal quantile of a 95 % interval.
+_Z = 1.959963984540054
+_RESAMPLED_AT_ONCE = 1_000_000  # entries of an index matrix
+
+
+class Interval(NamedTuple):
+    """A mean over examples and the bounds that it has over resamples of them."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    differences: Float[Tensor, " n"], seed: int = 0, n_resamples: int = 2000, level: float = 0.95
+) -> Interval:
+    """Percentile interval of the mean of paired differences, over examples drawn with replacement.
+
+    That another probe, fold or seed would have given other differences is not in it.
+
+    Args:
+        differences: one an example, between two conditions.
+        seed: of the draws.
+        n_resamples: how many times as many examples are drawn.
+        level: share of the resampled means between the bounds.
+
+    Raises:
+        ValueError: if there is no difference, one is NaN or infinite, there is no resample, or
+            ``level`` is not between 0 and 1.
+    """
+    if differences.ndim != 1 or not len(differences) or not differences.isfinite().all():
+        raise ValueError(
+            "differences have to be finite numbers, one an example; got shape "
+            f"{tuple(differences.shape)} with {int((~differences.isfinite()).sum())} NaN or infinite."
+        )
+    if n_resamples < 1 or not 0 < level < 1:
+        raise ValueError(
+            f"n_resamples has to be 1 or more and level between 0 and 1; got {n_resamples}, {level}."
+        )
+    values = differences.detach().double().cpu()
+    # Off the first one, constant differences are zeros, whose means are free of rounding.
+    origin = values[0].item()
+    values, n = values - origin, len(values)
+    generator = torch.Generator().manual_seed(seed)
+    n_at_once = max(_RESAMPLED_AT_ONCE // n, 1)
+    means = torch.cat(
+        [
+            values[
+                torch.randint(n, (min(n_at_once, n_resamples - i), n), generator=generator)
+            ].mean(1)
+            for i in range(0, n_resamples, n_at_once)
+        ]
+    )
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = means.quantile(tails).tolist()
+    return Interval(origin + values.mean().item(), origin + low, origin + high)
+
+
+def mean_interval(values: Sequence[float], seed: int = 0) -> Interval | None:
+    """Mean with its 95 % percentile bootstrap interval over the values; None of no value.
+
+    That the same latents with other texts or another judge would score differently is not in it.
+    """
+    return paired_bootstrap(torch.tensor(values, dtype=torch.float64), seed) if values else None
+
+
+def balanced_interval(
+    values: Sequence[float],
+    classes: Sequence[int],
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    n_resamples: int = 2000,
+) -> Interval:
+    """Mean over classes of the mean within each, as in balanced accuracy, with its 95 % percentile
+    bootstrap interval.
+
+    Args:
+        values: one an example.
+        classes: of the examples.
+        groups: examples of one group are drawn together, since one cause makes or mars them all; None:
+            each is drawn by itself. Draws in which a class is missing are left out; where all are, the
+            interval is as wide as the values. Of a few groups it is too narrow: see ``wider``.
+        seed: of the draws.
+        n_resamples: how many times as many groups are drawn.
+    """
+    own = np.asarray(values, dtype=np.float64)
+    names, of_class = np.unique(np.asarray(classes), return_inverse=True)
+    number = {name: i for i, name in enumerate(dict.fromkeys(groups or ()))}
+    of_group = np.arange(len(own)) if groups is None else np.array([number[g] for g in groups])
+    shape = (int(of_group.max()) + 1, len(names))
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (of_group, of_class), own)
+    np.add.at(counts, (of_group, of_class), 1)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=n_resamples)
+    n_drawn = drawn @ counts
+    whole = (n_drawn > 0).all(1)
+    means = ((drawn @ sums)[whole] / n_drawn[whole]).mean(1)
+    mean = float((sums.sum(0) / counts.sum(0)).mean())
+    low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (own.min(), own.max())
+    return Interval(mean, float(low), float(high))
+
+
+def wider(one: Interval, other: Interval) -> Interval:
+    """That of two intervals of the same mean which leaves more open."""
+    return max(one, other, key=lambda interval: interval.high - interval.low)
+
+
+def wilson(k: int, n: int) -> Interval | None:
+    """Share ``k / n`` with its 95 % interval (Wilson 1927); None where n is 0."""
+    if n == 0:
+        return None
+    share, weight = k / n, _Z**2 / n
+    centre = (share + weight / 2) / (1 + weight)
+    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
+    return Interval(share, max(centre - half, 0.0), min(centre + half, 1.0))
+
+
+def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Spearman's; None of fewer than three pairs, or where one of them never changes."""
+    if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:
+        return None
+    return float(np.corrcoef(rankdata(one), rankdata(other))[0, 1])
+
+
+def seed_agreement(scores: Sequence[Sequence[float | None]]) -> float | None:
+    """Mean rank correlation between the latents' scores of each two seeds.
+
+    Seeds draw from the same evidence: what another part of the corpus would change is not in it.
+
+    Args:
+        scores: a row a latent, of its scores by seed; None: it has none.
+
+    Returns:
+        None where no two seeds have a correlation. It is low, too, where all latents are equally
+        good: then see the spread of means.
+    """
+    n_seeds = max(map(len, scores), default=0)
+    found = []
+    for a, b in combinations(range(n_seeds), 2):
+        pairs = [(s[a], s[b]) for s in scores]
+        both = [(x, y) for x, y in pairs if x is not None and y is not None]
+        found.append(rank_correlation([x for x, _ in both], [y for _, y in both]))
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def krippendorff_alpha(table: np.ndarray, level: Literal["nominal", "ordinal"]) -> float | None:
+    """Krippendorff's alpha: how far judges agree, 1 everywhere, 0 as often as by chance.
+
+    Args:
+        table: ``[n_judges, n_units]`` of values, NaN where there is none.
+        level: whether values have an order.
+
+    Returns:
+        None where no unit has two values, or all values are the same.
+
+    Raises:
+        ImportError: if the package krippendorff is missing; the message is the command to run.
+    """
+    try:
+        import krippendorff  # pyright: ignore[reportMissingImports]
+    except ImportError as e:
+        raise ImportError(
+            "Judges' agreement is computed by krippendorff, which is missing: "
+            f"{install_command('interp')}"
+        ) from e
+    paired = table[:, (~np.isnan(table)).sum(0) > 1]
+    if len(np.unique(paired[~np.isnan(paired)])) < 2:
+        return None
+    return float(krippendorff.alpha(reliability_data=paired, level_of_measurement=level))
+
+
+def shown(value: Interval | float | None, digits: int = 3) -> str:
+    """For tables."""
+    if value is None:
+        return "–"
+    if isinstance(value, Interval):
+        return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    return f"{value:.{digits}f}"

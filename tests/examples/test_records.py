@@ -1,0 +1,93 @@
+"""Settings, and evidence to JSON and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bae_lens.examples import Count, Evidence, EvidenceSettings, Example, LatentEvidence, Neighbour
+
+
+def make_evidence() -> Evidence:
+    example = Example((3, 4, 5), 1, 0.25, 7, 12, (" the", " cat", "é"))
+    latent = LatentEvidence(
+        index=0,
+        when_off=True,
+        n_firings=2,
+        rate=0.2,
+        strongest=(example,),
+        random=(example, example),
+        top_tokens=(Count(" cat", 2, 5.0, 4),),
+        count_error=1,
+        top_lemmas=(Count("cat", 2, 5.0, None),),
+        neighbours=(Neighbour(1, 0.5, 2), Neighbour(1, 0.25, None)),
+        class_shares=(0.5, 0.5),
+    )
+    dead = LatentEvidence(1, False, 0, 0.0, (), (), (), 0)
+    return Evidence(
+        dictionary="bae",
+        hook_name="blocks.0.hook_resid_post",
+        strength="surprise",
+        neighbour_measure="phi",
+        n_tokens=10,
+        n_texts=3,
+        settings=EvidenceSettings(n_tokens=None),
+        latents=(latent, dead),
+        class_names=("neg", "pos"),
+        class_shares=(0.25, 0.75),
+    )
+
+
+def test_json_and_back(tmp_path):
+    evidence = make_evidence()
+
+    evidence.save(tmp_path / "folder" / "evidence.json")
+
+    text = (tmp_path / "folder" / "evidence.json").read_text(encoding="utf-8")
+    assert Evidence.load(tmp_path / "folder" / "evidence.json") == evidence
+    assert json.loads(text)["latents"][0]["strongest"][0]["strings"] == [" the", " cat", "é"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["evidence.json"]
+
+
+def test_latents_by_index():
+    evidence = make_evidence()
+
+    assert len(evidence) == 2
+    assert evidence[1].index == 1
+
+
+@pytest.mark.parametrize("content", ["[]", '{"latents": []}'])
+def test_another_file_is_refused(tmp_path, content):
+    path = tmp_path / "other.json"
+    path.write_text(content)
+
+    with pytest.raises(ValueError, match="no evidence of collect_evidence"):
+        Evidence.load(path)
+
+
+def test_the_marked_token_stands_out():
+    example = Example((3, 4, 5), 1, 0.25, 7, 12, (" the", " cat", " sat"))
+
+    assert example.marked_text == " the «cat» sat"
+    assert example._replace(strings=(" un", "like", "ly")).marked_text == " un«like»ly"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("n_tokens", 0), ("n_strongest", 0), ("n_random", -1), ("n_left", -1), ("n_right", 2.5)),
+        *(("n_counters", 0), ("n_neighbours", -1), ("batch_size", 0), ("seed", -1)),
+        *(("n_strongest", True), ("n_random", None)),
+    ],
+)
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number.*got"):
+        EvidenceSettings(**{name: value})
+
+
+def test_settings_that_do_not_fit_together_are_refused():
+    with pytest.raises(ValueError, match="Raise n_counters"):
+        EvidenceSettings(n_top_tokens=20, n_counters=10)
+    with pytest.raises(ValueError, match=f"seed must be a whole number from 0 to {2**64 - 1}"):
+        EvidenceSettings(seed=2**64)

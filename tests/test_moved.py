@@ -1,0 +1,56 @@
+"""Tests of ``bae_lens.moved``: old names of modules go on working, and say what is new."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+import bae_lens
+from bae_lens.moved import MOVED, MovedModules, keep_old_names
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    """Each test imports old names for the first time."""
+    yield
+    for name in MOVED:
+        sys.modules.pop(f"bae_lens.{name}", None)
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_name_warns_once_and_gives_what_is_there_now(old: str) -> None:
+    with pytest.warns(FutureWarning, match=f"bae_lens.{old} is now bae_lens.{MOVED[old][0]}"):
+        module = importlib.import_module(f"bae_lens.{old}")
+    for new in MOVED[old]:
+        there = importlib.import_module(f"bae_lens.{new}")
+        public = [name for name in vars(there) if not name.startswith("_")]
+        assert public
+        assert all(hasattr(module, name) for name in public)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importlib.import_module(f"bae_lens.{old}")
+
+
+def test_a_class_is_the_same_under_both_names() -> None:
+    with pytest.warns(FutureWarning):
+        old = importlib.import_module("bae_lens.bae")
+    assert old.TrainingBAE is bae_lens.TrainingBAE
+
+
+def test_a_name_that_never_was_is_an_error_of_the_usual_kind() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"bae_lens\.nothing"):
+        importlib.import_module("bae_lens.nothing")
+    with pytest.warns(FutureWarning):
+        pruning = importlib.import_module("bae_lens.pruning")
+    with pytest.raises(AttributeError, match=r"bae_lens\.pruning.* has no attribute 'nothing'"):
+        _ = pruning.nothing
+
+
+def test_the_finder_is_there_once_and_last() -> None:
+    keep_old_names()
+    found = [i for i, finder in enumerate(sys.meta_path) if isinstance(finder, MovedModules)]
+    assert len(found) == 1

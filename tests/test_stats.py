@@ -1,0 +1,108 @@
+"""Intervals and agreement, against values by hand and by scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest, spearmanr
+
+from bae_lens.stats import (
+    balanced_interval,
+    krippendorff_alpha,
+    mean_interval,
+    rank_correlation,
+    seed_agreement,
+    shown,
+    wider,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 5), (8, 10), (5, 5), (37, 100)])
+def test_wilson(k, n):
+    interval = wilson(k, n)
+    expected = binomtest(k, n).proportion_ci(method="wilson")
+    assert interval == pytest.approx((k / n, expected.low, expected.high), abs=1e-9)
+
+
+def test_nothing_has_no_interval():
+    assert wilson(0, 0) is None
+    assert mean_interval([]) is None
+    assert shown(None) == "–"
+
+
+def test_mean_interval():
+    values = np.random.default_rng(0).normal(2.0, 1.0, 200).tolist()
+    interval = mean_interval(values)
+    assert interval is not None
+    assert interval.mean == pytest.approx(np.mean(values))
+    half = 1.96 * np.std(values) / 200**0.5
+    assert interval.low == pytest.approx(interval.mean - half, abs=0.03)
+    assert interval.high == pytest.approx(interval.mean + half, abs=0.03)
+    assert shown(mean_interval([0.5, 0.5])) == "0.500 [0.500, 0.500]"
+
+
+def test_rank_correlation():
+    one, other = [1.0, 2.0, 2.0, 5.0], [0.1, 0.4, 0.3, 0.3]
+    assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other)[0])
+    assert rank_correlation([1.0, 1.0, 1.0], [1.0, 2.0, 3.0]) is None
+    assert rank_correlation([1.0, 2.0], [1.0, 2.0]) is None
+
+
+def test_seed_agreement():
+    # Seeds 0 and 1 agree, 2 is the other way round.
+    rows = [(1.0, 0.1, 9.0), (2.0, 0.2, 8.0), (3.0, 0.3, 7.0)]
+    assert seed_agreement(rows) == pytest.approx((1 - 1 - 1) / 3)
+    assert seed_agreement([*rows, (None, None, 5.0)]) == pytest.approx(-1 / 3)
+    assert seed_agreement([(1.0,), (2.0,)]) is None
+    assert seed_agreement([]) is None
+
+
+def test_that_a_balanced_interval_weighs_classes_alike():
+    values, classes = [1.0] * 90 + [0.0] * 10, [0] * 90 + [1] * 10
+    assert balanced_interval(values, classes) == (0.5, 0.5, 0.5)
+    half = balanced_interval([1.0, 0.0] * 50, [0] * 50 + [1] * 50)
+    assert half.mean == 0.5
+    # Of two means of 50 fair coins: 1.96 · √(0.25 / 100).
+    assert (half.high - half.low) / 2 == pytest.approx(0.098, abs=0.015)
+
+
+def test_that_a_balanced_interval_of_one_class_is_that_of_the_mean():
+    values = np.random.default_rng(1).random(80).tolist()
+    own, plain = balanced_interval(values, [3] * 80), mean_interval(values)
+    assert own == pytest.approx(plain, abs=0.01)
+
+
+def test_that_a_group_counts_as_one_example():
+    values, classes = np.random.default_rng(2).random(40), [0, 1] * 20
+    alone = balanced_interval(values.tolist(), classes)
+    assert balanced_interval(values.tolist(), classes, range(40)) == alone
+    # Said nine times, it is no surer than said once.
+    again = balanced_interval(
+        np.repeat(values, 9).tolist(),
+        np.repeat(classes, 9).tolist(),
+        np.repeat(range(40), 9).tolist(),
+    )
+    assert again == pytest.approx(alone)
+    by_itself = balanced_interval(np.repeat(values, 9).tolist(), np.repeat(classes, 9).tolist())
+    assert by_itself.high - by_itself.low < 0.5 * (again.high - again.low)
+    assert wider(by_itself, again) == wider(again, by_itself) == again
+
+
+def test_that_one_group_says_nothing_of_others():
+    interval = balanced_interval([1.0, 0.0, 1.0], [0, 0, 1], ["same"] * 3)
+    assert interval == (0.75, 0.75, 0.75)
+
+
+def test_alpha_of_the_package():
+    pytest.importorskip("krippendorff")
+    same = np.array([[1, 0, -1, np.nan], [1, 0, -1, 1]])
+    assert krippendorff_alpha(same, "ordinal") == pytest.approx(1)
+    assert krippendorff_alpha(np.ones((2, 3)), "nominal") is None
+    opposite = krippendorff_alpha(np.array([[1.0, -1, 1, -1], [-1, 1, -1, 1]]), "ordinal")
+    assert opposite is not None
+    assert opposite < 0
+    # By hand: 2 of 6 coincidences differ, 18 of 30 by chance; which values differ does not matter.
+    for other in (1, 2):
+        once = np.array([[0, other, 0], [0, other, other]])
+        assert krippendorff_alpha(once, "nominal") == pytest.approx(1 - (2 / 6) / (18 / 30))
