@@ -6,6 +6,7 @@ Saved files name no module, so nothing of theirs depends on this; it goes with t
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,12 +38,23 @@ MOVED: dict[str, tuple[str, ...]] = {
     "interp.ranking": ("scoring.ranking",),
     "interp.recoverability": ("scoring.recoverability",),
     "interp.recovery": ("scoring.recoverability_result",),
+    "plots": ("charts", "evals.plot", "training.plot", "training.metric_log"),
     "pruning": ("entropy.pruning",),
     "special_tokens": ("activations.special_tokens",),
     "topk_transcoder": ("architectures.topk_transcoder",),
     "training.paired_activations": ("activations.paired_activations",),
     "training.replay": ("activations.replay",),
     "training.sentences": ("activations.sentence_store",),
+}
+# Names that were called otherwise, or are a method now.
+RENAMED: dict[str, str] = {
+    "plots.COLOURS": "charts.COLORS",
+    "plots.plot_comsem": "scoring.comsem_result.ComSemResult.plot",
+    "plots.plot_concept_ablation": "concept_ablation.result.ConceptAblationResult.plot",
+    "plots.plot_entropy_profile": "entropy.result.EntropyProfile.plot",
+    "plots.plot_intruder": "scoring.intruder.IntruderResult.plot",
+    "plots.plot_ranking": "scoring.ranking.Ranking.plot",
+    "plots.plot_recovery": "scoring.recoverability_result.Recovery.plot",
 }
 _PACKAGE = "bae_lens."
 
@@ -73,6 +85,9 @@ class MovedModules(MetaPathFinder, Loader):
         modules = [importlib.import_module(name) for name in new]
 
         def __getattr__(name: str) -> Any:
+            renamed = RENAMED.get(f"{old.removeprefix(_PACKAGE)}.{name}")
+            if renamed is not None:
+                return pkgutil.resolve_name(_PACKAGE + renamed)
             for there in modules:
                 if hasattr(there, name):
                     return getattr(there, name)

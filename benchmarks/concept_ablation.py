@@ -47,11 +47,11 @@ from concept_ablation_trials import CLVQ, DATASETS, METHODS, VARIANTS, Plan, col
 from cross_layer import table
 from cross_layer_data import TASKS
 
+from bae_lens.charts import save_figure
 from bae_lens.concept_ablation import AblationRow, ConceptAblationResult
 from bae_lens.concept_ablation import result as names
 from bae_lens.concept_ablation.result import drop_difference
 from bae_lens.files.whole import write_text
-from bae_lens.plots import save_figure
 from bae_lens.stats import Interval
 
 QUICK: dict[str, Any] = {
@@ -377,7 +377,7 @@ def plot(cells: dict[str, Any], path: Path) -> None:
 
     Lost, since the probes of the places do not start alike.
     """
-    from bae_lens.plots import COLOURS, require_matplotlib
+    from bae_lens.charts import COLORS, require_matplotlib
 
     plt = require_matplotlib()
     models = list(dict.fromkeys(key.split("/")[0] for key in cells))
@@ -404,7 +404,7 @@ def plot(cells: dict[str, Any], path: Path) -> None:
             ax.scatter(
                 *zip(*points, strict=True),
                 marker="osD^vPX*h<>pd"[i],
-                color=COLOURS[i % 4] if kind in dictionaries else "0.35",
+                color=COLORS[i % 4] if kind in dictionaries else "0.35",
                 facecolors=None if i < 4 else "none",
                 label=kind,
                 s=34,

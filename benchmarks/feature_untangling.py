@@ -50,8 +50,8 @@ from untangling_trials import (
     synthetic_task,
 )
 
+from bae_lens.charts import save_figure
 from bae_lens.files.whole import write_text
-from bae_lens.plots import save_figure
 
 DEFAULT_ARCHS = ["bae", "bae_no_cap", "topk", "batchtopk", "matryoshka_batchtopk", "jumprelu"]
 # Of a training's points the one of fewest bits that loses at most this much explained variance.
@@ -347,10 +347,10 @@ def report(
 def plot(
     tasks: dict[str, Task], rows: dict[tuple[str, str], list[Row]], seeds: list[int], path: Path
 ) -> None:
-    from bae_lens.plots import COLOURS, require_matplotlib
+    from bae_lens.charts import COLORS, require_matplotlib
 
     plt = require_matplotlib()
-    blue, *others = COLOURS
+    blue, *others = COLORS
     hues = (blue, "#7fb6cc", *others, "#111111", "#b8a000", "#888888")
     colours = dict(zip(NAMES, hues, strict=True))
     size = (4.6 * len(tasks) + 0.6, 4.2)

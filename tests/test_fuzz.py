@@ -17,11 +17,11 @@ from bae_lens import TrainingRunner, load_config
 from bae_lens.concept_ablation import ConceptAblationResult, LabelledTexts
 from bae_lens.entropy.compression import CodeIndices
 from bae_lens.examples import Evidence
-from bae_lens.plots import read_metric_log
 from bae_lens.quiz import QuizKey
 from bae_lens.quiz.scores import QuizAnswers
 from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recovery
 from bae_lens.scoring.judges.answer_cache import AnswerCache
+from bae_lens.training.metric_log import read_metric_log
 from tests.bad_inputs.runs import saved_sae
 from tests.bad_inputs.trial import Trial, command, run
 from tests.cli.helpers import resolve_to_tiny

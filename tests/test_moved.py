@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 import bae_lens
-from bae_lens.moved import MOVED, MovedModules, keep_old_names
+from bae_lens.moved import MOVED, RENAMED, MovedModules, keep_old_names
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,14 @@ def test_a_class_is_the_same_under_both_names() -> None:
     with pytest.warns(FutureWarning):
         old = importlib.import_module("bae_lens.bae")
     assert old.TrainingBAE is bae_lens.TrainingBAE
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_name_that_is_called_otherwise_now_is_found(old: str) -> None:
+    module, name = old.rsplit(".", 1)
+    with pytest.warns(FutureWarning):
+        found = getattr(importlib.import_module(f"bae_lens.{module}"), name)
+    assert found is pkgutil.resolve_name(f"bae_lens.{RENAMED[old]}")
 
 
 def test_a_name_that_never_was_is_an_error_of_the_usual_kind() -> None:

@@ -16,12 +16,12 @@ from bae_lens.cli import main
 from bae_lens.concept_ablation import ConceptAblationResult
 from bae_lens.entropy.compression import CodeIndices, encode_to_indices
 from bae_lens.examples import Evidence
-from bae_lens.plots import read_metric_log
 from bae_lens.quiz import QuizKey
 from bae_lens.quiz.scores import QuizAnswers, score_quiz
 from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recovery
 from bae_lens.scoring.judges.answer_cache import AnswerCache, key_of
 from bae_lens.training.config_file import build_config
+from bae_lens.training.metric_log import read_metric_log
 from tests.cli.helpers import resolve_to_tiny
 from tests.concept_ablation.test_result import make_result
 from tests.helpers import make_activations, make_bae, make_model, make_text, make_training_bae

@@ -69,14 +69,11 @@ def run_demo(args: argparse.Namespace) -> int:
     from bae_lens import offline as demo
     from bae_lens.activations.held_out import held_out_store
     from bae_lens.activations.replay import ReplayedActivations
+    from bae_lens.charts import require_matplotlib, save_figure
+    from bae_lens.evals.plot import plot_densities
     from bae_lens.files.json_file import write_json
-    from bae_lens.plots import (
-        plot_densities,
-        plot_training,
-        read_metric_log,
-        require_matplotlib,
-        save_figure,
-    )
+    from bae_lens.training.metric_log import read_metric_log
+    from bae_lens.training.plot import plot_training
     from bae_lens.training.runner import METRICS_FILENAME, TrainingRunner
 
     for name in ("tokens", "training_tokens", "held_out_tokens", "ce_batches"):

@@ -44,7 +44,6 @@ from bae_lens.examples.records import check_evidence_of
 from bae_lens.files.json_file import read_json
 from bae_lens.fingerprint import is_of_weights, weights_sha256
 from bae_lens.loading.saved_saes import load_sae
-from bae_lens.plots import read_metric_log
 from bae_lens.report import (
     CodedSentence,
     Compared,
@@ -53,6 +52,7 @@ from bae_lens.report import (
     write_comparison,
     write_report,
 )
+from bae_lens.training.metric_log import read_metric_log
 from bae_lens.training.outputs import METRICS_FILENAME
 
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"

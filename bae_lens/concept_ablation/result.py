@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import Self
 
+from bae_lens.charts import COLORS, Level, Look, Mark, Panel, scatter
 from bae_lens.checks.consistency import check_indices, check_lengths, check_that
 from bae_lens.files.json_file import ResultOfWeights, finite_or_none
 from bae_lens.stats import Interval, paired_bootstrap
@@ -28,6 +29,17 @@ RANDOM_CONCEPT, OTHER_CLASS = "random concept", "concept of another class"
 MEAN, LEACE = "mean direction", "LEACE"
 RETRAINED = ", probe retrained"
 CONTROLS = (RANDOM, RANDOM_EQUAL, RANDOM_CONCEPT, OTHER_CLASS, MEAN)
+
+# A sign each in figures; controls of a kind share a color.
+_LOOKS = {
+    CONCEPT: Look("o", COLORS[0]),
+    RANDOM: Look("v", COLORS[1]),
+    RANDOM_EQUAL: Look("^", COLORS[1]),
+    RANDOM_CONCEPT: Look("s", COLORS[2]),
+    OTHER_CLASS: Look("D", COLORS[2]),
+    MEAN: Look("P", COLORS[3]),
+    LEACE: Look("X", COLORS[3]),
+}
 
 # Whether each example was predicted rightly, in one run or in each of several.
 Correct = Sequence[bool] | Sequence[Sequence[bool]]
@@ -287,10 +299,56 @@ class ConceptAblationResult(ResultOfWeights):
         )
 
     def plot(self, title: str = "") -> Figure:
-        """Accuracy against removed norm, a panel a place, with the original's and chance."""
-        from bae_lens.plots import plot_concept_ablation
+        """Draw accuracy against what was removed, a panel per place, beside the untouched model's.
 
-        return plot_concept_ablation(self, title)
+        Bars are 95 % paired bootstrap intervals of the change. Concepts are those of the salient
+        words; of the readout where no others were ablated. Marks stand up to an eighth beside their
+        removed norm, each method at its own side, since several remove equally much.
+
+        Args:
+            title: Above the figure.
+
+        Raises:
+            ImportError: If matplotlib is missing; the message is the command to run.
+        """
+        source = "readout" if self.settings["salient"] == "readout" else "word"
+        rows = [row for row in self.rows if row.concept_of in ("", source)]
+        methods = {row.method.removesuffix(RETRAINED) for row in rows}
+        looks = {method: look for method, look in _LOOKS.items() if method in methods}
+        if any(row.read_by == LABEL_WORDS for row in rows):
+            looks["hollow: read by label words"] = Look("o", "0.3", is_hollow=True)
+        looks["small: probe retrained"] = Look("o", "0.3", is_small=True)
+        return scatter(
+            [
+                self._panel(place, [row for row in rows if row.place == place])
+                for place in dict.fromkeys(row.place for row in rows)
+            ],
+            "share of the norm that was removed, ‖v−v'‖ / ‖v‖",
+            "accuracy",
+            (0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1),
+            looks,
+            title,
+        )
+
+    def _panel(self, place: str, rows: Sequence[AblationRow]) -> Panel:
+        levels = [Level(self.chance, "chance")]
+        for row in rows:
+            if row.method == "none":
+                style = "-" if row.read_by == PROBE else "--"
+                levels.append(Level(row.accuracy, f"untouched, {row.read_by}", style))
+        marks = [self._mark(row) for row in rows if row.method != "none"]
+        return Panel(marks=marks, levels=levels, title=place)
+
+    def _mark(self, row: AblationRow) -> Mark:
+        method = row.method.removesuffix(RETRAINED)
+        lost = self.change(row)
+        # The interval is of the accuracy that is lost, hence upside down.
+        low, high = row.accuracy + lost.mean - lost.high, row.accuracy + lost.mean - lost.low
+        beside = 1.04 ** (list(_LOOKS).index(method) - 3)
+        look = _LOOKS[method]._replace(
+            is_hollow=row.read_by == LABEL_WORDS, is_small=method != row.method
+        )
+        return Mark(row.removed_norm * beside, Interval(row.accuracy, low, high), look)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""

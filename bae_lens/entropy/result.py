@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from scipy.stats import t
 
+from bae_lens.charts import Curve, curves
 from bae_lens.files.json_file import finite_or_none
 
 if TYPE_CHECKING:
@@ -220,10 +221,48 @@ class EntropyProfile:
         return "\n".join(lines)
 
     def plot(self, title: str = "") -> Figure:
-        """Entropy by cell: a line a hook, its interval over seeds a band, controls broken."""
-        from bae_lens.plots import plot_entropy_profile
+        """Draw the Chow–Liu entropy by position or number of demonstrations, a line per hook.
 
-        return plot_entropy_profile(self, title)
+        Bands are 95 % t-intervals over seeds; controls are broken lines in the hook's color.
+
+        Args:
+            title: Above the figure.
+
+        Raises:
+            ImportError: If matplotlib is missing; the message is the command to run.
+        """
+        at = {row.label: row.at for row in self.rows}
+        ticks = dict(sorted(at.items(), key=lambda item: item[1]))
+        is_position = self.axis == "token position"
+        return curves(
+            [
+                self._curve(hook, control, ticks, i, j)
+                for i, hook in enumerate(self.hooks)
+                for j, control in enumerate(self.controls)
+            ],
+            "token position (BOS is 0)" if is_position else "demonstrations before the query",
+            f"entropy, bits per vector, at {self.max_unexplained:g} unexplained",
+            ticks,
+            title,
+            x_base=2 if is_position else None,
+        )
+
+    def _curve(
+        self, hook: str, control: str | None, ticks: Mapping[str, float], color: int, style: int
+    ) -> Curve:
+        points = [self.interval(hook, label, control) for label in ticks]
+        return Curve(
+            name=hook if control is None else f"{hook}, {control}",
+            x=list(ticks.values()),
+            y=[point.mean for point in points],
+            # With one seed there is no interval, and no band.
+            low=[point.mean - point.half_width for point in points],
+            high=[point.mean + point.half_width for point in points],
+            color=color,
+            style=style,
+            marker="osD^"[color % 4],
+            band_alpha=0.18 if control is None else 0.08,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from typing_extensions import Self
 
+from bae_lens.charts import Level, Panel, sorted_scores
 from bae_lens.checks.consistency import check_counts, check_indices, check_that
 from bae_lens.files.json_file import ResultOfWeights
 from bae_lens.scoring.comsem_settings import ComSemSettings
@@ -283,7 +284,6 @@ class ComSemResult(ResultOfWeights):
             ]
         lines = [f"| ComSem, {own.protocol} | |", "| --- | --- |"]
         lines += [f"| {name} | {shown(value)} |" for name, value in rows]
-        measure = "balanced accuracy" if is_mended else "share of positives that fit"
         hard = "" if self.has_hard or not is_mended else " No encoder: there are no hard negatives."
         n_tested, n_scored, n_open = len(self.latents), len(self.scores()), self.n_unanswered
         tested = "tested" if n_scored == n_tested else f"with a score ({n_tested} were tested)"
@@ -296,7 +296,7 @@ class ComSemResult(ResultOfWeights):
             [
                 *lines,
                 "",
-                f"Judge: {self.judge}. The score is {measure}; {self.n_above()} of "
+                f"Judge: {self.judge}. The score is {self._measure}; {self.n_above()} of "
                 f"{n_scored} latents {tested} have {own.threshold:g} or more. Of {self.n_latents} latents "
                 f"{self.n_firing} fire and {self.n_enough} have enough texts. {still_open} Intervals "
                 f"are 95 %, over latents.{hard}",
@@ -306,10 +306,34 @@ class ComSemResult(ResultOfWeights):
         )
 
     def plot(self, title: str = "") -> Figure:
-        """Latents' scores in order, beside what positives alone would give them."""
-        from bae_lens.plots import plot_comsem
+        """Draw each latent's score, the best first.
 
-        return plot_comsem(self, title)
+        Of the mended protocol the share of positives that the phrases fit is drawn, too, which is what
+        the released protocol would score.
+
+        Args:
+            title: Above the figure.
+
+        Raises:
+            ImportError: If matplotlib is missing; the message is the command to run.
+        """
+        is_mended = self.settings.protocol == "mended"
+        scores = {self._measure: list(self.scores().values())}
+        if is_mended:
+            positives = self._by_latent([run.positives_only for run in self.runs])
+            scores["positives only, of those explained"] = list(positives.values())
+        nothing = "guessing, or no pattern" if is_mended else "no pattern"
+        levels = [
+            Level(self.settings.nothing, nothing),
+            Level(self.settings.threshold, "threshold", "-."),
+        ]
+        measure = "score, mean over seeds" if is_mended else "score"
+        return sorted_scores([Panel(scores, levels=levels)], measure, title, width=5.6)
+
+    @property
+    def _measure(self) -> str:
+        is_mended = self.settings.protocol == "mended"
+        return "balanced accuracy" if is_mended else "share of positives that fit"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -322,13 +346,17 @@ class ComSemResult(ResultOfWeights):
         )
         return cls(**own)
 
-    def _mean_of_runs(self, values: Sequence[float | None]) -> Interval | None:
-        """Over latents, of means over seeds."""
+    def _by_latent(self, values: Sequence[float | None]) -> dict[int, float]:
+        """Means over seeds of one value per run, of the latents that have any."""
         by_latent: dict[int, list[float]] = defaultdict(list)
         for run, value in zip(self.runs, values, strict=True):
             if value is not None:
                 by_latent[run.latent].append(value)
-        return self._mean([sum(own) / len(own) for own in by_latent.values()])
+        return {latent: sum(values) / len(values) for latent, values in by_latent.items()}
+
+    def _mean_of_runs(self, values: Sequence[float | None]) -> Interval | None:
+        """Over latents, of means over seeds."""
+        return self._mean(list(self._by_latent(values).values()))
 
     def _mean(self, values: Sequence[float]) -> Interval | None:
         return mean_interval(values, self.settings.seed)

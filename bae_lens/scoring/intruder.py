@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from typing_extensions import Self
 
+from bae_lens.charts import Level, Panel, sorted_scores
 from bae_lens.checks.consistency import check_counts, check_indices, check_lengths
 from bae_lens.checks.fields import Number, check_fields, whole
 from bae_lens.examples.records import Evidence, Example
@@ -270,10 +271,29 @@ class IntruderResult(ResultOfWeights):
         )
 
     def plot(self, title: str = "") -> Figure:
-        """Latents' accuracies in order, a panel a kind of intruder, beside the shuffled latents'."""
-        from bae_lens.plots import plot_intruder
+        """Draw each latent's accuracy, the best first, beside the shuffled latents'.
 
-        return plot_intruder(self, title)
+        There is a panel per kind of intruder. Hard ones have no line of chance: they are chosen to be
+        like the examples, so that the shuffled latents show what nothing comes to.
+
+        Args:
+            title: Above the figure.
+
+        Raises:
+            ImportError: If matplotlib is missing; the message is the command to run.
+        """
+        panels = [self._panel(kind) for kind in KINDS if self.accuracy(kind) is not None]
+        # One, though empty, where nothing was answered.
+        return sorted_scores(panels or [Panel()], "share of intruders found", title)
+
+    def _panel(self, kind: IntruderKind) -> Panel:
+        drawn = {"latents": self.latents, "shuffled latents": self.control}
+        threshold = Level(self.settings.threshold, "threshold", "-.")
+        return Panel(
+            scores={n: _known([t.accuracy(kind) for t in own]) for n, own in drawn.items()},
+            levels=[Level(self.chance, "chance"), threshold] if kind == "random" else [],
+            title=f"{kind} intruder",
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from typing_extensions import Self
 
+from bae_lens.charts import Level, intervals
 from bae_lens.checks.consistency import check_indices, check_lengths
 from bae_lens.checks.fields import check_fields, whole
 from bae_lens.checks.suggest import index_of
@@ -213,17 +214,21 @@ class Ranking(JsonResult):
         )
 
     def plot(self, title: str = "") -> Figure:
-        """Win rates against all others, with their intervals.
+        """Draw each dictionary's win rate against all others with its interval, the best first.
 
         Args:
-            title: of the figure.
+            title: Above the figure.
 
         Raises:
-            ImportError: if matplotlib is missing; the message is the command to run.
+            ImportError: If matplotlib is missing; the message is the command to run.
         """
-        from bae_lens.plots import plot_ranking
-
-        return plot_ranking(self, title)
+        return intervals(
+            {name: self.win_rate(name) for name in self.order},
+            "win rate against all others, ties 1/2",
+            Level(0.5, ""),
+            title,
+            size=(6.0, 0.42, 1.2),
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from typing_extensions import Self
 
+from bae_lens.charts import Level, intervals
 from bae_lens.checks.consistency import check_indices, check_lengths, check_that
 from bae_lens.checks.fields import check_fields, whole
 from bae_lens.files.json_file import ResultOfWeights
@@ -174,17 +175,22 @@ class Recovery(ResultOfWeights):
         )
 
     def plot(self, title: str = "") -> Figure:
-        """Balanced accuracy by what the reader sees, beside chance.
+        """Draw the balanced accuracy by what the reader sees, with 95 % intervals, beside chance.
 
         Args:
-            title: of the figure.
+            title: Above the figure.
 
         Raises:
-            ImportError: if matplotlib is missing; the message is the command to run.
+            ImportError: If matplotlib is missing; the message is the command to run.
         """
-        from bae_lens.plots import plot_recovery
-
-        return plot_recovery(self, title)
+        given: list[Given] = [one for one in GIVEN if one in self.said]
+        return intervals(
+            {SHOWN[one]: self.score(one) for one in given},
+            "balanced accuracy of the reader",
+            Level(self.chance, "chance"),
+            title,
+            hollow=[SHOWN[one] for one in given if one not in OF_CONCEPT],
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:

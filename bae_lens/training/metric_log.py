@@ -18,7 +18,8 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 
 from bae_lens.checks.fields import check, whole
-from bae_lens.files.json_file import finite_or_none
+from bae_lens.checks.typed import check_types
+from bae_lens.files.json_file import finite_or_none, parse_json
 from bae_lens.files.whole import write_text
 
 logger = logging.getLogger(__name__)
@@ -127,6 +128,36 @@ class MetricLog:
             return
         lines = earlier.read_text("utf-8", "replace").splitlines(keepends=True)
         write_text(self.path, "".join(line for line in lines if _step_of(line) < step))
+
+
+def read_metric_log(path: str | Path) -> dict[str, list[float]]:
+    """Read a training run's ``metrics.jsonl`` as columns, NaN where a line lacks a value.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a line is no object of numbers by name. The last one may be cut short, of a run
+            that was killed.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    rows: list[dict[str, float | None]] = []
+    for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            row = parse_json(line)
+            check_types(row, dict[str, float | None], "what it holds")
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is no log of a training run: line {number} is no object of numbers by name "
+                f"({str(error).removesuffix('.')})."
+            ) from error
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {
+        name: [math.nan if (value := row.get(name)) is None else value for row in rows]
+        for name in names
+    }
 
 
 class _Stopwatch:

@@ -13,12 +13,12 @@ from typing import Any
 from bae_lens.concept_ablation import ConceptAblationResult, LabelledTexts
 from bae_lens.entropy.compression import CodeIndices, encode_to_indices
 from bae_lens.examples import Evidence
-from bae_lens.plots import read_metric_log
 from bae_lens.quiz import QuizKey
 from bae_lens.quiz.questions import key_path, write_quiz
 from bae_lens.quiz.scores import QuizAnswers
 from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recovery
 from bae_lens.scoring.ranking import rank_dictionaries
+from bae_lens.training.metric_log import read_metric_log
 from tests.bad_inputs.damage import Damaged, damaged_bytes, damaged_json, damaged_text
 from tests.bad_inputs.trial import Trial
 from tests.concept_ablation.test_result import make_result

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial, wraps
@@ -18,6 +19,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from bae_lens import TrainingBAE
 from bae_lens.training import MetricLog
+from bae_lens.training.metric_log import read_metric_log
 from tests.helpers import (
     BATCH,
     D_IN,
@@ -249,3 +251,41 @@ def test_only_steps_with_a_line_wait_for_the_device(tmp_path: Path):
     MetricLog(tmp_path / "metrics.jsonl", every=3).attach(trainer)
     trainer.fit()
     assert set(waited) == {2, 5}
+
+
+# Reading
+
+
+def test_a_metric_log_as_columns(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "losses/mse_loss": 2.5}\n{"step": 10, "losses/mse_loss": 1.5}\n')
+
+    assert read_metric_log(path) == {"step": [0, 10], "losses/mse_loss": [2.5, 1.5]}
+
+
+def test_missing_values_of_a_metric_log_are_nan(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"a": 1.0}, {"a": None, "b": 2.0}, {"b": 0.0}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    log = read_metric_log(str(path))
+
+    assert list(log) == ["a", "b"]
+    assert log["a"][0] == 1.0
+    assert math.isnan(log["a"][1])
+    assert math.isnan(log["a"][2])
+    assert math.isnan(log["b"][0])
+    assert log["b"][1:] == [2.0, 0.0]
+
+
+def test_an_empty_metric_log(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+
+    assert read_metric_log(tmp_path / "metrics.jsonl") == {}
+
+
+def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 9, "losses/mse_loss": 2.0}\n{"step": 19, "losses/mse')
+
+    assert read_metric_log(path) == {"step": [9], "losses/mse_loss": [2.0]}

@@ -15,9 +15,11 @@ import torch
 from bae_lens.concept_ablation import AblationRow, ConceptAblationResult, SalientTokens
 from bae_lens.concept_ablation.result import CAUSAL, CONTROLS, STORED
 from bae_lens.evals import CodeStatistics, CodeSummary
-from bae_lens.plots import plot_densities, plot_training, read_metric_log
+from bae_lens.evals.plot import plot_densities
 from bae_lens.scoring.intruder import LatentTrials, Tally
 from bae_lens.scoring.ranking import Comparison, Ranking, RankingSettings
+from bae_lens.training.metric_log import read_metric_log
+from bae_lens.training.plot import plot_training
 from tests.quiz.quizzes import recovery
 from tests.report.helpers import make_comsem, make_evidence, make_intruder
 
@@ -129,37 +131,6 @@ def test_densities_can_be_saved(tmp_path):
     plot_densities({"BAE": code_of(COUNTS, 2_000)}).savefig(path)
 
     assert path.stat().st_size > 5_000
-
-
-# Metric logs
-
-
-def test_a_metric_log_as_columns(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0, "losses/mse_loss": 2.5}\n{"step": 10, "losses/mse_loss": 1.5}\n')
-
-    assert read_metric_log(path) == {"step": [0, 10], "losses/mse_loss": [2.5, 1.5]}
-
-
-def test_missing_values_of_a_metric_log_are_nan(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    lines = [{"a": 1.0}, {"a": None, "b": 2.0}, {"b": 0.0}]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-
-    log = read_metric_log(str(path))
-
-    assert list(log) == ["a", "b"]
-    assert log["a"][0] == 1.0
-    assert math.isnan(log["a"][1])
-    assert math.isnan(log["a"][2])
-    assert math.isnan(log["b"][0])
-    assert log["b"][1:] == [2.0, 0.0]
-
-
-def test_an_empty_metric_log(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("")
-
-    assert read_metric_log(tmp_path / "metrics.jsonl") == {}
 
 
 # Training
@@ -467,10 +438,3 @@ def test_without_matplotlib_the_error_is_the_command(monkeypatch, plot):
 
     with pytest.raises(ImportError, match=r"pip install .*\[demo\]"):
         plot()
-
-
-def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 9, "losses/mse_loss": 2.0}\n{"step": 19, "losses/mse')
-
-    assert read_metric_log(path) == {"step": [9], "losses/mse_loss": [2.0]}
