@@ -17,23 +17,24 @@ from bae_lens.files.whole import write_bytes
 from bae_lens.html_page import html_page
 from tests.report.helpers import HOSTILE, Page
 
-PARTS = ("quiz.html", ["style.css", "quiz.css"], ["elements.js", "quiz.js"])
+QUIZ, SHARED = "bae_lens.quiz", "bae_lens.html_page"
+OPTIONS: dict[str, Any] = {"styles": ["quiz.css"], "scripts": ["quiz.js"]}
 
 
 def written(path: Path, content: dict[str, Any]) -> Page:
-    write_bytes(path, html_page(content, *PARTS).encode())
+    write_bytes(path, html_page(content, QUIZ, "quiz.html", **OPTIONS).encode())
     return Page(path)
 
 
-def resource(name: str) -> str:
-    return (resources.files("bae_lens.report") / name).read_text(encoding="utf-8")
+def resource(package: str, name: str) -> str:
+    return (resources.files(package) / name).read_text(encoding="utf-8")
 
 
 def test_styles_and_scripts_are_joined_and_the_policy_allows_these(tmp_path):
     page = written(tmp_path / "new" / "page.html", {"x": 1})
     [style], [data, script] = page.styles, page.scripts
-    assert style == resource("style.css") + "\n" + resource("quiz.css")
-    joined = resource("elements.js") + "\n" + resource("quiz.js")
+    assert style == resource(SHARED, "style.css") + "\n" + resource(QUIZ, "quiz.css")
+    joined = resource(SHARED, "elements.js") + "\n" + resource(QUIZ, "quiz.js")
     assert script == f'(() => {{\n"use strict";\n{joined}}})();\n'
     assert json.loads(data) == {"x": 1}
     hashes = re.findall(r"-src 'sha256-([^']+)'", page.policy)
@@ -52,12 +53,11 @@ def test_data_is_data_whatever_it_looks_like(tmp_path):
 
 def test_what_json_lacks_is_refused():
     with pytest.raises(ValueError, match="JSON"):
-        html_page({"x": math.nan}, *PARTS)
+        html_page({"x": math.nan}, QUIZ, "quiz.html", **OPTIONS)
 
 
 def test_scripts_of_the_quiz_only_ever_make_text():
-    for name in PARTS[2]:
-        script = resource(name)
+    for script in (resource(SHARED, "elements.js"), resource(QUIZ, "quiz.js")):
         for way in (
             "innerHTML",
             "outerHTML",
@@ -67,4 +67,4 @@ def test_scripts_of_the_quiz_only_ever_make_text():
             "fetch(",
         ):
             assert way not in script
-    assert "url(" not in resource("quiz.css")
+    assert "url(" not in resource(QUIZ, "quiz.css")

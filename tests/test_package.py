@@ -40,7 +40,9 @@ for name, sae, training_sae in (
 ):
     assert [r[name][0] for r in known] == [sae, training_sae]
 assert (resources.files("bae_lens") / "py.typed").is_file()
-assert "</html>" in html_page({}, "template.html", ["style.css"], page.SCRIPTS)
+assert "</html>" in html_page({}, "bae_lens.report", "report.html", scripts=page.SCRIPTS)
+quiz = {"styles": ["quiz.css"], "scripts": ["quiz.js"]}
+assert "</html>" in html_page({}, "bae_lens.quiz", "quiz.html", **quiz)
 assert {"synthetic-bae", "smollm2-clvq-vae", "minilm-clvq-vae"} <= set(list_configs())
 
 sae = SAE.load_from_disk(output)

@@ -204,9 +204,10 @@ def write_quiz(
     )
     html = html_page(
         {"quiz": key.quiz, **content},
+        "bae_lens.quiz",
         "quiz.html",
-        ["style.css", "quiz.css"],
-        ["elements.js", "quiz.js"],
+        styles=["quiz.css"],
+        scripts=["quiz.js"],
     )
     key.save(key_path(path))
     write_bytes(path, html.encode("utf-8"))

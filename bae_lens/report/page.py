@@ -19,8 +19,7 @@ logger = logging.getLogger(__name__)
 
 _LARGE = 10_000_000
 SCRIPTS = tuple(
-    f"{name}.js"
-    for name in ("elements", "charts", "data", "overview", "list", "latent", "sentences", "page")
+    f"{name}.js" for name in ("charts", "data", "overview", "list", "latent", "sentences", "page")
 )
 
 
@@ -84,7 +83,7 @@ def write_comparison(
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    html = html_page(content, "template.html", ["style.css"], SCRIPTS).encode("utf-8")
+    html = html_page(content, "bae_lens.report", "report.html", scripts=SCRIPTS).encode("utf-8")
     if len(html) > _LARGE:
         logger.warning(
             "%s is large: %.0f MB. Fewer examples, or shorter ones (n_left, n_right), make it smaller.",
