@@ -48,7 +48,7 @@ from torch import Tensor
 
 from bae_lens import TrainingBAE, TrainingBAEConfig
 from bae_lens.activations.replay import ReplayedActivations
-from bae_lens.architectures import bae as bae_module
+from bae_lens.architectures import bae_penalties
 from bae_lens.files.whole import write_text
 from bae_lens.nn import off_diagonal_covariance, sample_codes
 from bae_lens.nn.covariance import penalty as covariance
@@ -403,7 +403,7 @@ def end_to_end_part(args: argparse.Namespace) -> dict[str, Any]:
 
 def plain_covariance(is_plain: bool) -> Any:
     penalty = by_torch_cov if is_plain else off_diagonal_covariance
-    return patch.object(bae_module, "off_diagonal_covariance", penalty)
+    return patch.object(bae_penalties, "off_diagonal_covariance", penalty)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ with the ``transformer`` decoder also those of the tokens before it.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +25,7 @@ from bae_lens.architectures.clvq_vae_config import CLVQVAEConfig, TrainingCLVQVA
 from bae_lens.architectures.codebook_init import initial_codebook
 from bae_lens.architectures.cross_layer import CrossLayerSAE, is_hooked, masked, target_and_output
 from bae_lens.architectures.packed_rows import unpack_rows
-from bae_lens.architectures.saving import save_whole
+from bae_lens.architectures.saving import change_l0, save_whole
 from bae_lens.checks.fields import check, whole
 from bae_lens.checks.finite import check_finite_weights
 from bae_lens.nn import (
@@ -330,10 +329,7 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
 
     def _save_inference_model(self, folder: Path) -> tuple[Path, Path]:
         weights_path, cfg_path = super().save_inference_model(folder)
-        cfg = json.loads(cfg_path.read_text())
-        if cfg["metadata"].get("l0") is not None:
-            cfg["metadata"]["l0"] = 1.0
-            cfg_path.write_text(json.dumps(cfg))
+        change_l0(cfg_path, lambda _: 1.0)
         return weights_path, cfg_path
 
     @override

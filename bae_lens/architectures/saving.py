@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from bae_lens.files.whole import whole_folder
 
 
 def save_whole(path: str | Path, save: Callable[[Path], tuple[Path, Path]]) -> tuple[Path, Path]:
-    """An autoencoder's two files, which take the place of those that were there together.
+    """Save an autoencoder's two files so that they take the place of those that were there together.
 
     Args:
         path: of the folder; what else is in it stays.
@@ -23,3 +24,16 @@ def save_whole(path: str | Path, save: Callable[[Path], tuple[Path, Path]]) -> t
     with whole_folder(path, last=SAE_WEIGHTS_FILENAME) as folder:
         weights_path, cfg_path = save(folder)
     return Path(path) / weights_path.name, Path(path) / cfg_path.name
+
+
+def change_l0(cfg_path: Path, change: Callable[[float], float]) -> None:
+    """Correct ``metadata.l0`` in a config that SAELens wrote, where training recorded one.
+
+    Args:
+        cfg_path: of the config, which is written anew.
+        change: from what SAELens counted to what the saved autoencoder has.
+    """
+    cfg = json.loads(cfg_path.read_text())
+    if cfg["metadata"].get("l0") is not None:
+        cfg["metadata"]["l0"] = change(cfg["metadata"]["l0"])
+        cfg_path.write_text(json.dumps(cfg))

@@ -1,0 +1,194 @@
+"""Configuration of a BAE, for inference and for training, and what values it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sae_lens import SAEConfig, TrainingSAEConfig
+from typing_extensions import override
+
+from bae_lens.architectures.sae_fields import SAE_FIELDS, TRAINING_SAE_FIELDS
+from bae_lens.checks.fields import (
+    Number,
+    OneOf,
+    Rule,
+    check,
+    check_fields,
+    number_or_none,
+    positive,
+    whole,
+)
+from bae_lens.nn import SURROGATES, Surrogate
+
+_TRAINING_FIELDS: Mapping[str, Rule] = {
+    **TRAINING_SAE_FIELDS,
+    "surrogate": OneOf(SURROGATES),
+    "temperature": positive(),
+    "initial_firing_rate": Number(above=0, below=1, or_none=True),
+    "entropy_coefficient": Number(least=0),
+    "entropy_warm_up_steps": whole(0),
+    "entropy_start_step": whole(0),
+    "entropy_floor": Number(least=0),
+    "target_entropy": positive(
+        words=("d_in",), or_none=True, hint="bits per token; 'd_in' is one per input dimension"
+    ),
+    "target_unexplained_variance": Number(above=0, below=1, or_none=True),
+    "covariance_coefficient": Number(least=0),
+    "covariance_warm_up_steps": whole(0),
+    "max_density": Number(above=0, most=1, or_none=True),
+    "density_coefficient": Number(least=0),
+}
+
+
+@dataclass
+class BAEConfig(SAEConfig):
+    """Configuration class for a BAE; all its fields are those of ``SAEConfig``.
+
+    Raises:
+        ValueError: if a value is of another type than its field's or outside its range.
+    """
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "bae"
+
+    @override
+    def __post_init__(self) -> None:
+        check_fields(self, SAE_FIELDS)
+        super().__post_init__()
+
+
+@dataclass
+class TrainingBAEConfig(TrainingSAEConfig):
+    """Configuration class for training a BAE.
+
+    Coefficients are in SAELens' units: the reconstruction error is summed over d_in and averaged
+    over tokens. They refer to inputs of mean norm √d_in, which is why ``normalize_activations``
+    defaults to ``"expected_average_only_in"`` here (SAELens: ``"none"``): a one-bit code has no
+    magnitudes that could absorb another scale. Remember ``n_batches_for_norm_estimate``, whose
+    default of 1,000 batches draws four million tokens.
+
+    The fields of ``TrainingSAEConfig`` are inherited. With ``initial_firing_rate`` set, the decoder
+    starts at ``decoder_init_norm`` and is then scaled to fit the first batch.
+
+    Raises:
+        ValueError: if a value is of another type than its field's or outside its range.
+    """
+
+    normalize_activations: str = "expected_average_only_in"  # type: ignore[assignment]
+    """How SAELens scales the inputs; the default gives them mean norm √d_in."""
+
+    surrogate: Surrogate = "sigmoid"
+    """Gradient of the one-bit step: ``"sigmoid"``, ``"identity"`` (what the authors' release does in
+    effect) or ``"paper"`` (x(1 − x), as printed)."""
+
+    temperature: float = 0.5
+    """Width of the sigmoid surrogate."""
+
+    initial_firing_rate: float | None = number_or_none(0.04)
+    """Share of the first batch on which every bit fires at the start. On that batch the input is
+    centered, the encoder scaled to pre-activations of unit variance, the thresholds set, and the
+    decoder scaled to fit. dH/dp is 0 at p = 1/2, so a code that starts balanced hardly moves. None
+    starts as SAELens initializes."""
+
+    entropy_coefficient: float = 0.04
+    """Weight of the minibatch's marginal entropy, per bit. With a ``target_entropy`` it is only where
+    the weight starts from."""
+
+    entropy_warm_up_steps: int = 0
+    """Steps of linear warm-up of the entropy coefficient, from step 0."""
+
+    entropy_start_step: int = 0
+    """Steps before which the entropy term is off (the release: 500 epochs)."""
+
+    entropy_floor: float = 0.0
+    """The entropy term is off while the entropy is at or below this many bits (the release's
+    ``entropy_threshold``)."""
+
+    target_entropy: float | str | None = number_or_none("d_in", "d_in")
+    """Budget in bits per token that the entropy coefficient follows, up and down. ``"d_in"`` means one
+    bit per input dimension, None a fixed coefficient."""
+
+    target_unexplained_variance: float | None = number_or_none(None)
+    """The fidelity that the entropy coefficient follows instead: it rises while less than this share of
+    each minibatch's variance is left unexplained, and falls while more is. Needs
+    ``target_entropy=None``."""
+
+    covariance_coefficient: float = 0.0
+    """Weight of Σ_{i≠j} |C_ij|. Off by default: under an entropy budget it costs explained variance or
+    does nothing measurable on a language model (``benchmarks/bae_recipe.py``)."""
+
+    covariance_warm_up_steps: int = 0
+    """Steps of linear warm-up of the covariance coefficient."""
+
+    max_density: float | None = number_or_none(0.1)
+    """Bits that fire on more than this share of tokens are pushed back, from 0.8 of it on. None leaves
+    them alone."""
+
+    density_coefficient: float = 2.0
+    """Weight of that push, per unit of density and latent."""
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "bae"
+
+    @override
+    def __post_init__(self) -> None:
+        check_fields(self, _TRAINING_FIELDS)
+        super().__post_init__()
+        if self.target_unexplained_variance is not None and self.target_entropy is not None:
+            raise ValueError(
+                "The entropy coefficient can follow one target only: set target_entropy to None, or "
+                f"target_unexplained_variance; got {self.target_entropy!r} and "
+                f"{self.target_unexplained_variance}."
+            )
+
+    @property
+    def target_entropy_bits(self) -> float | None:
+        """``target_entropy`` as a number of bits per token, or None where there is no target."""
+        return float(self.d_in) if self.target_entropy == "d_in" else self.target_entropy  # type: ignore[return-value]
+
+    @classmethod
+    def paper(
+        cls, d_in: int, expansion: int = 4, entropy_start_step: int = 0, **overrides: Any
+    ) -> TrainingBAEConfig:
+        """The recipe of the authors' release, in SAELens' units.
+
+        α_e = α_c = 1e-7 of an element-mean loss (here times d_in), identity surrogate, fixed
+        coefficients, no calibration, no budget, no density cap, ``b_dec`` on the output only.
+        Train it with Adam at lr 5e-4, batch 512, for 2,000 epochs, the entropy term from epoch 500
+        on: give ``entropy_start_step`` as 500 × the number of batches in your data.
+
+        What differs from the release: its inputs are not normalised, where here they have mean norm
+        √d_in, so that the coefficients mean the same on every model (for the release's own, pass
+        ``normalize_activations="none"``); SAELens' trainer clips gradients at norm 1; weights start
+        as SAELens starts them (decoder Kaiming uniform, encoder its transpose) and not as
+        ``torch.nn.Linear`` does; the release's surrogate is g·(1 − g) of the upstream gradient g,
+        for whose small values ``"identity"`` stands in; and its entropy, log₂(p + 1e-10), pushes a
+        bit that is silent in the batch further off, where ours leaves it alone.
+
+        Args:
+            d_in: input dimension.
+            expansion: d_sae / d_in.
+            entropy_start_step: steps before which the entropy term is off.
+            **overrides: any field of this config.
+        """
+        d_in, expansion = check("d_in", d_in, whole(1)), check("expansion", expansion, whole(1))
+        recipe: dict[str, Any] = {
+            "d_in": d_in,
+            "d_sae": expansion * d_in,
+            "surrogate": "identity",
+            "initial_firing_rate": None,
+            "entropy_coefficient": 1e-7 * d_in,
+            "entropy_start_step": entropy_start_step,
+            "target_entropy": None,
+            "covariance_coefficient": 1e-7 * d_in,
+            "max_density": None,
+            "apply_b_dec_to_input": False,
+            "decoder_init_norm": None,
+        }
+        return cls(**(recipe | overrides))
