@@ -14,13 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
-from bae_lens.activations.hook_points import (
-    flat_heads,
-    hook_names,
-    output_is_decoded_code,
-    put_heads,
-    take_heads,
-)
+from bae_lens.activations.hook_points import put_heads, take_heads
 from bae_lens.activations.outlier_tokens import (
     METADATA_FIELD,
     OutlierTokens,
@@ -31,6 +25,9 @@ from bae_lens.activations.running_pass import PassTracker
 from bae_lens.activations.special_tokens import special_token_ids, special_token_mask
 from bae_lens.architectures.clvq_vae import only_tokens
 from bae_lens.checks.suggest import did_you_mean
+from bae_lens.dictionaries import Dictionary, flat_heads
+
+__all__ = ["attached"]
 
 Model = HookedSAETransformer | SAETransformerBridge
 
@@ -84,11 +81,12 @@ def attached(
             runs: if the tokens are not known, the activations are not as wide as the SAE or have no
             such head, or a decoder of whole sequences is given the last tokens of one only.
     """
+    dictionary = Dictionary(sae)
     special = special_token_ids(model, exclude_special_tokens)
-    outliers = _outliers(sae, exclude_outlier_tokens)
-    names = hook_names(sae)
+    outliers = _outliers_to_leave_alone(dictionary, exclude_outlier_tokens)
+    names = dictionary.hook_names
     path_in, path_out = (_path(model, name) for name in names)
-    _check_output(sae, sae.use_error_term if use_error_term is None else use_error_term)
+    _check_output(dictionary, sae.use_error_term if use_error_term is None else use_error_term)
     conversions = [
         getattr(get_deep_attr(model, path), "hook_conversion", None) for path in (path_in, path_out)
     ]
@@ -103,6 +101,7 @@ def attached(
             return None
         wrapper.__class__ = _Wrapper
         assert isinstance(wrapper, _Wrapper)
+        wrapper.dictionary = dictionary
         wrapper.tracker, wrapper.special, wrapper.outliers = tracker, special, outliers
         wrapper.hook_conversion = conversions[1]
         wrapper.reads_elsewhere = path_in != path_out
@@ -116,7 +115,7 @@ def attached(
         if tracker.running is not None:
             convert = conversions[0]
             acts = args[-1] if convert is None else convert.convert(args[-1])
-            tracker.running.captured = take_heads(acts, sae.cfg.metadata.hook_head_index)
+            tracker.running.captured = take_heads(acts, dictionary.head_index)
 
     tracker = PassTracker(model, prepare, path_out)
     with _as_before_afterwards(model, names[0], path_out):
@@ -137,6 +136,7 @@ def attached(
 class _Wrapper(_SAEWrapper):
     """SAELens' wrapper; the tokens that pass by the SAE are also hidden from it, and heads taken."""
 
+    dictionary: Dictionary
     tracker: PassTracker
     special: Sequence[int]
     outliers: OutlierTokens | None = None
@@ -148,7 +148,7 @@ class _Wrapper(_SAEWrapper):
     def forward(self, original_output: Tensor) -> Tensor:
         sae, convert = self.sae, self.hook_conversion
         # Of one head is what it reads; where that is not where it writes, it writes to all.
-        head = None if self.reads_elsewhere else sae.cfg.metadata.hook_head_index
+        head = None if self.reads_elsewhere else self.dictionary.head_index
         if sae.hook_z_reshaping_mode and head is None and not self.reads_elsewhere:
             # Puts heads side by side and takes them apart again by itself.
             return self._run(original_output)
@@ -159,7 +159,7 @@ class _Wrapper(_SAEWrapper):
 
     def _run(self, original_output: Tensor) -> Tensor:
         """Of activations ``[batch, pos, d]``."""
-        hook_in, hook_out = hook_names(self.sae)
+        hook_in, hook_out = self.dictionary.hook_names
         running = self.tracker.running
         if self.reads_elsewhere:
             self._captured_input = None if running is None else running.captured
@@ -168,12 +168,12 @@ class _Wrapper(_SAEWrapper):
                     f"The model came to {hook_out!r}, where the SAE writes, without having passed "
                     f"{hook_in!r}, which it reads."
                 )
-        if getattr(self.sae.cfg, "decoder", None) == "transformer" and running and running.has_past:
+        if self.dictionary.decodes_sequences and running and running.has_past:
             raise ValueError(
                 "The SAE decodes whole sequences, and a key-value cache hides from it the tokens "
                 "before the last: generate with use_past_kv_cache=False."
             )
-        _check_width(self._captured_input, original_output, self.sae)
+        _check_width(self._captured_input, original_output, self.dictionary)
         mask = self._special(original_output)
         if self.outliers is not None:
             outliers = self._outliers(self.outliers, original_output)
@@ -188,7 +188,7 @@ class _Wrapper(_SAEWrapper):
 
     def _outliers(self, outliers: OutlierTokens, written: Tensor) -> Tensor:
         """True where a token is an outlier at the hook point that is read or at the one written."""
-        hook_in, hook_out = hook_names(self.sae)
+        hook_in, hook_out = self.dictionary.hook_names
         mask = outliers.mask(written.flatten(2), hook_out)
         if self._captured_input is None:
             return mask
@@ -200,7 +200,7 @@ class _Wrapper(_SAEWrapper):
             return None
         running = self.tracker.running
         tokens = None if running is None else running.tokens
-        hook = hook_names(self.sae)[1]
+        hook = self.dictionary.hook_names[1]
         if tokens is None:
             raise ValueError(
                 f"The model came to {hook!r}, where an SAE is attached, without token ids, and which "
@@ -211,17 +211,19 @@ class _Wrapper(_SAEWrapper):
             raise ValueError(
                 f"Activations at {hook!r} have shape {tuple(activations.shape)}, and the model's "
                 f"tokens have shape {tuple(tokens.shape)}: an SAE is attached to hook points with one "
-                "vector a token."
+                "vector per token."
             )
         return special_token_mask(tokens, self.special).to(activations.device)
 
 
-def _outliers(sae: SAE[Any], exclude: bool | float | OutlierTokens) -> OutlierTokens | None:
+def _outliers_to_leave_alone(
+    dictionary: Dictionary, exclude: bool | float | OutlierTokens
+) -> OutlierTokens | None:
     """Which tokens are outliers, where they are to be left alone."""
     multiple = multiple_of(exclude)
     if multiple is None:
         return None
-    names = dict.fromkeys(hook_names(sae))
+    names = dict.fromkeys(dictionary.hook_names)
     if isinstance(exclude, OutlierTokens):
         missing = [name for name in names if name not in exclude.reference_norms]
         if missing:
@@ -230,7 +232,7 @@ def _outliers(sae: SAE[Any], exclude: bool | float | OutlierTokens) -> OutlierTo
                 "or writes."
             )
         return exclude
-    saved = saved_outlier_tokens(sae, names, multiple)
+    saved = saved_outlier_tokens(dictionary.source, names, multiple)
     if saved is None:
         raise ValueError(
             f"The SAE was saved without reference norms (metadata.{METADATA_FIELD}), so outliers "
@@ -255,14 +257,13 @@ def _path(model: Model, name: str) -> str:
     )
 
 
-def _check_width(captured: Tensor | None, written: Tensor, sae: SAE[Any]) -> None:
+def _check_width(captured: Tensor | None, written: Tensor, dictionary: Dictionary) -> None:
     """Refuse activations that are not as wide as what the SAE reads and writes."""
-    d_out = getattr(sae.cfg, "d_out", None) or sae.cfg.d_in
     read = written if captured is None else captured
     if written.ndim == 4:
         return  # Its heads are for the SAE itself to take.
-    sides = ((read, sae.cfg.d_in, "reads"), (written, d_out, "writes"))
-    for (acts, width, verb), hook in zip(sides, hook_names(sae), strict=True):
+    sides = ((read, dictionary.d_in, "reads"), (written, dictionary.d_out, "writes"))
+    for (acts, width, verb), hook in zip(sides, dictionary.hook_names, strict=True):
         if acts.shape[-1] != width:
             raise ValueError(
                 f"Activations at {hook!r} have width {acts.shape[-1]}, and the SAE {verb} width "
@@ -270,10 +271,11 @@ def _check_width(captured: Tensor | None, written: Tensor, sae: SAE[Any]) -> Non
             )
 
 
-def _check_output(sae: SAE[Any], use_error_term: bool) -> None:
-    if output_is_decoded_code(sae):
+def _check_output(dictionary: Dictionary, use_error_term: bool) -> None:
+    """Refuse an SAE that writes something else than what SAELens decodes from its code."""
+    if dictionary.output_is_decoded_code:
         return
-    if not hasattr(sae, "W_skip"):
+    if not dictionary.has_skip:
         raise ValueError(
             "With decoder_memory='encoder' the reconstruction is not a function of the codes, so the "
             "SAE cannot be attached. Train with decoder_memory='codes'."

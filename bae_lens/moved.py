@@ -28,7 +28,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "evals.concept_ablation.probes": ("concept_ablation.probes", "stats"),
     "evals.held_out": ("activations.held_out",),
     "evals.text_batch": ("activations.text_batch",),
-    "hook_points": ("activations.hook_points",),
+    "hook_points": ("activations.hook_points", "dictionaries"),
     "interp": ("examples", "scoring"),
     "interp.comsem": ("scoring.comsem",),
     "interp.endpoint": ("scoring.judges.endpoint",),

@@ -1,9 +1,7 @@
-"""Where an SAE reads and where it writes, the heads there, and how wide it is."""
+"""Where an SAE reads and where it writes in a model, the heads there, and how wide it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,15 +23,6 @@ def hook_names(sae: SAE[Any]) -> tuple[str, str]:
     if metadata.hook_name is None:
         raise ValueError("The SAE's metadata names no hook point (metadata.hook_name).")
     return metadata.hook_name, metadata.hook_name_out or metadata.hook_name
-
-
-def output_is_decoded_code(sae: SAE[Any]) -> bool:
-    """Whether ``decode(encode(x))`` is all of ``sae(x)``.
-
-    It is not for SAELens' skip transcoders, whose ``decode`` leaves the skip connection out, nor for
-    a CLVQ-VAE with ``decoder_memory="encoder"``.
-    """
-    return not hasattr(sae, "W_skip") and getattr(sae.cfg, "decoder_memory", "codes") == "codes"
 
 
 def take_heads(activations: Tensor, head_index: int | None) -> Tensor:
@@ -60,19 +49,6 @@ def put_heads(activations: Tensor, new: Tensor, head_index: int | None) -> Tenso
     activations = activations.clone()
     activations[:, :, head_index] = new
     return activations
-
-
-@contextmanager
-def flat_heads(sae: SAE[Any]) -> Iterator[None]:
-    """Let an SAE of ``hook_z`` take its heads flattened, as a store gives them."""
-    if not sae.hook_z_reshaping_mode:
-        yield
-        return
-    sae.turn_off_forward_pass_hook_z_reshaping()
-    try:
-        yield
-    finally:
-        sae.turn_on_forward_pass_hook_z_reshaping()
 
 
 def hook_shape(model: HookedRootModule, hook_name: str, **model_kwargs: Any) -> torch.Size:

@@ -2,7 +2,8 @@
 
 ``bae`` (with ``bae_config``, ``bae_training``, ``bae_penalties``, ``bae_polarity``), ``clvq_vae``
 (with ``clvq_vae_config``) and ``topk_transcoder``; beside them what several of them share:
-``cross_layer`` and ``packed_rows`` for two hook points, ``codebook_init``, ``sae_fields``, ``saving``.
+``code_kind``, by which each says what its code is made of, ``cross_layer`` and ``packed_rows`` for two hook
+points, ``codebook_init``, ``sae_fields``, ``saving``.
 """
 
 from typing import Any

@@ -10,6 +10,7 @@ from sae_lens import SAE
 from torch import Tensor, nn
 from typing_extensions import override
 
+from bae_lens.architectures.code_kind import ONE_BIT
 from bae_lens.architectures.saving import save_whole
 from bae_lens.checks.finite import check_finite_weights
 
@@ -19,6 +20,7 @@ class OneBitSAE(SAE[Any]):
 
     b_enc: nn.Parameter
     scale: Tensor
+    code_kind = ONE_BIT
 
     @override
     def initialize_weights(self) -> None:

@@ -12,6 +12,7 @@ from sae_lens import SAE
 from torch import Tensor
 from typing_extensions import override
 
+from bae_lens.architectures.code_kind import ONE_HOT
 from bae_lens.architectures.cross_layer import CrossLayerSAE
 from bae_lens.nn import (
     AdaptiveResidualEncoder,
@@ -29,6 +30,7 @@ class CLVQVAEBase(CrossLayerSAE):
     # A buffer of the inference class; in training it is the quantiser that has it.
     codebook: Tensor
     scale: Tensor
+    code_kind = ONE_HOT
     _valid: Tensor | None = None
 
     @override
@@ -87,6 +89,28 @@ class CLVQVAEBase(CrossLayerSAE):
         return (-self.codebook.square().sum(1) / 2).to(self.dtype)
 
     # Encoding and decoding
+
+    @property
+    def decodes_sequences(self) -> bool:
+        """Whether the tokens of a sequence are decoded together."""
+        return self.cfg.decoder == "transformer"
+
+    @property
+    def output_is_decoded_code(self) -> bool:
+        """Whether the reconstruction is a function of the codes alone."""
+        return self.cfg.decoder_memory == "codes"
+
+    def code_distances(
+        self, x: Float[Tensor, "*batch d_in"], among: Int[Tensor, " k"] | None = None
+    ) -> Float[Tensor, "*batch k"]:
+        """Squared distances from each encoded token to codes, in float32.
+
+        Args:
+            x: activations at the lower hook point.
+            among: ids of the codes; all if omitted.
+        """
+        codes = self.codebook if among is None else self.codebook[among]
+        return squared_distances(self.encoder(self.process_sae_in(x)), codes)
 
     def code_indices(self, x: Float[Tensor, "*batch d_in"]) -> Int[Tensor, "*batch"]:
         """Which code each token has: the nearest."""
@@ -193,5 +217,6 @@ class CLVQVAEBase(CrossLayerSAE):
 @contextmanager
 def only_tokens(sae: SAE[Any], valid: Bool[Tensor, "*batch"] | None) -> Iterator[None]:
     """``sae.only_tokens(valid)`` where an SAE has it: where tokens do not see each other, none."""
-    with sae.only_tokens(valid) if isinstance(sae, CLVQVAEBase) else nullcontext():
+    hide_others: Any = getattr(sae, "only_tokens", None)
+    with nullcontext() if hide_others is None else hide_others(valid):
         yield

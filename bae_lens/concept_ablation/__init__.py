@@ -11,12 +11,12 @@ The data's way: ``labelled_texts`` → ``texts`` → ``passes`` → ``probes`` a
 """
 
 from bae_lens.activations.labelled_texts import LabelledTexts
-from bae_lens.concept_ablation.concepts import Clusters
 from bae_lens.concept_ablation.measure import ablate
 from bae_lens.concept_ablation.result import AblationRow, ConceptAblationResult, SalientTokens
 from bae_lens.concept_ablation.run import concept_ablation
 from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.concept_ablation.task import AblationTask
+from bae_lens.dictionaries import Clusters
 
 __all__ = [
     "AblationRow",

@@ -7,20 +7,16 @@ is a direction already: a row of the decoder or a column of the encoder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE
-from sklearn.cluster import KMeans
 from torch import Tensor
 
-from bae_lens.activations.hook_points import flat_heads, hook_names
-from bae_lens.checks.fields import check, whole
-from bae_lens.evals.summarise import decoder_vectors, is_one_bit, is_one_hot
-from bae_lens.fingerprint import weights_sha256
-from bae_lens.nn import squared_distances
+from bae_lens.dictionaries import Clusters, Dictionary
+
+__all__ = ["Clusters", "Concepts", "TokenSample", "Vectors", "describe"]
 
 Vectors = Literal["decoder", "encoder"]
 
@@ -71,48 +67,6 @@ class Concepts(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Clusters:
-    """Centroids of activations as a dictionary: the concepts of k-means, or of any clustering.
-
-    Attributes:
-        centroids: a token's cluster is that of the nearest one.
-        hook_name: of the activations.
-        name: for tables.
-    """
-
-    centroids: Float[Tensor, "n d"]
-    hook_name: str
-    name: str = "k-means"
-
-    @classmethod
-    def fit(cls, x: Float[Tensor, "m d"], n: int, hook_name: str, seed: int = 0) -> Clusters:
-        """k-means (scikit-learn, k-means++, one start).
-
-        Raises:
-            ValueError: if there are fewer activations than clusters.
-        """
-        n, seed = check("n", n, whole(1)), check("seed", seed, whole(0, 2**32 - 1))
-        if len(x) < n:
-            raise ValueError(f"{n} clusters need at least {n} activations; got {len(x)}.")
-        kmeans = KMeans(n, n_init=1, random_state=seed)  # pyright: ignore[reportArgumentType]
-        kmeans.fit(x.float().cpu().numpy())
-        return cls(torch.from_numpy(kmeans.cluster_centers_), hook_name)
-
-
-def dictionary_hooks(dictionary: SAE[Any] | Clusters) -> tuple[str, str]:
-    """Hook points that a dictionary reads and writes; of clusters the same."""
-    if isinstance(dictionary, Clusters):
-        return dictionary.hook_name, dictionary.hook_name
-    return hook_names(dictionary)
-
-
-def dictionary_sha256(dictionary: SAE[Any] | Clusters) -> str:
-    """Which weights, or centroids, these are: see ``bae_lens.fingerprint``."""
-    is_clusters = isinstance(dictionary, Clusters)
-    return weights_sha256({"centroids": dictionary.centroids} if is_clusters else dictionary)
-
-
 def describe(
     dictionary: SAE[Any] | Clusters,
     sample: TokenSample,
@@ -132,44 +86,40 @@ def describe(
         ValueError: if the activations have another width than the dictionary's, or it has no
             vectors of that kind.
     """
-    d_in = (
-        dictionary.centroids.shape[1] if isinstance(dictionary, Clusters) else dictionary.cfg.d_in
-    )
-    if sample.lower.shape[1] != d_in:
+    adapter = Dictionary(dictionary)
+    if sample.lower.shape[1] != adapter.d_in:
         raise ValueError(
-            f"The dictionary reads activations of width {d_in}; those at its hook point have "
+            f"The dictionary reads activations of width {adapter.d_in}; those at its hook point have "
             f"{sample.lower.shape[1]}."
         )
-    if isinstance(dictionary, Clusters) or is_one_hot(dictionary):
-        return _Codes(dictionary, sample, name)
-    return _Latents(dictionary, sample, vectors, name)
+    if adapter.kind.is_one_hot:
+        return _Codes(adapter, sample, name)
+    return _Latents(adapter, sample, vectors, name)
 
 
 class _Codes:
-    """Of a CLVQ-VAE, a VQ-VAE or clusters."""
+    """The concepts of a CLVQ-VAE, a VQ-VAE or clusters."""
 
-    def __init__(
-        self, dictionary: SAE[Any] | Clusters, sample: TokenSample, name: str | None
-    ) -> None:
+    def __init__(self, dictionary: Dictionary, sample: TokenSample, name: str | None) -> None:
         self._dictionary = dictionary
-        is_sae = isinstance(dictionary, SAE)
-        own = dictionary.cfg.architecture() if is_sae else dictionary.name
-        self.name = own if name is None else name
-        n = dictionary.cfg.d_sae if is_sae else len(dictionary.centroids)
+        self.name = dictionary.name if name is None else name
+        n = dictionary.n_latents
         self.in_use = torch.arange(n)
         codes = self.active(sample.lower, 1)[:, 0]
         counts = torch.bincount(codes, minlength=n)
         # From here on a token has the nearest of the codes that there are tokens to describe.
         self.in_use = counts.nonzero()[:, 0]
-        self._lower = (
-            _means(sample.lower, codes, counts) if is_sae else dictionary.centroids.float().cpu()
-        )
-        hook_in, hook_out = dictionary_hooks(dictionary)
+        is_clusters = isinstance(dictionary.source, Clusters)
         with torch.no_grad():
+            # A centroid lies among the activations themselves, a code where the encoder puts them.
+            self._lower = (
+                dictionary.codebook.cpu() if is_clusters else _means(sample.lower, codes, counts)
+            )
             # A dictionary that writes elsewhere says nothing of this hook point, but its tokens do.
+            is_written = dictionary.hook_names[1] == sample.hook_names[1]
             self._upper = (
-                dictionary.W_dec.float().cpu()
-                if is_sae and hook_out == sample.hook_names[1] != hook_in
+                dictionary.decoder_vectors.float().cpu()
+                if is_written and dictionary.writes_elsewhere
                 else _means(sample.upper, codes, counts)
             )
 
@@ -177,13 +127,7 @@ class _Codes:
     def active(self, x: Tensor, k: int) -> Tensor:
         parts = []
         for part in x.split(_CHUNK):
-            if isinstance(self._dictionary, SAE):
-                sae: Any = self._dictionary
-                z = sae.encoder(sae.process_sae_in(part.to(sae.device, sae.dtype)))
-                codebook = sae.codebook
-            else:
-                z, codebook = part, self._dictionary.centroids.float()
-            distances = squared_distances(z, codebook[self.in_use.to(codebook.device)])
+            distances = self._dictionary.code_distances(part, self.in_use)
             nearest = distances.topk(min(k, len(self.in_use)), largest=False).indices.cpu()
             parts.append(self.in_use[nearest])
         return torch.cat(parts)
@@ -194,25 +138,25 @@ class _Codes:
 
 
 class _Latents:
-    """Of an SAE, a transcoder or a BAE."""
+    """The concepts of an SAE, a transcoder or a BAE."""
 
     def __init__(
-        self, sae: SAE[Any], sample: TokenSample, vectors: Vectors, name: str | None
+        self, dictionary: Dictionary, sample: TokenSample, vectors: Vectors, name: str | None
     ) -> None:
-        self._sae = sae
-        self._is_one_bit = is_one_bit(sae)
-        self.name = sae.cfg.architecture() if name is None else name
-        hook_in, hook_out = hook_names(sae)
-        encoder: Tensor | None = getattr(sae, "W_enc", None)
+        self._dictionary = dictionary
+        self._is_one_bit = dictionary.kind.is_one_bit
+        self.name = dictionary.name if name is None else name
+        encoder = dictionary.encoder_vectors
         # A decoder that writes elsewhere says nothing about the hook point that is read.
-        is_encoder = vectors == "encoder" or hook_in != hook_out
+        is_encoder = vectors == "encoder" or dictionary.writes_elsewhere
         if is_encoder and encoder is None:
             raise ValueError(f"{self.name} has no encoder vectors (W_enc); set vectors='decoder'.")
         with torch.no_grad():
-            decoder = decoder_vectors(sae).float().cpu()
-            self._lower = encoder.float().cpu().T if is_encoder and encoder is not None else decoder
-            self._upper = decoder if hook_out == sample.hook_names[1] else None
-            fired = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
+            decoder = dictionary.decoder_vectors.float().cpu()
+            self._lower = encoder.float().cpu() if is_encoder and encoder is not None else decoder
+            is_written = dictionary.hook_names[1] == sample.hook_names[1]
+            self._upper = decoder if is_written else None
+            fired = torch.zeros(dictionary.n_latents, dtype=torch.int64)
             for part in sample.lower.split(_CHUNK):
                 fired += (self._encode(part) != 0).sum(0)
         self.in_use = fired.nonzero()[:, 0]
@@ -224,15 +168,13 @@ class _Latents:
             self._strength = decoder.norm(dim=1)
 
     def _encode(self, x: Tensor) -> Tensor:
-        with flat_heads(self._sae):
-            acts = self._sae.encode(x.to(self._sae.device, self._sae.dtype))
-        acts = acts if acts.layout == torch.strided else acts.to_dense()
+        acts = self._dictionary.encode(x.to(self._dictionary.dtype))
         return (acts != 0 if self._is_one_bit else acts).float().cpu()
 
     @torch.no_grad()
     def active(self, x: Tensor, k: int) -> Tensor:
         """By activation times length of the decoder's row; bits by their surprise −log2(rate)."""
-        k = min(k, self._sae.cfg.d_sae)
+        k = min(k, self._dictionary.n_latents)
         best = [(self._encode(part) * self._strength).topk(k) for part in x.split(_CHUNK)]
         values = torch.cat([part.values for part in best])
         return torch.cat([part.indices for part in best]).where(values > 0, -1)
@@ -248,5 +190,6 @@ class _Latents:
 
 
 def _means(x: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
+    """Mean activation of each code's tokens, ``[n_codes, d]``; zeros where it has none."""
     total = torch.zeros(len(counts), x.shape[1]).index_add_(0, codes, x.float().cpu())
     return total / counts.clamp(min=1)[:, None]

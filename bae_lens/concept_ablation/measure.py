@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from bae_lens.concept_ablation import result as names
-from bae_lens.concept_ablation.concepts import Clusters, Concepts, describe, dictionary_sha256
+from bae_lens.concept_ablation.concepts import Concepts, describe
 from bae_lens.concept_ablation.interventions import (
     Outcome,
     ablate_passes,
@@ -23,6 +23,7 @@ from bae_lens.concept_ablation.rationales import concepts_in_evidence, salient_t
 from bae_lens.concept_ablation.removals import EqualNorm, Leace, Removal, Subspace, leace_fitters
 from bae_lens.concept_ablation.result import AblationRow, ConceptAblationResult
 from bae_lens.concept_ablation.task import AblationTask
+from bae_lens.dictionaries import Clusters, Dictionary
 
 
 def ablate(
@@ -74,7 +75,7 @@ def ablate(
         n_outlier_tokens=task.reader.n_outliers,
         ordinary_ce=_mean_or_none(ordinary_losses(task, None)),
         concept_in_evidence=concepts_in_evidence(task, concepts, ids),
-        weights_sha256=dictionary_sha256(dictionary),
+        weights_sha256=Dictionary(dictionary).weights_sha256,
     )
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from sae_lens import SAE
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens.concept_ablation.concepts import Clusters, dictionary_hooks
 from bae_lens.concept_ablation.measure import ablate
 from bae_lens.concept_ablation.result import ConceptAblationResult
 from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.concept_ablation.task import AblationTask
+from bae_lens.dictionaries import Clusters, Dictionary
 
 
 def concept_ablation(
@@ -81,8 +81,8 @@ def probed_hooks(
 ) -> tuple[str, str]:
     """Where a dictionary's concepts are read, and where the probe reads: ``hook_name_out``, or where the
     dictionary writes; if it writes where it reads, the same point of the last block, if that is in one."""
-    hook_in, own_out = dictionary_hooks(dictionary)
+    hook_in, written = Dictionary(dictionary).hook_names
     last = re.sub(r"^blocks\.\d+\.", f"blocks.{model.cfg.n_layers - 1}.", hook_in)
     if hook_name_out is None:
-        hook_name_out = own_out if own_out != hook_in else last
+        hook_name_out = written if written != hook_in else last
     return hook_in, hook_name_out

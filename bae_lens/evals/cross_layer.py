@@ -18,12 +18,7 @@ from torch.nn.functional import cosine_similarity
 from tqdm.auto import tqdm
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens.activations.hook_points import (
-    flat_heads,
-    hook_names,
-    output_is_decoded_code,
-    take_heads,
-)
+from bae_lens.activations.hook_points import take_heads
 from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.activations.text_batch import (
     READ_AGAIN,
@@ -32,8 +27,7 @@ from bae_lens.activations.text_batch import (
     read_hooks,
     text_of,
 )
-from bae_lens.architectures.clvq_vae import only_tokens
-from bae_lens.architectures.cross_layer import CrossLayerSAE
+from bae_lens.dictionaries import Dictionary
 from bae_lens.evals.codebook_use import CodebookUse
 from bae_lens.evals.reconstruction import (
     Continuation,
@@ -56,8 +50,8 @@ def evaluates_here(sae: SAE[Any]) -> bool:
     It compares the output with the input and puts it back where the input came from, and lets a
     decoder over whole sequences see special tokens.
     """
-    hook_in, hook_out = hook_names(sae)
-    return hook_in != hook_out or isinstance(sae, CrossLayerSAE)
+    dictionary = Dictionary(sae)
+    return dictionary.writes_elsewhere or dictionary.is_cross_layer
 
 
 class _Seen(NamedTuple):
@@ -107,20 +101,19 @@ class CrossLayerEvaluation:
         outliers: OutlierTokens | None = None,
     ) -> None:
         self.sae, self.store, self.model = sae, store, model
+        self.dictionary = dictionary = Dictionary(sae, activation_scaler)
         self.outliers = outliers
         self.n_counted = self.n_outliers = 0
-        self.scaler, self.model_kwargs = activation_scaler, model_kwargs
+        self.model_kwargs = model_kwargs
         self.special_tokens, self.verbose = special_tokens, verbose
         self._reads_again = False
-        self.hook_names = hook_names(sae)
-        same = self.hook_names[0] == self.hook_names[1]
-        if activation_scaler.whitening is not None and not same:
+        self.hook_names = dictionary.hook_names
+        if activation_scaler.whitening is not None and dictionary.writes_elsewhere:
             raise ValueError(
                 "The activations of one hook point cannot be unwhitened with the covariance of "
                 "another. Evaluate with normalize_activations='none'."
             )
-        head_index = sae.cfg.metadata.hook_head_index
-        self.head_indices = (head_index, head_index if same else None)
+        self.head_indices = dictionary.head_indices
 
     @torch.no_grad()
     def run(self, config: EvalConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -252,20 +245,13 @@ class CrossLayerEvaluation:
     @torch.no_grad()
     def _code(self, inputs: Tensor, targets: Tensor, valid: Tensor) -> _Seen:
         """What the SAE makes of activations; tokens that do not count are hidden from a decoder."""
-        sae = self.sae
-        x = self.scaler.scale(inputs).to(sae.device)
-        with only_tokens(sae, valid), flat_heads(sae):
-            acts = sae.encode(x)
-            outputs = sae.decode(acts) if output_is_decoded_code(sae) else sae(x)
-        if acts.layout != torch.strided:
-            acts = acts.to_dense()
+        acts, outputs = self.dictionary.reconstruct(inputs, valid)
         if outputs.shape != targets.shape:
             raise ValueError(
                 f"The SAE writes activations of width {outputs.shape[-1]}; those at "
                 f"{self.hook_names[1]!r} have width {targets.shape[-1]}."
             )
-        outputs = self.scaler.unscale(outputs.to(targets.device))
-        return _Seen(inputs, targets, acts, outputs)
+        return _Seen(inputs, targets, acts, outputs.to(targets.device))
 
     def _outliers_in(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """True where a token is an outlier at either hook point."""

@@ -12,12 +12,20 @@ from sae_lens.evals import ExplainedVarianceCalculator
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
-from bae_lens.activations.hook_points import flat_heads
-from bae_lens.architectures.bae import BAE
 from bae_lens.checks.fields import Number, check, whole
+from bae_lens.dictionaries import Dictionary, decoder_vectors, is_one_bit, is_one_hot
 from bae_lens.evals.code_statistics import CodeStatistics, CodeSummary
 from bae_lens.evals.magnitudes import MAX_BITS, MagnitudeQuantiser
 from bae_lens.evals.outliers import OutlierScores
+
+__all__ = [
+    "CodeEvaluation",
+    "Reconstructed",
+    "decoder_vectors",
+    "is_one_bit",
+    "is_one_hot",
+    "summarise_code",
+]
 
 
 class Reconstructed(NamedTuple):
@@ -89,42 +97,33 @@ def summarise_code(
     code: CodeStatistics | None = None
     plain, quantised = ExplainedVarianceCalculator(), ExplainedVarianceCalculator()
     quantiser: MagnitudeQuantiser | None = None
-    scaler = activation_scaler or ActivationScaler()
-    with flat_heads(sae):
-        for batch in activations:
-            given = isinstance(batch, Reconstructed)
-            acts = sae.encode(scaler.scale(batch.inputs if given else batch))
-            targets = batch.targets if given else batch
-            if acts.layout != torch.strided:
-                acts = acts.to_dense()
-            outputs = batch.outputs if given else scaler.unscale(sae.decode(acts))
-            if outlier_scores is not None:
-                inputs = batch.inputs if given else batch
-                kept = outlier_scores.kept(inputs, targets, acts, outputs)
-                if not kept.any():
-                    continue
-                if not kept.all():
-                    acts, targets, outputs = (
-                        x[kept.to(x.device)] for x in (acts, targets, outputs)
-                    )
-            if code is None:
-                if magnitude_bits is not None and not is_one_bit(sae) and (acts != 0).any():
-                    quantiser = MagnitudeQuantiser.fit(acts, decoder_vectors(sae), magnitude_bits)
-                code = CodeStatistics(
-                    sae.cfg.d_sae,
-                    pair_counts,
-                    sae.flipped if isinstance(sae, BAE) else None,
-                    minibatch_size,
-                    quantiser,
-                )
-            code.update(acts)
-            plain.add_batch(sae_output=outputs, hidden_acts=targets)
-            if quantiser is not None:
-                restored = scaler.unscale(sae.decode(quantiser.quantise(acts)))
-                if given:
-                    # What the output has beside the decoded code: a skip connection, or nothing.
-                    restored = restored + (outputs - scaler.unscale(sae.decode(acts)))
-                quantised.add_batch(sae_output=restored, hidden_acts=targets)
+    dictionary = Dictionary(sae, activation_scaler or ActivationScaler())
+    for batch in activations:
+        is_given = isinstance(batch, Reconstructed)
+        inputs, targets = (batch.inputs, batch.targets) if is_given else (batch, batch)
+        acts = dictionary.encode(inputs)
+        outputs = batch.outputs if is_given else dictionary.decode(acts)
+        if outlier_scores is not None:
+            kept = outlier_scores.kept(inputs, targets, acts, outputs)
+            if not kept.any():
+                continue
+            if not kept.all():
+                acts, targets, outputs = (x[kept.to(x.device)] for x in (acts, targets, outputs))
+        if code is None:
+            has_magnitudes = dictionary.kind.is_real_valued and bool((acts != 0).any())
+            if magnitude_bits is not None and has_magnitudes:
+                quantiser = MagnitudeQuantiser.fit(acts, dictionary.decoder_vectors, magnitude_bits)
+            code = CodeStatistics(
+                dictionary.n_latents, pair_counts, dictionary.flipped, minibatch_size, quantiser
+            )
+        code.update(acts)
+        plain.add_batch(sae_output=outputs, hidden_acts=targets)
+        if quantiser is not None:
+            restored = dictionary.decode(quantiser.quantise(acts))
+            if is_given:
+                # What the output has beside the decoded code: a skip connection, or nothing.
+                restored = restored + (outputs - dictionary.decode(acts))
+            quantised.add_batch(sae_output=restored, hidden_acts=targets)
     if code is None:
         raise ValueError("There are no activations to summarise a code over.")
     return CodeEvaluation(
@@ -132,21 +131,3 @@ def summarise_code(
         plain.compute(),
         None if quantiser is None else quantised.compute(),
     )
-
-
-def is_one_bit(sae: SAE[Any]) -> bool:
-    """Whether each latent of an SAE has one value only where it fires, by its architecture."""
-    return sae.cfg.architecture() == "bae" or is_one_hot(sae)
-
-
-def is_one_hot(sae: SAE[Any]) -> bool:
-    """Whether one latent of an SAE fires for each token, by its architecture."""
-    return sae.cfg.architecture() == "clvq_vae"
-
-
-def decoder_vectors(sae: SAE[Any]) -> Tensor:
-    """What the activations of an SAE are multiplied by, ``[d_sae, d_in]``."""
-    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
-        # They include the norms of the decoder already; SAELens divides by them when decoding.
-        return torch.nn.functional.normalize(sae.W_dec, dim=1)
-    return sae.W_dec

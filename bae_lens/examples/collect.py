@@ -18,7 +18,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_batch import MaskedTextStore
-from bae_lens.concept_ablation.concepts import Clusters
+from bae_lens.dictionaries import Clusters
 from bae_lens.evals.outliers import outlier_tokens_of, warn_of_many
 from bae_lens.examples.coder import Coder
 from bae_lens.examples.corpus import NOTHING, Texts, TokenBlock, place_dtype, token_blocks

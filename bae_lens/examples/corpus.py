@@ -26,7 +26,7 @@ from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.activations.text_batch import MaskedTextStore, TextBatch, read_hooks
 from bae_lens.activations.text_store import Progress
 from bae_lens.activations.texts import check_text
-from bae_lens.concept_ablation.concepts import Clusters
+from bae_lens.dictionaries import Clusters
 from bae_lens.examples.coder import Coder
 from bae_lens.examples.records import EvidenceSettings
 
@@ -43,11 +43,11 @@ class TokenBlock:
     """Tokens that count, in the order they are read.
 
     Attributes:
-        firings: sparse matrix ``[n, n_latents]``, see ``Coder.encode``.
+        firings: sparse matrix ``[n, n_latents]``, see ``Coder.firings``.
         tokens: ``[n]``, ids.
         places: ``[n]``, see ``place_dtype``.
         classes: ``[n]``, class of each token's text; −1 without labels.
-        margins: ``[n, n_latents]``, of bits, see ``Coder.encode_with_margins``; None of other codes.
+        margins: ``[n, n_latents]``, of bits, see ``Coder.firings_with_margins``; None of other codes.
         n_left_out: ``[n]``, outlier tokens between each and the one before; None where none are left
             out.
     """
@@ -238,7 +238,7 @@ def _pieces(
         places = np.empty(len(rows), dtype=place_dtype(settings))
         places["text"], places["position"] = text_of_row[rows], positions
         places["window"] = _windows(batch, settings)[rows, positions]
-        firings, margins = coder.encode_with_margins(x)
+        firings, margins = coder.firings_with_margins(x)
         yield TokenBlock(
             firings,
             batch.tokens[batch.valid].cpu().numpy(),
@@ -317,18 +317,17 @@ def _store_of(
     are_labelled: bool,
 ) -> ActivationsStore | MaskedTextStore:
     """Of a dataset or its name, as the dictionary was trained, or with each text by itself."""
-    own = coder.dictionary
+    dictionary = coder.source
     is_list = isinstance(source, list)
-    if not (isinstance(own, Clusters) or are_labelled or is_list):
-        return held_out_store(own, model, source, settings.batch_size)
+    if not (isinstance(dictionary, Clusters) or are_labelled or is_list):
+        return held_out_store(dictionary, model, source, settings.batch_size)
     if source is None:
         raise ValueError(
             "Texts are read by themselves, with labels and for clusters: give a dataset or a list of "
             "texts; got None."
         )
     n_ctx: int = model.cfg.n_ctx  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
-    trained_on = None if isinstance(own, Clusters) else own.cfg.metadata.context_size
-    context_size = min(trained_on or n_ctx, n_ctx)
+    context_size = min(coder.context_size or n_ctx, n_ctx)
     return SentenceStore(model, source, [coder.hook_name], context_size=context_size)
 
 

@@ -19,7 +19,7 @@ from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_batch import read_hooks
 from bae_lens.checks.fields import check, whole
-from bae_lens.concept_ablation.concepts import Clusters
+from bae_lens.dictionaries import Clusters
 from bae_lens.examples.coder import Coder
 from bae_lens.examples.corpus import Texts
 from bae_lens.examples.records import Evidence, check_evidence_of
@@ -100,7 +100,7 @@ def collect_sentences(
         tokens, counts = batch.tokens[0, :n_tokens], batch.valid[0, :n_tokens]
         if outliers is not None:
             counts = counts & ~outliers.mask(x, coder.hook_name).to(counts.device)
-        coded = iter(strongest(coder.encode(x[counts.to(x.device)])) if counts.any() else ())
+        coded = iter(strongest(coder.firings(x[counts.to(x.device)])) if counts.any() else ())
         of_tokens = [next(coded) if is_counted else ((), ()) for is_counted in counts.tolist()]
         sentences.append(
             CodedSentence(
@@ -131,7 +131,7 @@ class _Strongest:
             self._surprises = -np.log2(np.maximum(rates, 1 / evidence.n_tokens))
 
     def __call__(self, firings: Any) -> list[tuple[tuple[tuple[int, float], ...], tuple[int, ...]]]:
-        """Of the rows of what ``Coder.encode`` gives, and all others that fire."""
+        """Of the rows of what ``Coder.firings`` gives, and all others that fire."""
         return [
             self._of(firings.indices[begin:end].astype(np.int64), firings.data[begin:end])
             for begin, end in zip(firings.indptr[:-1], firings.indptr[1:], strict=True)

@@ -11,7 +11,8 @@ from sae_lens import SAE
 
 from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.concept_ablation import AblationSettings, AblationTask, Clusters
-from bae_lens.concept_ablation.concepts import describe, dictionary_sha256
+from bae_lens.concept_ablation.concepts import describe
+from bae_lens.dictionaries import Dictionary
 from bae_lens.examples.collect import collect_evidence
 from bae_lens.examples.records import Evidence, EvidenceSettings, check_evidence_of
 from bae_lens.scoring.bag_of_words import CANNOT_TELL, PlainReader
@@ -177,11 +178,9 @@ class RecoveryTask:
         evidence = self.collect(dictionary) if evidence is None else evidence
         task, settings = self.texts, self.settings
         found = describe(dictionary, task.sample, task.settings.vectors, name)
-        n_latents = (
-            len(dictionary.centroids) if isinstance(dictionary, Clusters) else dictionary.cfg.d_sae
-        )
-        sha256 = dictionary_sha256(dictionary)
-        check_evidence_of(evidence, n_latents, sha256)
+        of_dictionary = Dictionary(dictionary)
+        sha256 = of_dictionary.weights_sha256
+        check_evidence_of(evidence, of_dictionary.n_latents, sha256)
         names = task.data.label_names
         if not set(evidence.class_names or ()) <= set(names):
             raise ValueError(

@@ -10,7 +10,8 @@ from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from torch import Tensor
 
 from bae_lens.concept_ablation import concepts as module
-from bae_lens.concept_ablation.concepts import Clusters, TokenSample, describe, dictionary_hooks
+from bae_lens.concept_ablation.concepts import TokenSample, describe
+from bae_lens.dictionaries import Clusters
 from bae_lens.nn import squared_distances
 from tests.concept_ablation.helpers import LOWER_HOOK, UPPER_HOOK, noise
 from tests.helpers import (
@@ -305,10 +306,3 @@ def test_encoder_vectors_have_to_be_there():
 def test_clusters_need_as_many_activations():
     with pytest.raises(ValueError, match="5 clusters need at least 5 activations; got 4"):
         Clusters.fit(noise(4, 2), 5, LOWER_HOOK)
-
-
-def test_hooks_are_the_dictionarys():
-    assert dictionary_hooks(Clusters(PLACES, LOWER_HOOK)) == (LOWER_HOOK, LOWER_HOOK)
-    assert dictionary_hooks(clvq()) == (LOWER_HOOK, UPPER_HOOK)
-    with pytest.raises(ValueError, match="metadata names no hook point"):
-        dictionary_hooks(make_bae())

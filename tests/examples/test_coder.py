@@ -61,7 +61,7 @@ def test_latents_fire_where_their_code_is_not_zero(kind, monkeypatch):
     monkeypatch.setattr(coder_module, "_MAX_DENSE", 100)  # in parts
     sae, x = LATENTS[kind](), make_activations(33)
 
-    found = make_coder(sae).encode(x).toarray()
+    found = make_coder(sae).firings(x).toarray()
 
     acts = sae.encode(x).detach()
     acts = acts if acts.layout == torch.strided else acts.to_dense()
@@ -76,7 +76,7 @@ def test_latents_fire_where_their_code_is_not_zero(kind, monkeypatch):
 def test_a_code_is_as_strong_as_it_is_near(kind):
     sae, x = CODES[kind](), make_activations(33)
 
-    found = make_coder(sae).encode(x)
+    found = make_coder(sae).firings(x)
 
     assert found.indices.tolist() == sae.code_indices(x).tolist()
     z = sae.encoder(sae.process_sae_in(x))
@@ -89,7 +89,7 @@ def test_clusters_at_their_own_centroids():
     centroids = make_activations(6)
     coder = Coder(Clusters(centroids, HOOK))
 
-    found = coder.encode(centroids)
+    found = coder.firings(centroids)
 
     # A distance of nought is an entry all the same.
     assert found.nnz == 6
@@ -101,16 +101,16 @@ def test_clusters_at_their_own_centroids():
 def test_activations_are_scaled_as_in_training():
     sae, x = make_training_bae(), make_activations(33)
 
-    scaled = make_coder(sae, scaler=ActivationScaler(scaling_factor=3.0)).encode(x)
+    scaled = make_coder(sae, scaler=ActivationScaler(scaling_factor=3.0)).firings(x)
 
-    assert (scaled != make_coder(sae).encode(3 * x)).nnz == 0
-    assert (scaled != make_coder(sae).encode(x)).nnz > 0
+    assert (scaled != make_coder(sae).firings(3 * x)).nnz == 0
+    assert (scaled != make_coder(sae).firings(x)).nnz > 0
 
 
 def test_errors():
     with pytest.raises(ValueError, match="names no hook point"):
         Coder(make_bae())
     with pytest.raises(ValueError, match=f"width {D_IN}; those at .* have 5"):
-        make_coder(make_bae()).encode(torch.zeros(2, 5))
+        make_coder(make_bae()).firings(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="NaN or infinite"):
-        make_coder(make_transcoder()).encode(torch.full((2, D_IN), torch.nan))
+        make_coder(make_transcoder()).firings(torch.full((2, D_IN), torch.nan))
