@@ -1,7 +1,6 @@
-"""What SAELens asks of an architecture, row by row.
+"""What SAELens asks of an architecture, row by row: what is said of the BAE, alone.
 
-The numbers are those of the project's conformance checklist; where a row does not apply to the BAE
-(30: cross-layer architectures) it has no test.
+README.md has the rows; test_shared.py has what all architectures answer in the same way.
 """
 
 from __future__ import annotations
@@ -21,10 +20,8 @@ import pytest
 import torch
 from sae_lens import (
     SAE,
-    SAEConfig,
     TopKTrainingSAEConfig,
     TrainingSAE,
-    TrainingSAEConfig,
     registry,
 )
 from sae_lens.config import LoggingConfig
@@ -37,16 +34,15 @@ from sae_lens.constants import (
 )
 from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner, _parse_cfg_args
-from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
-from sae_lens.saes.sae import SAEMetadata, TrainCoefficientConfig, TrainStepInput
+from sae_lens.saes.sae import SAEMetadata, TrainCoefficientConfig
 from sae_lens.synthetic.synthetic_model import SyntheticModelConfig
 from sae_lens.synthetic.synthetic_sae_runner import SyntheticSAERunner, SyntheticSAERunnerConfig
 from sae_lens.training import upload_saes_to_huggingface as hf_upload
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -54,6 +50,8 @@ import bae_lens
 from bae_lens import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.nn import marginal_entropy, off_diagonal_covariance
+from tests.conformance.cases import BAE_STATISTICS as STATISTICS
+from tests.conformance.cases import trained_bae as trained
 from tests.helpers import (
     BATCH,
     CONTEXT_SIZE,
@@ -80,7 +78,6 @@ from tests.helpers import (
     training_cfg,
 )
 
-STATISTICS = ("firing_rate", "n_updates", "log_entropy_multiplier")
 DTYPES = [torch.float32, torch.int64, torch.float32]
 HOOKS = (
     "hook_sae_input",
@@ -111,12 +108,6 @@ def assert_exact(sae: SAE[Any], folded: SAE[Any], x: Tensor, to_input=None, to_o
 # 1: registration
 
 
-def test_row01_both_architectures_are_registered():
-    assert registry.SAE_CLASS_REGISTRY["bae"] == (BAE, BAEConfig)
-    assert registry.SAE_TRAINING_CLASS_REGISTRY["bae"] == (TrainingBAE, TrainingBAEConfig)
-    assert BAEConfig.architecture() == TrainingBAEConfig.architecture() == "bae"
-
-
 @pytest.fixture
 def fresh_import(monkeypatch):
     """Import bae_lens again from nothing, as a notebook's autoreload does; undone afterwards."""
@@ -136,13 +127,6 @@ def fresh_import(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "bae_lens"]:
         del sys.modules[name]
     sys.modules.update(modules)
-
-
-def test_row01_registration_is_harmless_on_reload():
-    importlib.reload(bae_lens)
-
-    assert registry.SAE_CLASS_REGISTRY["bae"] == (BAE, BAEConfig)
-    assert registry.SAE_TRAINING_CLASS_REGISTRY["bae"] == (TrainingBAE, TrainingBAEConfig)
 
 
 def test_row01_registration_takes_the_newest_of_our_own_classes(fresh_import):
@@ -196,147 +180,8 @@ def test_row01_another_plug_ins_architecture_is_not_overwritten(fresh_import, mo
 
 # 2, 3: configuration
 
-TRAINING_CONFIGS = {
-    "defaults": lambda: training_cfg(),
-    "paper": lambda: TrainingBAEConfig.paper(D_IN, entropy_start_step=7),
-    "everything_off": lambda: training_cfg(
-        initial_firing_rate=None, target_entropy=None, max_density=None, decoder_init_norm=None
-    ),
-    "everything_else": lambda: training_cfg(
-        surrogate="paper",
-        temperature=0.5,
-        target_entropy=12.5,
-        entropy_warm_up_steps=3,
-        covariance_warm_up_steps=4,
-        entropy_start_step=5,
-        entropy_floor=2.0,
-        dtype="bfloat16",
-        normalize_activations="layer_norm",
-        apply_b_dec_to_input=False,
-        metadata=SAEMetadata(hook_name=HOOK, model_name="tiny"),
-    ),
-}
-
-
-@pytest.mark.parametrize("make", TRAINING_CONFIGS.values(), ids=TRAINING_CONFIGS)
-@pytest.mark.parametrize("base", [TrainingSAEConfig, TrainingBAEConfig])
-def test_row02_training_config_round_trip(make, base):
-    cfg = make()
-
-    as_json = json.loads(json.dumps(cfg.to_dict()))
-    again = base.from_dict(as_json)
-
-    assert type(again) is TrainingBAEConfig
-    assert again == cfg
-    assert again.to_dict() == as_json
-
-
-@pytest.mark.parametrize("base", [SAEConfig, BAEConfig])
-def test_row02_inference_config_round_trip(base):
-    cfg = BAEConfig(
-        d_in=8,
-        d_sae=24,
-        dtype="float64",
-        apply_b_dec_to_input=False,
-        normalize_activations="layer_norm",
-        metadata=SAEMetadata(hook_name=HOOK, l0=3.5),
-    )
-
-    as_json = json.loads(json.dumps(cfg.to_dict()))
-    again = base.from_dict(as_json)
-
-    assert type(again) is BAEConfig
-    assert again == cfg
-    assert again.to_dict() == as_json
-
-
-def test_row02_runner_config_round_trip(tmp_path):
-    cfg = runner_cfg(tmp_path, sae=training_cfg(target_entropy=5.0, surrogate="identity"))
-
-    as_json = json.loads(json.dumps(cfg.to_dict()))
-
-    assert type(cfg).from_dict(as_json).sae == cfg.sae
-
-
-@pytest.mark.parametrize("config", [BAEConfig, TrainingBAEConfig])
-def test_row03_every_field_but_the_sizes_has_a_default(config):
-    without = [
-        field.name
-        for field in dataclasses.fields(config)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-
-    assert without == ["d_in", "d_sae"]
-
 
 # 4, 5, 6: files
-
-
-def trained(**overrides: Any) -> TrainingBAE:
-    """A TrainingBAE after a few steps, every statistic different from where it began."""
-    sae = TrainingBAE(training_cfg(normalize_activations="none", target_entropy=4.0, **overrides))
-    SAETrainer(trainer_cfg(7), sae, batches_of(make_sparse_activations(7 * BATCH))).fit()
-    assert all(getattr(sae, name).any() for name in STATISTICS)
-    return sae
-
-
-@pytest.mark.parametrize("load", [TrainingBAE.load_from_disk, TrainingSAE.load_from_disk])
-def test_row04_training_checkpoint_round_trip(tmp_path, load):
-    sae = trained()
-    sae.save_model(tmp_path)
-
-    loaded = load(tmp_path)
-
-    assert type(loaded) is TrainingBAE
-    assert loaded.cfg == sae.cfg
-    assert loaded.state_dict().keys() == sae.state_dict().keys()
-    for name, tensor in sae.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-        assert loaded.state_dict()[name].dtype == tensor.dtype, name
-    x = make_activations(20)
-    assert torch.equal(loaded(x), sae(x))
-
-
-def test_row04_a_loaded_checkpoint_trains_on_as_if_never_saved(tmp_path):
-    sae = trained()
-    sae.save_model(tmp_path)
-    loaded = TrainingBAE.load_from_disk(tmp_path)
-
-    for model in (sae, loaded):
-        SAETrainer(trainer_cfg(5), model, batches_of(make_sparse_activations(5 * BATCH))).fit()
-
-    for name, tensor in sae.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-
-
-@pytest.mark.parametrize("load", [BAE.load_from_disk, SAE.load_from_disk])
-def test_row04_inference_round_trip(tmp_path, load):
-    sae = make_bae(metadata=SAEMetadata(hook_name=HOOK))
-    sae.flipped[3] = True
-    sae.save_model(tmp_path)
-
-    loaded = load(tmp_path)
-
-    assert type(loaded) is BAE
-    assert loaded.cfg == sae.cfg
-    for name, tensor in sae.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], tensor), name
-        assert loaded.state_dict()[name].dtype == tensor.dtype, name
-    x = make_activations(20)
-    assert torch.equal(loaded(x), sae(x))
-
-
-@pytest.mark.parametrize("make", [make_bae, trained])
-def test_row04_nothing_is_left_on_the_meta_device(tmp_path, make):
-    # load_from_disk builds the model there, so a buffer that is not saved would stay behind.
-    make().save_model(tmp_path)
-    load = BAE.load_from_disk if make is make_bae else TrainingBAE.load_from_disk
-
-    loaded = load(tmp_path)
-
-    tensors = dict(loaded.named_parameters()) | dict(loaded.named_buffers())
-    assert {name for name, tensor in tensors.items() if tensor.is_meta} == set()
-    assert tensors.keys() == loaded.state_dict().keys()
 
 
 def test_row05_training_to_inference_conversion(tmp_path):
@@ -370,25 +215,6 @@ def test_row05_inference_files_hold_no_training_state(tmp_path):
     assert details["target_entropy"] == 4.0
     own = {field.name for field in dataclasses.fields(TrainingBAEConfig)}
     assert set(details) == own - {field.name for field in dataclasses.fields(BAEConfig)}
-
-
-@pytest.mark.parametrize("name", ["W_enc", "b_enc", "scale", *STATISTICS])
-def test_row06_a_checkpoint_with_a_tensor_missing_is_refused(tmp_path, name):
-    weights, _ = trained().save_model(tmp_path)
-    state = load_file(weights)
-    del state[name]
-    save_file(state, weights)
-
-    with pytest.raises(RuntimeError, match=f"Missing key.*{name}"):
-        TrainingBAE(training_cfg()).load_weights_from_checkpoint(tmp_path)
-
-
-def test_row06_a_checkpoint_with_a_tensor_too_many_is_refused(tmp_path):
-    weights, _ = trained().save_model(tmp_path)
-    save_file(load_file(weights) | {"log_threshold": torch.zeros(D_SAE)}, weights)
-
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*log_threshold"):
-        TrainingBAE(training_cfg()).load_weights_from_checkpoint(tmp_path)
 
 
 # 7, 8, 9: folds. A training SAE's fold is what the trainer calls at its end.
@@ -558,15 +384,6 @@ def test_row10_a_feature_can_be_ablated_by_its_hook(is_training):
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_row10_encode_and_decode_are_the_forward_pass_and_deterministic(is_training):
-    sae = make_either(is_training).eval()
-    x = make_activations(20)
-
-    assert torch.equal(sae.decode(sae.encode(x)), sae(x))
-    assert torch.equal(sae.encode(x), sae.encode(x))
-
-
-@pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize(
     "normalize",
     ["none", "expected_average_only_in", "layer_norm", "constant_norm_rescale", "covariance_whitening"],
@@ -659,16 +476,6 @@ def test_row13_a_cast_model_computes_in_its_dtype_and_trains_on():
     assert metric(output, "entropy").dtype == torch.float32
     assert sae.n_updates.item() == 8
     assert all(p.grad is not None and p.grad.isfinite().all() for p in sae.parameters())
-
-
-def test_row13_a_device_move_takes_everything_along():
-    sae = trained()
-
-    sae.to("meta")
-
-    tensors = [*sae.parameters(), *sae.buffers()]
-    assert all(tensor.is_meta for tensor in tensors)
-    assert [getattr(sae, name).dtype for name in STATISTICS] == DTYPES
 
 
 def test_row13_scale_and_statistics_are_not_shared_between_copies():
@@ -769,12 +576,6 @@ def test_row15_losses_are_a_dict_that_adds_up_and_metrics_are_loggable():
     for name in ("entropy", "covariance", "density"):
         assert f"details/{name}_coefficient" in log
     json.dumps(log)
-
-
-def test_row16_training_forward_pass_is_called_by_keyword():
-    sae = make_training_bae()
-
-    assert sae.training_forward_pass(step_input=step_input(sae, make_activations(61))).loss > 0
 
 
 @pytest.mark.parametrize("is_training", [True, False])
@@ -920,25 +721,6 @@ def test_row19_warm_up_of_the_coefficients_does_not_recompile_every_step():
     assert frames[-1] <= 8
 
 
-@pytest.mark.parametrize("mask", [None, torch.arange(D_SAE) < 10])
-def test_row20_dead_neuron_mask_may_be_none(mask):
-    sae = make_training_bae()
-
-    output = sae.training_forward_pass(
-        TrainStepInput(
-            sae_in=make_activations(61),
-            coefficients=step_input(sae, make_activations(2)).coefficients,
-            dead_neuron_mask=mask,
-            n_training_steps=0,
-            is_logging_step=True,
-        )
-    )
-
-    assert output.loss.isfinite()
-    if mask is not None:
-        assert metric(output, "dead_rate").item() == 10 / D_SAE
-
-
 # 21: SAELens' own command line
 
 
@@ -1055,14 +837,6 @@ def attachable(hook: str = HOOK, **overrides: Any) -> BAE:
     )
 
 
-def test_row22_attached_with_the_error_term_the_model_is_unchanged(model):
-    tokens = make_tokens()
-
-    logits = model.run_with_saes(tokens, saes=[attachable()], use_error_term=True)
-
-    torch.testing.assert_close(logits, model(tokens), rtol=1e-4, atol=1e-5)
-
-
 def test_row22_the_error_is_what_the_sae_misses(model):
     sae, tokens = attachable(), make_tokens()
     _, clean = model.run_with_cache(tokens)
@@ -1114,17 +888,6 @@ def test_row22_attached_at_hook_z(model, use_error_term):
 
     assert cache[f"{hook}.hook_sae_acts_post"].shape == (*tokens.shape, D_SAE)
     assert torch.allclose(logits, model(tokens), rtol=1e-4, atol=1e-5) == use_error_term
-
-
-def test_row22_add_and_reset(model):
-    tokens = make_tokens()
-    before = model(tokens)
-
-    model.add_sae(attachable(), use_error_term=False)
-    assert not torch.allclose(model(tokens), before, atol=1e-2)
-    model.reset_saes()
-
-    assert torch.equal(model(tokens), before)
 
 
 def test_row22_bridge_with_the_error_term_the_model_is_unchanged(bridge):
@@ -1477,27 +1240,3 @@ def test_row26_what_is_uploaded_from_a_live_sae_loads_for_inference(tmp_path, is
         pre = sae.run_with_cache(x)[1]["hook_sae_acts_pre"]
         bits = (loaded.encode(x) != 0) ^ loaded.flipped
         assert_same_code((sae.encode(x) != 0, sae(x), pre), (bits, loaded(x)))
-
-
-def test_row27_loads_through_from_pretrained(tmp_path):
-    sae = make_training_bae()
-    x = make_activations(500)
-    record_firing_rates(sae, x)
-    sae.save_inference_model(tmp_path / "some_sae")
-    expected = SAE.load_from_disk(tmp_path / "some_sae")
-
-    def from_folder(repo_id, folder_name, device, force_download, cfg_overrides):
-        cfg, state = sae_lens_disk_loader(tmp_path / folder_name, device, cfg_overrides)
-        return cfg, state, None
-
-    loaded = SAE.from_pretrained("someone/repo", "some_sae", converter=from_folder)
-
-    assert type(loaded) is BAE
-    assert torch.equal(loaded(x), expected(x))
-    assert torch.equal(loaded.flipped, sae.mostly_on)
-
-
-def test_row29_log_histograms():
-    histograms = make_training_bae().log_histograms()
-
-    assert histograms["weights/W_dec_norms"].shape == (D_SAE,)

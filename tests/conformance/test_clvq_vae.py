@@ -1,7 +1,6 @@
-"""What SAELens asks of an architecture, row by row, of the CLVQ-VAE.
+"""What SAELens asks of an architecture, row by row: what is said of the CLVQ-VAE, whose output is at another hook point, alone.
 
-The numbers are those of the project's conformance checklist, read for an architecture whose output
-is at another hook point; test_bae_conformance.py has the same rows for the BAE.
+README.md has the rows; test_shared.py has what all architectures answer in the same way.
 """
 
 from __future__ import annotations
@@ -9,9 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import importlib
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -20,31 +17,30 @@ import torch
 from sae_lens import (
     SAE,
     LanguageModelSAETrainingRunner,
-    SAEConfig,
     TopKTrainingSAEConfig,
     TrainingSAE,
-    TrainingSAEConfig,
-    registry,
 )
 from sae_lens.config import LoggingConfig
 from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
-from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
-from sae_lens.saes.sae import SAEMetadata, TrainCoefficientConfig, TrainStepInput
+from sae_lens.saes.sae import SAEMetadata, TrainCoefficientConfig
 from sae_lens.synthetic.synthetic_model import SyntheticModelConfig
 from sae_lens.synthetic.synthetic_sae_runner import SyntheticSAERunner, SyntheticSAERunnerConfig
 from sae_lens.training import upload_saes_to_huggingface as hf_upload
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import bae_lens
 from bae_lens import CLVQVAE, CLVQVAEConfig, TrainingCLVQVAE, TrainingCLVQVAEConfig, TrainingRunner
 from bae_lens.architectures.packed_rows import pack_rows, unpack_rows
+from tests.conformance.cases import CLVQ_COUNTERS as COUNTERS
+from tests.conformance.cases import CLVQ_STATISTICS as STATISTICS
+from tests.conformance.cases import UNITS, sequences, with_dead_codes
+from tests.conformance.cases import trained_clvq as trained
 from tests.helpers import (
     BATCH,
     CONTEXT_SIZE,
@@ -52,7 +48,6 @@ from tests.helpers import (
     D_OUT,
     HOOK,
     HOOK_OUT,
-    LENGTH,
     N_CODES,
     batches_of,
     clvq_cfg,
@@ -72,9 +67,6 @@ from tests.helpers import (
     trainer_cfg,
 )
 
-STATISTICS = ("ema_count", "ema_sum", "nearest_count", "nearest_distance")
-COUNTERS = ("steps_unused", "n_updates", "n_revived")
-UNITS = ("input_mean", "input_scale", "target_mean", "target_scale")
 HOOKS = (
     "hook_sae_input",
     "hook_sae_acts_pre",
@@ -96,10 +88,6 @@ def decoder(request) -> str:
     return request.param
 
 
-def sequences(n: int = 4 * BATCH, seed: int = 0) -> Tensor:
-    return make_pairs(n, seed=seed)[0].reshape(-1, LENGTH, D_IN)
-
-
 def state(sae: SAE[Any]) -> dict[str, Tensor]:
     return copy.deepcopy(dict(sae.state_dict()))
 
@@ -111,164 +99,13 @@ def assert_same_state(actual: dict[str, Tensor], expected: dict[str, Tensor]) ->
         assert torch.equal(actual[name], tensor), name
 
 
-def with_dead_codes(sae: TrainingCLVQVAE, rows: Tensor) -> TrainingCLVQVAE:
-    """Calibrated, but with all codes but one far from anything: revival has its hands full."""
-    sae.calibrate(rows, batch_size=BATCH)
-    codes = sae.codebook + 50 * (torch.arange(N_CODES) > 0)[:, None]
-    sae.quantizer.set_codebook(codes, torch.ones(N_CODES), torch.tensor(1.0))
-    return sae
-
-
-def trained(steps: int = 7, **overrides: Any) -> TrainingCLVQVAE:
-    """A TrainingCLVQVAE after a few steps, every statistic different from where it began."""
-    settings = {"revive_after": 1, "max_revived": 1, **overrides}
-    rows = make_rows(steps * BATCH, d_out=settings.get("d_out", D_OUT))
-    sae = with_dead_codes(TrainingCLVQVAE(clvq_cfg(**settings)), rows)
-    SAETrainer(trainer_cfg(steps), sae, batches_of(rows)).fit()
-    assert all(sae.state_dict()[name].any() for name in (*STATISTICS, *COUNTERS, *UNITS))
-    return sae
-
-
 # 1: registration
-
-
-def test_row01_both_architectures_are_registered():
-    assert registry.SAE_CLASS_REGISTRY["clvq_vae"] == (CLVQVAE, CLVQVAEConfig)
-    assert registry.SAE_TRAINING_CLASS_REGISTRY["clvq_vae"] == (
-        TrainingCLVQVAE,
-        TrainingCLVQVAEConfig,
-    )
-    assert CLVQVAEConfig.architecture() == TrainingCLVQVAEConfig.architecture() == "clvq_vae"
-
-
-def test_row01_registration_is_harmless_on_reload():
-    importlib.reload(bae_lens)
-
-    assert registry.SAE_CLASS_REGISTRY["clvq_vae"] == (CLVQVAE, CLVQVAEConfig)
 
 
 # 2, 3: configuration
 
-EVERYTHING_ELSE: dict[str, Any] = {
-    "d_out": 7,
-    "decoder_memory": "codes",
-    "decoder_layers": 1,
-    "decoder_width": 24,
-    "decoder_heads": 3,
-    "decoder_mlp_width": 5,
-    "dtype": "bfloat16",
-    "normalize_activations": "expected_average_only_in",
-}
-TRAINING_CONFIGS = {
-    "defaults": lambda **k: TrainingCLVQVAEConfig(d_in=D_IN, d_sae=N_CODES, **k),
-    "everything_else": lambda **k: clvq_cfg(
-        **EVERYTHING_ELSE,
-        top_k=2,
-        temperature=0.5,
-        ema_decay=0.9,
-        laplace_epsilon=1e-3,
-        revive_after=None,
-        max_revived=1,
-        commitment_coefficient=0.3,
-        codebook_init="random",
-        codebook_init_seed=4,
-        sequence_length=None,
-        metadata=SAEMetadata(hook_name=HOOK, hook_name_out=HOOK_OUT, model_name="tiny"),
-        **k,
-    ),
-}
-
-
-@pytest.mark.parametrize("make", TRAINING_CONFIGS.values(), ids=TRAINING_CONFIGS)
-@pytest.mark.parametrize("base", [TrainingSAEConfig, TrainingCLVQVAEConfig])
-def test_row02_training_config_round_trip(make, base, decoder):
-    cfg = make(decoder=decoder)
-
-    as_json = json.loads(json.dumps(cfg.to_dict()))
-    again = base.from_dict(as_json)
-
-    assert type(again) is TrainingCLVQVAEConfig
-    assert again == cfg
-    assert again.to_dict() == as_json
-
-
-@pytest.mark.parametrize("base", [SAEConfig, CLVQVAEConfig])
-@pytest.mark.parametrize("overrides", [{}, EVERYTHING_ELSE])
-def test_row02_inference_config_round_trip(base, overrides, decoder):
-    metadata = SAEMetadata(hook_name=HOOK, hook_name_out=HOOK_OUT, l0=1.0)
-    cfg = CLVQVAEConfig(d_in=8, d_sae=24, decoder=decoder, metadata=metadata, **overrides)
-
-    as_json = json.loads(json.dumps(cfg.to_dict()))
-    again = base.from_dict(as_json)
-
-    assert type(again) is CLVQVAEConfig
-    assert again == cfg
-    assert again.to_dict() == as_json
-
-
-def test_row02_runner_config_round_trip(tmp_path):
-    cfg = runner_cfg(tmp_path, sae=clvq_cfg(d_out=None, top_k=2, codebook_init="random"))
-
-    as_json = json.loads(json.dumps(cfg.to_dict()))
-
-    assert type(cfg).from_dict(as_json).sae == cfg.sae
-
-
-@pytest.mark.parametrize("config", [CLVQVAEConfig, TrainingCLVQVAEConfig])
-def test_row03_every_field_but_the_sizes_has_a_default(config):
-    without = [
-        field.name
-        for field in dataclasses.fields(config)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-
-    assert without == ["d_in", "d_sae"]
-
 
 # 4, 5, 6: files
-
-
-@pytest.mark.parametrize("load", [TrainingCLVQVAE.load_from_disk, TrainingSAE.load_from_disk])
-def test_row04_training_checkpoint_round_trip(tmp_path, load, decoder):
-    sae = trained(decoder=decoder)
-    sae.save_model(tmp_path)
-
-    loaded = load(tmp_path)
-
-    assert type(loaded) is TrainingCLVQVAE
-    assert loaded.cfg == sae.cfg
-    assert_same_state(state(loaded), state(sae))
-    x = sequences()
-    assert torch.equal(loaded(x), sae(x))
-
-
-def test_row04_a_loaded_checkpoint_trains_on_as_if_never_saved(tmp_path, decoder):
-    sae = trained(decoder=decoder)
-    sae.save_model(tmp_path)
-    loaded = TrainingCLVQVAE.load_from_disk(tmp_path)
-
-    for model in (sae, loaded):
-        torch.manual_seed(0)
-        SAETrainer(trainer_cfg(5), model, batches_of(make_rows(5 * BATCH, seed=3))).fit()
-
-    assert_same_state(state(loaded), state(sae))
-
-
-@pytest.mark.parametrize("load", [CLVQVAE.load_from_disk, SAE.load_from_disk])
-def test_row04_inference_round_trip(tmp_path, load, decoder):
-    metadata = SAEMetadata(hook_name=HOOK, hook_name_out=HOOK_OUT)
-    sae = make_clvq(decoder=decoder, metadata=metadata)
-    sae.save_model(tmp_path)
-
-    loaded = load(tmp_path)
-
-    assert type(loaded) is CLVQVAE
-    assert loaded.cfg == sae.cfg
-    assert loaded.cfg.metadata.hook_name_out == HOOK_OUT
-    assert_same_state(state(loaded), state(sae))
-    x = sequences()
-    assert torch.equal(loaded(x), sae(x))
-    assert torch.equal(loaded.encode(x), sae.encode(x))
 
 
 @pytest.mark.parametrize("memory", ["codes", "encoder"])
@@ -314,15 +151,6 @@ def test_row05_the_codebook_has_one_name_in_both_classes():
         assert codebook.dtype == torch.float32
 
 
-def test_row05_saving_for_inference_leaves_the_live_model_untouched(tmp_path):
-    sae = trained()
-    before = state(sae)
-
-    sae.save_inference_model(tmp_path)
-
-    assert_same_state(state(sae), before)
-
-
 def test_row05_a_training_checkpoint_loads_for_inference(tmp_path, decoder):
     sae = trained(decoder=decoder)
     sae.save_model(tmp_path)
@@ -356,27 +184,6 @@ def test_row05_a_saved_codebook_can_be_trained_further(tmp_path, decoder, is_inf
     moved = (further.codebook - codebook).norm(dim=1)
     assert 0 < moved.max() < 2
     assert all(loss.isfinite() for loss in losses)
-
-
-@pytest.mark.parametrize("name", ["codebook", "scale", "target_mean", "encoder.a", *STATISTICS])
-def test_row06_a_checkpoint_with_a_tensor_missing_is_refused(tmp_path, name):
-    sae = trained(2)
-    weights, _ = sae.save_model(tmp_path)
-    state = load_file(weights)
-    del state[name]
-    save_file(state, weights)
-
-    with pytest.raises(RuntimeError, match=f"Missing key.*{name}"):
-        TrainingCLVQVAE(sae.cfg).load_weights_from_checkpoint(tmp_path)
-
-
-def test_row06_a_checkpoint_with_a_tensor_too_many_is_refused(tmp_path):
-    sae = trained(2)
-    weights, _ = sae.save_model(tmp_path)
-    save_file(load_file(weights) | {"log_threshold": torch.zeros(3)}, weights)
-
-    with pytest.raises(RuntimeError, match=r"Unexpected key.*log_threshold"):
-        TrainingCLVQVAE(sae.cfg).load_weights_from_checkpoint(tmp_path)
 
 
 # 7, 8, 9: folds
@@ -548,14 +355,6 @@ def test_row10_a_code_can_be_forbidden_by_its_distance(make):
 
 
 @BOTH_CLASSES
-def test_row10_encode_and_decode_are_the_forward_pass(make, decoder):
-    sae = make(decoder=decoder).eval()
-    x = sequences()
-
-    assert torch.equal(sae.decode(sae.encode(x)), sae(x))
-
-
-@BOTH_CLASSES
 def test_row11_two_and_three_dimensional_inputs(make, decoder):
     sae = make(decoder=decoder)
     x = sequences()
@@ -631,17 +430,6 @@ def test_row13_a_cast_model_computes_in_its_dtype_and_trains_on(decoder):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in sae.parameters())
 
 
-@pytest.mark.parametrize("make", [trained, make_clvq])
-def test_row13_a_device_move_takes_everything_along(make):
-    sae = make()
-    dtypes = {name: tensor.dtype for name, tensor in sae.state_dict().items()}
-
-    sae.to(device="meta")
-
-    assert all(tensor.is_meta for tensor in [*sae.parameters(), *sae.buffers()])
-    assert {name: tensor.dtype for name, tensor in sae.state_dict().items()} == dtypes
-
-
 @pytest.mark.parametrize("is_training", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_row13_loaded_in_another_dtype_the_statistics_are_float32(tmp_path, is_training, dtype):
@@ -688,19 +476,6 @@ def test_row13_copies_share_nothing(make):
 
     assert_same_state(state(sae), before)
     assert all(torch.equal(getattr(other, name), before[name]) for name in UNITS)
-
-
-@pytest.mark.parametrize("make", [trained, make_clvq])
-def test_row13_config_and_state_can_be_pickled(make):
-    # The module itself cannot, as no SAE of SAELens can, which hold lambdas.
-    sae = make()
-
-    cfg, saved = pickle.loads(pickle.dumps((sae.cfg, sae.state_dict())))
-    other = type(sae)(cfg)
-    other.load_state_dict(saved)
-
-    assert other.cfg == sae.cfg
-    assert torch.equal(other(sequences()), sae(sequences()))
 
 
 # 14 to 20: the training step
@@ -750,12 +525,6 @@ def test_row15_the_auxiliary_loss_is_computed_in_the_step():
 
     with pytest.raises(NotImplementedError, match="training_forward_pass"):
         sae.calculate_aux_loss(step_input(sae, make_rows()), *[torch.zeros(1)] * 3)
-
-
-def test_row16_training_forward_pass_is_called_by_keyword():
-    sae = make_training_clvq()
-
-    assert sae.training_forward_pass(step_input=step_input(sae, make_rows())).loss > 0
 
 
 @BOTH_CLASSES
@@ -881,23 +650,6 @@ def test_row19_a_run_does_not_recompile():
 
     assert frames[-1] == frames[2]
     assert frames[-1] <= 4
-
-
-@pytest.mark.parametrize("mask", [None, torch.arange(N_CODES) < 4])
-def test_row20_dead_neuron_mask_may_be_none(mask):
-    sae = make_training_clvq()
-
-    output = sae.training_forward_pass(
-        TrainStepInput(
-            sae_in=make_rows(),
-            coefficients={"commitment": 0.1},
-            dead_neuron_mask=mask,
-            n_training_steps=0,
-            is_logging_step=True,
-        )
-    )
-
-    assert output.loss.isfinite()
 
 
 # 21: SAELens' own command line
@@ -1027,17 +779,6 @@ def test_row22_a_decoder_that_leaks_cannot_be_attached(model):
         model.run_with_saes(make_tokens(), saes=[attachable(decoder_memory="encoder")])
 
     assert not model.acts_to_saes
-
-
-def test_row22_add_and_reset(model):
-    tokens = make_tokens()
-    before = model(tokens)
-
-    model.add_sae(attachable(), use_error_term=False)
-    assert not torch.allclose(model(tokens), before, atol=1e-2)
-    model.reset_saes()
-
-    assert torch.equal(model(tokens), before)
 
 
 @pytest.mark.parametrize("hook_out", [HOOK_OUT, None])
@@ -1288,28 +1029,6 @@ def test_row26_what_is_uploaded_from_a_live_model_loads_for_inference(tmp_path, 
 
     assert type(loaded) is CLVQVAE
     assert torch.equal(loaded(sequences()), sae(sequences()))
-
-
-def test_row27_loads_through_from_pretrained(tmp_path, decoder):
-    sae = trained(decoder=decoder)
-    sae.save_inference_model(tmp_path / "some_sae")
-
-    def from_folder(repo_id, folder_name, device, force_download, cfg_overrides):
-        cfg, state = sae_lens_disk_loader(tmp_path / folder_name, device, cfg_overrides)
-        return cfg, state, None
-
-    loaded = SAE.from_pretrained("someone/repo", "some_sae", converter=from_folder)
-
-    assert type(loaded) is CLVQVAE
-    assert torch.equal(loaded(sequences()), sae(sequences()))
-
-
-def test_row29_log_histograms(decoder):
-    sae = make_training_clvq(decoder=decoder)
-
-    norms = sae.log_histograms()["weights/W_dec_norms"]
-
-    torch.testing.assert_close(torch.from_numpy(norms), sae.W_dec.detach().norm(dim=1))
 
 
 # 30: two hook points

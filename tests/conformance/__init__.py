@@ -1,0 +1,1 @@
+"""What SAELens asks of an architecture: see README.md in this folder."""
