@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import rankdata
+from scipy.stats import rankdata, t
 from torch import Tensor
 
 from bae_lens.checks.install_hint import install_command
@@ -121,6 +121,31 @@ def balanced_interval(
 def wider(one: Interval, other: Interval) -> Interval:
     """That of two intervals of the same mean which leaves more open."""
     return max(one, other, key=lambda interval: interval.high - interval.low)
+
+
+class SeedInterval(NamedTuple):
+    """A mean over seeds and half the width of its 95 % t-interval, NaN with one seed.
+
+    Seeds split the same texts anew and train anew; that other texts would have given other numbers is
+    not in the interval.
+    """
+
+    mean: float
+    half_width: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> SeedInterval:
+        """The interval of a few values."""
+        x, n = torch.tensor(values, dtype=torch.float64), len(values)
+        mean = x.mean().item()
+        if n < 2:
+            return cls(mean, math.nan)
+        return cls(mean, float(t.ppf(0.975, n - 1)) * x.std().item() / math.sqrt(n))
+
+    def format(self, digits: int) -> str:
+        """``12.3 ± 0.4``, or the mean alone with one seed."""
+        mean = f"{self.mean:,.{digits}f}"
+        return mean if math.isnan(self.half_width) else f"{mean} ± {self.half_width:,.{digits}f}"
 
 
 def wilson(k: int, n: int) -> Interval | None:

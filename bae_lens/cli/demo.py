@@ -215,6 +215,7 @@ def _show_attached(name: str, sae: SAE[Any], model: Any, tokens: Tensor) -> None
 
 def table(scores: Mapping[str, Score]) -> str:
     """The scores as a Markdown table, one column each."""
+    from bae_lens.results import Table
 
     def both(score: Score, name: str) -> str:
         raw, folded = getattr(score.code, name), getattr(score.code, f"{name}_folded")
@@ -238,6 +239,5 @@ def table(scores: Mapping[str, Score]) -> str:
         ("dead", lambda s: f"{s.code.dead_share:.2%}"),
         ("training, tokens per second", lambda s: f"{s.tokens_per_second:,.0f}"),
     ]
-    lines = [f"| | {' | '.join(scores)} |", "|---|" + "---|" * len(scores)]
-    lines += [f"| {name} | {' | '.join(map(show, scores.values()))} |" for name, show in rows]
-    return "\n".join(lines)
+    cells = [(name, *map(show, scores.values())) for name, show in rows]
+    return Table(("", *scores), cells).markdown()

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from bae_lens.charts import COLORS, Level, Look, Mark, Panel, scatter
 from bae_lens.checks.consistency import check_indices, check_lengths, check_that
 from bae_lens.files.json_file import ResultOfWeights, finite_or_none
+from bae_lens.results import Table
 from bae_lens.stats import Interval, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -276,11 +277,8 @@ class ConceptAblationResult(ResultOfWeights):
         """
         header = ("ablated", "concept of", "removed", "read by", "rank", "‖v−v'‖/‖v‖")
         header += ("accuracy", "lost [95 %]", "drop", "CE")
-        lines = [header, ("---",) * len(header)]
-        lines += [self._cells(row) for row in (self.rows if rows is None else rows)]
-        text = ["| " + " | ".join(line) + " |" for line in lines]
-        chance = f"Chance is {self.chance:.3f}."
-        return "\n".join([*text, "", chance])
+        cells = [self._cells(row) for row in (self.rows if rows is None else rows)]
+        return Table(header, cells, [f"Chance is {self.chance:.3f}."]).markdown()
 
     def _cells(self, row: AblationRow) -> Sequence[str]:
         own = (row.place, row.concept_of or "–", row.method, row.read_by)

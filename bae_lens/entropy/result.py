@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-import torch
-from scipy.stats import t
+from typing import TYPE_CHECKING, Any, Literal
 
 from bae_lens.charts import Curve, curves
 from bae_lens.files.json_file import finite_or_none
+from bae_lens.results import Table
+from bae_lens.stats import SeedInterval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,31 +29,6 @@ _COLUMNS = (
     ("variance", "variance", 1),
     ("effective rank", "effective_rank", 1),
 )
-
-
-class Interval(NamedTuple):
-    """A mean over seeds and half the width of its 95 % t-interval, NaN with one seed.
-
-    Seeds split the same texts anew and train anew; that other texts would have given other numbers is
-    not in the interval.
-    """
-
-    mean: float
-    half_width: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Interval:
-        """The interval of a few values."""
-        x, n = torch.tensor(values, dtype=torch.float64), len(values)
-        mean = x.mean().item()
-        if n < 2:
-            return cls(mean, math.nan)
-        return cls(mean, float(t.ppf(0.975, n - 1)) * x.std().item() / math.sqrt(n))
-
-    def format(self, digits: int) -> str:
-        """``12.3 ± 0.4``, or the mean alone with one seed."""
-        mean = f"{self.mean:,.{digits}f}"
-        return mean if math.isnan(self.half_width) else f"{mean} ± {self.half_width:,.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -177,16 +151,16 @@ class EntropyProfile:
         label: str | int,
         control: str | None = None,
         number: str = "chow_liu_entropy",
-    ) -> Interval:
+    ) -> SeedInterval:
         """Mean and 95 % t-interval over seeds of one number of a cell, see ``values``."""
-        return Interval.of(list(self.values(hook, label, control, number).values()))
+        return SeedInterval.of(list(self.values(hook, label, control, number).values()))
 
     def difference(
         self,
         one: tuple[str, str | int, str | None],
         other: tuple[str, str | int, str | None],
         number: str = "chow_liu_entropy",
-    ) -> Interval:
+    ) -> SeedInterval:
         """Mean and 95 % t-interval of one cell less another, seed by seed.
 
         All cells are split alike at the same seed, so what the split does to both cancels.
@@ -197,7 +171,7 @@ class EntropyProfile:
             number: which number.
         """
         a, b = self.values(*one, number=number), self.values(*other, number=number)
-        return Interval.of([a[seed] - b[seed] for seed in a])
+        return SeedInterval.of([a[seed] - b[seed] for seed in a])
 
     def table(self) -> str:
         """Markdown: means and 95 % t-intervals over seeds.
@@ -206,8 +180,7 @@ class EntropyProfile:
         there are fewer held-out vectors than a minibatch of 1,024; ``Gaussian rate`` what any source
         with that covariance would take at the unexplained variance reached.
         """
-        names = ["hook", self.axis, "control", *(name for name, _, _ in _COLUMNS)]
-        lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+        rows = []
         for hook in self.hooks:
             for control in self.controls:
                 for label in self.labels:
@@ -216,9 +189,9 @@ class EntropyProfile:
                         interval = self.interval(hook, label, control, number)
                         is_known = not math.isnan(interval.mean)
                         numbers.append(interval.format(digits) if is_known else "–")
-                    cells = [hook, label, control or "", *numbers]
-                    lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines)
+                    rows.append([hook, label, control or "", *numbers])
+        names = ["hook", self.axis, "control", *(name for name, _, _ in _COLUMNS)]
+        return Table(names, rows).markdown()
 
     def plot(self, title: str = "") -> Figure:
         """Draw the Chow–Liu entropy by position or number of demonstrations, a line per hook.

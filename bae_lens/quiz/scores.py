@@ -17,6 +17,7 @@ from bae_lens.checks.consistency import check_lengths
 from bae_lens.checks.suggest import index_of
 from bae_lens.files.json_file import JsonResult, load_json
 from bae_lens.quiz.questions import QuizItem, QuizKey
+from bae_lens.results import Table
 from bae_lens.scoring.bag_of_words import CANNOT_TELL
 from bae_lens.stats import Interval, balanced_interval, krippendorff_alpha, shown, wider
 
@@ -210,12 +211,15 @@ class QuizResult(JsonResult):
     def table(self) -> str:
         """Markdown: each number beside its control. Readers' agreement is in it where krippendorff is
         installed."""
-        head = ("", "reader", "balanced accuracy", "control", *_COUNTS)
-        lines = [head, ("---",) * len(head)]
+        return self.to_table().markdown()
+
+    def to_table(self) -> Table:
+        """Each number beside its control, as cells."""
+        rows = []
         for row in self._rows():
             own, control = row.accuracy, row.control
             reader = "all" if row.reader is None else row.reader
-            lines.append((row.dictionary, reader, shown(own), shown(control), *map(str, row.tally)))
+            rows.append((row.dictionary, reader, shown(own), shown(control), *map(str, row.tally)))
         key = self.key
         n_asked = len({item.text for item in key.items})
         notes = [
@@ -236,8 +240,7 @@ class QuizResult(JsonResult):
                 notes.append(f"Krippendorff's alpha of the readers: {shown(self.alpha(), 2)}.")
             except ImportError as e:
                 notes.append(f"Krippendorff's alpha of the readers: {e}")
-        rows = ("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-        return "\n".join(rows) + "".join(f"\n\n{note}" for note in notes)
+        return Table(("", "reader", "balanced accuracy", "control", *_COUNTS), rows, notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON, the scores that follow from it too."""
@@ -376,7 +379,3 @@ def _name(text: str) -> str:
 
 def _short(value: Any) -> str:
     return repr(value)[:40]
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bae_lens.examples.records import Evidence
+from bae_lens.results import Table
 from bae_lens.scoring.comsem_result import ComSemResult, LatentRun, protocol_distance
 from bae_lens.scoring.intruder import KINDS, IntruderResult
 from bae_lens.stats import Interval, shown
@@ -136,11 +137,11 @@ def list_columns(results: Sequence[Result]) -> list[Column]:
 
 def list_sections(results: Sequence[Result]) -> list[Section]:
     """The results' own tables; of two protocols also how far they are apart."""
-    found = [_section(_title(result), result.table(), result.caveat) for result in results]
+    found = [_section(_title(result), result.to_table()) for result in results]
     comsem = _comsem(results)
     if len(comsem) == 2:
-        table = protocol_distance(comsem["mended"], comsem["released"]).table()
-        found.append(_section(_APART, table))
+        distance = protocol_distance(comsem["mended"], comsem["released"])
+        found.append(_section(_APART, distance.to_table()))
     return found
 
 
@@ -262,15 +263,8 @@ def _mean(interval: Interval | None) -> float | None:
     return None if interval is None else interval.mean
 
 
-def _section(title: str, markdown: str, caveat: str = "") -> Section:
-    """Of a result's own table: a table, then paragraphs, the last of which is the caveat."""
-    lines = [line for line in markdown.removesuffix(caveat).splitlines() if line]
-    cells = [
-        [cell.strip() for cell in line[1:].removesuffix("|").split("|")]
-        for line in lines
-        if line.startswith("|")
-    ]
-    notes = [line for line in lines if not line.startswith("|")]
-    head, _dashes, *rows = cells
+def _section(title: str, table: Table) -> Section:
+    """A result's table under its title; a head that only says the title again is left out."""
     about, title = _ABOUT[title], title[:1].upper() + title[1:]
-    return Section(title, about, [] if head[0] == title else head, rows, notes, caveat)
+    head = [] if table.head[0] == title else list(table.head)
+    return Section(title, about, head, [*map(list, table.rows)], [*table.notes], table.caveat)

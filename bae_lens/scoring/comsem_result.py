@@ -12,6 +12,7 @@ from typing_extensions import Self
 from bae_lens.charts import Level, Panel, sorted_scores
 from bae_lens.checks.consistency import check_counts, check_indices, check_that
 from bae_lens.files.json_file import ResultOfWeights
+from bae_lens.results import Table
 from bae_lens.scoring.comsem_settings import ComSemSettings
 from bae_lens.scoring.comsem_settings import Protocol as Protocol
 from bae_lens.stats import Interval, mean_interval, rank_correlation, seed_agreement, shown, wilson
@@ -263,7 +264,11 @@ class ComSemResult(ResultOfWeights):
         )
 
     def table(self) -> str:
-        """Markdown."""
+        """Markdown: the scores, and what the judge can and cannot say."""
+        return self.to_table().markdown()
+
+    def to_table(self) -> Table:
+        """The scores, and what the judge can and cannot say, as cells."""
         own = self.settings
         is_mended = own.protocol == "mended"
         rows: list[tuple[str, Any]] = [
@@ -282,8 +287,6 @@ class ComSemResult(ResultOfWeights):
                 ("two seeds' phrases say the same", self.same_phrase),
                 ("latents named alike twice", self.named_twice),
             ]
-        lines = [f"| ComSem, {own.protocol} | |", "| --- | --- |"]
-        lines += [f"| {name} | {shown(value)} |" for name, value in rows]
         hard = "" if self.has_hard or not is_mended else " No encoder: there are no hard negatives."
         n_tested, n_scored, n_open = len(self.latents), len(self.scores()), self.n_unanswered
         tested = "tested" if n_scored == n_tested else f"with a score ({n_tested} were tested)"
@@ -292,17 +295,16 @@ class ComSemResult(ResultOfWeights):
             still_open = (
                 f"{n_open} questions are open: no answer could be used, and they are in no score."
             )
-        return "\n".join(
+        return Table(
+            (f"ComSem, {own.protocol}", ""),
+            [(name, shown(value)) for name, value in rows],
             [
-                *lines,
-                "",
                 f"Judge: {self.judge}. The score is {self._measure}; {self.n_above()} of "
                 f"{n_scored} latents {tested} have {own.threshold:g} or more. Of {self.n_latents} latents "
                 f"{self.n_firing} fire and {self.n_enough} have enough texts. {still_open} Intervals "
-                f"are 95 %, over latents.{hard}",
-                "",
-                self.caveat,
-            ]
+                f"are 95 %, over latents.{hard}"
+            ],
+            self.caveat,
         )
 
     def plot(self, title: str = "") -> Figure:
@@ -383,7 +385,11 @@ class ProtocolDistance(NamedTuple):
     n_above: tuple[int, int, int]
 
     def table(self) -> str:
-        """Markdown."""
+        """Markdown: both protocols' means, and how they differ."""
+        return self.to_table().markdown()
+
+    def to_table(self) -> Table:
+        """Both protocols' means, and how they differ, as cells."""
         rows = [
             ("mended score", shown(self.mended)),
             ("released score", shown(self.released)),
@@ -391,8 +397,7 @@ class ProtocolDistance(NamedTuple):
             ("rank correlation", shown(self.rank_correlation)),
             ("above the threshold: mended, released, both", ", ".join(map(str, self.n_above))),
         ]
-        lines = [f"| {self.n_latents} latents | |", "| --- | --- |"]
-        return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows])
+        return Table((f"{self.n_latents} latents", ""), rows)
 
 
 def protocol_distance(mended: ComSemResult, released: ComSemResult) -> ProtocolDistance:

@@ -14,6 +14,7 @@ from bae_lens.checks.consistency import check_counts, check_indices, check_lengt
 from bae_lens.checks.fields import Number, check_fields, whole
 from bae_lens.examples.records import Evidence, Example
 from bae_lens.files.json_file import ResultOfWeights
+from bae_lens.results import Table
 from bae_lens.scoring.judges.embedding import Embedder, EmbeddingJudge, Encoder
 from bae_lens.scoring.judges.judge import Judge, MarkedText, Question, answers_of
 from bae_lens.scoring.prompts import intruder as intruder_question
@@ -233,16 +234,28 @@ class IntruderResult(ResultOfWeights):
 
     def table(self) -> str:
         """Markdown: each number beside its control, and what the judge can and cannot say."""
-        lines = ["| | latents | shuffled latents |", "| --- | --- | --- |"]
-        for kind in KINDS:
-            own, other = self.accuracy(kind), self.accuracy(kind, control=True)
-            lines.append(f"| accuracy, {kind} intruder | {shown(own)} | {shown(other)} |")
-        own, other = self.accuracy(max_purity=0.5), self.accuracy(control=True, max_purity=0.5)
-        lines += [
-            f"| the same, token purity ≤ 0.5 | {shown(own)} | {shown(other)} |",
-            f"| token purity | {shown(self.purity())} | {shown(self.purity(control=True))} |",
-            f"| seeds' agreement | {shown(self.agreement(), 2)} | – |",
+        return self.to_table().markdown()
+
+    def to_table(self) -> Table:
+        """Each number beside its control, and what the judge can and cannot say, as cells."""
+        rows: list[tuple[str, Interval | None, Interval | None]] = [
+            (
+                f"accuracy, {kind} intruder",
+                self.accuracy(kind),
+                self.accuracy(kind, control=True),
+            )
+            for kind in KINDS
         ]
+        rows += [
+            (
+                "the same, token purity ≤ 0.5",
+                self.accuracy(max_purity=0.5),
+                self.accuracy(control=True, max_purity=0.5),
+            ),
+            ("token purity", self.purity(), self.purity(control=True)),
+        ]
+        cells = [(name, shown(latents), shown(control)) for name, latents, control in rows]
+        cells.append(("seeds' agreement", shown(self.agreement(), 2), "–"))
         means = ", ".join(shown(mean) for mean in self.seed_means())
         n_open, n_heard = self.n_unanswered, self.n_heard()
         # Of a latent without any answer it is not known whether it is heard.
@@ -250,10 +263,10 @@ class IntruderResult(ResultOfWeights):
         heard = f"{n_heard} of those tested"
         if n_known < len(self.latents):
             heard = f"{n_heard} of the {n_known} with any answer"
-        return "\n".join(
+        return Table(
+            ("", "latents", "shuffled latents"),
+            cells,
             [
-                *lines,
-                "",
                 f"Judge: {self.judge}. Chance is {self.chance:.3f}. Means over {len(self.latents)} "
                 f"latents with 95 % bootstrap intervals; by seed {means}. Of {self.n_latents} latents "
                 f"{self.n_firing} fire and {self.n_enough} have enough texts; {heard} "
@@ -265,9 +278,8 @@ class IntruderResult(ResultOfWeights):
                     if n_open
                     else ""
                 ),
-                "",
-                self.caveat,
-            ]
+            ],
+            self.caveat,
         )
 
     def plot(self, title: str = "") -> Figure:

@@ -16,6 +16,7 @@ from bae_lens.checks.fields import check_fields, whole
 from bae_lens.checks.suggest import index_of
 from bae_lens.examples.records import Evidence, Example
 from bae_lens.files.json_file import JsonResult
+from bae_lens.results import Table
 from bae_lens.scoring.judges.judge import Judge, MarkedText, Question, answers_of
 from bae_lens.scoring.prompts import FIRST, SECOND, TIE, compare
 from bae_lens.scoring.test_items import n_texts, one_a_text, some
@@ -183,15 +184,18 @@ class Ranking(JsonResult):
         return krippendorff_alpha(table, "ordinal") if len(self.judges) > 1 else None
 
     def table(self) -> str:
-        """Markdown. Judges' agreement is in it where krippendorff is installed."""
-        head = ("", "all others", *self.names)
-        lines = [head, ("---",) * len(head)]
+        """Markdown: win rates. Judges' agreement is in it where krippendorff is installed."""
+        return self.to_table().markdown()
+
+    def to_table(self) -> Table:
+        """Win rates, and how far judges agree with themselves and with each other, as cells."""
+        rows = []
         for name in self.order:
             others = [
                 "" if other == name else shown(self.win_rate(name, other), 2)
                 for other in self.names
             ]
-            lines.append((name, shown(self.win_rate(name), 2), *others))
+            rows.append((name, shown(self.win_rate(name), 2), *others))
         n_none = sum(c.outcome is None for c in self.comparisons)
         notes = [
             "Win rates of the row against the column, ties 1/2, with 95 % bootstrap intervals over "
@@ -209,9 +213,7 @@ class Ranking(JsonResult):
                 notes.append(f"Krippendorff's alpha of the judges: {shown(self.alpha(), 2)}.")
             except ImportError as e:
                 notes.append(f"Krippendorff's alpha of the judges: {e}")
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "".join(
-            f"\n\n{note}" for note in notes
-        )
+        return Table(("", "all others", *self.names), rows, notes)
 
     def plot(self, title: str = "") -> Figure:
         """Draw each dictionary's win rate against all others with its interval, the best first.

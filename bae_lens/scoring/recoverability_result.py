@@ -14,6 +14,7 @@ from bae_lens.charts import Level, intervals
 from bae_lens.checks.consistency import check_indices, check_lengths, check_that
 from bae_lens.checks.fields import check_fields, whole
 from bae_lens.files.json_file import ResultOfWeights
+from bae_lens.results import Table
 from bae_lens.scoring.bag_of_words import CANNOT_TELL
 from bae_lens.stats import Interval, balanced_interval, shown, wider
 
@@ -153,25 +154,29 @@ class Recovery(ResultOfWeights):
 
     def table(self) -> str:
         """Markdown: what the concept shows beside what the salient word says alone."""
-        lines = ["| the reader sees | balanced accuracy | beyond the word |", "| --- | --- | --- |"]
+        return self.to_table().markdown()
+
+    def to_table(self) -> Table:
+        """What the concept shows beside what the salient word says alone, as cells."""
+        rows = []
         for given in GIVEN:
             if given in self.said:
                 has_both = given in OF_CONCEPT and "word" in self.said
-                beyond = shown(self.beyond("word", given)) if has_both else "–"
-                lines.append(f"| {SHOWN[given]} | {shown(self.score(given))} | {beyond} |")
+                excess = shown(self.beyond("word", given)) if has_both else "–"
+                rows.append((SHOWN[given], shown(self.score(given)), excess))
         counts = Counter(self.predictions)
         classes = ", ".join(f"{counts[i]} {name}" for i, name in enumerate(self.class_names))
         n_silent = self.said["view"].count(CANNOT_TELL)
-        return "\n".join(
+        return Table(
+            ("the reader sees", "balanced accuracy", "beyond the word"),
+            rows,
             [
-                *lines,
-                "",
                 f"{self.dictionary}, concepts of {self.hook_names[0]}. What the probe predicts of "
                 f"{len(self.predictions)} texts: {classes}; chance is {self.chance:.3f}. They have "
                 f"{self.n_concepts} different concepts; of {n_silent} texts the view has no word that "
                 f"the reader knows. It learned from {self.n_learned} other texts, and views are of "
-                f"{self.n_shown} others still. 95 % bootstrap intervals over concepts or texts, the wider.",
-            ]
+                f"{self.n_shown} others still. 95 % bootstrap intervals over concepts or texts, the wider."
+            ],
         )
 
     def plot(self, title: str = "") -> Figure:

@@ -13,7 +13,7 @@ import torch
 
 import bae_lens
 from bae_lens import TrainingBAEConfig, entropy_profile
-from bae_lens.entropy import EntropyProfile, Interval, ProfileRow, estimate_entropy
+from bae_lens.entropy import EntropyProfile, ProfileRow, SeedInterval, estimate_entropy
 from bae_lens.entropy.cells import gaussian_like, gaussian_rate, variance_and_rank
 from bae_lens.entropy.hidden_states import check_tokenizer, tokenise
 from tests.helpers import (
@@ -374,12 +374,12 @@ def test_intervals_are_students():
     # Pairs, not the spread of each: 10, 11, 12.
     difference = profile.difference(("a", 8, None), ("a", 1, None))
     assert difference == pytest.approx((11, 4.302653 / math.sqrt(3)))
-    one = Interval.of([3.0])
+    one = SeedInterval.of([3.0])
     assert one.mean == 3
     assert math.isnan(one.half_width)
     assert one.format(1) == "3.0"
     # 20 degrees of freedom: 2.086.
-    assert Interval.of([0.0, 1.0] * 10 + [0.5]).half_width == pytest.approx(
+    assert SeedInterval.of([0.0, 1.0] * 10 + [0.5]).half_width == pytest.approx(
         2.086 * 0.5 / math.sqrt(21), rel=1e-3
     )
 
@@ -391,7 +391,7 @@ def test_the_table_has_every_number():
         "| hook | token position | control | Chow–Liu | marginal | minibatch"
     )
     assert lines[2] == (
-        "| a | 1 |  | 12.0 ± 5.0 | 13.0 ± 5.0 | – | 0.410 ± 0.000 | 7.0 ± 0.0 | 10.0 ± 0.0 | 4.0 ± 0.0 | 2.5 ± 0.0 |"
+        "| a | 1 | | 12.0 ± 5.0 | 13.0 ± 5.0 | – | 0.410 ± 0.000 | 7.0 ± 0.0 | 10.0 ± 0.0 | 4.0 ± 0.0 | 2.5 ± 0.0 |"
     )
     assert len(lines) == 2 + 4
     assert len({line.count("|") for line in lines}) == 1
@@ -483,3 +483,10 @@ def test_what_is_no_text_is_refused_with_row_and_value(value):
         profile_of(dataset=[{"text": "word1"}, {"text": value}])
     with pytest.raises(ValueError, match=r"^Text 2 has "):
         profile_of(dataset=["word1", value])
+
+
+def test_the_old_name_of_the_interval_warns() -> None:
+    from bae_lens import entropy
+
+    with pytest.warns(FutureWarning, match="SeedInterval"):
+        assert entropy.Interval is SeedInterval
