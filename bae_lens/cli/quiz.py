@@ -1,4 +1,4 @@
-"""``bae-lens quiz PATH … --data FILE --reference FILE``: what a plain reader tells of a model's
+"""``bae-lens quiz PATH … --data FILE --reference FILE``: what a bag-of-words classifier tells of a model's
 predictions from the concepts of saved SAEs, and a page that asks people the same."""
 
 from __future__ import annotations

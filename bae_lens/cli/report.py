@@ -115,13 +115,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     defaults = {field.name: field.default for field in fields(EvidenceSettings)}
     words = {
         "n_tokens": "tokens to read",
-        "n_strongest": "strongest examples a latent",
-        "n_random": "random examples a latent",
+        "n_strongest": "strongest examples per latent",
+        "n_random": "random examples per latent",
         "n_left": "tokens of an example before the marked one",
         "n_right": "tokens after it",
-        "n_top_tokens": "commonest tokens a latent",
-        "n_neighbours": "neighbours a latent",
-        "batch_size": "texts a forward pass",
+        "n_top_tokens": "most frequent tokens per latent",
+        "n_neighbours": "neighbors per latent",
+        "batch_size": "texts per forward pass",
         "seed": "of the random examples and the order of texts",
     }
     for name, text in words.items():

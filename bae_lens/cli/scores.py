@@ -157,7 +157,7 @@ class Scoring:
         needs_silence = self.offline or (self.endpoint and "mended" in self.protocols)
         if self.is_asked and needs_silence and not evidence.background:
             raise ValueError(
-                f"{file} has no tokens at which a latent is known to be silent, which --judge needs. "
+                f"{file} has no tokens known to be non-activating, which --judge needs. "
                 "Collect the evidence with n_background above 0, or give --judge none."
             )
 

@@ -209,7 +209,7 @@ class ConceptAblationResult(ResultOfWeights):
 
     @property
     def chance(self) -> float:
-        """Accuracy of always saying the commonest class."""
+        """Accuracy of always saying the most frequent class."""
         counts = torch.bincount(torch.tensor(self.labels))
         return counts.max().item() / len(self.labels)
 

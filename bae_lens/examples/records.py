@@ -32,12 +32,12 @@ class EvidenceSettings:
         n_random (int): Random examples a latent.
         n_left (int): Tokens of an example before the marked one, at most.
         n_right (int): Tokens after it, at most.
-        n_top_tokens (int): Commonest tokens, and lemmas, a latent.
+        n_top_tokens (int): Most frequent tokens, and lemmas, per latent.
         n_counters (int): Tokens a latent that are counted at a time, see ``TokenCounts``.
         n_neighbours (int): Neighbours a latent; 0 counts no pairs.
         n_background (int): Random tokens of the corpus that are kept with all that fires there, for
-            scores that need tokens where a latent is silent; 0 keeps none. Of a dense code that is a
-            long list a token.
+            scores that need non-activating tokens; 0 keeps none. Of a dense code that is a
+            long list per token.
         lemmas (str | None): Language of the lemmas to count, as ``"en"``. Needs ``simplemma``.
         batch_size (int): Texts a forward pass, where no store says how many.
         seed (int): Of the random examples, and of the order in which a dataset is read.

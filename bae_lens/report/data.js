@@ -86,6 +86,6 @@ function fullness(strength, strengths) {
 
 const link = (j) => el("a", { href: `#${unit}-${j}` }, nameOf(j));
 const linkWithGist = (j) => rowHead(link(j), el("span", { class: "note below" }, gist(j)));
-const commonest = ({ tokens }) => tokens.slice(0, 5).map(([s]) => [alone(data.strings[s]), " "]);
+const mostFrequent = ({ tokens }) => tokens.slice(0, 5).map(([s]) => [alone(data.strings[s]), " "]);
 // In words, or by its tokens.
-const gist = (j) => (latents[j].phrase === null ? commonest(latents[j]) : isolated(latents[j].phrase));
+const gist = (j) => (latents[j].phrase === null ? mostFrequent(latents[j]) : isolated(latents[j].phrase));

@@ -152,7 +152,7 @@ function latentView(j) {
     random: [
       "Examples",
       "More examples",
-      "Order random: this evidence was collected without margins. The marked token is where it fires.",
+      "Order random: these examples were collected without margins. The marked token is where it fires.",
     ],
   }[data.order];
   return [
@@ -184,7 +184,7 @@ function latentView(j) {
         "div",
         {},
         phrasesTable(latent),
-        countsTable("Commonest tokens", "token", LIFT, latent.tokens, latent.countError),
+        countsTable("Most frequent tokens", "token", LIFT, latent.tokens, latent.countError),
         countsTable(
           "Tokens by lift",
           "token",
@@ -192,7 +192,7 @@ function latentView(j) {
           latent.lifts,
           latent.countError,
         ),
-        countsTable("Commonest lemmas", "lemma", LIFT, latent.lemmas, latent.countError),
+        countsTable("Most frequent lemmas", "lemma", LIFT, latent.lemmas, latent.countError),
         classTable(latent),
         neighboursTable(latent),
         sentencesTable(j),

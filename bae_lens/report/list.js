@@ -13,7 +13,7 @@ function noPhrase({ said }) {
   if (said.length) return said[0].status;
   return Object.keys(data.said).length ? NOT_SCORED : "–";
 }
-// Of a latent, how often it fires at its commonest token: the share, and the lower end of its interval
+// Of a latent, how often it fires at its most frequent token: the share, and the lower end of its interval
 // (Wilson's, 95 %), by which a few firings count little.
 const purity = (latent) =>
   firstToken(latent) ? Math.min(1, firstToken(latent)[1] / own.nFirings[latent.j]) : null;
@@ -54,11 +54,11 @@ const columns = isReport
       },
       {
         key: "tokens",
-        label: "commonest tokens",
+        label: "most frequent tokens",
         about: "Tokens at which it fires most often.",
         isText: true,
         of: (latent) => firstToken(latent) && data.strings[firstToken(latent)[0]].trim(),
-        cell: (latent) => (firstToken(latent) ? commonest(latent) : quiet("never fires")),
+        cell: (latent) => (firstToken(latent) ? mostFrequent(latent) : quiet("never fires")),
       },
       ...data.scores.map(({ name, values, about }, i) => ({
         key: `score-${i}`,
@@ -71,7 +71,7 @@ const columns = isReport
       {
         key: "purity",
         label: "share of 1st token",
-        about: "Share of its firings that are at its commonest token.",
+        about: "Share of its firings that are at its most frequent token.",
         isNumber: true,
         of: purity,
         show: (value) => (value === null ? quiet("–") : percent(value)),
@@ -94,7 +94,7 @@ const columns = isReport
       {
         key: "lift",
         label: "lift of 1st token",
-        about: "How many times commoner its commonest token is where it fires than in all of the text.",
+        about: "How many times more frequent its most frequent token is where it fires than in all of the text.",
         isNumber: true,
         of: (latent) => firstToken(latent)?.[2] ?? null,
       },
@@ -226,7 +226,7 @@ function searchField(id, statusId, label, search) {
 function listCaption() {
   const nScored = latents.filter(({ j }) => data.scores.some(({ values }) => values[j] !== null)).length;
   return [
-    `One row per ${unit}, in the order ${isScored ? `of ${plain(data.scores[0].name)}` : `of the share of their firings at their commonest token, where few firings count little`}, until you sort them; those that fire at more than ${percent(DENSE)} of tokens come after others, and those that never fire last.`,
+    `One row per ${unit}, in the order ${isScored ? `of ${plain(data.scores[0].name)}` : `of the share of their firings at their most frequent token, where few firings count little`}, until you sort them; those that fire at more than ${percent(DENSE)} of tokens come after others, and those that never fire last.`,
     data.scores.length && nScored < latents.length
       ? ` ${whole.format(nScored)} of ${plural(latents.length, unit)} are scored; sorted by a score, the others come last.`
       : null,

@@ -110,7 +110,7 @@ _EXPLANATIONS = {
     "codes_in_use": "Codes that some token has.",
     "share_of_codes_in_use": "Codes that some token has, as a share of all codes.",
     "bits_per_token": "Bits that the code of a token has, on average.",
-    "token_purity": "How often a token is the commonest of its code; 1: the code only says which token it is.",
+    "token_purity": "How often a token is the most frequent of its code; 1: the code only says which token it is.",
     "token_purity_shuffled": "Token purity with codes dealt out at random.",
     "total_tokens_eval_reconstruction": "Tokens behind the scores of the model with the reconstruction.",
     "total_tokens_eval_sparsity_variance": "Tokens behind the reconstruction's quality and sparsity.",

@@ -13,7 +13,7 @@ _HALF = len(ALPHABET) // 2
 
 
 class StringTable:
-    """Strings by number, the commonest first, so that it has the shortest reference.
+    """Strings by number, the most frequent first, so that it has the shortest reference.
 
     Args:
         counts: how often each string is referred to. Equally common ones are in their own order, so

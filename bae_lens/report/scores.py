@@ -19,20 +19,22 @@ _PURITY = "token purity"
 _COMSEM = {"mended": "ComSem score", "released": "ComSem score, released"}
 _APART = "How far the protocols are apart"
 _ABOUT = {
-    "intruder test": "A judge sees tokens at which a latent fires and one at which it is silent, the "
+    "intruder test": "A judge sees tokens at which a latent fires and one at which it does not, the "
     "intruder, each in its context, and says which is the intruder. Accuracy: how often it is right. "
     "Shuffled latents: the same, but with examples of many latents mixed.",
     "ComSem, mended": "A judge puts a few examples of a latent into one phrase, or says that there is "
     "no pattern. By the phrase alone, it then tells other tokens at which the latent fires from as many "
-    "at which it is silent. Score: balanced accuracy.",
+    "at which it does not. Score: balanced accuracy.",
     "ComSem, released": "As the BAE paper's release has it: a judge puts a few examples into a phrase, "
-    "and says of other tokens at which the latent fires whether the phrase fits. Tokens at which it is "
-    "silent are left out, so a phrase that fits everything scores 1.",
+    "and says of other tokens at which the latent fires whether the phrase fits. Non-activating "
+    "tokens are left out, so a phrase that fits everything scores 1.",
     _APART: "Both protocols' scores of the same latents.",
     _INTRUDER["random"]: "How often a judge picks out the one token, drawn at random, at which the "
-    "latent is silent, among those at which it fires.",
-    _INTRUDER["hard"]: "The same with a silent token that is as like the examples as can be.",
-    _PURITY: "Share of the commonest token among its random examples. At 1 a latent may say no more "
+    "latent does not fire, among those at which it fires.",
+    _INTRUDER[
+        "hard"
+    ]: "The same with the non-activating tokens that are most similar to the examples.",
+    _PURITY: "Share of the most frequent token among its random examples. At 1 a latent may say no more "
     "than which token it is.",
     _COMSEM["mended"]: "How well its phrases tell tokens at which it fires from others: balanced "
     "accuracy, a mean over runs.",

@@ -2,7 +2,7 @@
 
 The score is of the BAE paper (arXiv 2509.20997, §5.1). Its release shows five examples, tests the phrase
 on up to eight more, and takes the share of "yes": "word" holds for all of them, and so scores 1. Here
-the test has tokens at which the latent is silent, too.
+the test has non-activating tokens, too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def comsem_test(
 
     Of each latent and seed a judge sees a few examples and gives one phrase or "no pattern". It is
     then asked of single tokens whether the phrase fits: of further examples, and of as many tokens at
-    which the latent is silent, half of them random ones of the corpus and half hard ones, near the
+    which the latent does not fire, half of them random ones of the corpus and half hard ones, near the
     examples in an encoder. Examples are each from another text, and negatives from none of theirs.
     That is 1 question to explain and up to 2 · ``n_positive`` to test, for each latent and seed, and
     one for each two phrases of a latent that are not the same word for word.

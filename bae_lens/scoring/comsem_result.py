@@ -57,7 +57,7 @@ class LatentRun:
         status: ``"explained"``, ``"no pattern"`` or ``"no answer"``, if the judge gave no phrase.
         phrase: what it gave.
         positive: on further examples.
-        random: on random tokens at which the latent is silent.
+        random: on random non-activating tokens.
         hard: on such tokens that are like its examples.
     """
 

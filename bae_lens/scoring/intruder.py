@@ -1,4 +1,4 @@
-"""Intruder test: can the token at which a latent is silent be told from those at which it fires?"""
+"""Intruder test: can the token at which a latent does not fire be told from those at which it fires?"""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class IntruderSettings:
         n_latents (int | None): Latents drawn at random from those with enough texts; None: all.
         n_shown (int): Examples of a trial, the intruder among them; chance is 1 / ``n_shown``.
         n_trials (int): Trials of each latent, with each kind of intruder and each seed.
-        n_hard (int): Hard intruders are drawn from so many silent tokens, those most like the
-            latent's examples.
+        n_hard (int): Hard intruders are drawn from so many non-activating tokens, those most similar to
+            the latent's examples.
         n_seeds (int): How often all is drawn anew.
-        threshold (float): Accuracy from which a latent counts as heard.
+        threshold (float): Accuracy from which a latent passes the test.
         seed (int): Of the first drawing, and of which latents.
 
     Raises:
@@ -98,10 +98,10 @@ class LatentTrials:
 
     Attributes:
         latent: which one.
-        n_texts: its examples, one a text.
-        purity: share of the commonest token among them.
-        random: by seed, with any silent token as the intruder.
-        hard: by seed, with silent tokens like the examples; empty without an encoder.
+        n_texts: how many texts its examples are from, one example per text.
+        purity: share of the most frequent token among them.
+        random: by seed, with any non-activating token as the intruder.
+        hard: by seed, with non-activating tokens that are similar to the examples; empty without an encoder.
     """
 
     latent: int
@@ -145,7 +145,7 @@ class IntruderResult(ResultOfWeights):
         n_enough: those with enough texts to be tested.
         latents: those that were tested.
         control: of each of them the same with examples drawn from different latents: what the judge
-            hears where there is nothing to hear.
+            finds where there is nothing to find.
     """
 
     _file_of = "result of intruder_test"
@@ -182,7 +182,7 @@ class IntruderResult(ResultOfWeights):
         """Mean over latents, with its bootstrap interval over them.
 
         Args:
-            kind: of intruder. Hard ones are chosen by the embeddings that the offline judge hears, as
+            kind: of intruder. Hard ones are chosen by the embeddings that the offline judge compares, as
                 those nearest to the examples, so that it is far below chance where examples have
                 nothing in common. What nothing comes to is then the control's accuracy, not chance.
             control: of the control instead.
@@ -195,7 +195,7 @@ class IntruderResult(ResultOfWeights):
         return mean_interval(_known([t.accuracy(kind) for t in own]), self.settings.seed)
 
     def beyond_control(self, kind: IntruderKind = "random") -> Interval | None:
-        """Accuracy beyond that of the control, paired by latent."""
+        """Excess of the accuracy over that of the control, paired by latent."""
         pairs = [
             (own.accuracy(kind), other.accuracy(kind))
             for own, other in zip(self.latents, self.control, strict=True)
@@ -258,7 +258,7 @@ class IntruderResult(ResultOfWeights):
         cells.append(("seeds' agreement", shown(self.agreement(), 2), "–"))
         means = ", ".join(shown(mean) for mean in self.seed_means())
         n_open, n_heard = self.n_unanswered, self.n_heard()
-        # Of a latent without any answer it is not known whether it is heard.
+        # Of a latent without any answer it is not known whether it passes.
         n_known = len(_known([t.accuracy() for t in self.latents]))
         heard = f"{n_heard} of those tested"
         if n_known < len(self.latents):
@@ -271,8 +271,8 @@ class IntruderResult(ResultOfWeights):
                 f"latents with 95 % bootstrap intervals; by seed {means}. Of {self.n_latents} latents "
                 f"{self.n_firing} fire and {self.n_enough} have enough texts; {heard} "
                 f"reach {self.settings.threshold:g} with random intruders. Hard intruders "
-                "are the silent tokens nearest to the examples: an offline judge is below chance where "
-                "there is nothing to hear, so read them beside the shuffled latents."
+                "are the non-activating tokens nearest to the examples: an offline judge is below chance "
+                "where there is nothing to find, so read them beside the shuffled latents."
                 + (
                     f" {n_open} trials are open: they have no usable answer, and are in no accuracy."
                     if n_open
@@ -323,11 +323,11 @@ def intruder_test(
     *,
     encoder: Encoder | None = None,
 ) -> IntruderResult:
-    """How often a judge finds the one token at which a latent is silent among those at which it fires.
+    """How often a judge finds the one token at which a latent does not fire among those where it does.
 
     A trial shows random examples of a latent, each from another text, and one token drawn at random
-    from the corpus, at which the latent is silent, from yet another text. So a judge cannot go by
-    texts, and what it hears is not "some other latent" but "not this one". Which latents, examples and
+    from the corpus, at which the latent does not fire, from yet another text. So a judge cannot go by
+    texts, and what it tells is not "some other latent" but "not this one". Which latents, examples and
     intruders are drawn depends on the seed and the latent only.
 
     Neither paper has such a test; it stands in for judges that name concepts, and needs no network.

@@ -22,7 +22,7 @@ from bae_lens.scoring.shown_examples import View, view_of
 
 @dataclass(frozen=True, eq=False)
 class RecoveryTask:
-    """Texts with a model's predictions, and a plain reader that has learned them from other texts.
+    """Texts with a model's predictions, and a bag-of-words classifier that has learned them from other texts.
 
     The CLVQ-VAE paper has people tell a model's prediction from a concept's word cloud or sentences.
     In their place a logistic regression on words, which knows what words mean for the prediction
@@ -240,7 +240,7 @@ def _by_class_shares(evidence: Evidence, names: Sequence[str]) -> list[int]:
     found = []
     for own in evidence.latents:
         shares = np.array(own.class_shares)
-        # A class that no token is of is the commonest nowhere.
+        # A class that no token is of is the most frequent nowhere.
         lift = np.divide(shares, base, out=np.zeros_like(base), where=base > 0)
         found.append(order[int(lift.argmax())] if own.n_firings > 0 else CANNOT_TELL)
     return found

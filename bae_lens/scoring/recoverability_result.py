@@ -1,4 +1,4 @@
-"""What a plain reader told of a model's predictions, and how good that is."""
+"""What a bag-of-words classifier told of a model's predictions, and how good that is."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RecoverySettings:
 
 @dataclass(frozen=True)
 class Recovery(ResultOfWeights):
-    """What a plain reader tells of a model's predictions from a dictionary's concepts.
+    """What a bag-of-words classifier tells of a model's predictions from a dictionary's concepts.
 
     Attributes:
         dictionary: what it is called.
@@ -73,7 +73,7 @@ class Recovery(ResultOfWeights):
             that is mostly on, of which evidence is where it is off.
         said: by what the reader was given, the class that it tells of each text; −1: it cannot tell.
             ``"view"``: the concept's words and contexts; ``"words"`` and ``"contexts"``: one of them;
-            ``"class shares"``: no reader, but the class that is commonest, for its share of all
+            ``"class shares"``: no classifier, but the class that is most frequent, for its share of all
             tokens, where the concept fires in the reference texts: what the concept tells if not put
             in words; ``"word"``: the salient token's word alone; ``"text"``: the whole text.
         n_learned: texts that the reader learned from.
@@ -149,7 +149,7 @@ class Recovery(ResultOfWeights):
 
     @property
     def n_concepts(self) -> int:
-        """Different concepts of these texts: one for all tells nothing, one a text is as good as it."""
+        """Different concepts of these texts: one for all tells nothing, one per text is as good as it."""
         return len(set(self.concepts) - {-1})
 
     def table(self) -> str:
@@ -168,7 +168,7 @@ class Recovery(ResultOfWeights):
         classes = ", ".join(f"{counts[i]} {name}" for i, name in enumerate(self.class_names))
         n_silent = self.said["view"].count(CANNOT_TELL)
         return Table(
-            ("the reader sees", "balanced accuracy", "beyond the word"),
+            ("the reader sees", "balanced accuracy", "excess over the word"),
             rows,
             [
                 f"{self.dictionary}, concepts of {self.hook_names[0]}. What the probe predicts of "

@@ -444,7 +444,7 @@ def test_evidence_without_background(folder, tmp_path, with_minilm, capsys, aske
     replace(make_evidence(40), hook_name=HOOK).save(path)
     argv = [str(folder), "--evidence", str(path), "--n_sentences", "0", "--n_code_tokens", "0"]
     err = refused(capsys, *argv, "--judge", "offline")
-    assert f"{path} has no tokens at which a latent is known to be silent" in err
+    assert f"{path} has no tokens known to be non-activating" in err
     assert main(["report", *argv]) == 0
     assert "no scores of sae: Negatives are tokens" in capsys.readouterr().err
     assert columns(folder / "report.html") == {}

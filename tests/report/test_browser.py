@@ -472,7 +472,7 @@ def test_share_of_codes_along_a_sentence(browser, tmp_path):
 def test_a_latents_page_has_its_parts(browser, report):
     browser.open(report, "#latent-0")
     assert browser.texts("#view-one h3") == [
-        *("Strongest examples", "Random examples", "Commonest tokens", "Commonest lemmas"),
+        *("Strongest examples", "Random examples", "Most frequent tokens", "Most frequent lemmas"),
         *("Classes", "Neighbours", "Along the stored sentences"),
     ]
     evidence = make_evidence(N)
@@ -607,7 +607,8 @@ def test_numbers_are_explained(browser, report, tmp_path):
     assert browser.all("#view-one .examples li")
     assert browser.all("#view-one .examples .bar") == []
     assert (
-        "Order random: this evidence was collected without margins" in browser.one("#view-one").text
+        "Order random: these examples were collected without margins"
+        in browser.one("#view-one").text
     )
     browser.open(path)
     assert "A judge sees tokens" in browser.one("#view-overview h4 + .note").text

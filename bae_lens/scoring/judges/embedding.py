@@ -176,8 +176,8 @@ class EmbeddingJudge:
     """
 
     caveat = (
-        "The offline judge hears how alike the contextual meanings of marked tokens are in another "
-        "model. It gives no name to what they share, and cannot hear what that model does not encode. "
+        "The offline judge compares how similar the contextual meanings of marked tokens are in another "
+        "model. It gives no name to what they share, and cannot tell what that model does not encode. "
         "A latent of a single token scores high for the token's sake: read token purity beside it."
     )
 
