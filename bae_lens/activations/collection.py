@@ -20,8 +20,8 @@ import torch
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from sae_lens.util import str_to_dtype
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from bae_lens.activations.first_tokens import first_tokens, warn_if_text_ended
 from bae_lens.activations.text_store import Progress, describe_positions
 from bae_lens.files.json_file import parse_json
 from bae_lens.files.unfinished import sweep, unfinished_folder
@@ -57,30 +57,34 @@ def read_rows(store: Any, n_tokens: int) -> Iterator[Tensor]:
         ValueError: if no token is left after special ones are taken out.
     """
     n_read = n_not_finite = 0
-    # Stores of this package have their own, which knows masks; SAELens' has none.
-    progress = Progress(describe_positions(store))
     n_tokens -= n_tokens % sequence_length_of(store)
-    with tqdm(total=n_tokens, desc="Collecting activations", unit="tok") as bar:
-        while n_read < n_tokens:
-            try:
-                batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)
-            except StopIteration:
-                progress.at_end()
-                break
-            progress.see(len(batch))
-            batch = batch[: n_tokens - n_read].to(store.dtype)
-            n_read += len(batch)
-            n_not_finite += int((~batch.isfinite()).any(-1).sum())
-            bar.update(len(batch))
-            yield batch
-    if n_read < n_tokens:
-        logger.warning("The text ended after %d of %d tokens.", n_read, n_tokens)
+    batches = first_tokens(_one_pass(store), n_tokens, "Collecting activations", leave_bar=True)
+    for batch in batches:
+        batch = batch.to(store.dtype)
+        n_read += len(batch)
+        n_not_finite += int((~batch.isfinite()).any(-1).sum())
+        yield batch
+    warn_if_text_ended(n_read, n_tokens)
     if n_not_finite:
         logger.warning(
             "%d of %d collected activations have NaN or infinite values in %s; every training step that "
             "meets one is skipped. Look at the activations at the hook point.",
             *(n_not_finite, n_read, store.dtype),
         )
+
+
+def _one_pass(store: Any) -> Iterator[Tensor]:
+    """What a store reads up to the end of its text, a forward pass at a time."""
+    # Stores of this package have their own, which knows masks; SAELens' has none.
+    progress = Progress(describe_positions(store))
+    while True:
+        try:
+            batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)
+        except StopIteration:
+            progress.at_end()
+            return
+        progress.see(len(batch))
+        yield batch
 
 
 def kept_rows(

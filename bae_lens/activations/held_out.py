@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -12,14 +12,12 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from bae_lens import offline as demo
 from bae_lens.activations.hook_points import hook_names
 from bae_lens.activations.labelled_texts import is_file_of_texts, read_texts
+from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_store import TextStore, check_text_settings
 from bae_lens.checks.fields import Text, check, shown, whole
 from bae_lens.loading import hub
 from bae_lens.loading.language_models import load_model
-
-if TYPE_CHECKING:
-    from bae_lens.activations.sentence_store import SentenceStore
 
 
 def load_model_of(
@@ -152,9 +150,6 @@ def held_out_store(
 def _sentence_store(
     sae: SAE[Any], model: HookedRootModule, dataset: Any, store_batch_size_prompts: int
 ) -> SentenceStore:
-    # Imported here, since training itself imports the evals.
-    from bae_lens.activations.sentence_store import SentenceStore
-
     metadata = sae.cfg.metadata
     if metadata.context_size is None:
         raise ValueError("The SAE's metadata names no context_size (tokens of a sentence at most).")

@@ -18,7 +18,7 @@ from bae_lens.activations.texts import MissingTexts, check_readable, check_text,
 logger = logging.getLogger(__name__)
 
 # Batches in a row without any token that counts, after which there is no hope.
-_MOST_EMPTY = 100
+MOST_EMPTY = 100
 # Texts after which it is decided, or at the end of the text, whether too many are dropped.
 _ENOUGH_TEXTS = 1000
 MOST_DROPPED = 0.95
@@ -213,7 +213,7 @@ class Progress:
         self._n_batches += 1
         self._is_barren &= n_tokens == 0
         self._n_empty = 0 if n_tokens > 0 else self._n_empty + 1
-        if self._n_empty >= _MOST_EMPTY:
+        if self._n_empty >= MOST_EMPTY:
             self._raise(f"{self._n_empty} batches in a row had none")
 
     def at_end(self) -> None:

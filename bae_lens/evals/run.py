@@ -13,11 +13,12 @@ from sae_lens.evals import EvalConfig
 from sae_lens.evals import run_evals as sae_lens_run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.HookedRootModule import HookedRootModule
 
+from bae_lens.activations.first_tokens import first_tokens, warn_if_text_ended
 from bae_lens.activations.hook_points import hook_names, hook_shape
 from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.reference_norms import outlier_tokens_of, warn_of_many
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_batch import (
     READ_AGAIN,
@@ -33,7 +34,7 @@ from bae_lens.evals.code_statistics import TOKENS_PER_LATENT
 from bae_lens.evals.codebook_use import CodebookUse
 from bae_lens.evals.cross_layer import WITH_OUTLIERS, CrossLayerEvaluation, evaluates_here
 from bae_lens.evals.magnitudes import MAX_BITS
-from bae_lens.evals.outliers import OutlierScores, described, outlier_tokens_of, warn_of_many
+from bae_lens.evals.outliers import OutlierScores, described
 from bae_lens.evals.reconstruction import mean_ablation_ce
 from bae_lens.evals.summarise import Reconstructed, is_one_hot, summarise_code
 
@@ -231,8 +232,8 @@ def run_evals(
     n_tokens = n_read()
     if n_tokens == 0:
         logger.warning("There is no group 'code': no token of the text counts.")
-    elif n_tokens < n_code_tokens:
-        logger.warning("The text ended after %d of %d tokens.", n_tokens, n_code_tokens)
+    else:
+        warn_if_text_ended(n_tokens, n_code_tokens)
     if outliers is not None and scores is not None:
         metrics["outlier_tokens"] = described(outliers, hook_names(sae)) | scores.compute()
         warn_of_many(scores.n_outliers, scores.n_tokens, outliers)
@@ -342,20 +343,17 @@ def _activations(sae: SAE[Any], store: ActivationsStore) -> Iterator[Tensor]:
         yield activations.to(sae.device)
 
 
-def _first(n_tokens: int, batches: Iterator[Tensor], verbose: bool) -> Iterator[Tensor]:
-    """The first rows of batches; an endless text of which none counts raises."""
-    n = 0
+def _never_barren(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The batches; an endless text of which no token counts raises."""
     progress = Progress()
-    with tqdm(total=n_tokens, desc="Code", unit="tok", leave=False, disable=not verbose) as bar:
-        for batch in batches:
-            progress.see(len(batch))
-            batch = batch[: n_tokens - n]
-            n += len(batch)
-            bar.update(len(batch))
-            if len(batch) > 0:
-                yield batch
-            if n >= n_tokens:
-                return
+    for batch in batches:
+        progress.see(len(batch))
+        yield batch
+
+
+def _first(n_tokens: int, batches: Iterator[Tensor], verbose: bool) -> Iterator[Tensor]:
+    """The first rows of batches."""
+    return first_tokens(_never_barren(batches), n_tokens, "Code", verbose=verbose)
 
 
 def _mixed(batches: Iterator[Tensor]) -> Iterator[Tensor]:

@@ -16,10 +16,10 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.reference_norms import outlier_tokens_of, warn_of_many
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_batch import MaskedTextStore
 from bae_lens.dictionaries import Clusters
-from bae_lens.evals.outliers import outlier_tokens_of, warn_of_many
 from bae_lens.examples.coder import Coder
 from bae_lens.examples.corpus import NOTHING, Texts, TokenBlock, place_dtype, token_blocks
 from bae_lens.examples.lemmas import lemma_table, load_simplemma
@@ -88,7 +88,7 @@ def collect_evidence(
         activation_scaler: as SAELens trains with, while it is not folded in yet.
         exclude_special_tokens: as in SAELens: those tokens do not count.
         exclude_outlier_tokens: nor do attention sinks other than BOS, told by their norm at the hook
-            point that is read: see ``bae_lens.evals.outliers.outlier_tokens_of``. False: they do.
+            point that is read: see ``bae_lens.activations.reference_norms.outlier_tokens_of``. False: they do.
         model_kwargs: passed to the model.
         verbose: show a progress bar.
 

@@ -16,9 +16,9 @@ from sae_lens import ActivationsStore
 from scipy import sparse
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm.auto import tqdm
 from transformer_lens.HookedRootModule import HookedRootModule
 
+from bae_lens.activations.first_tokens import first_tokens, warn_if_text_ended
 from bae_lens.activations.held_out import held_out_store
 from bae_lens.activations.hook_points import take_heads
 from bae_lens.activations.outlier_tokens import OutlierTokens
@@ -62,9 +62,8 @@ class TokenBlock:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(self, begin: int, end: int) -> TokenBlock:
+    def __getitem__(self, part: slice) -> TokenBlock:
         """Some of the tokens."""
-        part = slice(begin, end)
         return TokenBlock(
             self.firings[part],
             self.tokens[part],
@@ -264,17 +263,11 @@ def _first(
     n_tokens: int | None, pieces: Iterable[TokenBlock], verbose: bool
 ) -> Iterator[TokenBlock]:
     """The first tokens of blocks; what is missing is logged."""
-    n = 0
-    with tqdm(total=n_tokens, desc="Evidence", unit="tok", leave=False, disable=not verbose) as bar:
-        for piece in pieces:
-            piece = piece if n_tokens is None else piece.rows(0, n_tokens - n)
-            n += len(piece)
-            bar.update(len(piece))
-            yield piece
-            if n == n_tokens:
-                return
-    if n_tokens is not None:
-        logger.warning("The text ended after %d of %d tokens.", n, n_tokens)
+    n_read = 0
+    for piece in first_tokens(pieces, n_tokens, "Examples", verbose=verbose):
+        n_read += len(piece)
+        yield piece
+    warn_if_text_ended(n_read, n_tokens)
 
 
 def _recut(pieces: Iterable[TokenBlock], size: int) -> Iterator[TokenBlock]:
@@ -285,10 +278,10 @@ def _recut(pieces: Iterable[TokenBlock], size: int) -> Iterator[TokenBlock]:
         begin = 0
         while n_held + len(piece) - begin >= size:
             end = begin + size - n_held
-            yield TokenBlock.joined([*held, piece.rows(begin, end)])
+            yield TokenBlock.joined([*held, piece[begin:end]])
             held, n_held, begin = [], 0, end
         if begin < len(piece):
-            held.append(piece.rows(begin, len(piece)))
+            held.append(piece[begin:])
             n_held += len(piece) - begin
     if held:
         yield TokenBlock.joined(held)

@@ -15,10 +15,10 @@ from bae_lens.activations.outlier_tokens import (
 )
 from bae_lens.activations.paired_activations import PairedActivations
 from bae_lens.activations.paired_batch import PairedBatch
+from bae_lens.activations.reference_norms import first_reference_norms
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.architectures.packed_rows import unpack_rows
-from bae_lens.evals.outliers import first_reference_norms
 
 logger = logging.getLogger(__name__)
 

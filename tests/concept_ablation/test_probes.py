@@ -12,6 +12,7 @@ from scipy.stats import bootstrap, norm
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from bae_lens import stats
 from bae_lens.concept_ablation import probes
 from bae_lens.concept_ablation.probes import fit_probe, stratified_folds
 from bae_lens.stats import Interval, paired_bootstrap
@@ -268,7 +269,7 @@ def test_the_interval_is_the_same_again_and_leaves_torchs_random_state(monkeypat
     assert interval == paired_bootstrap(values, seed=1)
     assert interval != paired_bootstrap(values, seed=2)
     assert torch.equal(torch.random.get_rng_state(), state)
-    monkeypatch.setattr(probes, "_RESAMPLED_AT_ONCE", 1000)
+    monkeypatch.setattr(stats, "_RESAMPLED_AT_ONCE", 1000)
     assert interval == paired_bootstrap(values, seed=1)
 
 

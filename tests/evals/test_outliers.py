@@ -15,9 +15,9 @@ from sae_lens.util import get_special_token_ids
 from torch import Tensor
 
 from bae_lens.activations.outlier_tokens import OutlierTokens, reference_norm
+from bae_lens.activations.reference_norms import first_reference_norms, outlier_tokens_of
 from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.evals import run_evals, summarise_code
-from bae_lens.evals.outliers import first_reference_norms, outlier_tokens_of
 from tests.helpers import (
     CONTEXT_SIZE,
     HOOK,

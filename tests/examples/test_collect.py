@@ -84,7 +84,7 @@ def evidence_of(
     n, d = block.firings.shape
     collector = Collector(d, strength, settings(**overrides), n_classes)
     for begin in range(0, n, chunk):
-        collector.update(block.rows(begin, min(begin + chunk, n)))
+        collector.update(block[begin : min(begin + chunk, n)])
     coder: Any = SimpleNamespace(strength=strength, codebook=torch.eye(d))
     return list(collector.latents(coder, TokenStrings(None)))
 

@@ -38,7 +38,7 @@ def background(acts: np.ndarray, size: int, strength: Any = "activation", **over
     collector = Collector(acts.shape[1], strength, replace(SMALL, **overrides), 0)
     whole = block(acts)
     for begin in range(0, len(acts), size):
-        collector.update(whole.rows(begin, begin + size))
+        collector.update(whole[begin : begin + size])
     return collector.background_tokens(TokenStrings(None)), collector.when_off
 
 
