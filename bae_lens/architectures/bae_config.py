@@ -76,6 +76,12 @@ class TrainingBAEConfig(TrainingSAEConfig):
 
     Raises:
         ValueError: if a value is of another type than its field's or outside its range.
+
+    Examples:
+        >>> TrainingBAEConfig(d_in=576, d_sae=2304).target_entropy_bits
+        576.0
+        >>> TrainingBAEConfig(d_in=576, d_sae=2304, target_entropy=150).target_entropy_bits
+        150
     """
 
     normalize_activations: str = "expected_average_only_in"  # type: ignore[assignment]
@@ -163,7 +169,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
         Train it with Adam at lr 5e-4, batch 512, for 2,000 epochs, the entropy term from epoch 500
         on: give ``entropy_start_step`` as 500 × the number of batches in your data.
 
-        What differs from the release: its inputs are not normalised, where here they have mean norm
+        What differs from the release: its inputs are not normalized, where here they have mean norm
         √d_in, so that the coefficients mean the same on every model (for the release's own, pass
         ``normalize_activations="none"``); SAELens' trainer clips gradients at norm 1; weights start
         as SAELens starts them (decoder Kaiming uniform, encoder its transpose) and not as

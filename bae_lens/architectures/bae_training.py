@@ -119,7 +119,7 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """A step as SAELens takes it; rates and entropy of the bits are computed once for all who ask."""
+        """A step as SAELens takes it; rates and entropy of the bits are computed once for all readers."""
         sae_in = step_input.sae_in
         if not self._is_calibrated:
             with torch.autocast(self.device.type, enabled=False):
@@ -162,7 +162,7 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        """The losses beside ``mse_loss``, for who has the activations of a step and not their rates."""
+        """The losses beside ``mse_loss``, from a step's activations alone."""
         return self._penalties(step_input, feature_acts, BatchRates.of(feature_acts, self.scale))
 
     def _penalties(

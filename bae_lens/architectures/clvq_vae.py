@@ -60,7 +60,7 @@ class _HookedActs(NamedTuple):
     is_changed: Tensor
 
 
-# Buffers of the quantiser; in a state dict they stand at the top level, as the codebook does in the
+# Buffers of the quantizer; in a state dict they stand at the top level, as the codebook does in the
 # inference class.
 _QUANTIZER = "quantizer."
 # What it keeps beside the codebook.
@@ -71,7 +71,7 @@ class CLVQVAE(CLVQVAEBase):
     """Cross-Layer VQ-VAE for inference: ``encode`` gives the one-hot of the nearest code.
 
     Buffers: ``codebook`` [K, d_in], in float32 whatever the dtype, in the units of the encoder's
-    output (inputs centred by ``input_mean`` and times ``input_scale``); ``scale`` [K], what an
+    output (inputs centered by ``input_mean`` and times ``input_scale``); ``scale`` [K], what an
     activation is worth, 1 unless the norms of ``W_dec`` were folded into it.
 
     With the transformer decoder, a model's key-value cache hides the codes of earlier tokens:

@@ -27,7 +27,7 @@ from bae_lens.nn import (
 class CLVQVAEBase(CrossLayerSAE):
     """What the training and the inference class share: encoder, decoder, scales, how to fold."""
 
-    # A buffer of the inference class; in training it is the quantiser that has it.
+    # A buffer of the inference class; in training it is the quantizer that has it.
     codebook: Tensor
     scale: Tensor
     code_kind = ONE_HOT

@@ -55,34 +55,40 @@ class _CrossLayerFields:
     """Fields of both configs, after those of ``SAEConfig``, which come first."""
 
     apply_b_dec_to_input: bool = False
+    """Must be False: the decoder's bias is of another hook point."""
+
     d_out: int | None = None
+    """Width of the higher hook point. None means that of the lower one, ``d_in``."""
+
     decoder: Decoder = "transformer"
+    """``"transformer"`` is causal, over the codes of a sequence, with positions; ``"token"`` is a
+    residual MLP on each code by itself."""
+
     decoder_memory: DecoderMemory = "codes"
+    """With ``"codes"`` the decoder sees codes only. With ``"encoder"`` a transformer decoder also attends
+    to the continuous z, as in the release, which takes the reconstruction past the bottleneck; it is
+    here to be compared with."""
+
     decoder_layers: int = 3
+    """Blocks of the decoder."""
+
     decoder_width: int | None = None
+    """Width inside a transformer decoder. None means ``d_in``."""
+
     decoder_heads: int | None = None
+    """Attention heads of a transformer decoder. None means 8, or the largest number below that divides
+    the width."""
+
     decoder_mlp_width: int | None = None
+    """Hidden width of a block's MLP. None means 4 times the width."""
 
 
 @dataclass
 class CLVQVAEConfig(_CrossLayerFields, SAEConfig):
     """Configuration class for a CLVQ-VAE.
 
-    Args:
-        d_out (int | None): Width of the higher hook point; None: that of the lower one, ``d_in``.
-        decoder (str): ``"transformer"`` (causal, over the codes of a sequence, with positions) or
-            ``"token"`` (residual MLP on each code by itself).
-        decoder_memory (str): ``"codes"``: the decoder sees codes only. ``"encoder"``: a transformer
-            decoder also attends to the continuous z, as in the release, which takes the
-            reconstruction past the bottleneck; it is here to be compared with.
-        decoder_layers (int): Blocks of the decoder.
-        decoder_width (int | None): Inside a transformer decoder; None: ``d_in``.
-        decoder_heads (int | None): Of a transformer decoder; None: 8, or the largest number below
-            that divides the width.
-        decoder_mlp_width (int | None): Hidden width of a block's MLP; None: 4 times the width.
-        d_in (int): Width of the lower hook point. Inherited from SAEConfig.
-        d_sae (int): Number of codes, K. Inherited from SAEConfig.
-        apply_b_dec_to_input (bool): Must be False: the decoder's bias is of another hook point.
+    ``d_in`` is the width of the lower hook point, ``d_sae`` the number of codes, K. The fields of the
+    decoder are documented where they stand, and those of ``SAEConfig`` are inherited.
 
     Raises:
         ValueError: if a value is of another type than its field's or outside its range.
@@ -105,43 +111,49 @@ class CLVQVAEConfig(_CrossLayerFields, SAEConfig):
 class TrainingCLVQVAEConfig(_CrossLayerFields, TrainingAcrossLayers, TrainingSAEConfig):
     """Configuration class for training a CLVQ-VAE.
 
-    Inputs and targets are centred and scaled by the model itself, from the activations that it is
-    initialised with: ``normalize_activations`` need not be set. Losses are in those units: squared
+    Inputs and targets are centered and scaled by the model itself, from the activations that it is
+    initialized with: ``normalize_activations`` need not be set. Losses are in those units: squared
     error summed over d_out with the target's variance at d_out, commitment summed over d_in with
     inputs of mean norm √d_in.
 
-    Args:
-        top_k (int): Training draws each token's code among so many nearest ones; 1: the nearest.
-        temperature (float): Of the draw, in units of the running mean of the squared distance to
-            the nearest code.
-        ema_decay (float): γ, the share of the codebook's running means that a batch leaves.
-        laplace_epsilon (float): Vectors that Laplace smoothing adds to each code's count.
-        revive_after (int | None): Batches after which a code that is nearest to no token is moved
-            onto one; None: never.
-        max_revived (int): How many codes a step moves at most.
-        commitment_coefficient (float): β, weight of ‖z − sg(code)‖².
-        codebook_init (str): ``"scaled_spherical_kmeans++"``, ``"kmeans++"`` or ``"random"``.
-        codebook_init_seed (int): Of its draws.
-        sequence_length (int | None): Tokens that belong together in a training batch, in order, for
-            the transformer decoder; None: every token is on its own. With
-            ``CrossLayerRunnerConfig`` it is always that of the text.
-        d_out (int | None): see ``CLVQVAEConfig``, as for all fields of the decoder.
-        decoder_init_norm (float | None): Not used. Inherited from TrainingSAEConfig.
+    The fields of the decoder are those of ``CLVQVAEConfig``. ``decoder_init_norm``, inherited from
+    ``TrainingSAEConfig``, is not used.
 
     Raises:
         ValueError: if a value is of another type than its field's or outside its range.
     """
 
     top_k: int = 5
+    """Training draws each token's code among so many nearest ones; 1 is the nearest."""
+
     temperature: float = 0.1
+    """Temperature of the draw, in units of the running mean of the squared distance to the nearest
+    code."""
+
     ema_decay: float = 0.98
+    """γ, the share of the codebook's running means that a batch leaves."""
+
     laplace_epsilon: float = 1e-5
+    """Vectors that Laplace smoothing adds to each code's count."""
+
     revive_after: int | None = number_or_none(100, kind=int)
+    """Batches after which a code that is nearest to no token is moved onto one. None means never."""
+
     max_revived: int = 5
+    """How many codes a step moves at most."""
+
     commitment_coefficient: float = 0.5
+    """β, weight of ‖z − sg(code)‖²."""
+
     codebook_init: CodebookInit = "scaled_spherical_kmeans++"
+    """``"scaled_spherical_kmeans++"``, ``"kmeans++"`` or ``"random"``: see ``initial_codebook``."""
+
     codebook_init_seed: int = 0
+    """Seed of its draws."""
+
     sequence_length: int | None = None
+    """Tokens that belong together in a training batch, in order, for the transformer decoder. None puts
+    every token on its own. With ``CrossLayerRunnerConfig`` it is always that of the text."""
 
     @override
     @classmethod

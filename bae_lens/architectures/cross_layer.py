@@ -23,7 +23,7 @@ from bae_lens.nn import Float32Buffers
 
 
 class CrossLayerSAE(Float32Buffers, SAE[Any]):
-    """Inputs and targets in their own units: centred, inputs of mean norm √d_in, targets of unit variance.
+    """Inputs and targets in their own units: centered, inputs of mean norm √d_in, targets of unit variance.
 
     The activations of two hook points differ in mean and length; SAELens' scaler knows of one. Here
     the model keeps both, as buffers ``input_mean`` [d_in], ``input_scale``, ``target_mean`` [d_out]
@@ -150,7 +150,7 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
     ) -> None:
         """Refused: the model scales its own input, by one number."""
         raise NotImplementedError(
-            f"A {self.cfg.architecture()} centres and scales its activations itself and cannot take "
+            f"A {self.cfg.architecture()} centers and scales its activations itself and cannot take "
             "a whitening in. Train it with normalize_activations='none'."
         )
 
@@ -197,7 +197,7 @@ def check_cross_layer(cfg: Any) -> None:
         )
     if cfg.normalize_activations not in ("none", "expected_average_only_in"):
         raise ValueError(
-            f"A {cfg.architecture()} centres and scales its activations itself: set "
+            f"A {cfg.architecture()} centers and scales its activations itself: set "
             "normalize_activations to 'none' (or 'expected_average_only_in'); got "
             f"{cfg.normalize_activations!r}."
         )

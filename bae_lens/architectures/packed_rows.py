@@ -15,7 +15,13 @@ from torch import Tensor
 
 
 class Packed(NamedTuple):
-    """The parts of a batch of rows."""
+    """The parts of a batch of rows.
+
+    Attributes:
+        lower: activations at the lower hook point.
+        upper: activations at the higher one.
+        valid: which tokens count.
+    """
 
     lower: Float[Tensor, "n d_in"]
     upper: Float[Tensor, "n d_out"]
@@ -31,6 +37,14 @@ def pack_rows(
 
     Raises:
         ValueError: if the shapes do not belong together, or the mask is not boolean.
+
+    Examples:
+        >>> rows = pack_rows(torch.zeros(4, 3), torch.ones(4, 2))
+        >>> rows.shape
+        torch.Size([4, 6])
+        >>> lower, upper, valid = unpack_rows(rows, d_in=3, d_out=2)
+        >>> upper.shape, valid.all().item()
+        (torch.Size([4, 2]), True)
     """
     shape = lower.shape[:-1]
     if upper.shape[:-1] != shape or (valid is not None and valid.shape != shape):

@@ -47,16 +47,17 @@ _TRAINING_FIELDS: Mapping[str, Rule] = {
 
 @dataclass
 class TopKTranscoderConfig(TranscoderConfig):
-    """Configuration class for a TopK transcoder.
+    """Configuration class for a TopK transcoder; the other fields are those of ``TranscoderConfig``.
 
-    Args:
-        k (int): Latents that fire for each token.
-        d_out (int): Width of the higher hook point.
-        apply_b_dec_to_input (bool): Must be False.
+    Raises:
+        ValueError: if a value is of another type than its field's or outside its range.
     """
 
     apply_b_dec_to_input: bool = False
+    """Must be False: what the decoder adds belongs to another hook point."""
+
     k: int = 100
+    """Latents that fire for each token."""
 
     @override
     @classmethod
@@ -77,14 +78,17 @@ class TopKTranscoderConfig(TranscoderConfig):
 class TrainingTopKTranscoderConfig(TrainingAcrossLayers, TopKTrainingSAEConfig):
     """Configuration class for training a TopK transcoder.
 
-    Args:
-        d_out (int | None): Width of the higher hook point; None: ``d_in``.
-        k (int): Latents that fire for each token. Inherited, as the other fields, from SAELens'
-            TopKTrainingSAEConfig.
+    The other fields are those of SAELens' ``TopKTrainingSAEConfig``, ``k`` among them.
+
+    Raises:
+        ValueError: if a value is of another type than its field's or outside its range.
     """
 
     apply_b_dec_to_input: bool = False
+    """Must be False: what the decoder adds belongs to another hook point."""
+
     d_out: int | None = None
+    """Width of the higher hook point. None means that of the lower one, ``d_in``."""
 
     @override
     @classmethod

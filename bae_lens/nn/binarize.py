@@ -39,6 +39,15 @@ def binarize(
     Raises:
         ValueError: if ``surrogate`` is not one of the three names or ``temperature`` is not
             positive.
+
+    Examples:
+        >>> pre = torch.tensor([-0.5, 0.0, 2.0], requires_grad=True)
+        >>> bits = binarize(pre, "identity")
+        >>> bits.tolist()
+        [0.0, 0.0, 1.0]
+        >>> bits.sum().backward()
+        >>> pre.grad.tolist()
+        [1.0, 1.0, 1.0]
     """
     if surrogate not in SURROGATES:
         raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}; got {surrogate!r}.")

@@ -29,6 +29,15 @@ def follow_budget(log_multiplier: Float[Tensor, ""], spent: Float[Tensor, ""]) -
 
     Returns:
         float32 (float64 for float64), since a step is less than what bfloat16 tells apart.
+
+    Examples:
+        On target it stays; a third or more above it, it rises by the most that a step may.
+
+        >>> start = torch.tensor(0.0)
+        >>> follow_budget(start, torch.tensor(1.0)).item()
+        0.0
+        >>> round(follow_budget(start, torch.tensor(1.5)).item(), 4)
+        0.02
     """
     log_multiplier, spent = widened(log_multiplier), widened(spent)
     step = _RATE * (_GAIN * (spent - 1)).clamp(-1, 1)

@@ -23,6 +23,10 @@ def decode_sparse(
     So is the gradient of the weight; that of ``acts`` is dense, since a surrogate asks for it where
     they are zero as well. Off the CPU, under autocast and in half precision this is the plain product:
     counting entries would wait for the device.
+
+    Examples:
+        >>> decode_sparse(torch.tensor([[0.0, 1.0, 0.0]]), torch.arange(6.0).reshape(3, 2)).tolist()
+        [[2.0, 3.0]]
     """
     is_plain = (
         acts.device.type != "cpu"

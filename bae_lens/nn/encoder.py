@@ -1,4 +1,4 @@
-"""The encoder before the quantiser: the input, a little transformed."""
+"""The encoder before the quantizer: the input, a little transformed."""
 
 from __future__ import annotations
 

@@ -15,6 +15,10 @@ def binary_entropy(p: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """H₂(p) = −p·log₂ p − (1 − p)·log₂(1 − p) in bits, elementwise; 0 at p = 0 and p = 1.
 
     In float32 whatever narrower dtype p has (float64 for float64).
+
+    Examples:
+        >>> binary_entropy(torch.tensor([0.25, 0.5])).tolist()
+        [0.811278..., 1.0]
     """
     p = widened(p)
     return -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / _LN2
@@ -41,6 +45,12 @@ def marginal_entropy(codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
 
     Raises:
         ValueError: if there is no row.
+
+    Examples:
+        Of two latents the first is on for half of the rows, the second never varies.
+
+        >>> marginal_entropy(torch.tensor([[1.0, 1.0], [0.0, 1.0]])).item()
+        1.0
     """
     flat = codes.reshape(-1, codes.shape[-1])
     if flat.shape[0] == 0:

@@ -51,7 +51,7 @@ def chow_liu_tree(
     Args:
         n_fired: tokens on which each latent fires.
         co_fired: latent → tokens on which it fires together with each of the others. Asked for once
-            a latent.
+            per latent.
         n: tokens.
     """
     n_fired = n_fired.cpu().long()
@@ -84,6 +84,13 @@ def chow_liu_entropy(codes: Float[Tensor, "n d_sae"]) -> float:
 
     Args:
         codes: bits (0 or 1).
+
+    Examples:
+        A bit and its copy are one bit, which the sum over latents counts twice.
+
+        >>> bit = torch.tensor([0.0, 1.0, 0.0, 1.0])
+        >>> chow_liu_entropy(torch.stack([bit, bit], dim=1))
+        1.0
     """
     d_sae = codes.shape[1]
     counts = torch.zeros(d_sae, d_sae, dtype=torch.int64, device=codes.device)
@@ -147,6 +154,10 @@ def plug_in_entropy(counts: Int[Tensor, " n_values"]) -> float:
 
     Args:
         counts: how often each value was seen.
+
+    Examples:
+        >>> plug_in_entropy(torch.tensor([2, 1, 1]))
+        1.5
     """
     counts = counts.double()
     n = counts.sum()

@@ -21,6 +21,10 @@ def one_hot(
     Args:
         scores: of each code, the larger the better.
         indices: which code; None: the one of the largest score.
+
+    Examples:
+        >>> one_hot(torch.tensor([[0.1, 0.7, 0.2]])).tolist()
+        [[0.0, 1.0, 0.0]]
     """
     if indices is None:
         indices = scores.argmax(-1)

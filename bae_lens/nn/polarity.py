@@ -33,6 +33,14 @@ def flip_bits(
 
     Returns:
         New tensors under the names of the arguments; the given ones are left as they are.
+
+    Examples:
+        >>> weights = {"W_enc": torch.ones(1, 1), "b_enc": torch.tensor([0.5]),
+        ...            "W_dec": torch.tensor([[2.0]]), "b_dec": torch.zeros(1)}
+        >>> turned = flip_bits(**weights, scale=torch.ones(1), flipped=torch.tensor([True]),
+        ...                    apply_b_dec_to_input=False)
+        >>> {name: value.item() for name, value in turned.items()}
+        {'W_enc': -1.0, 'b_enc': -0.5, 'W_dec': -2.0, 'b_dec': 2.0}
     """
     dtypes = {
         "W_enc": W_enc.dtype,
@@ -43,9 +51,12 @@ def flip_bits(
     # Of many bits, in bfloat16 what they add up to would be rounded before it is added.
     W_enc, b_enc, W_dec, b_dec, scale = map(widened, (W_enc, b_enc, W_dec, b_dec, scale))
     sign = torch.where(flipped, -1, 1).to(W_enc.dtype)
+    # bit = 1 − (1 − bit), so bit·row = row + (1 − bit)·(−row): what is constant goes into b_dec,
     shift = (flipped * scale) @ W_dec
+    # and 1 − bit = 1[−pre ≥ 0] is the bit of the negated pre-activation.
     W_enc, b_enc = W_enc * sign, b_enc * sign
     if apply_b_dec_to_input:
+        # (x − b_dec − shift)·W_enc is lower by shift·W_enc than it was.
         b_enc = b_enc + shift @ W_enc
     turned = {
         "W_enc": W_enc,

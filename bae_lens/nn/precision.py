@@ -14,6 +14,10 @@ def widened(x: Tensor) -> Tensor:
     """In float32, or float64 if it is so already: for sums, means, norms and logarithms.
 
     Whole numbers and bools become float32 too.
+
+    Examples:
+        >>> widened(torch.ones(2, dtype=torch.bfloat16)).dtype
+        torch.float32
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -1,4 +1,4 @@
-"""Subspaces, one an example, and how to project them out of vectors."""
+"""Subspaces, one per example, and how to project them out of vectors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from torch import Tensor
 
 from bae_lens.nn.precision import widened
 
-# Singular values below this share of the largest count as nought.
+# Singular values below this share of the largest count as zero.
 _RANK_TOLERANCE = 1e-4
 
 
 def orthonormal_basis(vectors: Float[Tensor, "*batch k d"]) -> Float[Tensor, "*batch r d"]:
     """Orthonormal rows with the span of the given ones.
 
-    Where the rows of an entry are dependent or nought, rows of zeros stand for what is missing, so
+    Where the rows of an entry are dependent or zero, rows of zeros stand for what is missing, so
     that the rank is the number of rows that are not. r is the smaller of k and d.
 
     Args:
         vectors: a few vectors for each entry of the batch.
+
+    Examples:
+        >>> basis = orthonormal_basis(torch.tensor([[3.0, 0.0], [6.0, 0.0]]))
+        >>> basis.abs().round(decimals=4).tolist()
+        [[1.0, 0.0], [0.0, 0.0]]
+        >>> subspace_rank(basis).item()
+        1.0
     """
     _, s, rows = torch.linalg.svd(widened(vectors), full_matrices=False)
     is_there = (s > _RANK_TOLERANCE * s[..., :1]) & (s > torch.finfo(s.dtype).tiny)
@@ -27,7 +34,7 @@ def orthonormal_basis(vectors: Float[Tensor, "*batch k d"]) -> Float[Tensor, "*b
 
 
 def subspace_rank(basis: Float[Tensor, "*batch r d"]) -> Float[Tensor, "*batch"]:
-    """Rank of what ``orthonormal_basis`` returned."""
+    """The rank of each subspace, from the basis that ``orthonormal_basis`` returned."""
     return basis.square().sum((-1, -2)).round()
 
 

@@ -1,4 +1,4 @@
-"""Vector quantisation: nearest and sampled codes, and a codebook of running means."""
+"""Vector quantization: nearest and sampled codes, and a codebook of running means."""
 
 from __future__ import annotations
 
@@ -412,7 +412,7 @@ class EMACodebook(Float32Buffers):
     def _check(self, z: Tensor, mask: Tensor | None) -> None:
         if z.ndim == 0 or z.shape[-1] != self.d:
             raise ValueError(
-                f"This codebook quantises vectors [..., {self.d}]; got shape {tuple(z.shape)}."
+                f"This codebook quantizes vectors [..., {self.d}]; got shape {tuple(z.shape)}."
             )
         if mask is not None and (mask.shape != z.shape[:-1] or mask.dtype != torch.bool):
             raise ValueError(

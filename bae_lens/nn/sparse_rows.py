@@ -19,6 +19,14 @@ class SparseRows(NamedTuple):
         columns: of the entries.
         starts: the first entry of each row.
         values: of the entries; None: all are 1.
+
+    Examples:
+        >>> x = torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 0.0]])
+        >>> rows = SparseRows.of(x)
+        >>> rows.columns.tolist(), rows.starts.tolist(), rows.values.tolist()
+        ([1, 0], [0, 1, 1], [2.0, 1.0])
+        >>> torch.equal(rows @ torch.eye(2), x)
+        True
     """
 
     columns: Int[Tensor, " m"]
@@ -33,13 +41,17 @@ class SparseRows(NamedTuple):
 
     @property
     def rows(self) -> Int[Tensor, " m"]:
-        """Of the entries."""
+        """The row of each entry."""
         ends = torch.cat([self.starts[1:], self.starts.new_tensor([len(self.columns)])])
         row = torch.arange(len(self.starts), device=self.columns.device)
         return row.repeat_interleave(ends - self.starts, output_size=len(self.columns))
 
     def transposed(self, d: int) -> SparseRows:
-        """Of the transposed matrix, whose number of rows is to be told."""
+        """The transposed matrix.
+
+        Args:
+            d: its number of rows, which is not to be read from the entries.
+        """
         columns, order = self.columns.sort(stable=True)
         values = None if self.values is None else self.values[order]
         return SparseRows(self.rows[order], _starts(columns, d), values)

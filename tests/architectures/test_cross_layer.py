@@ -191,7 +191,7 @@ def test_folding_the_activation_norm_scaling_factor_is_exact(make, factor):
 @pytest.mark.parametrize("make", MAKERS)
 def test_a_whitening_is_refused(make):
     sae = make()
-    with pytest.raises(NotImplementedError, match=f"{sae.cfg.architecture()} centres and scales"):
+    with pytest.raises(NotImplementedError, match=f"{sae.cfg.architecture()} centers and scales"):
         sae.fold_activation_whitening(torch.zeros(D_IN), torch.eye(D_IN), torch.eye(D_IN))
 
 

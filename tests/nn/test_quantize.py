@@ -131,9 +131,9 @@ def test_autocast_does_not_lower_the_precision_of_distances(dtype):
 def test_another_width_is_refused(z):
     with pytest.raises(ValueError, match=r"same width d; got .* and \(9, 6\)"):
         squared_distances(z, vectors(K))
-    with pytest.raises(ValueError, match=r"quantises vectors \[\.\.\., 6\]; got shape"):
+    with pytest.raises(ValueError, match=r"quantizes vectors \[\.\.\., 6\]; got shape"):
         make_codebook().quantize(z)
-    with pytest.raises(ValueError, match=r"quantises vectors \[\.\.\., 6\]; got shape"):
+    with pytest.raises(ValueError, match=r"quantizes vectors \[\.\.\., 6\]; got shape"):
         make_codebook().update(z, torch.zeros(3, dtype=torch.int64))
 
 
