@@ -1,4 +1,8 @@
-"""How sure a score is, and how far runs agree."""
+"""Intervals of scores, and the agreement of runs and judges.
+
+Wilson intervals and Spearman's correlation are computed here and not by ``scipy.stats``, whose results differ
+in the last digit of a float: figures that were saved stay as they are. Tests compare the two.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +123,7 @@ def balanced_interval(
 
 
 def wider(one: Interval, other: Interval) -> Interval:
-    """That of two intervals of the same mean which leaves more open."""
+    """Return the wider of two intervals of the same mean."""
     return max(one, other, key=lambda interval: interval.high - interval.low)
 
 
@@ -214,7 +218,7 @@ def krippendorff_alpha(table: np.ndarray, level: Literal["nominal", "ordinal"]) 
 
 
 def shown(value: Interval | float | None, digits: int = 3) -> str:
-    """For tables."""
+    """Format a value for a table; None is a dash."""
     if value is None:
         return "–"
     if isinstance(value, Interval):

@@ -1,4 +1,4 @@
-"""That the parts of what was read from a file fit together: its counts and numbers are claims."""
+"""Check that the parts of what was read from a file fit together: its counts and numbers are claims."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bae_lens.checks.fields import shown
 
 
 def check_indices(name: str, values: Iterable[int], n: int, least: int = 0) -> None:
-    """That numbers count among n things.
+    """Check that numbers count among n things.
 
     Args:
         name: of the values, for the message.
@@ -35,7 +35,7 @@ def check_counts(**counts: int) -> None:
 
 
 def check_lengths(n: int, of: str, **values: Sized | None) -> None:
-    """That there is one of each for each thing; None stands for a part that is missing.
+    """Check that there is one of each for each thing; None stands for a part that is missing.
 
     Args:
         n: of things.

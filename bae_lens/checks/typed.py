@@ -1,4 +1,4 @@
-"""That what was made from a file has the types that its class declares."""
+"""Check that what was made from a file has the types that its class declares."""
 
 from __future__ import annotations
 

@@ -135,12 +135,12 @@ def run_quiz(args: argparse.Namespace) -> int:
 
 
 def _given(args: argparse.Namespace, settings: Any) -> dict[str, Any]:
-    """Those of the settings that are options."""
+    """The values of those settings that are options."""
     return {f.name: getattr(args, f.name) for f in fields(settings) if f.name in args}
 
 
 def _check_models(folders: list[Path]) -> None:
-    """That people can compare: predictions are of one model."""
+    """Check that people can compare: predictions are of one model."""
     configs = [read_json(folder / "cfg.json", "config of an SAE") for folder in folders]
     found = {(config.get("metadata") or {}).get("model_name") for config in configs}
     if len(found) > 1:

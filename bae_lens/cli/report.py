@@ -212,7 +212,7 @@ class _Texts(NamedTuple):
         return cls(data.texts, [data.label_names[i] for i in data.labels.tolist()])
 
     def open(self, saved: Saved, batch_size: int) -> Any:
-        """As ``collect_evidence`` takes it."""
+        """Open the texts as ``collect_evidence`` takes them."""
         if self.labels is not None:
             return self.source
         return held_out_store(saved.sae, saved.model, self.source, batch_size)
@@ -231,7 +231,7 @@ class _References(NamedTuple):
     known: dict[tuple[Any, ...], float]
 
     def at(self, sae: SAE[Any], names: Sequence[str]) -> OutlierTokens | float | bool:
-        """As ``exclude_outlier_tokens`` takes it, for some hook points of an SAE."""
+        """Return what ``exclude_outlier_tokens`` takes, for some hook points of an SAE."""
         norms = {name: self.known.get(self._key(sae, name)) for name in names}
         if self.multiple is False or None in norms.values():
             return self.multiple

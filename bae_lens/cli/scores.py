@@ -101,7 +101,7 @@ class Scoring:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> Scoring:
-        """By the options.
+        """Choose judges by the options.
 
         Raises:
             ImportError: if the offline judge is asked for and MiniLM is missing.
@@ -149,7 +149,7 @@ class Scoring:
         )
 
     def check(self, evidence: Evidence, file: str) -> None:
-        """That evidence which was collected elsewhere has what scores need.
+        """Check that evidence which was collected elsewhere has what scores need.
 
         Raises:
             ValueError: if it has not, and scores were asked for.
@@ -162,7 +162,7 @@ class Scoring:
             )
 
     def scores(self, name: str, evidence: Evidence, output: Path) -> list[Result]:
-        """Of one dictionary, each written beside its report as soon as it is there.
+        """Score the latents of one dictionary, each result written beside its report as soon as it is there.
 
         Args:
             name: of the dictionary, for messages.
@@ -198,7 +198,7 @@ class Scoring:
         return found
 
     def _results(self, evidence: Evidence, cache: Path) -> Iterator[tuple[str, Result]]:
-        """With the names of their files."""
+        """The results with the names of their files."""
         if self.offline is not None:
             settings = IntruderSettings(n_latents=self.n_latents)
             yield "intruder.json", intruder_test(evidence, self.offline, settings)

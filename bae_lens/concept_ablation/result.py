@@ -89,7 +89,7 @@ class AblationRow:
         return torch.tensor(self.fold_accuracies).std(correction=0).item()
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: ``correct`` is a string of 0 and 1."""
+        """Return plain values for JSON, ``correct`` as a string of 0 and 1."""
         own = vars(self) | {"correct": "".join("01"[c] for c in self.correct)}
         summary = {"accuracy": self.accuracy, "std": self.std}
         return {name: finite_or_none(value) for name, value in (own | summary).items()}

@@ -115,7 +115,7 @@ class Example(NamedTuple):
         return f"{before}{space}«{token[len(space) :]}»{after}"
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, without a margin where there is none."""
+        """Return plain values for JSON, without a margin where there is none."""
         values = self._asdict()
         if self.margin is None:
             del values["margin"]
@@ -181,7 +181,7 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True)
 class LatentEvidence:
-    """Of one latent or code. It *fires* at a token that is evidence of it.
+    """What was seen of one latent or code. It *fires* at a token that is evidence of it.
 
     Attributes:
         index: which one.
@@ -219,7 +219,7 @@ class LatentEvidence:
     more_random: tuple[Example, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain values for JSON."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in _PARTS:
             if values[name] is not None:
@@ -360,7 +360,7 @@ class Evidence(ResultOfWeights):
 def check_evidence_of(
     evidence: Evidence, n_latents: int, sha256: str, what: str = "The evidence"
 ) -> None:
-    """That evidence is of a dictionary.
+    """Check that evidence is of a dictionary.
 
     Args:
         evidence: whatever somebody gives.

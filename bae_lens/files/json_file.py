@@ -39,7 +39,7 @@ class JsonResult:
         raise NotImplementedError
 
     def check(self) -> None:
-        """That its parts fit together, which every file that is loaded has to show.
+        """Check that its parts fit together, which every file that is loaded has to show.
 
         Raises:
             ValueError: if they do not.

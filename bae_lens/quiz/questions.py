@@ -251,7 +251,7 @@ def _items(
     settings: QuizSettings,
     rng: np.random.Generator,
 ) -> list[QuizItem]:
-    """Of all dictionaries, before it is known which question shows which."""
+    """Draw the items of all dictionaries, before it is known which question shows which."""
     texts = _draw(with_concepts, predictions, settings.n_texts, rng)
     items: list[QuizItem] = []
     for d, own in enumerate(concepts):

@@ -27,7 +27,7 @@ _COUNTS = ("right", "wrong", "cannot tell", "unanswered")
 
 
 class QuizAnswer(NamedTuple):
-    """To one question.
+    """An answer to one question.
 
     Attributes:
         question: which one.
@@ -42,7 +42,7 @@ class QuizAnswer(NamedTuple):
 
 @dataclass(frozen=True)
 class QuizAnswers:
-    """Of one reader.
+    """The answers of one reader.
 
     Attributes:
         quiz: see ``QuizKey.quiz``.
@@ -55,7 +55,7 @@ class QuizAnswers:
     answers: tuple[QuizAnswer, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, as the page saves them."""
+        """Return plain values for JSON, as the page saves them."""
         return asdict(self) | {"answers": [answer._asdict() for answer in self.answers]}
 
     @classmethod
@@ -123,7 +123,7 @@ class QuizResult(JsonResult):
 
     @property
     def readers(self) -> tuple[str, ...]:
-        """Their names."""
+        """The names of the readers."""
         return tuple(answers.reader for answers in self.answers)
 
     @property
@@ -200,7 +200,7 @@ class QuizResult(JsonResult):
         return krippendorff_alpha(table, "nominal") if len(table) > 1 else None
 
     def median_seconds(self, reader: str | None = None) -> float | None:
-        """Of questions that were answered; None where none was.
+        """Median time per question that was answered; None where none was.
 
         Raises:
             ValueError: if there is no such reader.

@@ -63,7 +63,7 @@ def report_content(
     scores: Mapping[str, Sequence[float | None]],
     phrases: Sequence[str | None] | None,
 ) -> dict[str, Any]:
-    """Of one dictionary.
+    """Build the content of a report of one dictionary.
 
     Raises:
         ValueError: if there is not one phrase, or not one score of a name, for each latent, a result
@@ -97,7 +97,7 @@ def report_content(
 
 
 def comparison_content(title: str, dictionaries: Sequence[Compared]) -> dict[str, Any]:
-    """Of several, without their latents.
+    """Build the content of a comparison of several dictionaries, without their latents.
 
     Raises:
         ValueError: if there are fewer than two, two have the same name, a link is no relative path,
@@ -208,7 +208,7 @@ def _latent(latent: LatentEvidence, table: StringTable) -> list[Any]:
 
 
 def _examples(examples: Sequence[Example], table: StringTable) -> list[list[Any]]:
-    """With the margin in place of the strength, where there is one: that is the same for all."""
+    """Pack examples, with the margin in place of the strength, where there is one: that is the same for all."""
     return [
         [
             *(table.packed(e.strings), e.marked),

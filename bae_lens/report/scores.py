@@ -1,4 +1,4 @@
-"""What tests of latents found, as columns, tables and phrases of a page."""
+"""What tests of latents found: their numbers as columns, tables and phrases of a page."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def list_said(results: Sequence[Result]) -> dict[int, list[Said]]:
 
 
 def best_phrases(results: Sequence[Result], n_latents: int) -> list[str | None] | None:
-    """For each latent the phrase that held best, of equal ones the first; None without ComSem.
+    """Choose for each latent the phrase that held best, of equal ones the first; None without ComSem.
 
     The best of several is better than it would be elsewhere: a latent's score is the mean over them.
     """
@@ -184,7 +184,7 @@ def _worth(result: ComSemResult, run: LatentRun) -> float:
 
 
 def _comsem(results: Sequence[Result]) -> dict[str, ComSemResult]:
-    """By protocol."""
+    """The ComSem results by protocol."""
     return {r.settings.protocol: r for r in results if isinstance(r, ComSemResult)}
 
 

@@ -25,7 +25,7 @@ Status = Literal["explained", "no pattern", "no answer"]
 
 
 class Votes(NamedTuple):
-    """On tokens of one kind.
+    """Answers about tokens of one kind.
 
     Attributes:
         n_yes: for which the phrase was said to hold.
@@ -39,7 +39,7 @@ class Votes(NamedTuple):
 
     @property
     def share(self) -> float | None:
-        """Of yes among answers; None without any."""
+        """Share of yes among answers; None without any."""
         n = self.n_yes + self.n_no
         return self.n_yes / n if n else None
 
@@ -49,7 +49,7 @@ _NO_VOTES = Votes()
 
 @dataclass(frozen=True)
 class LatentRun:
-    """Of one latent and one seed.
+    """The explanation and the test of one latent with one seed.
 
     Attributes:
         latent: which one.
@@ -156,16 +156,16 @@ class ComSemResult(ResultOfWeights):
 
     @property
     def latents(self) -> tuple[int, ...]:
-        """Those that were tested."""
+        """The latents that were tested."""
         return tuple(dict.fromkeys(run.latent for run in self.runs))
 
     def score_of(self, run: LatentRun) -> float | None:
-        """By the protocol; None without a phrase, or where its test has no answers."""
+        """The score of a run by the protocol; None without a phrase, or where its test has no answers."""
         is_mended = self.settings.protocol == "mended"
         return run.balanced_accuracy if is_mended else run.positives_only
 
     def scores(self, *, explained_only: bool = False) -> dict[int, float]:
-        """Of each latent the mean over seeds.
+        """Score of each latent, the mean over seeds.
 
         Args:
             explained_only: leave out runs with "no pattern", which otherwise count as nothing found:
@@ -200,7 +200,7 @@ class ComSemResult(ResultOfWeights):
         return sum(score >= limit for score in self.scores().values())
 
     def share_above(self, threshold: float | None = None) -> Interval | None:
-        """Their share of those with a score, with its Wilson interval."""
+        """Share of the latents with a score that reach the threshold, with its Wilson interval."""
         return wilson(self.n_above(threshold), len(self.scores()))
 
     @property
@@ -226,7 +226,7 @@ class ComSemResult(ResultOfWeights):
 
     @property
     def agreement(self) -> float | None:
-        """Of the seeds' scores, see ``seed_agreement``."""
+        """Agreement of the seeds' scores, see ``seed_agreement``."""
         n = self.settings.n_runs
         rows = [self.runs[i : i + n] for i in range(0, len(self.runs), n)]
         return seed_agreement([[self.score_of(run) for run in row] for row in rows])
@@ -357,7 +357,7 @@ class ComSemResult(ResultOfWeights):
         return {latent: sum(values) / len(values) for latent, values in by_latent.items()}
 
     def _mean_of_runs(self, values: Sequence[float | None]) -> Interval | None:
-        """Over latents, of means over seeds."""
+        """The mean over latents of the means over seeds."""
         return self._mean(list(self._by_latent(values).values()))
 
     def _mean(self, values: Sequence[float]) -> Interval | None:

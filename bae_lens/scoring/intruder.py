@@ -87,14 +87,14 @@ class Tally(NamedTuple):
 
     @property
     def share(self) -> float | None:
-        """Of right ones; None where nothing was answered."""
+        """Share of right answers; None where nothing was answered."""
         n = self.n_right + self.n_wrong
         return self.n_right / n if n else None
 
 
 @dataclass(frozen=True)
 class LatentTrials:
-    """Of one latent, or of a control with as many examples.
+    """The trials of one latent, or of a control with as many examples.
 
     Attributes:
         latent: which one.
@@ -115,7 +115,7 @@ class LatentTrials:
         return tuple(tally.share for tally in getattr(self, kind))
 
     def accuracy(self, kind: IntruderKind = "random") -> Interval | None:
-        """Of all seeds together, with its Wilson interval. That is too narrow where there are few
+        """Accuracy of all seeds together, with its Wilson interval. That is too narrow where there are few
         texts, for trials share them. None where nothing was answered."""
         tallies = getattr(self, kind)
         n_right = sum(t.n_right for t in tallies)
@@ -209,7 +209,7 @@ class IntruderResult(ResultOfWeights):
         return sum(a >= limit for a in _known([t.accuracy() for t in self.latents]))
 
     def agreement(self, kind: IntruderKind = "random") -> float | None:
-        """Of seeds, see ``seed_agreement``."""
+        """Agreement of the seeds' accuracies, see ``seed_agreement``."""
         return seed_agreement([t.by_seed(kind) for t in self.latents])
 
     def seed_means(self, kind: IntruderKind = "random") -> tuple[float | None, ...]:
@@ -406,7 +406,7 @@ def _embedder(judge: Judge, encoder: Encoder | None) -> Embedder | None:
 
 
 def _shuffled(case: _Case, subjects: Subjects, enough: Sequence[int], seed: int) -> _Case:
-    """As many examples as a case has, each of another latent while there are any, and of another text."""
+    """Draw as many examples as a case has, each of another latent while there are any, and of another text."""
     rng = np.random.default_rng([seed, case.latent, 1])
     found: list[Example] = []
     while len(found) < len(case.examples):

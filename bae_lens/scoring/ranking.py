@@ -52,7 +52,7 @@ class RankingSettings:
 
 
 class Comparison(NamedTuple):
-    """Of two latents by one judge.
+    """A comparison of two latents by one judge.
 
     Attributes:
         judge: which of the judges.
@@ -69,7 +69,7 @@ class Comparison(NamedTuple):
 
     @property
     def outcome(self) -> int | None:
-        """Of both orders: a win only where they agree, or else a tie; None where either is missing."""
+        """The outcome of both orders: a win only where they agree, or else a tie; None where either is missing."""
         one, other = self.outcomes
         if one is None or other is None:
             return None
@@ -346,7 +346,7 @@ def _shown(rng: np.random.Generator, examples: Sequence[Example], n: int) -> tup
 def _outcomes(
     judge: Judge, pairs: Sequence[_Pair], seed: int
 ) -> list[tuple[int | None, int | None]]:
-    """Of each pair in both orders. All are asked in one random order, so that neither a pair's other
+    """Ask a judge about each pair in both orders. All are asked in one random order, so that neither a pair's other
     order nor a dictionary's next latent comes after it."""
     questions: list[Question] = []
     for pair in pairs:

@@ -122,14 +122,14 @@ class Recovery(ResultOfWeights):
         return (said == self.predictions) + (said == CANNOT_TELL) * self.chance
 
     def beyond(self, other: Given = "word", given: Given = "view") -> Interval:
-        """By how much what is given tells more than something else, paired by text.
+        """Return by how much what is given tells more than something else, paired by text.
 
         More than the salient word alone is what a concept adds to it.
         """
         return self._interval(self.credits(given) - self.credits(other), given)
 
     def difference(self, other: Recovery, given: Given = "view") -> Interval:
-        """By how much another dictionary is worse on the same texts, paired by text.
+        """Return by how much another dictionary is worse on the same texts, paired by text.
 
         Raises:
             ValueError: if it is of other texts.
