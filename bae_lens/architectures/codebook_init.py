@@ -33,7 +33,7 @@ def initial_codebook(
       is nowhere near the activations.)
     * ``"kmeans++"``: k-means from a k-means++ start.
     * ``"scaled_spherical_kmeans++"``: the same on directions (activations of unit norm); then each
-      centre's direction times the mean norm of its members, Eq. 10 of the reference for
+      center's direction times the mean norm of its members, Eq. 10 of the reference for
       arXiv 2506.20040.
 
     All of it is deterministic in ``seed``, on one machine.

@@ -45,8 +45,8 @@ def calibrated_weights(
     dtype = W_enc.dtype
     x, W_enc, W_dec = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, W_enc, W_dec))
     mean = x.mean(0)
-    centred = x - mean
-    pre = (centred @ W_enc).float()
+    centered = x - mean
+    pre = (centered @ W_enc).float()
     std = pre.std(0).clamp(min=1e-8)
     pre, W_enc = pre / std, W_enc / std.to(W_enc.dtype)
     k = min(max(round(firing_rate * n), 1), n - 1)
@@ -58,7 +58,7 @@ def calibrated_weights(
     # Least squares over one scale.
     recons = (pre > threshold).to(W_dec.dtype) @ W_dec
     recons = recons - recons.mean(0)
-    scale = (recons * centred).sum() / recons.square().sum().clamp(min=1e-8)
+    scale = (recons * centered).sum() / recons.square().sum().clamp(min=1e-8)
     W_dec = W_dec * scale.clamp(min=1e-3)
     weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": mean}
     weights = {name: value.to(dtype) for name, value in weights.items()}

@@ -41,19 +41,19 @@ def subspace_rank(basis: Float[Tensor, "*batch r d"]) -> Float[Tensor, "*batch"]
 def component(
     vectors: Float[Tensor, "*batch d"],
     basis: Float[Tensor, "*batch r d"],
-    centre: Float[Tensor, " d"] | None = None,
+    center: Float[Tensor, " d"] | None = None,
 ) -> Float[Tensor, "*batch d"]:
-    """The part of v − centre that lies in the subspace; v less it is v with the subspace projected out.
+    """The part of v − center that lies in the subspace; v less it is v with the subspace projected out.
 
-    With a centre what is left has the centre's coordinates in the subspace, without one none. Computed
+    With a center what is left has the center's coordinates in the subspace, without one none. Computed
     in float32 at least, and given in the dtype of the vectors.
 
     Args:
         vectors: v.
         basis: orthonormal rows, or rows of zeros.
-        centre: nought if omitted.
+        center: nought if omitted.
     """
     x = widened(vectors)
     basis = basis.to(x)
-    x = x if centre is None else x - centre.to(x)
+    x = x if center is None else x - center.to(x)
     return torch.einsum("...d,...rd,...re->...e", x, basis, basis).to(vectors.dtype)

@@ -133,10 +133,10 @@ class _Moments:
         # In parts, since float64 copies of everything would be the largest thing in memory.
         for some_codes, some_x in zip(codes.split(_ROWS), x.split(_ROWS), strict=True):
             bits = some_codes[:, varying].double() - mean_bits
-            centred = some_x.double() - mean_x
+            centered = some_x.double() - mean_x
             gram += bits.T @ bits
-            target += bits.T @ centred
-            variance += centred.square().sum()
+            target += bits.T @ centered
+            variance += centered.square().sum()
         return cls(varying, mean_bits, mean_x, binary_entropy(mean_bits), gram, target, variance)
 
     def error(self, weights: Tensor) -> Tensor:

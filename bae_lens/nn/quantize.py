@@ -43,8 +43,8 @@ def squared_distances(
             f"{tuple(z.shape)} and {tuple(codebook.shape)}."
         )
     with torch.autocast(z.device.type, enabled=False):
-        centre = codebook.float().mean(0)
-        z, codebook = z.float() - centre, codebook.float() - centre
+        center = codebook.float().mean(0)
+        z, codebook = z.float() - center, codebook.float() - center
         square = z.square().sum(-1, keepdim=True) + codebook.square().sum(-1)
         return (square - 2 * z @ codebook.T).clamp(min=0)
 

@@ -27,7 +27,7 @@ def tiles_value_and_grad(
     x = codes.to(torch.promote_types(codes.dtype, torch.float32))
     mean = x.mean(0)
     # Covariance ignores a shift. Columns of bits keep theirs at 0, so that all counts below are
-    # integers and a zero covariance is an exact zero; any other column is centred, for precision.
+    # integers and a zero covariance is an exact zero; any other column is centered, for precision.
     is_bit = ((x == 0) | (x == 1)).all(0)
     x = x - torch.where(is_bit, 0, mean)
     total = x.sum(0)
