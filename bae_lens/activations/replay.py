@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bae_lens.activations.collection import kept_rows, read_rows, sequence_length_of
+from bae_lens.activations.store_state import load_count, save_count
 from bae_lens.checks.fields import check, whole
 
 
@@ -140,10 +139,7 @@ class ReplayedActivations:
 
     def save_to_checkpoint(self, checkpoint_path: str | Path) -> None:
         """Write how many batches were served, under the name SAELens gives its store's state."""
-        save_file(
-            {"n_batches_served": torch.tensor(self.n_batches_served)},
-            Path(checkpoint_path) / ACTIVATIONS_STORE_STATE_FILENAME,
-        )
+        save_count(checkpoint_path, "n_batches_served", self.n_batches_served)
 
     def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
         """Go on where the checkpoint was written.
@@ -151,14 +147,8 @@ class ReplayedActivations:
         Raises:
             ValueError: if the checkpoint was written by another kind of store.
         """
-        path = Path(checkpoint_path) / ACTIVATIONS_STORE_STATE_FILENAME
-        state = load_file(path)
-        if "n_batches_served" not in state:
-            raise ValueError(
-                f"{path} was not written by ReplayedActivations (it has {sorted(state)}). "
-                "Resume with the same kind of activations store as the run began with."
-            )
-        self.n_batches_served = int(state["n_batches_served"])
+        n_batches_served = load_count(checkpoint_path, "n_batches_served", type(self).__name__)
+        self.n_batches_served = n_batches_served
 
     def __getattr__(self, name: str) -> Any:
         store = self.__dict__.get("store")

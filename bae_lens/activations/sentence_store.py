@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset, IterableDataset
 from jaxtyping import Bool, Int
-from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bae_lens.activations.paired_batch import PairedBatch
 from bae_lens.activations.special_tokens import special_token_mask, text_start
+from bae_lens.activations.store_state import load_count, save_count
 from bae_lens.activations.text_batch import TextBatch, read_hooks
 from bae_lens.activations.texts import MissingTexts, check_readable, check_text, is_missing
 from bae_lens.checks.fields import check, whole
@@ -172,10 +171,7 @@ class SentenceStore:
 
     def save_to_checkpoint(self, checkpoint_path: str | Path) -> None:
         """Write how many texts were read, under the name SAELens gives its store's state."""
-        save_file(
-            {"n_texts_read": torch.tensor(self.n_texts_read)},
-            Path(checkpoint_path) / ACTIVATIONS_STORE_STATE_FILENAME,
-        )
+        save_count(checkpoint_path, "n_texts_read", self.n_texts_read)
 
     def load_from_checkpoint(self, checkpoint_path: str | Path) -> None:
         """Go on with the very text that would have come next when the checkpoint was written.
@@ -183,14 +179,8 @@ class SentenceStore:
         Raises:
             ValueError: if the checkpoint was written by another kind of store.
         """
-        path = Path(checkpoint_path) / ACTIVATIONS_STORE_STATE_FILENAME
-        state = load_file(path)
-        if "n_texts_read" not in state:
-            raise ValueError(
-                f"{path} was not written by SentenceStore (it has {sorted(state)}). "
-                "Resume with the same kind of activations store as the run began with."
-            )
-        self._read_from(int(state["n_texts_read"]))
+        n_texts_read = load_count(checkpoint_path, "n_texts_read", type(self).__name__)
+        self._read_from(n_texts_read)
 
     def _read_from(self, n_texts_read: int) -> None:
         self.n_texts_read = n_texts_read  # of this pass over the dataset, empty ones included

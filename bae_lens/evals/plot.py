@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bae_lens import charts
-from bae_lens.evals.code_statistics import CodeSummary
+from bae_lens.evals.code_summary import CodeSummary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

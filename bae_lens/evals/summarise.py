@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bae_lens.checks.fields import Number, check, whole
 from bae_lens.dictionaries import Dictionary, decoder_vectors, is_one_bit, is_one_hot
-from bae_lens.evals.code_statistics import CodeStatistics, CodeSummary
+from bae_lens.evals.code_statistics import CodeStatistics
+from bae_lens.evals.code_summary import CodeSummary
 from bae_lens.evals.magnitudes import MAX_BITS, MagnitudeQuantiser
 from bae_lens.evals.outliers import OutlierScores
 

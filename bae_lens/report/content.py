@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from bae_lens.evals.code_statistics import CodeSummary
+from bae_lens.evals.code_summary import CodeSummary
 from bae_lens.examples.records import Count, Evidence, Example, LatentEvidence
 from bae_lens.report.metrics import HEADLINES, OF_LATENTS, list_metrics
 from bae_lens.report.packing import ALPHABET, StringTable, pack_rising

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from bae_lens.evals.code_statistics import CodeSummary
+from bae_lens.evals.code_summary import CodeSummary
 from bae_lens.files.json_file import finite_or_none
 
 # What stands at the top of a report, where it is known.

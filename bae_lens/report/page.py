@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bae_lens.evals.code_statistics import CodeSummary
+from bae_lens.evals.code_summary import CodeSummary
 from bae_lens.examples.records import Evidence
 from bae_lens.files.whole import write_bytes
 from bae_lens.html_page import html_page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from bae_lens.files.json_file import parse_json
 from bae_lens.loading.saved_saes import load_sae
+
+logger = logging.getLogger(__name__)
 
 # Fields of a config for inference that do not say what function the weights are.
 _FREE = frozenset(
@@ -36,6 +39,29 @@ class Pretrained(NamedTuple):
 
     sae: TrainingSAE[Any]
     is_folded: bool
+
+
+def sae_to_train(cfg: Any, given: TrainingSAE[Any] | None) -> tuple[TrainingSAE[Any] | None, bool]:
+    """What a run begins with: the autoencoder that is handed over, or the saved one that the config names.
+
+    Args:
+        cfg: a runner's config.
+        given: its argument ``override_sae``.
+
+    Returns:
+        The autoencoder, None for a new one, and whether the scale of its inputs is folded into it.
+
+    Raises:
+        ValueError: if the saved one is not what ``cfg.sae`` says.
+    """
+    if given is not None:
+        if differing := check_given_sae(given, cfg):
+            logger.warning(
+                "override_sae is trained by its own settings, and runner_cfg.json will say so: %s.",
+                "; ".join(differing).replace(" there", " of it").replace(" here", " in the config"),
+            )
+        return given, False
+    return (None, False) if cfg.from_pretrained_path is None else load_pretrained(cfg)
 
 
 def load_pretrained(cfg: Any) -> Pretrained:

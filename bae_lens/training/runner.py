@@ -61,7 +61,7 @@ from bae_lens.training.outputs import (
     holds_sae,
     save_or_keep,
 )
-from bae_lens.training.pretrained import check_given_sae, load_pretrained, unfold_scale
+from bae_lens.training.pretrained import sae_to_train, unfold_scale
 from bae_lens.training.run_checks import (
     check_batch,
     check_config,
@@ -165,7 +165,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             check_run(self._resumed, resumed_record, cfg, self._arguments)
         check_outputs(cfg)
         torch.manual_seed(cfg.seed)
-        override_sae, self._is_folded = _sae_to_train(cfg, override_sae)
+        override_sae, self._is_folded = sae_to_train(cfg, override_sae)
         self.cfg = cfg
         self.replay_tokens = replay_tokens
         self.replay_path = replay_path
@@ -405,20 +405,6 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
                 None if sparsity is None else path / SPARSITY_FILENAME,
                 ["final_model"],
             )
-
-
-def _sae_to_train(
-    cfg: LanguageModelSAERunnerConfig[Any], given: TrainingSAE[Any] | None
-) -> tuple[TrainingSAE[Any] | None, bool]:
-    """What is handed over or saved, and whether the scale of its inputs is folded into it."""
-    if given is not None:
-        if differing := check_given_sae(given, cfg):
-            logger.warning(
-                "override_sae is trained by its own settings, and runner_cfg.json will say so: %s.",
-                "; ".join(differing).replace(" there", " of it").replace(" here", " in the config"),
-            )
-        return given, False
-    return (None, False) if cfg.from_pretrained_path is None else load_pretrained(cfg)
 
 
 def load_runner_model(
