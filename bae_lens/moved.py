@@ -33,7 +33,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "interp.comsem": ("scoring.comsem",),
     "interp.endpoint": ("scoring.judges.endpoint",),
     "interp.evidence": ("examples.records",),
-    "interp.intruder": ("scoring.intruder",),
+    "interp.intruder": ("scoring.intruder", "scoring.intruder_result"),
     "interp.judges": ("scoring.judges.judge",),
     "interp.ranking": ("scoring.ranking",),
     "interp.recoverability": ("scoring.recoverability",),
@@ -52,7 +52,7 @@ RENAMED: dict[str, str] = {
     "plots.plot_comsem": "scoring.comsem_result.ComSemResult.plot",
     "plots.plot_concept_ablation": "concept_ablation.result.ConceptAblationResult.plot",
     "plots.plot_entropy_profile": "entropy.result.EntropyProfile.plot",
-    "plots.plot_intruder": "scoring.intruder.IntruderResult.plot",
+    "plots.plot_intruder": "scoring.intruder_result.IntruderResult.plot",
     "plots.plot_ranking": "scoring.ranking.Ranking.plot",
     "plots.plot_recovery": "scoring.recoverability_result.Recovery.plot",
 }

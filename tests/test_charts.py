@@ -16,7 +16,7 @@ from bae_lens.concept_ablation import AblationRow, ConceptAblationResult, Salien
 from bae_lens.concept_ablation.result import CAUSAL, CONTROLS, STORED
 from bae_lens.evals import CodeStatistics, CodeSummary
 from bae_lens.evals.plot import plot_densities
-from bae_lens.scoring.intruder import LatentTrials, Tally
+from bae_lens.scoring.intruder_result import LatentTrials, Tally
 from bae_lens.scoring.ranking import Comparison, Ranking, RankingSettings
 from bae_lens.training.metric_log import read_metric_log
 from bae_lens.training.plot import plot_training

@@ -28,7 +28,7 @@ from bae_lens.entropy.cells import Settings as EntropySettings
 from bae_lens.examples.records import EvidenceSettings
 from bae_lens.quiz.questions import QuizSettings
 from bae_lens.scoring.comsem_result import ComSemSettings
-from bae_lens.scoring.intruder import IntruderSettings
+from bae_lens.scoring.intruder_result import IntruderSettings
 from bae_lens.scoring.judges.budget import Limits
 from bae_lens.scoring.ranking import RankingSettings
 from bae_lens.scoring.recoverability_result import RecoverySettings

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bae_lens.examples.records import Evidence
 from bae_lens.results import Table
 from bae_lens.scoring.comsem_result import ComSemResult, LatentRun, protocol_distance
-from bae_lens.scoring.intruder import KINDS, IntruderResult
+from bae_lens.scoring.intruder_result import KINDS, IntruderResult
 from bae_lens.stats import Interval, shown
 
 Result = IntruderResult | ComSemResult

@@ -9,7 +9,8 @@ What a dictionary tells of a model's predictions: ``shown_examples`` (words and 
 
 from bae_lens.scoring.comsem import comsem_test
 from bae_lens.scoring.comsem_result import ComSemResult, ComSemSettings, protocol_distance
-from bae_lens.scoring.intruder import IntruderResult, IntruderSettings, intruder_test
+from bae_lens.scoring.intruder import intruder_test
+from bae_lens.scoring.intruder_result import IntruderResult, IntruderSettings
 from bae_lens.scoring.judges import (
     DryRun,
     EmbeddingJudge,

@@ -15,7 +15,7 @@ from bae_lens.examples import Count, Evidence, EvidenceSettings, Example, Latent
 from bae_lens.report import CodedSentence, write_report
 from bae_lens.scoring import ComSemResult, ComSemSettings, IntruderResult, IntruderSettings
 from bae_lens.scoring.comsem_result import LatentRun, Protocol, Votes
-from bae_lens.scoring.intruder import LatentTrials, Tally
+from bae_lens.scoring.intruder_result import LatentTrials, Tally
 
 N_TOKENS = 10_000
 WORDS = tuple(f" word{i}" for i in range(40))

@@ -17,7 +17,7 @@ from bae_lens.report.scores import (
     list_sections,
 )
 from bae_lens.scoring.comsem_result import ComSemResult, LatentRun, Votes
-from bae_lens.scoring.intruder import LatentTrials, Tally
+from bae_lens.scoring.intruder_result import LatentTrials, Tally
 from tests.report.helpers import make_comsem, make_evidence, make_intruder
 
 EVIDENCE = make_evidence(12)

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from bae_lens.scoring import intruder
-from bae_lens.scoring.intruder import IntruderResult, IntruderSettings, Tally, intruder_test
+from bae_lens.scoring.intruder import intruder_test
+from bae_lens.scoring.intruder_result import IntruderResult, IntruderSettings, Tally
 from bae_lens.scoring.judges.embedding import EmbeddingJudge
 from bae_lens.scoring.judges.judge import Question
 from tests.examples.planted import (
