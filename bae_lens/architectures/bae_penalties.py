@@ -18,7 +18,7 @@ _DENSITY_MARGIN = 0.8
 
 
 class BatchRates(NamedTuple):
-    """What a step needs to know of its bits: computed once, read by penalties, budget, log and statistics.
+    """A minibatch's firing rates, computed once a step for penalties, budget, log and statistics.
 
     Attributes:
         firing_rate: share of the minibatch's tokens on which each bit is on.
@@ -32,7 +32,7 @@ class BatchRates(NamedTuple):
     def of(
         cls, feature_acts: Float[Tensor, "*batch d_sae"], scale: Float[Tensor, " d_sae"]
     ) -> BatchRates:
-        """Of activations, each 0 or its ``scale``; differentiable."""
+        """The rates of activations, each 0 or its ``scale``; differentiable."""
         acts = feature_acts.flatten(0, -2)
         counts = acts.sum(0, dtype=torch.promote_types(acts.dtype, torch.float32)) / scale
         # Whole numbers, but for the rounding of a scale that is not 1.
@@ -57,7 +57,7 @@ def penalties(
 
     Args:
         cfg: floor of the entropy, and cap of the density.
-        coefficients: of ``"entropy"``, ``"covariance"`` and ``"density"`` at this step.
+        coefficients: those of ``"entropy"``, ``"covariance"`` and ``"density"`` at this step.
         feature_acts: each 0 or its ``scale``.
         scale: what a bit is worth.
         rates: those of ``feature_acts``.

@@ -270,7 +270,7 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
     ) -> tuple[_HookedActs, Tensor]:
         """The drawn codes after the hooks of ``hook_sae_acts_post``, and what they decode to.
 
-        With the gradients of a step without hooks, and that of the activations.
+        Gradients are those of a step without hooks, and that of the activations.
         """
         drawn = one_hot(hidden_pre, quantized.indices).to(self.dtype) * self.scale
         drawn = masked(drawn, valid)

@@ -137,7 +137,7 @@ class CLVQVAEBase(CrossLayerSAE):
         if self._valid is not None:
             if self._valid.shape != acts.shape[:-1]:
                 raise ValueError(
-                    "The mask of only_tokens must have one entry a token, "
+                    "The mask of only_tokens must have one entry per token, "
                     f"{tuple(acts.shape[:-1])}; got {tuple(self._valid.shape)}."
                 )
             acts = torch.where(self._valid.to(acts.device)[..., None], acts, 0)
@@ -191,7 +191,7 @@ class CLVQVAEBase(CrossLayerSAE):
     def _run_decoder(
         self, codes: Tensor, valid: Tensor | None, memory: Tensor | None = None
     ) -> Tensor:
-        """In units of the target's standard deviation, about its mean."""
+        """What codes decode to, in units of the target's standard deviation, about its mean."""
         if isinstance(self.decoder, TokenDecoder):
             return self.decoder(codes, valid)
         positions = None

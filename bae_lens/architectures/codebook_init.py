@@ -39,12 +39,12 @@ def initial_codebook(
     All of it is deterministic in ``seed``, on one machine.
 
     Args:
-        activations: one vector a row, padding and special tokens left out.
+        activations: one vector per row, padding and special tokens left out.
         n_codes: K.
         method: one of the three.
-        seed: of all draws.
+        seed: seed of all draws.
         n_init: starts of k-means, of which the best is kept (the release: 5).
-        max_iter: of k-means.
+        max_iter: iterations of k-means.
 
     Returns:
         Codes and counts, float32, on the device of ``activations``. For
@@ -61,7 +61,7 @@ def initial_codebook(
     n_init, max_iter = check("n_init", n_init, whole(1)), check("max_iter", max_iter, whole(1))
     if activations.ndim != 2:
         raise ValueError(
-            f"Activations must be [n, d], one vector a row; got shape {tuple(activations.shape)}."
+            f"Activations must be [n, d], one vector per row; got shape {tuple(activations.shape)}."
         )
     # −0 + 0 is 0: rows are compared byte by byte below.
     x = activations.detach().float().cpu().numpy() + np.float32(0)

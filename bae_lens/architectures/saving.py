@@ -15,7 +15,7 @@ def save_whole(path: str | Path, save: Callable[[Path], tuple[Path, Path]]) -> t
     """Save an autoencoder's two files so that they take the place of those that were there together.
 
     Args:
-        path: of the folder; what else is in it stays.
+        path: the folder; what else is in it stays.
         save: SAELens' method, given a folder; returns the paths of weights and config in it.
 
     Returns:
@@ -30,7 +30,7 @@ def change_l0(cfg_path: Path, change: Callable[[float], float]) -> None:
     """Correct ``metadata.l0`` in a config that SAELens wrote, where training recorded one.
 
     Args:
-        cfg_path: of the config, which is written anew.
+        cfg_path: the config, which is written anew.
         change: from what SAELens counted to what the saved autoencoder has.
     """
     cfg = json.loads(cfg_path.read_text())

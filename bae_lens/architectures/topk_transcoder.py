@@ -220,7 +220,7 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
         self.fold_and_get_W_dec_norm()
 
     def _decode(self, feature_acts: Tensor) -> Tensor:
-        """In units of the target's standard deviation, about its mean."""
+        """What activations decode to, in units of the target's standard deviation, about its mean."""
         rescale = self.cfg.rescale_acts_by_decoder_norm
         return act_times_W_dec(feature_acts, self.W_dec, rescale) + self.b_dec
 

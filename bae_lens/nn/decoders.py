@@ -56,7 +56,7 @@ class TokenDecoder(nn.Module):
             valid: the output is zero elsewhere.
 
         Raises:
-            ValueError: if the width is not ``d_in`` or the mask is not boolean, one entry a token.
+            ValueError: if the width is not ``d_in`` or the mask is not boolean, one entry per token.
         """
         _check(codes, valid, self.d_in)
         h = codes if valid is None else torch.where(valid[..., None], codes, 0)
@@ -299,6 +299,6 @@ def _check(codes: Tensor, valid: Tensor | None, d_in: int) -> None:
         raise ValueError(f"This decoder takes codes [..., {d_in}]; got shape {tuple(codes.shape)}.")
     if valid is not None and (valid.shape != codes.shape[:-1] or valid.dtype != torch.bool):
         raise ValueError(
-            f"valid must be boolean with one entry a code, {tuple(codes.shape[:-1])}; got "
+            f"valid must be boolean with one entry per code, {tuple(codes.shape[:-1])}; got "
             f"{valid.dtype} of shape {tuple(valid.shape)}."
         )

@@ -80,7 +80,7 @@ def chow_liu_tree(
 
 
 def chow_liu_entropy(codes: Float[Tensor, "n d_sae"]) -> float:
-    """Chow–Liu bound of the joint entropy of bits in memory, in bits a row: see ``chow_liu_tree``.
+    """Chow–Liu bound of the joint entropy of bits in memory, in bits per row: see ``chow_liu_tree``.
 
     Args:
         codes: bits (0 or 1).
@@ -111,7 +111,7 @@ def chance_co_firing(
     Args:
         n_fired: tokens on which each latent fires.
         n: tokens.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Returns:
         For ``chow_liu_tree``, which asks for each latent once; repeated calls draw anew.

@@ -19,7 +19,7 @@ def one_hot(
     everywhere: it does not change where the scores change a little.
 
     Args:
-        scores: of each code, the larger the better.
+        scores: one per code, the larger the better.
         indices: which code; None: the one of the largest score.
 
     Examples:

@@ -16,7 +16,7 @@ def custom_op(name: str, schema: str) -> Callable[[Callable[..., Any]], Any]:
 
     Args:
         name: in the namespace ``bae_lens``.
-        schema: of arguments and results.
+        schema: torch's schema of arguments and results.
     """
     kept = vars(torch.ops.bae_lens).setdefault("_kept", {})
 

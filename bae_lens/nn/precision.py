@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 
 def widened(x: Tensor) -> Tensor:
-    """In float32, or float64 if it is so already: for sums, means, norms and logarithms.
+    """The tensor in float32, or in float64 if it is so already: for sums, means, norms and logarithms.
 
     Whole numbers and bools become float32 too.
 

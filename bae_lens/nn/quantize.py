@@ -29,7 +29,7 @@ def squared_distances(
 
     Args:
         z: vectors, any leading shape.
-        codebook: one code a row.
+        codebook: one code per row.
 
     Returns:
         Squared distances, never negative; ``[*batch, K]`` is held at once.
@@ -144,7 +144,7 @@ class EMACodebook(Float32Buffers):
         decay: γ, the share of the running means that a batch leaves.
         epsilon: vectors that Laplace smoothing adds to each code's count.
         revive_after: batches after which a code that none has used is moved; ``None``: never.
-        max_revived: how many codes a step moves at most.
+        max_revived: how many codes one step moves at most.
 
     Raises:
         ValueError: if one of the numbers is outside its range.
@@ -235,8 +235,8 @@ class EMACodebook(Float32Buffers):
             z: vectors, any leading shape.
             mask: which of them count. The others get a code too, and change nobody else's.
             top_k: 1, the nearest code; above, one of so many, drawn as in ``sample_codes``.
-            temperature: of the draw.
-            generator: of the draw.
+            temperature: temperature of the draw.
+            generator: draws the code; default: torch's own.
             distances: what to choose by instead of the squared distances.
 
         Raises:
@@ -285,7 +285,7 @@ class EMACodebook(Float32Buffers):
             mask: which of them count; what the others hold is not read, whatever it is.
             distance: as ``quantize`` returned it; ``None``: computed again.
             nearest: as ``quantize`` returned it; ``None``: ``indices``, nothing having been drawn.
-            generator: of the draw of vectors for revival, on the device of ``z``.
+            generator: draws the vectors for revival; on the device of ``z``.
 
         Raises:
             ValueError: if shapes do not fit together or the mask is not boolean.
@@ -294,7 +294,7 @@ class EMACodebook(Float32Buffers):
         for name, value in (("indices", indices), ("distance", distance), ("nearest", nearest)):
             if value is not None and value.shape != z.shape[:-1]:
                 raise ValueError(
-                    f"{name} must have one entry a vector, {tuple(z.shape[:-1])}; "
+                    f"{name} must have one entry per vector, {tuple(z.shape[:-1])}; "
                     f"got {tuple(value.shape)}."
                 )
         if distance is None:
@@ -416,7 +416,7 @@ class EMACodebook(Float32Buffers):
             )
         if mask is not None and (mask.shape != z.shape[:-1] or mask.dtype != torch.bool):
             raise ValueError(
-                f"The mask must be boolean with one entry a vector, {tuple(z.shape[:-1])}; got "
+                f"The mask must be boolean with one entry per vector, {tuple(z.shape[:-1])}; got "
                 f"{mask.dtype} of shape {tuple(mask.shape)}."
             )
 

@@ -51,7 +51,7 @@ class SparseCode(NamedTuple):
 
     @classmethod
     def of(cls, codes: Float[Tensor, "n d"], bits: BitCounts) -> SparseCode | None:
-        """None if anything but zeros and ones is among the codes."""
+        """The code in this form, or None if anything but zeros and ones is among the codes."""
         x = torch.where(bits.flipped, 1 - codes, codes) if bits.flipped.any() else codes
         # Counted before they are listed: the list of a matrix that is full is large.
         if int(x.count_nonzero()) != int(bits.counts.sum(dtype=torch.float64)):

@@ -16,9 +16,9 @@ class SparseRows(NamedTuple):
     PyTorch's embedding bags add up rows several times as fast as its sparse matrices do.
 
     Attributes:
-        columns: of the entries.
+        columns: the column of each entry.
         starts: the first entry of each row.
-        values: of the entries; None: all are 1.
+        values: the value of each entry; None means that all are 1.
 
     Examples:
         >>> x = torch.tensor([[0.0, 2.0], [0.0, 0.0], [1.0, 0.0]])

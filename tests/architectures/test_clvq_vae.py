@@ -651,7 +651,7 @@ def test_a_mask_of_another_shape_is_refused():
 
     with (
         sae.only_tokens(torch.ones(3, dtype=torch.bool)),
-        pytest.raises(ValueError, match=r"one entry a token, \(8,\); got \(3,\)"),
+        pytest.raises(ValueError, match=r"one entry per token, \(8,\); got \(3,\)"),
     ):
         sae.encode(x)
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bae_lens.nn.sparse_code import SparseCode
 
-# Rows whose part of the gradient is in memory, in sparse form, at a time, a thread.
+# Rows whose part of the gradient is in memory, in sparse form, at a time, per thread.
 _ROWS = 128
 
 

@@ -20,7 +20,7 @@ def tiles_value_and_grad(
     Args:
         codes: ``[n, d]``.
         needs_grad: whether to compute the gradient; None stands in its place otherwise.
-        product_dtype: of what goes into the matrix products, which are summed in float32. Bits and
+        product_dtype: dtype of what goes into the matrix products, which are summed in float32. Bits and
             signs are exact in bfloat16; None: that of the codes, at least float32.
     """
     n, d = codes.shape
