@@ -44,18 +44,21 @@ def calibrated_weights(
         )
     dtype = W_enc.dtype
     x, W_enc, W_dec = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, W_enc, W_dec))
+    # Pre-activations of the centered batch, one latent per column, scaled to unit variance.
     mean = x.mean(0)
     centered = x - mean
     pre = (centered @ W_enc).float()
     std = pre.std(0).clamp(min=1e-8)
     pre, W_enc = pre / std, W_enc / std.to(W_enc.dtype)
+    # Half-way between the k-th largest and the next, so that exactly k tokens are above it.
     k = min(max(round(firing_rate * n), 1), n - 1)
     top = pre.topk(k + 1, dim=0).values
     threshold = (top[k - 1] + top[k]) / 2
     b_enc = -threshold.to(W_enc.dtype)
+    # x·W_enc = (x − mean)·W_enc + mean·W_enc, where the autoencoder does not subtract the mean.
     if not apply_b_dec_to_input:
         b_enc = b_enc - mean @ W_enc
-    # Least squares over one scale.
+    # Least squares over one scale s of min ‖s·R − X‖², both centered: s = ⟨R, X⟩ / ‖R‖².
     recons = (pre > threshold).to(W_dec.dtype) @ W_dec
     recons = recons - recons.mean(0)
     scale = (recons * centered).sum() / recons.square().sum().clamp(min=1e-8)

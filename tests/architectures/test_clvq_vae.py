@@ -1,7 +1,7 @@
 """The CLVQ-VAE's maths: quantiser, losses, mask, bottleneck, calibration, metrics.
 
 What both classes inherit from clvq_vae_base.py is tested here, on the two of them. What SAELens asks
-of an architecture is in test_clvq_vae_conformance.py; the parts alone are in nn/test_quantize.py,
+of an architecture is in tests/conformance; the parts alone are in nn/test_quantize.py,
 nn/test_decoders.py and test_codebook_init.py.
 """
 
