@@ -1,4 +1,4 @@
-"""Attach an SAE to a model so that special tokens pass by it."""
+"""Attach an SAE to a model so that special tokens pass by it: ``attached`` is all that is public here."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class _Wrapper(_SAEWrapper):
         return new if convert is None else convert.revert(new)
 
     def _run(self, original_output: Tensor) -> Tensor:
-        """Of activations ``[batch, pos, d]``."""
+        """Run the SAE on activations ``[batch, pos, d]``."""
         hook_in, hook_out = self.dictionary.hook_names
         running = self.tracker.running
         if self.reads_elsewhere:
@@ -243,7 +243,7 @@ def _outliers_to_leave_alone(
 
 
 def _path(model: Model, name: str) -> str:
-    """Where in the model a hook point is; a Bridge has aliases."""
+    """The path in the model of a hook point, of which a Bridge knows aliases."""
     path = name if isinstance(model, HookedSAETransformer) else model._resolve_hook_name(name)
     try:
         point = get_deep_attr(model, path)

@@ -131,7 +131,7 @@ class Dictionary:
 
     @property
     def device(self) -> torch.device:
-        """Where its weights or centroids are."""
+        """The device that its weights or centroids are on."""
         source = self.source
         return source.centroids.device if isinstance(source, Clusters) else source.device
 

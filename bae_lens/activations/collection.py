@@ -219,7 +219,7 @@ class _Checksums:
         self._crc = self._n = 0
 
     def update(self, content: bytes) -> None:
-        """With the next bytes."""
+        """Take in the next bytes."""
         rest = memoryview(content)
         while len(rest) > 0:
             part = rest[: self._block - self._n]
@@ -233,7 +233,7 @@ class _Checksums:
                 self._crc = self._n = 0
 
     def blocks(self) -> list[int]:
-        """Of all blocks so far, the last one shorter."""
+        """The checksums of all blocks so far, of which the last may be shorter."""
         return [*self._done, self._crc] if self._n else list(self._done)
 
 
@@ -328,19 +328,19 @@ def _verify(folder: Path, described: Mapping[str, Any], n_bytes: int) -> None:
     state = folder / ACTIVATIONS_STORE_STATE_FILENAME
     if not state.is_file() or zlib.crc32(state.read_bytes()) != described.get("crc32_state"):
         raise ValueError(f"{state} is not what was written there. {_anew(folder)}")
-    found = _Checksums(block)
+    checksums = _Checksums(block)
     with (folder / _ROWS).open("rb") as file:
         while content := file.read(_PIECE):
-            found.update(content)
-    for i, (there, is_now) in enumerate(zip(expected, found.blocks(), strict=False)):
+            checksums.update(content)
+    for i, (there, is_now) in enumerate(zip(expected, checksums.blocks(), strict=False)):
         if there != is_now:
             raise ValueError(
                 f"{folder / _ROWS} is not what was written there: the checksum of bytes {i * block} to "
                 f"{min((i + 1) * block, n_bytes)} differs. {_anew(folder)}"
             )
-    if len(expected) != len(found.blocks()):
+    if len(expected) != len(checksums.blocks()):
         raise ValueError(
-            f"{folder / _DESCRIPTION} has {len(expected)} checksums for {len(found.blocks())} blocks. "
+            f"{folder / _DESCRIPTION} has {len(expected)} checksums for {len(checksums.blocks())} blocks. "
             f"{_anew(folder)}"
         )
     logger.info("The checksums of the %d bytes in %s are right.", n_bytes, folder / _ROWS)

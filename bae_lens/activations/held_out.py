@@ -102,7 +102,7 @@ def held_out_store(
         dataset: a dataset, its name, or a file of texts (column ``text``); what the metadata names
             if omitted. Of ``bae-lens/movie-reviews`` the held-out split is served, of any other
             dataset the split ``"train"`` (SAELens' choice), on which the SAE may have been trained.
-        store_batch_size_prompts: prompts a forward pass.
+        store_batch_size_prompts: prompts per forward pass.
 
     Returns:
         SAELens' store, or a ``SentenceStore``, which serves each text by itself with its attention

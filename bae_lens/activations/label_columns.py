@@ -93,11 +93,11 @@ def _likely(
     """The column that looks like texts (the longest strings), or like labels (the fewest values)."""
     rows = rows[:_N_LOOKED_AT]
     values = {column: [row.get(column) for row in rows] for column in there}
-    strings = {column: [v for v in own if isinstance(v, str)] for column, own in values.items()}
+    strings = {column: [v for v in cells if isinstance(v, str)] for column, cells in values.items()}
     lengths = {
-        column: sum(map(len, own)) / len(own)
-        for column, own in strings.items()
-        if own and len(own) == len(rows)
+        column: sum(map(len, cells)) / len(cells)
+        for column, cells in strings.items()
+        if cells and len(cells) == len(rows)
     }
     text = max(lengths, key=lengths.__getitem__, default=None)
     if kind == "text":

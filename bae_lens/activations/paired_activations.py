@@ -86,7 +86,7 @@ class PairedActivations:
 
     Args:
         store: where to read.
-        batch_size: rows a batch.
+        batch_size: rows per batch.
         sequence_length: rows of a sequence; None for single tokens.
         buffer_size: tokens that are mixed.
         mix_fraction: share of them that stays for the next mixing.

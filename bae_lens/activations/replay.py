@@ -28,7 +28,7 @@ class ReplayedActivations:
     Args:
         activations: ``[n_tokens, d_in]``, special tokens already left out; or packed rows of two hook
             points.
-        batch_size: tokens a batch; a rest shorter than that is left for the next epoch's shuffle.
+        batch_size: tokens per batch; a rest shorter than that is left for the next epoch's shuffle.
         seed: of the shuffles.
         store: the store that ``activations`` came from.
         sequence_length: rows that stay together, in order; the shuffle moves whole sequences.

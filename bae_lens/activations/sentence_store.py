@@ -54,7 +54,7 @@ class SentenceStore:
         hook_names: the lower and the upper hook point, or one that is both.
         context_size: tokens at most of a text, special ones among them; the tokenizer cuts off the
             rest.
-        store_batch_size_prompts: texts a batch.
+        store_batch_size_prompts: texts per batch.
         exclude_special_tokens: ids of tokens that ``PairedBatch.valid`` leaves out.
         model_kwargs: for ``model.run_with_cache``.
         device: of a ``PairedBatch``; the model may be on another.

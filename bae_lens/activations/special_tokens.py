@@ -97,9 +97,9 @@ def text_start(model: Any, add_special_tokens: bool = True) -> TextStart:
         add_special_tokens: whether the tokenizer is called with it.
     """
     bos = model.tokenizer.bos_token_id
-    own = model.tokenizer("a", add_special_tokens=add_special_tokens)["input_ids"]
+    by_tokenizer = model.tokenizer("a", add_special_tokens=add_special_tokens)["input_ids"]
     # Counted, since a tokenizer that does not know the letter may call it BOS.
-    n_more = _n_leading(model.to_tokens("a")[0].tolist(), bos) - _n_leading(own, bos)
+    n_more = _n_leading(model.to_tokens("a")[0].tolist(), bos) - _n_leading(by_tokenizer, bos)
     return TextStart([bos] * max(n_more, 0), max(-n_more, 0))
 
 

@@ -46,7 +46,7 @@ class TextBatch(NamedTuple):
 
     @classmethod
     def of(cls, tokens: Tensor, special_tokens: Iterable[int] = ()) -> TextBatch:
-        """Tokens without padding."""
+        """Make a batch of tokens without padding."""
         return cls(tokens, ~special_token_mask(tokens, special_tokens))
 
     @classmethod
@@ -100,7 +100,7 @@ class TextBatch(NamedTuple):
     def _counted(
         cls, store: Any, tokens: Tensor, mask: Tensor | None, special_tokens: Iterable[int]
     ) -> TextBatch:
-        """With the tokens that count."""
+        """Mark the tokens that count: those that are neither special nor padding, in the store's slice."""
         batch = cls.of(tokens, special_tokens)
         valid = torch.zeros_like(batch.valid)
         positions = slice(*getattr(store, "seqpos_slice", (None,)))
@@ -109,7 +109,7 @@ class TextBatch(NamedTuple):
 
     @property
     def n_tokens(self) -> int:
-        """All but padding."""
+        """Number of tokens, padding left out."""
         mask = self.attention_mask
         return self.tokens.numel() if mask is None else int(mask.sum())
 

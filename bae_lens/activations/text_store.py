@@ -39,10 +39,10 @@ class TextStore(ActivationsStore):
     @classmethod
     def of(cls, store: ActivationsStore) -> Self:
         """The same store, of which nothing has been read."""
-        own = cls.__new__(cls)
-        vars(own).update(vars(store))
-        own._begin()
-        return own
+        text_store = cls.__new__(cls)
+        vars(text_store).update(vars(store))
+        text_store._begin()
+        return text_store
 
     @override
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -140,7 +140,7 @@ class TextStore(ActivationsStore):
             raise ValueError(_why_dropped(counts, self.context_size))
 
     def _say_what_was_left_out(self) -> None:
-        """Once, at the end of the first pass."""
+        """Log, or refuse, what was left out; called once, at the end of the first pass."""
         counts = self._counts
         if self._missing is not None:
             self._missing.at_end(counts.n_rows)
@@ -335,7 +335,7 @@ def describe_positions(store: Any) -> str:
 
 
 class _Counts:
-    """Of one pass over the text."""
+    """Counts of what one pass over the text has read and dropped."""
 
     def __init__(self) -> None:
         self.n_rows = self.n_missing = 0

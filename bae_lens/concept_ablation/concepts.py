@@ -60,7 +60,7 @@ class Concepts(Protocol):
     def directions(
         self, ids: Int[Tensor, "n k"], at_upper: bool, centre: Float[Tensor, " d"] | None
     ) -> Float[Tensor, "n k d"] | None:
-        """Where they point at one of the hook points, nought for −1; None if they do not say.
+        """Vectors that they point along at a hook point, zeros for −1; None if the dictionary has none there.
 
         A code points from ``centre`` to its place, a latent the same way from anywhere.
         """
@@ -173,7 +173,7 @@ class _Latents:
 
     @torch.no_grad()
     def active(self, x: Tensor, k: int) -> Tensor:
-        """By activation times length of the decoder's row; bits by their surprise −log2(rate)."""
+        """The latents with the largest activation times length of the decoder row; bits by their surprise, −log2(rate)."""
         k = min(k, self._dictionary.n_latents)
         best = [(self._encode(part) * self._strength).topk(k) for part in x.split(_CHUNK)]
         values = torch.cat([part.values for part in best])

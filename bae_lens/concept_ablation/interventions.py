@@ -53,8 +53,8 @@ def ablate_passes(
         asks_model: go on to the model's own logits for the label words, if there are any.
     """
     vectors = torch.empty_like(task.vectors[1])
-    own = task.label_logits if asks_model else None
-    logits = None if own is None else torch.empty_like(own)
+    label_logits = task.label_logits if asks_model else None
+    logits = None if label_logits is None else torch.empty_like(label_logits)
     total, n = 0.0, 0
     for batch in task.reader.batches(desc):
         where = batch.at

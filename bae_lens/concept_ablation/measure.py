@@ -105,20 +105,20 @@ def _removals(
 ) -> dict[str, Removal]:
     """The concept of each example and the controls that are made from the dictionary."""
     generator = torch.Generator().manual_seed(task.settings.seed)
-    own = concept_subspace(task, concepts, at_upper, concept_of)
+    concept = concept_subspace(task, concepts, at_upper, concept_of)
     ids = concepts.active(_tokens(task, concept_of), task.settings.rank)
     other_ids = _other_ids(ids, concepts.in_use, generator)
     drawn = _directions(task, concepts, other_ids, concept_of, at_upper)
-    if own is None or drawn is None:
+    if concept is None or drawn is None:
         return {}
-    random = Subspace.random(own, generator)
+    random = Subspace.random(concept, generator)
     others = _of_another_class(task.data.labels, generator)
     return {
-        names.CONCEPT: own,
+        names.CONCEPT: concept,
         names.RANDOM: random,
-        names.RANDOM_EQUAL: EqualNorm(random, own),
+        names.RANDOM_EQUAL: EqualNorm(random, concept),
         names.RANDOM_CONCEPT: Subspace.spanned_by(drawn),
-        names.OTHER_CLASS: Subspace(own.basis[others]),
+        names.OTHER_CLASS: Subspace(concept.basis[others]),
     }
 
 
@@ -241,7 +241,7 @@ class _Measure:
         rank: float,
         ce_change: tuple[float, ...] = (),
     ) -> list[AblationRow]:
-        """Of what the probe says, and of what the model itself says if it was asked."""
+        """Rows for what the probe says, and for what the model itself says if it was asked."""
         correct = {names.PROBE: self.task.correct(outcome.vectors, probes)}
         if outcome.label_logits is not None:
             said = outcome.label_logits.argmax(-1)
@@ -315,7 +315,7 @@ class _Measure:
 
 
 def _ce_changes(task: AblationTask, removal: Removal) -> tuple[float, ...]:
-    """By ordinary text."""
+    """What a removal adds to the cross-entropy of each ordinary text."""
     changes = ordinary_losses(task, removal) - ordinary_losses(task, None)
     return tuple(changes[changes.isfinite()].tolist())
 

@@ -175,7 +175,7 @@ class Reader:
         hook_names: the lower and the upper hook point.
         readout: what a sentence vector is: the activation of the last token, of the first ([CLS]),
             or the mean over those that are valid.
-        batch_size: texts a forward pass.
+        batch_size: texts per forward pass.
         model_kwargs: passed to the model.
         verbose: show progress bars.
         outliers: tokens that are not valid either, at either hook point, as special ones are not; None:

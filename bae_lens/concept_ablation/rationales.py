@@ -13,7 +13,7 @@ from bae_lens.concept_ablation.texts import evidence_words
 
 
 def salient_tokens(task: AblationTask) -> SalientTokens:
-    """Where the attributions of a task point."""
+    """The tokens that the attributions of a task point to."""
     salient, texts = task.salient, task.reader.texts
     picked = salient.word.tolist()
     words = (own[w] if w >= 0 else "" for own, w in zip(texts.words, picked, strict=True))
@@ -56,11 +56,11 @@ def share_in_evidence(
         the text's words, which is chance; None where no text has a span.
     """
     evidence = evidence_words(task.reader.texts, task.data.texts, task.data.evidence)
-    found, chance = [], []
-    for own, marked, every in zip(words, evidence, task.reader.texts.words, strict=True):
-        if marked and own:
-            found.append(len(own & marked) / len(own))
+    shares, chance = [], []
+    for picked_words, marked, every in zip(words, evidence, task.reader.texts.words, strict=True):
+        if marked and picked_words:
+            shares.append(len(picked_words & marked) / len(picked_words))
             chance.append(len(marked) / len(every))
-    if not found:
+    if not shares:
         return None, None
-    return sum(found) / len(found), sum(chance) / len(chance)
+    return sum(shares) / len(shares), sum(chance) / len(chance)

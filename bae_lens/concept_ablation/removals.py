@@ -46,7 +46,7 @@ class Subspace:
 
     @classmethod
     def spanned_by(cls, vectors: Float[Tensor, "n k d"]) -> Subspace:
-        """Of the span of some vectors of each example."""
+        """Remove the span of some vectors of each example."""
         return cls(orthonormal_basis(vectors))
 
     @classmethod
@@ -112,7 +112,7 @@ class Shrunk:
 
 
 def _ratio(one: Tensor, other: Tensor) -> Tensor:
-    """Of two vectors' lengths, in float32 at least."""
+    """The ratio of two vectors' lengths, in float32 at least."""
     one, other = (widened(x).norm(dim=-1, keepdim=True) for x in (one, other))
     return one / other.clamp(min=1e-12)
 
@@ -125,7 +125,7 @@ class Leace:
     on, and nothing smaller does that. Unlike a dictionary's concept it has seen the labels.
 
     Attributes:
-        erasers: one a fold, fitted on the examples that are not in it.
+        erasers: one per fold, fitted on the examples that are not in it.
         fold: of each example.
         rank: of what they remove.
     """

@@ -59,8 +59,8 @@ class AblationTask:
         sample: tokens that concepts are described by.
         fold: of each text.
         vectors: of each text at the lower and at the upper hook point.
-        probes: of either, one a fold, fitted on the other folds.
-        label_logits: the model's own, a column a label word; None without label words.
+        probes: of either, one per fold, fitted on the other folds.
+        label_logits: the model's own, one column per label word; None without label words.
         label_tokens: ids of the label words' first tokens.
         measured: what was measured already and does not depend on the dictionary.
     """
@@ -178,7 +178,7 @@ class AblationTask:
         return self.logits(vectors, probes, torch.arange(len(vectors))).argmax(-1)
 
     def logits(self, vectors: Tensor, probes: Sequence[Probe], index: Tensor) -> Tensor:
-        """Of some texts' vectors ``[batch, d]``, each by its own fold's probe."""
+        """Logits for some texts' vectors ``[batch, d]``, each by the probe of its fold."""
         every = torch.stack([probe(vectors) for probe in probes])
         return every[self.fold[index], torch.arange(len(index))]
 
@@ -190,16 +190,18 @@ class AblationTask:
     def predict(self, texts: Sequence[str]) -> tuple[Int[Tensor, " n_others"], list[str]]:
         """What all folds' probes together, by the mean of their logits, say of other texts, which are
         read as the labelled ones are; and of each what the model has read of it."""
-        own = self.reader
-        reader = _reader(own.model, own.hook_names, texts, own.readout, self.settings, own.verbose)
+        source = self.reader
+        reader = _reader(
+            source.model, source.hook_names, texts, source.readout, self.settings, source.verbose
+        )
         reader = replace(reader, outliers=self.reader.outliers)
-        found = torch.empty(len(reader), dtype=torch.int64)
+        classes = torch.empty(len(reader), dtype=torch.int64)
         for batch in reader.batches("Reading other texts"):
             acts = reader.run(batch).upper
             vectors = pool(acts, batch.read.to(acts.device)).float().cpu()
             logits = torch.stack([probe(vectors) for probe in self.probes[1]])
-            found[batch.examples] = logits.mean(0).argmax(-1)
-        return found, reader.texts.as_read(texts)
+            classes[batch.examples] = logits.mean(0).argmax(-1)
+        return classes, reader.texts.as_read(texts)
 
     def centres(self, batch: Batch) -> Float[Tensor, "batch pos d_in"]:
         """What lower activations are centred on: the mean token; the mean vector where that is read.
@@ -254,13 +256,13 @@ def _label_tokens(
         raise ValueError("The model predicts no next token, so it has no logits for label_words.")
     if len(words) != len(data.label_names):
         raise ValueError(
-            f"label_words must be one a class, in the order {', '.join(data.label_names)}; got "
+            f"label_words must be one per class, in the order {', '.join(data.label_names)}; got "
             f"{len(words)}: {', '.join(map(repr, words))}."
         )
     ids = [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
     if not all(ids):
         raise ValueError(f"One of the label_words {', '.join(map(repr, words))} has no token.")
-    tokens = [own[0] for own in ids]
+    tokens = [of_word[0] for of_word in ids]
     if len(set(tokens)) < len(tokens):
         raise ValueError(
             f"Two of the label_words {', '.join(map(repr, words))} begin with the same token, so "
@@ -366,8 +368,8 @@ def _find_salient(task: AblationTask) -> Salient:
     wins = torch.empty(n, dtype=torch.bool)
     method: Attribution = settings.salient
     for batch in reader.batches(f"Attributing ({method.replace('_', ' ')})"):
-        found = attribute(reader, batch, score, task.centres(batch), method, settings.n_steps)
-        scores = found.scores.abs() if settings.protocol == "released" else found.scores
+        attributed = attribute(reader, batch, score, task.centres(batch), method, settings.n_steps)
+        scores = attributed.scores.abs() if settings.protocol == "released" else attributed.scores
         word_of = reader.texts.word_of[batch.examples, : scores.shape[1]]
         is_word = (word_of >= 0) & batch.at
         if reader.readout != "mean":
@@ -379,8 +381,8 @@ def _find_salient(task: AblationTask) -> Salient:
         readout = scores.masked_fill(~batch.read, -torch.inf).amax(1)
         wins[batch.examples] = readout > best.amax(1)
         rows = torch.arange(len(scores))
-        lower[batch.examples] = found.lower[rows, position[batch.examples]].float()
-        missing[batch.examples] = found.missing.float()
+        lower[batch.examples] = attributed.lower[rows, position[batch.examples]].float()
+        missing[batch.examples] = attributed.missing.float()
     word = reader.texts.word_of[torch.arange(n), position]
     is_known = method == "integrated_gradients"
     return Salient(

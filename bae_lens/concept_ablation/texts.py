@@ -141,7 +141,7 @@ def encode_texts(
 def evidence_words(
     encoded: EncodedTexts, texts: Sequence[str], evidence: Sequence[str | None]
 ) -> list[set[int]]:
-    """Of each text, the words that its evidence covers, in whole or in part.
+    """The words of each text that its evidence covers, in whole or in part.
 
     The evidence is looked for as it is, but for how much space there is between its words, and
     taken where it stands first.

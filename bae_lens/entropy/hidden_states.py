@@ -37,14 +37,14 @@ def hidden_states(
         hooks: names of hook points; heads are flattened.
         sequences: token ids, with BOS where the model has it.
         positions: which positions of each sequence to keep.
-        batch_size: sequences a forward pass.
+        batch_size: sequences per forward pass.
         verbose: show a progress bar.
 
     Returns:
         float32 on the CPU, by hook.
 
     Raises:
-        ValueError: if a hook is not one of the model's, or has not one vector a token.
+        ValueError: if a hook is not one of the model's, or has not one vector per token.
     """
     batch_size = check("batch_size", batch_size, whole(1))
     widths = {hook: hook_width(model, hook) for hook in hooks}
@@ -75,7 +75,7 @@ def hidden_states(
                 for hook in hooks:
                     if cache[hook].shape[:2] != tokens.shape:
                         raise ValueError(
-                            f"{hook!r} has no one vector a token: it gives {tuple(cache[hook].shape)} "
+                            f"{hook!r} has no one vector per token: it gives {tuple(cache[hook].shape)} "
                             f"for {tuple(tokens.shape)} tokens. Choose a hook of the residual stream, "
                             "of an MLP or of a head's output."
                         )

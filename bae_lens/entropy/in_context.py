@@ -241,7 +241,7 @@ def in_context_accuracy(
     Args:
         model: a HookedTransformer or TransformerBridge with a tokenizer.
         prompts: of ``k_shot_prompts``.
-        model_batch_size: prompts a forward pass.
+        model_batch_size: prompts per forward pass.
         between: what stands between the prompt's end and the label.
 
     Raises:

@@ -83,7 +83,7 @@ def entropy_profile(
             vectors, fewer bits overfit less.
         starts, steps, batch_size, lr: see ``estimate_entropy``.
         gaussian_control: run the control, which doubles the time.
-        model_batch_size: texts a forward pass.
+        model_batch_size: texts per forward pass.
         text_column: of the dataset.
         device: where to train; the model's if omitted.
         verbose: show progress bars.

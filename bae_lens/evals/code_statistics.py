@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 _ALWAYS = 0.99
 _DENSE = 0.1
 _ANTIPODAL = -0.9
-# Below so many tokens a latent, the noise in a Chow–Liu bound is worth a warning.
+# Below so many tokens per latent, the noise in a Chow–Liu bound is worth a warning.
 TOKENS_PER_LATENT = 20
 _TILE = 2048
 # Counts are int32, and numpy draws from hypergeometric distributions up to here.
@@ -43,15 +43,15 @@ _MAX_PAIRED_TOKENS = 999_999_999
 class CodeStatistics:
     """Streaming statistics of any SAE's activations: ``update(acts)`` … ``compute()``.
 
-    Memory is a few numbers a latent, and with ``pair_counts`` 4 bytes a pair of latents (1 GB at
-    16,384) and about a hundred a distinct code.
+    Memory is a few numbers per latent, and with ``pair_counts`` 4 bytes per pair of latents (1 GB at
+    16,384) and about a hundred per distinct code.
 
     Args:
         d_sae: number of latents.
         pair_counts: count pairs of latents and distinct codes as well, for the joint entropy.
         flipped: ``[d_sae]``, latents whose polarity was inverted after training (the buffer of a
             saved ``BAE``), so that the raw densities are those of training.
-        minibatch_size: tokens a minibatch, for the entropy of one. Rows are cut into minibatches in
+        minibatch_size: tokens per minibatch, for the entropy of one. Rows are cut into minibatches in
             the order given, across updates; an unfinished one does not count.
         quantiser: gives the magnitudes of a real-valued code a length in bits.
 
@@ -74,7 +74,7 @@ class CodeStatistics:
         self.flipped = torch.zeros(d_sae, dtype=torch.bool) if flipped is None else flipped.cpu()
         if self.flipped.shape != (d_sae,) or self.flipped.dtype != torch.bool:
             raise ValueError(
-                f"flipped must be bools of shape ({d_sae},), one a latent; got "
+                f"flipped must be bools of shape ({d_sae},), one per latent; got "
                 f"{self.flipped.dtype} of shape {tuple(self.flipped.shape)}."
             )
         if quantiser is not None and len(quantiser.norms) != d_sae:
@@ -314,7 +314,7 @@ class CodeStatistics:
             return dict.fromkeys(names)
         if self.n_tokens < TOKENS_PER_LATENT * self.d_sae:
             logger.warning(
-                "The Chow-Liu bound of %d latents rests on %d tokens; below %d (%d a latent) the "
+                "The Chow-Liu bound of %d latents rests on %d tokens; below %d (%d per latent) the "
                 "dependences it finds may be noise. Compare total_correlation with "
                 "chance_total_correlation.",
                 *(self.d_sae, self.n_tokens, TOKENS_PER_LATENT * self.d_sae, TOKENS_PER_LATENT),

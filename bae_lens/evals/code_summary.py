@@ -39,7 +39,7 @@ class CodeSummary:
             arXiv 2509.20997 reports. Low by about m/(2·n·ln 2) bits, for m latents that vary among n
             tokens, and lower still where a minibatch is not a fair sample (consecutive tokens).
         minibatch_entropy_miller_madow: with that much added.
-        minibatch_size, n_minibatches: tokens a minibatch, and whole minibatches seen.
+        minibatch_size, n_minibatches: tokens per minibatch, and whole minibatches seen.
         chow_liu_entropy: the marginal entropy less what a tree of pairwise dependences explains: a
             tighter upper bound, which duplicated latents cannot raise. As an estimate it is low by
             about ``chance_total_correlation``.

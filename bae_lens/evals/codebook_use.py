@@ -20,7 +20,7 @@ class CodebookSummary(NamedTuple):
         codes_in_use: codes that some token has.
         share_of_codes_in_use: of the codebook.
         bits_per_token: that entropy in bits, log₂ of the perplexity.
-        token_purity: how often a token is the commonest one of its code: 1 where a code says no
+        token_purity: how often a token is the most frequent one of its code: 1 where a code says no
             more than which token it is.
         token_purity_shuffled: the same with the codes dealt out to the tokens at random: what
             frequent tokens and rarely used codes give for nothing.
@@ -35,9 +35,9 @@ class CodebookSummary(NamedTuple):
 
 
 class CodebookUse:
-    """Streaming statistics of a code of one latent a token: ``update(codes, tokens)`` … ``compute()``.
+    """Streaming statistics of a code of one latent per token: ``update(codes, tokens)`` … ``compute()``.
 
-    Memory is two numbers a token.
+    Memory is two numbers per token.
 
     Args:
         n_codes: size of the codebook.
@@ -56,7 +56,7 @@ class CodebookUse:
         """
         if codes.shape != tokens.shape:
             raise ValueError(
-                f"There must be one code a token; got {tuple(codes.shape)} and {tuple(tokens.shape)}."
+                f"There must be one code per token; got {tuple(codes.shape)} and {tuple(tokens.shape)}."
             )
         for name, ids in (("codes", codes), ("tokens", tokens)):
             if ids.is_floating_point() or ids.is_complex():
@@ -106,6 +106,6 @@ class CodebookUse:
     def _purity(self, codes: Tensor, tokens: Tensor) -> float:
         n_ids = int(tokens.max()) + 1
         pairs, counts = torch.unique(codes * n_ids + tokens, return_counts=True)
-        commonest = torch.zeros(self.n_codes, dtype=torch.int64)
-        commonest.scatter_reduce_(0, pairs // n_ids, counts, "amax")
-        return commonest.sum().item() / len(codes)
+        most_frequent = torch.zeros(self.n_codes, dtype=torch.int64)
+        most_frequent.scatter_reduce_(0, pairs // n_ids, counts, "amax")
+        return most_frequent.sum().item() / len(codes)

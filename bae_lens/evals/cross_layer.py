@@ -175,7 +175,7 @@ class CrossLayerEvaluation:
 
         Args:
             n_tokens: how many, unless the text ends before.
-            use: counts their codes, for an SAE of one latent a token.
+            use: counts their codes, for an SAE of one latent per token.
         """
         if n_tokens <= 0:
             return
@@ -287,7 +287,7 @@ class CrossLayerEvaluation:
     def _scores(
         self, batches: Sequence[TextBatch], config: EvalConfig
     ) -> dict[str, dict[str, float]]:
-        """Of ``_downstream``, over the tokens of these batches that count; others stay as they are."""
+        """The groups of ``_downstream``, scored on the tokens that count; other tokens keep their activations."""
         point = Continuation(
             self.model, self.hook_names[1], self.head_indices[1], self.model_kwargs
         )
@@ -304,10 +304,10 @@ class CrossLayerEvaluation:
                 ("with_ablation", zero, None),
                 ("with_mean_ablation", mean, batch.valid),
             ):
-                other = point.logits(batch, new, where)
-                ce[name].append(next_token_loss(other, batch))
+                logits_after = point.logits(batch, new, where)
+                ce[name].append(next_token_loss(logits_after, batch))
                 if config.compute_kl:
-                    kl[name].append(kl_from(logits, other, batch))
+                    kl[name].append(kl_from(logits, logits_after, batch))
         groups = {}
         if config.compute_kl:
             groups["model_behavior_preservation"] = _scored("kl_div", kl)

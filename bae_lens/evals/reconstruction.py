@@ -84,10 +84,10 @@ def next_token_loss(logits: Tensor, batch: TextBatch) -> Float[Tensor, " n"]:
     return loss[scored.to(loss.device)]
 
 
-def kl_from(logits: Tensor, other: Tensor, batch: TextBatch) -> Float[Tensor, " n"]:
+def kl_from(logits: Tensor, logits_after: Tensor, batch: TextBatch) -> Float[Tensor, " n"]:
     """KL(model ‖ model with other activations) in nats, at each position whose token counts."""
     scored = batch.valid.to(logits.device)
-    log_p, log_q = (widened(x[scored]).log_softmax(-1) for x in (logits, other))
+    log_p, log_q = (widened(x[scored]).log_softmax(-1) for x in (logits, logits_after))
     return kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 

@@ -135,7 +135,7 @@ def run_evals(
         verbose: show progress bars.
         n_code_tokens: tokens behind the group ``code``; 0 leaves it out.
         pair_counts: count pairs of latents and distinct codes, for the joint entropy. If omitted:
-            where that is sound and small, at 20 tokens a latent or more and up to 16,384 latents (1
+            where that is sound and small, at 20 tokens per latent or more and up to 16,384 latents (1
             GB of counts).
         magnitude_bits: resolution at which a real-valued code's magnitudes are counted, see
             ``MagnitudeQuantiser``; ``quantised_explained_variance`` is what is left at it. None: they
@@ -188,7 +188,7 @@ def run_evals(
     counts_pairs = is_sound if pair_counts is None else pair_counts
 
     def code() -> dict[str, Any]:
-        """Of the next tokens of the text, up to its end."""
+        """The group ``code``, of the next tokens of the text, up to its end."""
         nonlocal scores
         scores = None if outliers is None else OutlierScores(outliers, hook_names(sae))
         use = CodebookUse(sae.cfg.d_sae) if evaluation is not None and is_one_hot(sae) else None
@@ -325,7 +325,7 @@ def _same_layer_groups(
 
 
 def _activations(sae: SAE[Any], store: ActivationsStore) -> Iterator[Tensor]:
-    """Of the tokens that count, batch by batch up to the end of the text."""
+    """Activations of the tokens that count, batch by batch up to the end of the text."""
     if store.cached_activation_dataset is not None:
         while True:
             try:

@@ -94,7 +94,7 @@ def collect_evidence(
 
     Raises:
         ImportError: if lemmas are asked for and simplemma is missing.
-        ValueError: if there is not one label a text, the model lacks the dictionary's hook point or
+        ValueError: if there is not one label per text, the model lacks the dictionary's hook point or
             has activations of another width there, its code depends on the batch, or there is no token
             that counts.
     """
@@ -399,7 +399,7 @@ def _examples(
     strength: float | None,
     has_margins: bool = False,
 ) -> tuple[Example, ...]:
-    """Of a group; all of one strength where one is given, and what was kept may be their margin."""
+    """Examples of a group; all of one strength where one is given, and the number kept may be their margin."""
     examples = []
     for own, place in zip(*reservoir.of(group), strict=True):
         window = place["window"]

@@ -89,7 +89,7 @@ class TokenBlock:
 
 
 def place_dtype(settings: EvidenceSettings) -> np.dtype[Any]:
-    """Where a token stands: text, position in its sequence, and the window of tokens around it."""
+    """The record of where a token stands: text, position in its sequence, and the window of tokens around it."""
     width = settings.n_left + 1 + settings.n_right
     return np.dtype([("text", np.int64), ("position", np.int32), ("window", np.int32, (width,))])
 
@@ -100,7 +100,7 @@ class Texts:
 
     Attributes:
         store: gives them.
-        batch_size: sequences a forward pass.
+        batch_size: sequences per forward pass.
         order: which text of the dataset each of the store's is; None: they are the same.
         classes: class of each text of the dataset; None without labels.
         special_tokens: ids of tokens that do not count.
@@ -148,7 +148,7 @@ class Texts:
             n_texts = len(store.dataset)  # pyright: ignore[reportArgumentType]
             if n_texts != len(classes):
                 raise ValueError(
-                    f"There must be one label a text; got {len(classes)} labels for {n_texts} texts."
+                    f"There must be one label per text; got {len(classes)} labels for {n_texts} texts."
                 )
         if hasattr(store, "get_batch"):
             # Others go on where they are.
@@ -168,7 +168,7 @@ class Texts:
             return np.full(len(texts), -1)
         if texts.max() >= len(self.classes):
             raise ValueError(
-                f"There must be one label a text; got {len(self.classes)} labels, and there is a "
+                f"There must be one label per text; got {len(self.classes)} labels, and there is a "
                 f"text {texts.max()}."
             )
         return self.classes[texts]
@@ -215,7 +215,7 @@ def _pieces(
     settings: EvidenceSettings,
     model_kwargs: Mapping[str, Any] | None,
 ) -> Iterator[TokenBlock]:
-    """A block a batch."""
+    """One block per batch."""
     progress = Progress()
     n_waiting = 0  # Outliers after the last token of a batch that counts.
     for batch, text_of_row in texts.batches():
@@ -309,7 +309,7 @@ def _store_of(
     settings: EvidenceSettings,
     are_labelled: bool,
 ) -> ActivationsStore | MaskedTextStore:
-    """Of a dataset or its name, as the dictionary was trained, or with each text by itself."""
+    """A store of a dataset or its name, read as in training, or with each text by itself."""
     dictionary = coder.source
     is_list = isinstance(source, list)
     if not (isinstance(dictionary, Clusters) or are_labelled or is_list):

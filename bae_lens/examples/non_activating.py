@@ -1,4 +1,4 @@
-"""Tokens drawn at random from a corpus, with everything that fires at each: where a latent is silent."""
+"""Tokens drawn at random from a corpus, with everything that fires at each: where a latent does not fire."""
 
 from __future__ import annotations
 

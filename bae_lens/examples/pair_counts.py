@@ -69,7 +69,7 @@ class PairCounts:
     def neighbours(
         self, n_tokens: int, when_off: NDArray[np.bool_], n: int
     ) -> Iterator[tuple[Neighbour, ...]]:
-        """Of each latent the n others with the largest positive phi coefficient.
+        """For each latent, the n others with the largest positive phi coefficient.
 
         Args:
             n_tokens: tokens counted.
@@ -98,7 +98,7 @@ class PairCounts:
 
 
 def nearest_in_codebook(codebook: Tensor, n: int) -> Iterator[tuple[Neighbour, ...]]:
-    """Of each code ``[d]`` of a codebook ``[K, d]`` the n nearest others, by Euclidean distance."""
+    """For each code ``[d]`` of a codebook ``[K, d]``, the n nearest others, by Euclidean distance."""
     for begin in range(0, len(codebook), _TILE // 8):
         distances = squared_distances(codebook[begin : begin + _TILE // 8], codebook).sqrt()
         rows = torch.arange(len(distances), device=distances.device)

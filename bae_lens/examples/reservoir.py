@@ -1,4 +1,4 @@
-"""Of each latent's firings the best ones, and random ones, in one pass and bounded memory."""
+"""The best of each latent's firings, and random ones, in one pass and bounded memory."""
 
 from __future__ import annotations
 

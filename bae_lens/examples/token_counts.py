@@ -10,7 +10,7 @@ from scipy import sparse
 
 
 class TokenCounts:
-    """Misra–Gries summaries: of each group the commonest tokens with their counts.
+    """Misra–Gries summaries: of each group the most frequent tokens with their counts.
 
     Of each group ``capacity`` counters are kept. Where there are twice as many, all of them are
     lowered by the largest that does not fit, and those that reach zero go. So a count is never too

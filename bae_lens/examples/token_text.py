@@ -27,13 +27,13 @@ class TokenStrings:
             self._text_before = self._decode([])
 
     def __call__(self, token: int) -> str:
-        """Of a token by itself."""
+        """The text of a token by itself."""
         if token not in self._known:
             self._known[token] = self._after([token])
         return self._known[token]
 
     def of_window(self, tokens: Sequence[int], marked: int) -> tuple[str, ...]:
-        """Of each token of a window.
+        """The text of each token of a window.
 
         Tokens that are bytes of the same character have it in one string, of the ``marked`` one if
         it is among them, or else of the last.

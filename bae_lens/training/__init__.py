@@ -1,4 +1,8 @@
-"""What SAELens' trainer needs beyond W&B and a hub: runners, replayed activations, a metric log."""
+"""What SAELens' trainer needs beyond W&B and a hub: runners, config files, a metric log.
+
+``cross_layer_runner`` alone imports evals: it evaluates while it trains, as SAELens' runner does. The stores stand
+with ``activations`` and are importable here too.
+"""
 
 from bae_lens.activations.paired_activations import ContextStore, PairedActivations
 from bae_lens.activations.replay import ReplayedActivations

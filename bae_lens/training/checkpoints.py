@@ -189,7 +189,7 @@ def random_state() -> dict[str, Tensor]:
 
 
 def restore_random_state(path: Path) -> None:
-    """Of a checkpoint; one of SAELens' own runner has none."""
+    """Take the random state of a checkpoint up again; one of SAELens' own runner has none."""
     if not (path / RANDOM_STATE_FILENAME).is_file():
         return
     state = _load(path / RANDOM_STATE_FILENAME)

@@ -41,7 +41,7 @@ def skip_steps_not_finite(trainer: SAETrainer[Any, Any]) -> None:
     (running rates, a codebook's means, a budget's coefficient) and SAELens' own statistics are those
     of before. It counts as a step all the same, so that a run has the length and the schedules that
     it was given. The log has the number of steps skipped so far as ``details/n_skipped_steps``,
-    counted from where this trainer began. One number a step is waited for.
+    counted from where this trainer began. One number per step is waited for.
 
     Batches that are not finite are left out of the trainer's estimate of scale or whitening too, and
     it writes no checkpoint of weights that are not finite.
@@ -101,18 +101,18 @@ def trainers_that_skip(module: Any) -> Iterator[None]:
             super().__init__(*args, **kwargs)
             skip_steps_not_finite(self)
 
-    own = module.SAETrainer
+    trainer_class = module.SAETrainer
     module.SAETrainer = SkippingTrainer
     try:
         yield
     finally:
-        module.SAETrainer = own
+        module.SAETrainer = trainer_class
 
 
 @contextmanager
 def _outputs_seen(sae: Any, see: Callable[[TrainStepOutput], None]) -> Iterator[None]:
     """Show what ``training_forward_pass`` gives, before it is taken backward."""
-    forward, own = sae.training_forward_pass, vars(sae).get("training_forward_pass")
+    forward, overridden = sae.training_forward_pass, vars(sae).get("training_forward_pass")
 
     def forward_and_show(*args: Any, **kwargs: Any) -> TrainStepOutput:
         output = forward(*args, **kwargs)
@@ -123,10 +123,10 @@ def _outputs_seen(sae: Any, see: Callable[[TrainStepOutput], None]) -> Iterator[
     try:
         yield
     finally:
-        if own is None:
+        if overridden is None:
             del sae.training_forward_pass
         else:  # compiled, or somebody else's
-            sae.training_forward_pass = own
+            sae.training_forward_pass = overridden
 
 
 def _of_finite_batches(scaler: Any, name: str) -> Callable[..., None]:
@@ -257,8 +257,8 @@ class _Guard:
 
 def _last_checkpoint(trainer: SAETrainer[Any, Any]) -> str:
     folder = trainer.cfg.checkpoint_path
-    found = [] if folder is None else list(Path(folder).glob(f"*/{TRAINER_STATE_FILENAME}"))
-    if not found:
+    states = [] if folder is None else list(Path(folder).glob(f"*/{TRAINER_STATE_FILENAME}"))
+    if not states:
         return "There is no checkpoint to go back to (n_checkpoints)."
-    last = max(found, key=lambda path: path.stat().st_mtime).parent
+    last = max(states, key=lambda path: path.stat().st_mtime).parent
     return f"The last checkpoint is {last}."

@@ -180,7 +180,7 @@ class _Stopwatch:
         self._started = None
 
     def tokens_per_second(self) -> dict[str, float]:
-        """By name in the log, since the last call."""
+        """Throughput since the last call, by its name in the log."""
         done, self._done = self._done, {}
         return {
             f"performance/{kind}_tokens_per_second": tokens / seconds

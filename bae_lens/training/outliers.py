@@ -91,7 +91,7 @@ def drop_outliers(runner: Any, multiple: float) -> None:
 
 
 def _norms_of_text(runner: Any) -> dict[str, float] | None:
-    """Of the first tokens of what a runner's store reads; None where it reads none."""
+    """Reference norms over the first tokens that a runner's store reads; None where it reads no text."""
     store, cfg = runner.activations_store, runner.cfg
     if getattr(store, "cached_activation_dataset", None) is not None:
         return None
@@ -109,5 +109,5 @@ def _norms_of_text(runner: Any) -> dict[str, float] | None:
 
 
 def _hook_names(cfg: Any) -> tuple[str, str]:
-    """Where a runner's autoencoder reads, and where it writes."""
+    """Names of the hook points that a runner's autoencoder reads and writes."""
     return cfg.hook_name, getattr(cfg, "hook_name_out", None) or cfg.hook_name

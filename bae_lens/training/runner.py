@@ -218,7 +218,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
 
     @property
     def metrics_path(self) -> Path | None:
-        """Where this run's metrics are in the end; None where the config names no folder."""
+        """The file that has this run's metrics in the end; None where the config names no folder."""
         folder = self.cfg.output_path or self.cfg.checkpoint_path
         return None if folder is None else Path(folder) / METRICS_FILENAME
 

@@ -286,7 +286,7 @@ def test_the_scale_of_a_checkpoint_is_folded_in(tmp_path, data, seen):
         (("--data", "gone.jsonl"), "There is no file gone.jsonl"),
         (("--label_column", "class"), "There is no column 'class'"),
         (("--template", "Review:"), "{text} has to stand in the template once"),
-        (("--label_words", "word1"), "label_words must be one a class, in the order a, b"),
+        (("--label_words", "word1"), "label_words must be one per class, in the order a, b"),
         (("--label_words", "word1", "word1"), "begin with the same token"),
         (("--n_folds", "11"), "Each of 11 folds needs a text of every class"),
         (("--n_folds", "1"), "n_folds must be a whole number of at least 2 or None; got 1"),

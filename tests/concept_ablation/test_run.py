@@ -495,7 +495,7 @@ def test_no_reference_texts_are_not_the_labelled_ones(model, words):
 @pytest.mark.parametrize(
     ("label_words", "message"),
     [
-        (("yes",), "one a class, in the order bad, good; got 1: 'yes'"),
+        (("yes",), "one per class, in the order bad, good; got 1: 'yes'"),
         (("yes", "no", "maybe"), "got 3"),
         (("yes no", "yes maybe"), "begin with the same token"),
     ],

@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused():
     use = CodebookUse(4)
     with pytest.raises(ValueError, match="No token was counted"):
         use.compute()
-    with pytest.raises(ValueError, match=r"one code a token; got \(3,\) and \(2,\)"):
+    with pytest.raises(ValueError, match=r"one code per token; got \(3,\) and \(2,\)"):
         use.update(torch.zeros(3), torch.zeros(2))
     for code in (-1, 4):
         with pytest.raises(ValueError, match="between 0 and 3"):
