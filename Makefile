@@ -1,5 +1,5 @@
 # make demo: install, then train and evaluate on a real language model, offline.
-# make test: install, then run every test but the slow ones (make check-slow). make check: ruff and pyright.
+# make test: install, then run every test but the slow ones (make check-slow). make check: ruff, pyright and the import rule.
 PYTHON ?= python3
 # Pinned, so that figures repeat. Set TORCH= to keep pip's choice.
 TORCH ?= torch==2.13.0
@@ -23,6 +23,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/pytest -q tests/test_architecture.py
 
 install: .venv/installed
 

