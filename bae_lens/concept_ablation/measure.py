@@ -196,7 +196,7 @@ class _Measure:
             outcome = ablate_vectors(self.task, i, leace)
             key = (place, "", names.LEACE)
             rows += self._rows(outcome, self.task.probes[i], key, leace.rank)
-            by_fold = [ablate_vectors(self.task, i, own).vectors for own in leace.by_fold()]
+            by_fold = [ablate_vectors(self.task, i, eraser).vectors for eraser in leace.by_fold()]
             rows += self._retrained(outcome, key, leace.rank, by_fold)
             self.kept[place] = rows
         return self.kept[place]
@@ -226,9 +226,9 @@ class _Measure:
             if isinstance(removal, Leace):
                 by_fold = [
                     ablate_passes(
-                        self.task, place, own, f"Refitting: {place}, {method}", False
+                        self.task, place, eraser, f"Refitting: {place}, {method}", False
                     ).vectors
-                    for own in removal.by_fold()
+                    for eraser in removal.by_fold()
                 ]
                 rows += self._retrained(outcome, key, removal.rank, by_fold)
         return rows

@@ -46,7 +46,8 @@ class EncodedTexts(NamedTuple):
     def as_read(self, texts: Sequence[str]) -> list[str]:
         """The texts that these tokens are of, up to the last word that the model reads."""
         return [
-            text[: own[-1][1]] if own else "" for text, own in zip(texts, self.spans, strict=True)
+            text[: spans[-1][1]] if spans else ""
+            for text, spans in zip(texts, self.spans, strict=True)
         ]
 
 
@@ -105,8 +106,8 @@ def encode_texts(
     for i, text in enumerate(texts):
         check_text(text, f"Text {i}")
         encoding, read = _encode(tokenizer, text, prefix, suffix, context_size - start.n_more)
-        own = [k for k, special in enumerate(encoding.special_tokens_mask) if not special]
-        if not own:
+        text_tokens = [k for k, special in enumerate(encoding.special_tokens_mask) if not special]
+        if not text_tokens:
             raise ValueError(
                 f"The tokenizer makes no token of text {i}, {text!r}: it drops all its characters. "
                 "Leave the text out."
@@ -115,7 +116,7 @@ def encode_texts(
         rows.append(torch.tensor(start.of(encoding.ids)))
         word_rows.append(torch.tensor([-1] * len(start.added) + word_of[start.n_dropped :]))
         spans.append(spans_of_text)
-        positions.append(own[-1] + start.n_more if readout == "last" else 0)
+        positions.append(text_tokens[-1] + start.n_more if readout == "last" else 0)
         n_truncated += read != text
     if n_truncated:
         logger.warning(
@@ -131,7 +132,10 @@ def encode_texts(
         tokens=tokens,
         attention_mask=torch.arange(tokens.shape[1]) < lengths[:, None],
         word_of=pad_sequence(word_rows, True, -1),
-        words=[[t[a:b] for a, b in own] for t, own in zip(texts, spans, strict=True)],
+        words=[
+            [t[a:b] for a, b in spans_of_text]
+            for t, spans_of_text in zip(texts, spans, strict=True)
+        ],
         spans=spans,
         readout=torch.tensor(positions),
         n_truncated=n_truncated,
@@ -163,13 +167,13 @@ def evidence_words(
             f"There have to be as many texts ({len(texts)}) and evidences ({len(evidence)}) as "
             f"encoded texts ({len(encoded.spans)})."
         )
-    found: list[set[int]] = []
+    covered: list[set[int]] = []
     for text, marked, spans in zip(texts, evidence, encoded.spans, strict=True):
         pattern = r"\s+".join(map(re.escape, (marked or "").split()))
         match = re.search(pattern, text) if pattern else None
         start, end = match.span() if match else (0, 0)
-        found.append({i for i, (a, b) in enumerate(spans) if a < end and start < b})
-    return found
+        covered.append({i for i, (a, b) in enumerate(spans) if a < end and start < b})
+    return covered
 
 
 def _encode(tokenizer: Any, text: str, prefix: str, suffix: str, n_room: int) -> tuple[Any, str]:

@@ -61,8 +61,10 @@ class EntropyEstimate:
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers, flat, for JSON."""
-        own = {name: v for name, v in vars(self).items() if name not in ("code", "sae")}
-        return {"entropy": self.entropy, "n_bits": self.sae.cfg.d_sae} | own | self.code.to_dict()
+        values = {name: v for name, v in vars(self).items() if name not in ("code", "sae")}
+        return (
+            {"entropy": self.entropy, "n_bits": self.sae.cfg.d_sae} | values | self.code.to_dict()
+        )
 
 
 def estimate_entropy(

@@ -250,12 +250,12 @@ def in_context_accuracy(
     model_batch_size = check("model_batch_size", model_batch_size, whole(1))
     check_tokenizer(model)
     labels = sorted({prompt.label for prompt in prompts})
-    own = model.tokenizer([between + label for label in labels], add_special_tokens=False)
-    if not all(own["input_ids"]):
+    encoded = model.tokenizer([between + label for label in labels], add_special_tokens=False)
+    if not all(encoded["input_ids"]):
         raise ValueError(
             f"The tokenizer makes no token of one of the labels {labels}; reword them."
         )
-    first = [ids[0] for ids in own["input_ids"]]
+    first = [ids[0] for ids in encoded["input_ids"]]
     if len(set(first)) < len(first):
         raise ValueError(f"The labels {labels} do not differ in their first tokens; reword them.")
     sequences = tokenise(model, [prompt.text for prompt in prompts])

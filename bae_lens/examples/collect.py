@@ -401,7 +401,7 @@ def _examples(
 ) -> tuple[Example, ...]:
     """Examples of a group; all of one strength where one is given, and the number kept may be their margin."""
     examples = []
-    for own, place in zip(*reservoir.of(group), strict=True):
+    for key, place in zip(*reservoir.of(group), strict=True):
         window = place["window"]
         tokens = tuple(window[window != NOTHING].tolist())
         marked = int((window[:n_left] != NOTHING).sum())
@@ -409,11 +409,11 @@ def _examples(
             Example(
                 tokens=tokens,
                 marked=marked,
-                strength=float(own) if strength is None else strength,
+                strength=float(key) if strength is None else strength,
                 text=int(place["text"]),
                 position=int(place["position"]),
                 strings=strings.of_window(tokens, marked),
-                margin=float(own) if has_margins else None,
+                margin=float(key) if has_margins else None,
             )
         )
     return tuple(examples)

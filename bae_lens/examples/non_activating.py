@@ -54,7 +54,7 @@ class BackgroundSample:
             block.places,
         )
         kept = {_place(place) for place in self.reservoir.of(0)[1]}
-        self._firing = {place: own for place, own in self._firing.items() if place in kept}
+        self._firing = {place: latents for place, latents in self._firing.items() if place in kept}
 
     def firing(self, text: int, position: int, when_off: NDArray[np.bool_]) -> tuple[int, ...]:
         """The latents that fire at one of the tokens, in order.

@@ -89,10 +89,10 @@ class PairCounts:
             phi = np.divide(n_tokens * both - chance, size, out=np.zeros_like(size), where=size > 0)
             phi[np.arange(len(phi)), np.arange(begin, begin + len(phi))] = 0
             best, values = _largest(torch.from_numpy(phi), n)
-            for row, (ids, found) in enumerate(zip(best, values, strict=True)):
+            for row, (ids, coefficients) in enumerate(zip(best, values, strict=True)):
                 yield tuple(
                     Neighbour(j, min(value, 1.0), int(both[row, j]))
-                    for j, value in zip(ids, found, strict=True)
+                    for j, value in zip(ids, coefficients, strict=True)
                     if value > 0
                 )
 
@@ -104,13 +104,13 @@ def nearest_in_codebook(codebook: Tensor, n: int) -> Iterator[tuple[Neighbour, .
         rows = torch.arange(len(distances), device=distances.device)
         distances[rows, rows + begin] = torch.inf
         best, values = _largest(-distances, min(n, len(codebook) - 1))
-        for ids, found in zip(best, values, strict=True):
-            yield tuple(Neighbour(j, -v, None) for j, v in zip(ids, found, strict=True))
+        for ids, negated in zip(best, values, strict=True):
+            yield tuple(Neighbour(j, -v, None) for j, v in zip(ids, negated, strict=True))
 
 
 def _largest(values: Tensor, n: int) -> tuple[list[list[int]], list[list[float]]]:
     """Columns and values of each row's n largest, of equal ones the lower column first; which of
     those is left out where not all of them fit is up to torch."""
     columns = values.topk(min(n, values.shape[1])).indices.sort(dim=1).values
-    found, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
-    return columns.gather(1, order).tolist(), found.tolist()
+    largest, order = values.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return columns.gather(1, order).tolist(), largest.tolist()

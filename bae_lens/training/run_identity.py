@@ -67,19 +67,19 @@ def differing_fields(there: Mapping[str, Any], cfg: Any) -> list[str]:
 def _deciding(content: Mapping[str, Any]) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
     sae = plain.pop("sae", None)
-    found = {k: v for k, v in plain.items() if k not in _OF_NO_ACCOUNT}
+    deciding = {k: v for k, v in plain.items() if k not in _OF_NO_ACCOUNT}
     if isinstance(sae, dict):
-        found |= {f"sae.{k}": v for k, v in sae.items() if k not in _OF_NO_ACCOUNT}
+        deciding |= {f"sae.{k}": v for k, v in sae.items() if k not in _OF_NO_ACCOUNT}
     for name in ("dtype", "sae.dtype"):
-        if isinstance(found.get(name), str):
-            found[name] = str(str_to_dtype(found[name]))
-    if isinstance(kwargs := found.get("model_from_pretrained_kwargs"), dict):
-        found["model_from_pretrained_kwargs"] = {
+        if isinstance(deciding.get(name), str):
+            deciding[name] = str(str_to_dtype(deciding[name]))
+    if isinstance(kwargs := deciding.get("model_from_pretrained_kwargs"), dict):
+        deciding["model_from_pretrained_kwargs"] = {
             k: v for k, v in kwargs.items() if k not in ("device", "device_map", "n_devices")
         }
-    if not found.get("use_cached_activations"):
-        found.pop("cached_activations_path", None)
-    return found
+    if not deciding.get("use_cached_activations"):
+        deciding.pop("cached_activations_path", None)
+    return deciding
 
 
 def _defaults(cfg: Any) -> dict[str, Any]:
