@@ -8,10 +8,12 @@ import re
 import subprocess
 import sys
 import zlib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from bae_lens.evals import CodebookSummary, CodeSummary
 from bae_lens.offline import names
 from bae_lens.report import metrics
 from tests.cli.helpers import resolve_to_tiny
@@ -63,7 +65,9 @@ def test_the_metrics_page_has_every_metric_that_the_report_explains() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|$", text, re.MULTILINE)
     listed = [name for name, _, _ in rows]
     assert len(listed) == len(set(listed))
-    assert metrics._EXPLANATIONS.keys() - set(listed) == set()
+    code = {field.name for field in fields(CodeSummary)} - {"firing_rates", "l0_counts"}
+    wanted = metrics._EXPLANATIONS.keys() | code | set(CodebookSummary._fields)
+    assert wanted - set(listed) == set()
     assert all(can.strip() and cannot.strip() for _, can, cannot in rows)
 
 
