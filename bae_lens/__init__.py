@@ -12,7 +12,7 @@ The import registers the architectures ``bae``, ``clvq_vae`` and ``topk_transcod
 | ``run_evals``, ``CodeStatistics`` | metrics of any SAE | ``evals`` |
 | ``entropy_profile`` | entropy by layer and position | ``entropy`` |
 | ``concept_ablation`` | remove concepts and measure what is lost, beside controls | ``concept_ablation`` |
-| ``collect_evidence`` | what is seen of each latent in one pass over a corpus | ``examples`` |
+| ``collect_examples`` | what is seen of each latent in one pass over a corpus | ``examples`` |
 | ``intruder_test``, ``comsem_test``, judges | scores of what latents mean | ``scoring`` |
 | ``write_report``, ``write_quiz`` | HTML pages for people | ``report``, ``quiz`` |
 | entropies, covariance penalty, quantizers | tensor maths alone | ``nn`` |

@@ -24,9 +24,10 @@ MOVED: dict[str, tuple[str, ...]] = {
     "demo": ("offline",),
     "evals.concept_ablation": ("concept_ablation",),
     "evals.concept_ablation.concepts": ("concept_ablation.concepts",),
-    "evals.concept_ablation.labelled_texts": ("activations.labelled_texts",),
+    "evals.concept_ablation.labelled_texts": ("activations.labeled_texts",),
     "evals.concept_ablation.probes": ("concept_ablation.probes", "stats"),
     "evals.held_out": ("activations.held_out",),
+    "evals.summarise": ("evals.summarize", "dictionaries"),
     "evals.text_batch": ("activations.text_batch",),
     "hook_points": ("activations.hook_points", "dictionaries"),
     "interp": ("examples", "scoring"),
@@ -54,7 +55,23 @@ RENAMED: dict[str, str] = {
     "plots.plot_entropy_profile": "entropy.result.EntropyProfile.plot",
     "plots.plot_intruder": "scoring.intruder_result.IntruderResult.plot",
     "plots.plot_ranking": "scoring.ranking.Ranking.plot",
-    "plots.plot_recovery": "scoring.recoverability_result.Recovery.plot",
+    "plots.plot_recovery": "scoring.recoverability_result.Recoverability.plot",
+}
+# Of any module.
+RENAMED_EVERYWHERE: dict[str, str] = {
+    "BackgroundToken": "CorpusToken",
+    "Evidence": "LatentRecords",
+    "EvidenceSettings": "ExampleSettings",
+    "LabelledTexts": "LabeledTexts",
+    "LatentEvidence": "LatentRecord",
+    "Neighbour": "Neighbor",
+    "Recovery": "Recoverability",
+    "RecoverySettings": "RecoverabilitySettings",
+    "RecoveryTask": "RecoverabilityTask",
+    "View": "WordsAndContexts",
+    "collect_evidence": "collect_examples",
+    "summarise_code": "summarize_code",
+    "view_of": "words_and_contexts_of",
 }
 _PACKAGE = "bae_lens."
 
@@ -89,8 +106,9 @@ class MovedModules(MetaPathFinder, Loader):
             if renamed is not None:
                 return pkgutil.resolve_name(_PACKAGE + renamed)
             for there in modules:
-                if hasattr(there, name):
-                    return getattr(there, name)
+                for known in (name, RENAMED_EVERYWHERE.get(name, name)):
+                    if hasattr(there, known):
+                        return getattr(there, known)
             raise AttributeError(f"module {old!r} has no attribute {name!r}")
 
         module.__dict__["__getattr__"] = __getattr__

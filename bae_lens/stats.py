@@ -157,9 +157,9 @@ def wilson(k: int, n: int) -> Interval | None:
     if n == 0:
         return None
     share, weight = k / n, _Z**2 / n
-    centre = (share + weight / 2) / (1 + weight)
+    center = (share + weight / 2) / (1 + weight)
     half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
-    return Interval(share, max(centre - half, 0.0), min(centre + half, 1.0))
+    return Interval(share, max(center - half, 0.0), min(center + half, 1.0))
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
@@ -172,7 +172,7 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | No
 def seed_agreement(scores: Sequence[Sequence[float | None]]) -> float | None:
     """Mean rank correlation between the latents' scores of each two seeds.
 
-    Seeds draw from the same evidence: what another part of the corpus would change is not in it.
+    Seeds draw from the same examples: what another part of the corpus would change is not in it.
 
     Args:
         scores: a row a latent, of its scores by seed; None: it has none.

@@ -20,7 +20,7 @@ from common import D_IN, collect
 from torch import Tensor
 
 from bae_lens import TrainingBAEConfig
-from bae_lens.evals import CodeSummary, summarise_code
+from bae_lens.evals import CodeSummary, summarize_code
 from bae_lens.nn import entropy, off_diagonal_covariance
 from bae_lens.training.fit import fit_activations
 
@@ -82,7 +82,7 @@ def train(
     cfg = TrainingBAEConfig(d_in=D_IN, d_sae=D_SAE, **fields)
     with pushed_silent_bits() if _PUSH in overrides else nullcontext():
         sae = fit_activations(cfg, train_acts, steps, BATCH, lr, seed)
-    code, explained_variance, _ = summarise_code(sae, test_acts.split(4096))
+    code, explained_variance, _ = summarize_code(sae, test_acts.split(4096))
     with torch.no_grad():
         rows = test_acts[: 8 * BATCH].split(BATCH)
         bits = [(sae.encode(x) != 0).float() for x in rows if len(x) > 1]

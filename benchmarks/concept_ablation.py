@@ -7,7 +7,7 @@
 
 DIR holds JSONL files with ``text`` and ``label`` by the names in ``concept_ablation_trials.DATASETS``.
 
-Each model gets one dictionary of a kind and seed, trained on equal shares of the datasets' unlabelled
+Each model gets one dictionary of a kind and seed, trained on equal shares of the datasets' unlabeled
 texts, none of which is scored, with the same number of steps and tokens a step; k-means gets the same
 tokens. CLVQ-VAE, VQ-VAE and k-means have 512 codes; TopK SAE and transcoder 2,048 latents, k = 32; BAE
 2,048 bits and a budget of 50 bits a token. CLVQ-VAE, for its transformer decoder, reads whole texts,
@@ -24,7 +24,7 @@ first. The drop is accuracy − max(ablated accuracy, chance), so that inversion
 "Equal norm": of CLVQ-VAE and another dictionary, each vector is moved by both only as far as the one
 that moves it less (stored vectors, and all tokens inside the forward pass). "Refitted": the accuracy of
 probes fitted to ablated vectors; "readout's": with the concept of the position that is read in place of
-the word's; "uncentred": as released, means left where they are. Intervals are 95 %, paired bootstrap
+the word's; "uncentered": as released, means left where they are. Intervals are 95 %, paired bootstrap
 over texts; of several seeds of a dictionary the same text is drawn together.
 """
 
@@ -198,7 +198,7 @@ def lines_of(cell: dict[str, Any], place: str) -> Iterable[list[str]]:
             is_of_one = method in (names.CONCEPT, *names.CONTROLS) and method != names.MEAN
             readouts = cells_of(results, place, method, concept_of="readout")[1:]
             cells += readouts if is_of_one else ["–", "–"]
-            own = [v for k, v in cell["uncentred"].items() if k.rpartition("/")[0] == title]
+            own = [v for k, v in cell["uncentered"].items() if k.rpartition("/")[0] == title]
             i = names.STORED.index(place)
             known = [by_place[i] for by_place in own if by_place[i] is not None]
             cells.append(f"{statistics.mean(known):.3f}" if known else "–")
@@ -226,14 +226,14 @@ def report(key: str, cell: dict[str, Any]) -> None:
         print(f"Most attributed position is the one that is read: {salient.readout_share:.2f}.")
     if salient.missing is not None:
         print(f"Integrated gradients leave {salient.missing:.2g} of the logit (median).")
-    if salient.in_evidence is not None:
+    if salient.in_rationale is not None:
         print(
-            f"Salient word in a person's evidence {salient.in_evidence:.2f}, any word "
-            f"{salient.evidence_words:.2f}; words of the concept in it: "
+            f"Salient word in a person's evidence {salient.in_rationale:.2f}, any word "
+            f"{salient.rationale_words:.2f}; words of the concept in it: "
             + ", ".join(
-                f"{m} {r[0].concept_in_evidence:.2f}"
+                f"{m} {r[0].concept_in_rationale:.2f}"
                 for m in methods_of(cell)
-                if (r := results_of(cell, m))[0].concept_in_evidence is not None
+                if (r := results_of(cell, m))[0].concept_in_rationale is not None
             )
             + "."
         )
@@ -243,11 +243,11 @@ def report(key: str, cell: dict[str, Any]) -> None:
         if place in names.CAUSAL:
             header += ["words' accuracy", "words' drop", "CE"]
         else:
-            header += ["refitted", "readout's", "drop", "uncentred"]
+            header += ["refitted", "readout's", "drop", "uncentered"]
         table(header, lines_of(cell, place))
 
 
-def summarise(cells: dict[str, Any]) -> None:
+def summarize(cells: dict[str, Any]) -> None:
     """The drops of all cells in one table a place."""
     titles = [f"{DATASETS[key.split('/')[1]].title}, {key.split('/')[0]}" for key in cells]
     for place in PLACES:
@@ -266,9 +266,9 @@ def summarise(cells: dict[str, Any]) -> None:
         print(f"\n## Drop, {place}\n")
         table([place, "‖v−v'‖/‖v‖", *titles], lines)
     for place in names.CAUSAL:
-        beyond = {key: beyond_random(cell, place) for key, cell in cells.items()}
-        methods = dict.fromkeys(method for found in beyond.values() for method in found)
-        lines = [[m, *(_shown(found.get(m)) for found in beyond.values())] for m in methods]
+        excess_over = {key: excess_over_random(cell, place) for key, cell in cells.items()}
+        methods = dict.fromkeys(method for found in excess_over.values() for method in found)
+        lines = [[m, *(_shown(found.get(m)) for found in excess_over.values())] for m in methods]
         if lines:
             print(f"\n## Lost beyond a random direction of equal norm, {place}\n")
             table(["95 % interval", *titles], lines)
@@ -286,14 +286,14 @@ def methods_of(cell: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(key.rpartition("/")[0] for key in cell["results"]))
 
 
-def beyond_random(cell: dict[str, Any], place: str) -> dict[str, Interval]:
+def excess_over_random(cell: dict[str, Any], place: str) -> dict[str, Interval]:
     """By dictionary, of the first seed; empty where nothing was ablated in that place."""
     found = {}
     for method in methods_of(cell):
         for result in results_of(cell, method)[:1]:
             row = find(result, place, names.CONCEPT, names.PROBE)
             if row is not None:
-                found[method] = result.beyond(row)
+                found[method] = result.excess_over(row)
     return found
 
 
@@ -426,7 +426,7 @@ def plot(cells: dict[str, Any], path: Path) -> None:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", help="folder with labelled texts; default: movie reviews")
+    parser.add_argument("--data", help="folder with labeled texts; default: movie reviews")
     parser.add_argument("--models", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--datasets", nargs="+", choices=list(DATASETS))
     parser.add_argument(
@@ -481,7 +481,7 @@ def main() -> None:
     found = {key: cells.cells[key] for key in wanted}
     for key, cell in found.items():
         report(key, cell)
-    summarise(found)
+    summarize(found)
     compare(found)
     if args.output is not None:
         plot(found, args.output.with_suffix(".png"))

@@ -14,7 +14,7 @@ import torch
 from common import collect_pairs
 from cross_layer_data import TASKS, Split, Trial
 from cross_layer_data import Task as Hooks
-from cross_layer_trials import clvq_config, initialisation_rows, train
+from cross_layer_trials import clvq_config, initialization_rows, train
 from sae_lens import SAE, TopKTrainingSAEConfig
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from bae_lens.concept_ablation import (
     AblationSettings,
     AblationTask,
     Clusters,
-    LabelledTexts,
+    LabeledTexts,
     ablate,
 )
 from bae_lens.concept_ablation import result as names
@@ -56,22 +56,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no EMA memory (γ = 0)": {"ema_decay": 0.0},
     "token decoder": {"decoder": "token"},
     "decoder sees z (release)": {"decoder_memory": "encoder"},
-    "not centred": {},
+    "not centered": {},
 }
-UNCENTRED = "not centred"
+UNCENTRED = "not centered"
 
 
 @dataclass(frozen=True)
 class Data:
-    """A labelled dataset, and how a decoder is asked about it."""
+    """A labeled dataset, and how a decoder is asked about it."""
 
     name: str
     title: str
     template: str
     label_words: tuple[str, ...]
     # Files in --data: what is scored, and what dictionaries are trained on.
-    labelled: str = ""
-    unlabelled: str = ""
+    labeled: str = ""
+    unlabeled: str = ""
 
 
 DATASETS = {
@@ -148,7 +148,7 @@ class Plan:
             d_sae=self.d_sae,
             steps=self.steps,
             length=self.length,
-            n_initialisation=min(32_768, self.n_train // 2),
+            n_initialization=min(32_768, self.n_train // 2),
         )
 
     def settings(self, model: str, data: Data) -> AblationSettings:
@@ -168,21 +168,21 @@ class Plan:
         )
 
 
-def labelled_texts(plan: Plan, data: Data) -> LabelledTexts:
+def labeled_texts(plan: Plan, data: Data) -> LabeledTexts:
     """Texts that are scored."""
-    if plan.data is None or not data.labelled:
-        return LabelledTexts.read(demo.DATASET_NAME)
-    rows = _json_lines(Path(plan.data) / data.labelled)
-    return LabelledTexts.read(rows[:N_SCORED_FILE])
+    if plan.data is None or not data.labeled:
+        return LabeledTexts.read(demo.DATASET_NAME)
+    rows = _json_lines(Path(plan.data) / data.labeled)
+    return LabeledTexts.read(rows[:N_SCORED_FILE])
 
 
-def unlabelled_texts(plan: Plan, data: Data) -> list[str]:
+def unlabeled_texts(plan: Plan, data: Data) -> list[str]:
     """Texts of the same kind that dictionaries are trained on, none of which is scored."""
-    if plan.data is None or not data.unlabelled:
+    if plan.data is None or not data.unlabeled:
         return demo.load_dataset(demo.DATASET_NAME)["text"]  # pyright: ignore[reportOptionalSubscript, reportReturnType]
-    rows = _json_lines(Path(plan.data) / data.unlabelled)
-    rows = rows[N_SCORED_FILE:] if data.unlabelled == data.labelled else rows
-    scored = set(labelled_texts(plan, data).texts)
+    rows = _json_lines(Path(plan.data) / data.unlabeled)
+    rows = rows[N_SCORED_FILE:] if data.unlabeled == data.labeled else rows
+    scored = set(labeled_texts(plan, data).texts)
     return [row["text"] for row in rows if row["text"] not in scored]
 
 
@@ -202,7 +202,7 @@ def load_model(model: str) -> Any:
 
 
 def collect(plan: Plan, model: str, folder: Path) -> None:
-    """Activations of every dataset's unlabelled texts, equal shares, in a file."""
+    """Activations of every dataset's unlabeled texts, equal shares, in a file."""
     path = folder / f"{model}.pt"
     if path.exists():
         return
@@ -213,7 +213,7 @@ def collect(plan: Plan, model: str, folder: Path) -> None:
         special = [lm.tokenizer.sep_token_id, lm.tokenizer.pad_token_id]
     parts = []
     for name in plan.datasets:
-        texts = unlabelled_texts(plan, DATASETS[name])
+        texts = unlabeled_texts(plan, DATASETS[name])
         # Texts of like length together, a few hundred at a time: less padding.
         windows = (sorted(texts[i : i + 512], key=len) for i in range(0, len(texts), 512))
         store = SentenceStore(
@@ -267,22 +267,22 @@ def _train(plan: Plan, hooks: Hooks, method: str, trial: Trial) -> Any:
     d_in, lower = hooks.d_in, trial.train.lower
     if method == CLVQ or method in VARIANTS:
         options = {"decoder": "transformer"} | VARIANTS.get(method, {})
-        kind = _Uncentred if method == UNCENTRED else TrainingCLVQVAE
+        kind = _Uncentered if method == UNCENTRED else TrainingCLVQVAE
         sae = kind(clvq_config(hooks, trial.seed, **options))
-        sae.calibrate(initialisation_rows(trial), hooks.batch_size)
+        sae.calibrate(initialization_rows(trial), hooks.batch_size)
         is_token = options["decoder"] == "token"
         train(trial, sae, hooks.lr_token if is_token else hooks.lr_transformer)
         return sae
     if method == "VQ-VAE":
         sae = TrainingCLVQVAE(clvq_config(hooks, trial.seed, decoder="token"))
-        sae.calibrate(initialisation_rows(trial)[:, :d_in], hooks.batch_size)
+        sae.calibrate(initialization_rows(trial)[:, :d_in], hooks.batch_size)
         train(trial, sae, hooks.lr_token, lower.contiguous())
         return sae
     if method == "TopK transcoder":
         sae = TrainingTopKTranscoder(
             TrainingTopKTranscoderConfig(d_in=d_in, d_sae=plan.d_sae, k=TOPK)
         )
-        sae.calibrate(initialisation_rows(trial))
+        sae.calibrate(initialization_rows(trial))
         train(trial, sae, hooks.lr_topk)
         return sae
     cfg = (
@@ -295,7 +295,7 @@ def _train(plan: Plan, hooks: Hooks, method: str, trial: Trial) -> Any:
     return fit_activations(cfg, lower, plan.steps, hooks.batch_size, seed=trial.seed)
 
 
-class _Uncentred(TrainingCLVQVAE):
+class _Uncentered(TrainingCLVQVAE):
     """Inputs keep their mean: codes are told apart by it too, as in the release."""
 
     def fit_units(self, rows: Tensor) -> Packed:
@@ -332,13 +332,13 @@ def run_cell(
     task = AblationTask.prepare(
         load_model(model),
         (hooks.hook_name, hooks.hook_name_out),
-        labelled_texts(plan, data),
+        labeled_texts(plan, data),
         plan.settings(model, data),
-        reference_texts=unlabelled_texts(plan, data)[: plan.n_reference],
+        reference_texts=unlabeled_texts(plan, data)[: plan.n_reference],
         verbose=False,
     )
     results: dict[str, dict[str, Any]] = {}
-    uncentred: dict[str, list[float | None]] = {}
+    uncentered: dict[str, list[float | None]] = {}
     pairs: list[dict[str, Any]] = []
     for seed in seeds:
         dictionaries = {m: load_dictionary(plan, folder, model, m, seed) for m in methods}
@@ -346,15 +346,15 @@ def run_cell(
         for method, dictionary in dictionaries.items():
             found = ablate(task, dictionary, method, causal=is_causal)
             results[f"{method}/{seed}"] = found.to_dict()
-            uncentred[f"{method}/{seed}"] = released_accuracies(task, dictionary)
+            uncentered[f"{method}/{seed}"] = released_accuracies(task, dictionary)
         places = (*names.STORED, names.EVERYWHERE) if is_causal else names.STORED
         pairs += equal_norm_pairs(task, dictionaries, seed, places)
-    return {"results": results, "uncentred": uncentred, "pairs": pairs}
+    return {"results": results, "uncentered": uncentered, "pairs": pairs}
 
 
 def released_accuracies(task: AblationTask, dictionary: SAE[Any] | Clusters) -> list[float | None]:
-    """At both hook points, of the same probes after the released projection, which centres nothing."""
-    plain = replace(task, settings=replace(task.settings, centre=False), measured={})
+    """At both hook points, of the same probes after the released projection, which centers nothing."""
+    plain = replace(task, settings=replace(task.settings, center=False), measured={})
     plain.__dict__["salient"] = task.salient
     concepts = describe(dictionary, task.sample)
     found: list[float | None] = []

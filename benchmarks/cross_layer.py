@@ -55,7 +55,7 @@ from cross_layer_trials import (
     TRANSFORMER_OFF,
     clvq_config,
     groups,
-    initialisation_rows,
+    initialization_rows,
     run_group,
 )
 from sae_lens.training.sae_trainer import SAETrainer
@@ -74,7 +74,7 @@ QUICK: dict[str, Any] = {
     "steps": 30,
     "n_train": 20_000,
     "n_test": 6_000,
-    "n_initialisation": 8_192,
+    "n_initialization": 8_192,
     "n_ce": 8,
 }
 WARM_UP = 3
@@ -165,11 +165,11 @@ def run_groups(tasks: Iterable[Task], results: Results, args: argparse.Namespace
             raise
 
 
-# One training step, with the quantiser and without
+# One training step, with the quantizer and without
 
 
 class PassThrough(EMACodebook):
-    """In the quantiser's place: what comes in goes out, and nothing is counted."""
+    """In the quantizer's place: what comes in goes out, and nothing is counted."""
 
     def quantize(self, z: Tensor, *_: Any, **__: Any) -> Quantized:  # pyright: ignore[reportIncompatibleMethodOverride]
         index = torch.zeros(len(z), dtype=torch.int64)
@@ -194,14 +194,14 @@ def step_seconds(trial: Trial, decoder: str, n_steps: int) -> dict[str, float]:
     task = trial.task
     # How the codebook begins makes no difference to a step's time.
     sae = TrainingCLVQVAE(clvq_config(task, trial.seed, decoder=decoder, codebook_init="random"))
-    sae.calibrate(initialisation_rows(trial), task.batch_size)
+    sae.calibrate(initialization_rows(trial), task.batch_size)
     length = sae.cfg.sequence_length or 1
     rows = trial.train.rows if length > 1 else trial.train.packed
     batches = ReplayedActivations(rows, task.batch_size, trial.seed, sequence_length=length)
     config = trainer_config(WARM_UP + n_steps, task.batch_size, task.lr_token)
     trainers: dict[str, SAETrainer[Any, Any]] = {
         name: SAETrainer(config, model, batches)
-        for name, model in (("quantiser", sae), ("identity", without_quantizer(sae)))
+        for name, model in (("quantizer", sae), ("identity", without_quantizer(sae)))
     }
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(WARM_UP + n_steps):
@@ -212,7 +212,7 @@ def step_seconds(trial: Trial, decoder: str, n_steps: int) -> dict[str, float]:
             seconds[name].append(time.perf_counter() - start)
             trainer.n_training_steps += 1
     medians = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
-    return medians | {"ratio": medians["quantiser"] / medians["identity"]}
+    return medians | {"ratio": medians["quantizer"] / medians["identity"]}
 
 
 def time_steps(task: Task, args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -259,7 +259,7 @@ def targets(
                 add(f"{decoder}: {name}, sampling on less off >= 0", mean, mean >= 0, values)
         if decoder in steps:
             ratio = steps[decoder]["ratio"]
-            add(f"{decoder}: step / step without quantiser <= 1.3", ratio, ratio <= 1.3, [])
+            add(f"{decoder}: step / step without quantizer <= 1.3", ratio, ratio <= 1.3, [])
     return found
 
 
@@ -395,7 +395,7 @@ def main() -> None:
         report(task, rows, results.ce(task))
         for decoder, times in steps[task.name].items():
             print(
-                f"One step, {decoder} decoder: {times['quantiser']:.3f} s, with the quantiser "
+                f"One step, {decoder} decoder: {times['quantizer']:.3f} s, with the quantizer "
                 f"replaced by the identity {times['identity']:.3f} s, ratio {times['ratio']:.2f}."
             )
         if task.name == "smollm2":

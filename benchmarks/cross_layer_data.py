@@ -46,7 +46,7 @@ class Task:
     decoder_width: int = 256
     n_train: int = 250_000
     n_test: int = 50_000
-    n_initialisation: int = 32_768
+    n_initialization: int = 32_768
     n_ce: int = 64
     length: int = CONTEXT_SIZE
 

@@ -32,7 +32,7 @@ from bae_lens import (
     TrainingTopKTranscoderConfig,
 )
 from bae_lens.activations.replay import ReplayedActivations
-from bae_lens.evals import CodeStatistics, MagnitudeQuantiser
+from bae_lens.evals import CodeStatistics, MagnitudeQuantizer
 from bae_lens.evals.magnitudes import magnitude_entropy
 from bae_lens.nn import nearest_codes
 from bae_lens.training.fit import trainer_config
@@ -42,7 +42,7 @@ TRANSFORMER, TRANSFORMER_OFF = "CLVQ-VAE, transformer", "CLVQ-VAE, transf., no s
 # Resolutions that are tried for the magnitudes of a TopK code: it is given the cheapest that costs
 # no more than the tolerance in explained variance.
 RESOLUTIONS, TOLERANCE = (0, 1, 2, 3, 4, 6, 8), 0.01
-N_QUANTISER = 16_384  # training tokens that a quantiser is fitted on
+N_QUANTISER = 16_384  # training tokens that a quantizer is fitted on
 EVAL_SEQUENCES = 64
 # Share of the steps over which the learning rate falls, linearly, to a tenth.
 DECAY = 0.6
@@ -155,10 +155,10 @@ def train(
     SAETrainer(config, sae, batches).fit()
 
 
-def initialisation_rows(trial: Trial) -> Tensor:
+def initialization_rows(trial: Trial) -> Tensor:
     generator = torch.Generator().manual_seed(trial.seed)
     order = torch.randperm(len(trial.train.packed), generator=generator)
-    return trial.train.packed[order[: trial.task.n_initialisation]]
+    return trial.train.packed[order[: trial.task.n_initialization]]
 
 
 def saved(sae: Any) -> Any:
@@ -210,7 +210,7 @@ def clvq_row(trial: Trial, method: str, sae: TrainingCLVQVAE, start: float) -> R
 def fit_clvq(trial: Trial, method: str, **options: Any) -> list[Row]:
     task, start = trial.task, time.process_time()
     sae = TrainingCLVQVAE(clvq_config(task, trial.seed, **options))
-    sae.calibrate(initialisation_rows(trial), task.batch_size)
+    sae.calibrate(initialization_rows(trial), task.batch_size)
     train(trial, sae, task.lr_token if options["decoder"] == "token" else task.lr_transformer)
     return [clvq_row(trial, method, sae, start)]
 
@@ -231,7 +231,7 @@ def fit_frozen(
     task = trial.task
     cfg = clvq_config(task, trial.seed, decoder="transformer", top_k=1, commitment_coefficient=0.0)
     sae = TrainingCLVQVAE(cfg)
-    sae.fit_units(initialisation_rows(trial))
+    sae.fit_units(initialization_rows(trial))
     if source is None:
         encoder = sae.encoder.state_dict() | {"a": torch.tensor(_NO_ENCODER)}
         codebook = (codebook - sae.input_mean) * sae.input_scale
@@ -272,7 +272,7 @@ def fit_vqvae(trial: Trial) -> list[Row]:
     task, start = trial.task, time.process_time()
     sae = TrainingCLVQVAE(clvq_config(task, trial.seed, decoder="token"))
     lower = trial.train.lower.contiguous()
-    sae.calibrate(initialisation_rows(trial)[:, : task.d_in], task.batch_size)
+    sae.calibrate(initialization_rows(trial)[:, : task.d_in], task.batch_size)
     train(trial, sae, task.lr_token, lower)
     sae.eval()
     codes = [codes_of(sae, split) for split in (trial.train, trial.test)]
@@ -287,7 +287,7 @@ def fit_topk(trial: Trial, k: int) -> list[Row]:
     task, start = trial.task, time.process_time()
     cfg = TrainingTopKTranscoderConfig(d_in=task.d_in, d_sae=task.d_sae, k=k)
     training = TrainingTopKTranscoder(cfg)
-    training.calibrate(initialisation_rows(trial))
+    training.calibrate(initialization_rows(trial))
     train(trial, training, task.lr_topk)
     seconds = time.process_time() - start
     sae = saved(training)
@@ -308,30 +308,30 @@ def fit_topk(trial: Trial, k: int) -> list[Row]:
 @torch.no_grad()
 def topk_code(sae: Any, trial: Trial, k: int) -> dict[str, Any]:
     """Bits of support and magnitudes per held-out token, at the cheapest resolution that will do."""
-    fitted_on = sae.encode(initialisation_rows(trial)[:N_QUANTISER, : trial.task.d_in])
-    quantisers = [MagnitudeQuantiser.fit(fitted_on, sae.W_dec, bits) for bits in RESOLUTIONS]
-    cells = [torch.zeros_like(q.restored, dtype=torch.int64) for q in quantisers]
+    fitted_on = sae.encode(initialization_rows(trial)[:N_QUANTISER, : trial.task.d_in])
+    quantizers = [MagnitudeQuantizer.fit(fitted_on, sae.W_dec, bits) for bits in RESOLUTIONS]
+    cells = [torch.zeros_like(q.restored, dtype=torch.int64) for q in quantizers]
     statistics = CodeStatistics(sae.cfg.d_sae, pair_counts=True)
     plain: list[Tensor] = []
-    quantised: list[list[Tensor]] = [[] for _ in quantisers]
+    quantized: list[list[Tensor]] = [[] for _ in quantizers]
     target = trial.test.upper[:N_QUANTISER]
     n = 0
     for x in trial.test.lower.split(EVAL_TOKENS):
         acts = sae.encode(x)
         statistics.update(acts)
-        for quantiser, cell in zip(quantisers, cells, strict=True):
-            cell += quantiser.count(acts)
+        for quantizer, cell in zip(quantizers, cells, strict=True):
+            cell += quantizer.count(acts)
         if n < len(target):
             plain.append(sae.decode(acts))
-            for quantiser, parts in zip(quantisers, quantised, strict=True):
-                parts.append(sae.decode(quantiser.quantise(acts)))
+            for quantizer, parts in zip(quantizers, quantized, strict=True):
+                parts.append(sae.decode(quantizer.quantize(acts)))
         n += len(x)
     summary = statistics.compute()
     # A code of one latent has as many values as there are latents, which can be counted.
     support = summary.plug_in_entropy if k == 1 else summary.support_entropy
     assert support is not None
     enough = explained_variance(torch.cat(plain)[: len(target)], target) - TOLERANCE
-    evs = [explained_variance(torch.cat(parts)[: len(target)], target) for parts in quantised]
+    evs = [explained_variance(torch.cat(parts)[: len(target)], target) for parts in quantized]
     best = next((i for i, ev in enumerate(evs) if ev >= enough), len(evs) - 1)
     magnitudes = magnitude_entropy(cells[best], summary.n_tokens)
     return {

@@ -27,7 +27,7 @@ from torch import Tensor
 from bae_lens import CodeStatistics, TrainingBAE, TrainingBAEConfig
 from bae_lens.entropy import estimate_entropy
 from bae_lens.entropy.pruning import prune
-from bae_lens.evals import summarise_code
+from bae_lens.evals import summarize_code
 from bae_lens.nn import binary_entropy, plug_in_entropy
 from bae_lens.training.fit import fit_activations
 
@@ -83,7 +83,7 @@ def thresholded_gaussians(r: int, correlation: float) -> Source:
 
 
 def with_parities(r: int) -> Source:
-    """Fair bits, and the exclusive or of each two neighbours as a bit of its own."""
+    """Fair bits, and the exclusive or of each two neighbors as a bit of its own."""
 
     def draw(n: int, g: torch.Generator) -> Tensor:
         bits = fair(r).draw(n, g)
@@ -163,9 +163,9 @@ def measure(name: str, variant: str, seed: int, args: argparse.Namespace) -> dic
         cfg = TrainingBAEConfig.paper(D_IN)
         sae = fit_activations(cfg, x, args.steps, batch_size=512, lr=5e-4, seed=seed)
         assert isinstance(sae, TrainingBAE)
-        before, _, _ = summarise_code(sae, x_held_out.split(4096), pair_counts=True)
+        before, _, _ = summarize_code(sae, x_held_out.split(4096), pair_counts=True)
         pruned = prune(sae, x, MAX_UNEXPLAINED)
-        code, explained, _ = summarise_code(pruned, x_held_out.split(4096), pair_counts=True)
+        code, explained, _ = summarize_code(pruned, x_held_out.split(4096), pair_counts=True)
         row["trained_marginal_entropy"] = before.marginal_entropy
         row["trained_chow_liu_entropy"] = before.chow_liu_entropy
         return row | code.to_dict() | {"unexplained_variance": 1 - explained}
@@ -212,7 +212,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--held_out_tokens", type=int, default=65_536)
     parser.add_argument(
-        "--json", type=Path, help="rows as they come, one a line; what it has is not repeated"
+        "--json", type=Path, help="rows as they come, one per line; what it has is not repeated"
     )
     parser.add_argument("--quick", action="store_true", help="four sources; one seed unless given")
     args = parser.parse_args()

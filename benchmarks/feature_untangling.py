@@ -352,7 +352,7 @@ def plot(
     plt = require_matplotlib()
     blue, *others = COLORS
     hues = (blue, "#7fb6cc", *others, "#111111", "#b8a000", "#888888")
-    colours = dict(zip(NAMES, hues, strict=True))
+    colors = dict(zip(NAMES, hues, strict=True))
     size = (4.6 * len(tasks) + 0.6, 4.2)
     figure, panels = plt.subplots(1, len(tasks), figsize=size, squeeze=False, layout="constrained")
     for axes, (name, task) in zip(panels[0], tasks.items(), strict=True):
@@ -368,7 +368,7 @@ def plot(
                 marker=marker,
                 markersize=7 if is_bae else 4,
                 linewidth=2.4 if is_bae else 1.3,
-                color=colours[arch],
+                color=colors[arch],
                 label=NAMES[arch],
                 zorder=3 if is_bae else 2,
             )
@@ -380,7 +380,7 @@ def plot(
         axes.set_xlabel("bits per token (Chow–Liu bound + magnitudes)")
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("explained variance, magnitudes quantised")
+    panels[0][0].set_ylabel("explained variance, magnitudes quantized")
     panels[0][-1].legend(frameon=False, loc="lower right")
     save_figure(figure, path)
 
@@ -397,7 +397,7 @@ def make_tasks(args: argparse.Namespace) -> dict[str, Task]:
         synthetic = {"steps": 10_000, "d_sae": 2048, "d_in": 256, "n_train": 2_000_000}
         synthetic |= {"l0s": (8, 16, 32), "entropies": (80, 160, 320), "n_test": 131_072}
     if args.quick:
-        small = {"n_validation": 4096, "n_test": 8192, "n_quantised": 4096}
+        small = {"n_validation": 4096, "n_test": 8192, "n_quantized": 4096}
         lm = {"steps": 200, "d_sae": 2 * D_IN, "n_train": 20_000, "ce_batches": 1} | small
         synthetic = {"steps": 300, "d_sae": 256, "n_train": 50_000} | small
     tasks = []

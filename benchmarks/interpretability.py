@@ -12,14 +12,14 @@ The same held-out text is read with each; of the latents that fire in enough tex
 drawn and given the intruder test with the offline judge. A latent is *heard* if the intruder is found in
 80 % of trials, by chance in 20 %; "in all" is the share that is heard times the number of latents with
 enough texts. That a latent is heard may be for a single token: the column "not one token" counts those
-whose commonest token makes up at most half of the examples.
+whose most frequent token makes up at most half of the examples.
 
 **Codes.** CLVQ-VAE, VQ-VAE and k-means as ``concept_ablation.py`` trains them (512 codes, after block 10;
 TopK SAE and BAE with 2,048 latents for comparison, one seed), and as a control the activations of 512 random
 tokens as centroids. What the probe predicts of a text is told by a classifier of words from the view of
 the salient token's concept alone, whose words and contexts are from other texts, which it does not know.
 Beside it: the concept's class shares, the salient word alone, and the whole text. DIR holds the
-labelled texts, by the names in ``concept_ablation_trials.DATASETS``; without it movie reviews are read.
+labeled texts, by the names in ``concept_ablation_trials.DATASETS``; without it movie reviews are read.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from interpretability_trials import (
 from untangling_trials import NAMES, OURS, Task, Trial, lm_task, prepare
 
 from bae_lens.scoring import IntruderResult
-from bae_lens.scoring.recoverability_result import GIVEN, OF_CONCEPT, Given, Recovery
+from bae_lens.scoring.recoverability_result import GIVEN, OF_CONCEPT, Given, Recoverability
 from bae_lens.stats import Interval, wilson
 
 # With the token purity that they may have at most.
@@ -143,7 +143,7 @@ def run(task: Task, plan: Plan, args: argparse.Namespace, cells: Cells, folder: 
 # Latents
 
 
-def heard(result: IntruderResult, *, control: bool = False, max_purity: float = 1.0) -> int:
+def passed(result: IntruderResult, *, control: bool = False, max_purity: float = 1.0) -> int:
     """Latents, or controls, that reach the threshold."""
     own = result.control if control else result.latents
     scores = [t.accuracy() for t in own if t.purity <= max_purity]
@@ -152,7 +152,7 @@ def heard(result: IntruderResult, *, control: bool = False, max_purity: float = 
 
 def in_all(result: IntruderResult, max_purity: float = 1.0) -> float:
     """Of the dictionary's latents, by the share of those tested."""
-    return heard(result, max_purity=max_purity) / len(result.latents) * result.n_enough
+    return passed(result, max_purity=max_purity) / len(result.latents) * result.n_enough
 
 
 def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) -> None:
@@ -169,7 +169,17 @@ def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) ->
     for level in dict.fromkeys(t.level for t in found):
         own = [t for t in found if t.level == level]
         print(f"\n## Level {level}: {task.entropies[level]:g} bits, L0 {task.l0s[level]:g}\n")
-        header = ["", "lr", "L0", "bits/token", "EV", "enough texts", "heard", "shuffled", "in all"]
+        header = [
+            "",
+            "lr",
+            "L0",
+            "bits/token",
+            "EV",
+            "enough texts",
+            "passed",
+            "shuffled",
+            "in all",
+        ]
         header += ["not one token", "purity", "accuracy", "hard", "hard, shuffled", "agreement"]
         lines = []
         for arch in dict.fromkeys(t.arch for t in own):
@@ -180,8 +190,8 @@ def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) ->
             ]
             columns += [
                 [float(r.n_enough) for r in many],
-                [heard(r) / len(r.latents) for r in many],
-                [heard(r, control=True) / len(r.control) for r in many],
+                [passed(r) / len(r.latents) for r in many],
+                [passed(r, control=True) / len(r.control) for r in many],
                 [in_all(r) for r in many],
                 [in_all(r, 0.5) for r in many],
                 [mean(r.purity()) for r in many],
@@ -197,10 +207,10 @@ def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) ->
         table(header, lines)
         for what, limit in KINDS:
             ratios(own, results, what, limit)
-    summarise_latents(found, results, task)
+    summarize_latents(found, results, task)
 
 
-def summarise_latents(
+def summarize_latents(
     found: dict[Trial, Any], results: dict[Trial, IntruderResult], task: Task
 ) -> None:
     """Over all levels: one sparser code is not another's equal by its L0."""
@@ -261,16 +271,16 @@ def spread(values: Sequence[float | None], digits: int) -> str:
 # Codes
 
 
-def recoveries(cell: dict[str, Any], method: str) -> list[Recovery]:
+def recoverabilities(cell: dict[str, Any], method: str) -> list[Recoverability]:
     """By seed."""
-    found = cell["recoveries"]
-    return [Recovery.from_dict(v) for k, v in found.items() if k.rpartition("/")[0] == method]
+    found = cell["recoverabilities"]
+    return [Recoverability.from_dict(v) for k, v in found.items() if k.rpartition("/")[0] == method]
 
 
 def report_codes(cells: dict[str, Any], methods: Sequence[str]) -> None:
     found = {k.partition("/")[2]: c for k, c in cells.items() if k.startswith("codes/")}
     for name, cell in found.items():
-        any_of = recoveries(cell, methods[0])[0]
+        any_of = recoverabilities(cell, methods[0])[0]
         counts = [any_of.predictions.count(i) for i in range(len(any_of.class_names))]
         print(f"\n# Recoverability: {DATASETS[name].title}\n")
         print(
@@ -282,13 +292,13 @@ def report_codes(cells: dict[str, Any], methods: Sequence[str]) -> None:
         header = ["", "concepts", "view", "beyond the word", "words", "contexts", "class shares"]
         lines = []
         for method in methods:
-            own = recoveries(cell, method)
+            own = recoverabilities(cell, method)
             lines.append(
                 [
                     method,
                     spread([float(r.n_concepts) for r in own], 0),
                     spread([r.score().mean for r in own], 3),
-                    signed(pooled([r.beyond("word") for r in own])),
+                    signed(pooled([r.excess_over("word") for r in own])),
                     spread([r.score("words").mean for r in own], 3),
                     spread([r.score("contexts").mean for r in own], 3),
                     spread([r.score("class shares").mean for r in own], 3),
@@ -298,7 +308,7 @@ def report_codes(cells: dict[str, Any], methods: Sequence[str]) -> None:
         others: list[Given] = [given for given in GIVEN if given not in OF_CONCEPT]
         said = [f"{given}: {any_of.score(given).mean:.3f}" for given in others]
         print(f"The same reader given the {', the '.join(said)}.")
-    summarise_codes(found, methods)
+    summarize_codes(found, methods)
     report_heard_codes(found, methods)
 
 
@@ -312,7 +322,7 @@ def signed(interval: Interval) -> str:
     return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
 
 
-def summarise_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
+def summarize_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
     """CLVQ-VAE less each of the others, by dataset."""
     if len(methods) < 2 or not found:
         return
@@ -321,7 +331,7 @@ def summarise_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
     for method in methods[1:]:
         line = [method]
         for cell in found.values():
-            first, others = recoveries(cell, methods[0]), recoveries(cell, method)
+            first, others = recoverabilities(cell, methods[0]), recoverabilities(cell, method)
             # Of those with one seed only that one.
             pairs = zip(first, others, strict=False)
             line.append(signed(pooled([a.difference(b) for a, b in pairs])))
@@ -337,7 +347,7 @@ def report_heard_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
         for method in methods:
             keys = [k for k in cell["intruders"] if k.rpartition("/")[0] == method]
             own = [IntruderResult.from_dict(cell["intruders"][k]) for k in keys]
-            n = [(heard(r), len(r.latents)) for r in own]
+            n = [(passed(r), len(r.latents)) for r in own]
             share = wilson(sum(k for k, _ in n), sum(m for _, m in n))
             lines.append(
                 [
@@ -350,13 +360,13 @@ def report_heard_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
                     spread([mean(r.purity()) for r in own], 2),
                 ]
             )
-        header = ["", "enough texts", "heard", "accuracy", "shuffled", "purity ≤ 0.5", "purity"]
+        header = ["", "enough texts", "passed", "accuracy", "shuffled", "purity ≤ 0.5", "purity"]
         table(header, lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
-    parser.add_argument("--data", help="folder of labelled texts")
+    parser.add_argument("--data", help="folder of labeled texts")
     parser.add_argument("--datasets", nargs="+", choices=[*DATASETS], help="default: by --data")
     parser.add_argument("--parts", nargs="+", choices=["latents", "codes"], default=None)
     parser.add_argument("--methods", nargs="+", choices=CODES, default=list(CODES))

@@ -14,21 +14,21 @@ import torch
 from concept_ablation_trials import (
     DATASETS,
     Plan,
-    labelled_texts,
+    labeled_texts,
     load_dictionary,
     load_model,
-    unlabelled_texts,
+    unlabeled_texts,
 )
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from untangling_trials import Task, Trial, explained_variance, load, metadata, train
 
 from bae_lens.concept_ablation import AblationTask, Clusters
 from bae_lens.evals.code_statistics import CodeStatistics
-from bae_lens.examples import EvidenceSettings, collect_evidence
+from bae_lens.examples import ExampleSettings, collect_examples
 from bae_lens.files.whole import whole_file, whole_folder
 from bae_lens.scoring import IntruderSettings, ModelEncoder, intruder_test
-from bae_lens.scoring.recoverability import RecoveryTask
-from bae_lens.scoring.recoverability_result import RecoverySettings
+from bae_lens.scoring.recoverability import RecoverabilityTask
+from bae_lens.scoring.recoverability_result import RecoverabilitySettings
 
 MODEL = "smollm2"
 # Bits of a BAE and L0 of the others, each half of the next, but for L0 48 and 300 bits, the middle of
@@ -98,12 +98,12 @@ def listen(trial: Trial, task: Task, folder: Path, listening: Listening) -> dict
     else:
         sae = trained(trial, task, splits["train"], folder)
     # The same text for all, from a split that nothing was trained on.
-    settings = EvidenceSettings(
-        n_tokens=listening.n_tokens, n_random=20, n_strongest=1, n_neighbours=0, n_top_tokens=0
+    settings = ExampleSettings(
+        n_tokens=listening.n_tokens, n_random=20, n_strongest=1, n_neighbors=0, n_top_tokens=0
     )
     model = remembering_model(folder / "seen")
-    evidence = collect_evidence(model, sae, None, settings, exclude_outlier_tokens=False)
-    result = intruder_test(evidence, None, listening.test(), encoder=encoder())
+    records = collect_examples(model, sae, None, settings, exclude_outlier_tokens=False)
+    result = intruder_test(records, None, listening.test(), encoder=encoder())
     code = CodeStatistics(sae.cfg.d_sae, pair_counts=True, flipped=getattr(sae, "flipped", None))
     with torch.no_grad():
         for batch in splits["test"].split(4096):
@@ -155,22 +155,22 @@ def recover_cell(
     """Every dictionary on one dataset; what a worker process does."""
     torch.set_num_threads(1)
     hooks, data = plan.hooks(MODEL), DATASETS[dataset]
-    read = unlabelled_texts(plan, data)[:n_texts_read]
+    read = unlabeled_texts(plan, data)[:n_texts_read]
     settings = replace(plan.settings(MODEL, data), causal=False, label_words=None)
     texts = AblationTask.prepare(
         remembering_model(folder / "seen"),
         (hooks.hook_name, hooks.hook_name_out),
-        labelled_texts(plan, data),
+        labeled_texts(plan, data),
         settings,
         reference_texts=read[: plan.n_reference],
         verbose=False,
     )
-    task = RecoveryTask.of(texts, read, RecoverySettings(seed=plan.seed))
+    task = RecoverabilityTask.of(texts, read, RecoverabilitySettings(seed=plan.seed))
     n_contexts = task.settings.n_contexts
-    seen = EvidenceSettings(
-        n_tokens=None, n_strongest=1, n_random=4 * n_contexts, n_top_tokens=20, n_neighbours=0
+    seen = ExampleSettings(
+        n_tokens=None, n_strongest=1, n_random=4 * n_contexts, n_top_tokens=20, n_neighbors=0
     )
-    recoveries: dict[str, Any] = {}
+    recoverabilities: dict[str, Any] = {}
     intruders: dict[str, Any] = {}
     for seed in seeds:
         for method in methods if seed == seeds[0] else [m for m in methods if m not in PEERS]:
@@ -178,12 +178,12 @@ def recover_cell(
                 dictionary = random_tokens(plan, folder, seed)
             else:
                 dictionary = load_dictionary(plan, folder, MODEL, method, seed)
-            evidence = task.collect(dictionary, seen)
+            records = task.collect(dictionary, seen)
             key = f"{method}/{seed}"
-            recoveries[key] = task.recover(dictionary, evidence, method).to_dict()
+            recoverabilities[key] = task.recover(dictionary, records, method).to_dict()
             test = IntruderSettings(n_latents=100)
-            intruders[key] = intruder_test(evidence, None, test, encoder=encoder()).to_dict()
-    return {"recoveries": recoveries, "intruders": intruders}
+            intruders[key] = intruder_test(records, None, test, encoder=encoder()).to_dict()
+    return {"recoverabilities": recoverabilities, "intruders": intruders}
 
 
 def random_tokens(plan: Plan, folder: Path, seed: int) -> Clusters:

@@ -1,4 +1,4 @@
-"""What the penalties, the quantiser and their training steps cost, beside their peers in the same run.
+"""What the penalties, the quantizer and their training steps cost, beside their peers in the same run.
 
     python benchmarks/speed.py                            # all five parts
     python benchmarks/speed.py --parts covariance steps   # some of them
@@ -11,7 +11,7 @@ Parts:
 
 1. covariance: the penalty, forward and backward, by each method and by autograd through ``torch.cov``.
 2. steps: a BAE's training step, both penalties on, beside SAELens' architectures at the same shape.
-3. quantiser: a CLVQ-VAE's step beside the same step with the identity in the quantiser's place, and the
+3. quantizer: a CLVQ-VAE's step beside the same step with the identity in the quantizer's place, and the
    sampler beside ``torch.topk`` alone and a loop over tokens.
 4. growth: time and memory of the penalty against d_sae, at 50 bits on; the slope of the logarithms.
 5. end_to_end: a BAE on activations of SmolLM2 (block 15), to a given explained variance, beside the plain
@@ -55,7 +55,7 @@ from bae_lens.nn.covariance import penalty as covariance
 from bae_lens.nn.sparse_code import BitCounts
 from bae_lens.training.fit import trainer_config
 
-PARTS = ("covariance", "steps", "quantiser", "growth", "end_to_end")
+PARTS = ("covariance", "steps", "quantizer", "growth", "end_to_end")
 METHODS = get_args(covariance.Method)
 N_ON = 50
 # A call that the cost model expects to take longer is left out of the tables.
@@ -232,10 +232,10 @@ def show_steps(rows: list[dict[str, Any]]) -> None:
     table(["tokens, d_in → d_sae", "step", "on", "s", "× standard", "MB"], lines)
 
 
-# 3. The quantiser
+# 3. The quantizer
 
 
-def quantiser_part(args: argparse.Namespace) -> dict[str, Any]:
+def quantizer_part(args: argparse.Namespace) -> dict[str, Any]:
     task, n_sequences = TASKS["smollm2"], 64
     found: dict[str, Any] = {"steps": {}, "sampler": []}
     generator = torch.Generator().manual_seed(0)
@@ -267,14 +267,14 @@ def sample_one_by_one(distances: Tensor, top_k: int, temperature: float) -> Tens
     return torch.cat(codes)
 
 
-def show_quantiser(found: dict[str, Any]) -> None:
-    print("\n## Quantiser\n")
+def show_quantizer(found: dict[str, Any]) -> None:
+    print("\n## Quantizer\n")
     lines = [
-        [decoder, f"{t['quantiser']:.3f}", f"{t['identity']:.3f}", f"{t['ratio']:.2f}",
+        [decoder, f"{t['quantizer']:.3f}", f"{t['identity']:.3f}", f"{t['ratio']:.2f}",
          f"{1 - 1 / t['ratio']:.0%}"]
         for decoder, t in found["steps"].items()
     ]  # fmt: skip
-    header = ["step of 2,048 tokens, decoder", "with quantiser, s", "identity, s", "ratio", "share"]
+    header = ["step of 2,048 tokens, decoder", "with quantizer, s", "identity, s", "ratio", "share"]
     table(header, lines)
     print()
     lines = []
@@ -459,7 +459,7 @@ def show_costs(device: str) -> None:
 RUN: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
     "covariance": (covariance_part, show_covariance),
     "steps": (steps_part, show_steps),
-    "quantiser": (quantiser_part, show_quantiser),
+    "quantizer": (quantizer_part, show_quantizer),
     "growth": (growth_part, show_growth),
     "end_to_end": (end_to_end_part, show_end_to_end),
 }

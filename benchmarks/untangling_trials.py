@@ -34,7 +34,7 @@ from torch import Tensor
 from bae_lens import offline as demo
 from bae_lens.activations.held_out import held_out_store
 from bae_lens.activations.replay import ReplayedActivations
-from bae_lens.evals import CodeStatistics, MagnitudeQuantiser, run_evals
+from bae_lens.evals import CodeStatistics, MagnitudeQuantizer, run_evals
 from bae_lens.evals.magnitudes import magnitude_entropy
 from bae_lens.training.fit import trainer_config
 
@@ -77,7 +77,7 @@ class Task:
     heavy: bool = False
     ce_batches: int = 1
     n_validation: int = 16_384
-    n_quantised: int = 16_384
+    n_quantized: int = 16_384
 
     @property
     def filename(self) -> str:
@@ -328,29 +328,29 @@ def score_code(trial: Trial, task: Task, sae: SAE[Any], splits: dict[str, Tensor
     validation = splits["validation"].to(sae.device)
     fitted_on = torch.cat([sae.encode(batch) for batch in validation.split(EVAL_BATCH)])
     resolutions: Sequence[float] = () if trial.arch in OURS else RESOLUTIONS
-    quantisers = [MagnitudeQuantiser.fit(fitted_on, sae.W_dec, bits) for bits in resolutions]
-    cells = [torch.zeros_like(q.restored, dtype=torch.int64) for q in quantisers]
+    quantizers = [MagnitudeQuantizer.fit(fitted_on, sae.W_dec, bits) for bits in resolutions]
+    cells = [torch.zeros_like(q.restored, dtype=torch.int64) for q in quantizers]
     flipped = getattr(sae, "flipped", None)
     code = CodeStatistics(sae.cfg.d_sae, pair_counts=True, flipped=flipped)
     plain, first = ExplainedVarianceCalculator(), ExplainedVarianceCalculator()
-    quantised = [ExplainedVarianceCalculator() for _ in quantisers]
+    quantized = [ExplainedVarianceCalculator() for _ in quantizers]
     for batch in splits["test"].split(EVAL_BATCH):
         batch = batch.to(sae.device)
-        is_first = code.n_tokens < task.n_quantised
+        is_first = code.n_tokens < task.n_quantized
         acts = sae.encode(batch)
         code.update(acts)
         for calculator in (plain, first) if is_first else (plain,):
             calculator.add_batch(sae_output=sae.decode(acts), hidden_acts=batch)
-        for quantiser, cell, calculator in zip(quantisers, cells, quantised, strict=True):
-            cell += quantiser.count(acts)
+        for quantizer, cell, calculator in zip(quantizers, cells, quantized, strict=True):
+            cell += quantizer.count(acts)
             if is_first:
-                restored = sae.decode(quantiser.quantise(acts))
+                restored = sae.decode(quantizer.quantize(acts))
                 calculator.add_batch(sae_output=restored, hidden_acts=batch)
     summary = code.compute(sae.W_dec)
     support = summary.support_entropy
     points: list[tuple[float | None, float, float]] = [
         (bits, support + magnitude_entropy(cell, summary.n_tokens), calculator.compute())
-        for bits, cell, calculator in zip(resolutions, cells, quantised, strict=True)
+        for bits, cell, calculator in zip(resolutions, cells, quantized, strict=True)
     ]
     return Row(
         trial=trial,

@@ -238,7 +238,7 @@ def test_with_the_error_term_the_logits_are_the_models_own(model, tokens):
     torch.testing.assert_close(logits, clean)
 
 
-def test_the_error_term_of_the_sae_itself_is_honoured_and_left_alone(model, tokens):
+def test_the_error_term_of_the_sae_itself_is_honored_and_left_alone(model, tokens):
     sae = sae_for(model)
     replaced, clean = by_hand(model, sae, tokens), model(tokens)
     sae.use_error_term = True

@@ -20,8 +20,8 @@ from bae_lens.scoring.intruder_result import LatentTrials, Tally
 from bae_lens.scoring.ranking import Comparison, Ranking, RankingSettings
 from bae_lens.training.metric_log import read_metric_log
 from bae_lens.training.plot import plot_training
-from tests.quiz.quizzes import recovery
-from tests.report.helpers import make_comsem, make_evidence, make_intruder
+from tests.quiz.quizzes import recoverability
+from tests.report.helpers import make_comsem, make_intruder, make_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ def test_latents_stand_in_the_bin_of_their_rate():
     figure = plot_densities({"BAE": code_of(COUNTS, 2_000)})
 
     [line] = [line for line in panels(figure)[0].lines if line.get_label() == "BAE"]
-    # A bin is a factor of 2000^(1/40) wide, and the centre is its middle.
+    # A bin is a factor of 2000^(1/40) wide, and the center is its middle.
     half_bin = math.log(2_000) / 80
     drawn = [
         x
@@ -331,7 +331,7 @@ def curves(axes: Any) -> dict[str, list[float]]:
 
 
 def test_accuracies_are_drawn_in_order_beside_the_control():
-    result = make_intruder(make_evidence(12), 4)
+    result = make_intruder(make_records(12), 4)
     figure = result.plot("A title")
 
     random, hard = panels(figure)
@@ -355,7 +355,7 @@ def test_accuracies_are_drawn_in_order_beside_the_control():
 
 
 def test_without_hard_intruders_there_is_one_panel():
-    result = make_intruder(make_evidence(12), 4)
+    result = make_intruder(make_records(12), 4)
     easy = [tuple(replace(t, hard=()) for t in own) for own in (result.latents, result.control)]
     [axes] = panels(replace(result, latents=easy[0], control=easy[1]).plot())
     assert axes.get_title() == "random intruder"
@@ -363,13 +363,13 @@ def test_without_hard_intruders_there_is_one_panel():
 
 def test_an_intruder_test_without_answers_can_be_drawn():
     silent = (LatentTrials(0, 10, 0.5, (Tally(0, 0, 9),), ()),)
-    result = make_intruder(make_evidence(12), 1, latents=silent, control=silent)
+    result = make_intruder(make_records(12), 1, latents=silent, control=silent)
     [axes] = panels(result.plot())
     assert not axes.lines
 
 
 def test_comsem_is_drawn_beside_positives_only():
-    [axes] = panels(make_comsem(make_evidence(12), 3).plot("A title"))
+    [axes] = panels(make_comsem(make_records(12), 3).plot("A title"))
 
     drawn = curves(axes)
     assert list(drawn) == [
@@ -386,14 +386,14 @@ def test_comsem_is_drawn_beside_positives_only():
 
 
 def test_the_released_protocol_is_drawn_alone():
-    [axes] = panels(make_comsem(make_evidence(12), 3, "released").plot())
+    [axes] = panels(make_comsem(make_records(12), 3, "released").plot())
     assert list(curves(axes)) == ["share of positives that fit", "no pattern", "threshold"]
     assert curves(axes)["share of positives that fit"] == [1.0, 1.0, 0.0]
 
 
 def test_recovery_is_drawn_from_the_view_down():
-    said = {"view": (0, 1, 1), "text": (0, 0, 1)}
-    result = recovery((3, 4, 5), predictions=(0, 0, 1), said=said)
+    said = {"words and contexts": (0, 1, 1), "text": (0, 0, 1)}
+    result = recoverability((3, 4, 5), predictions=(0, 0, 1), said=said)
     [axes] = panels(result.plot("A title"))
 
     labels = [label.get_text() for label in axes.get_yticklabels()]
@@ -428,9 +428,9 @@ def test_a_ranking_is_drawn_from_the_best_down():
         lambda: plot_densities({"BAE": code_of(COUNTS, 2_000)}),
         lambda: plot_training({}),
         lambda: make_ablation("lower vector").plot(),
-        lambda: make_intruder(make_evidence(12), 2).plot(),
-        lambda: make_comsem(make_evidence(12), 2).plot(),
-        lambda: recovery((1,), predictions=(0,), said={"text": (0,)}).plot(),
+        lambda: make_intruder(make_records(12), 2).plot(),
+        lambda: make_comsem(make_records(12), 2).plot(),
+        lambda: recoverability((1,), predictions=(0,), said={"text": (0,)}).plot(),
     ],
 )
 def test_without_matplotlib_the_error_is_the_command(monkeypatch, plot):

@@ -18,8 +18,8 @@ from bae_lens.cli import main
 from bae_lens.concept_ablation.passes import check_hooks
 from bae_lens.concept_ablation.run import probed_hooks
 from bae_lens.evals import run_evals
-from bae_lens.examples.collect import collect_evidence
-from bae_lens.examples.records import EvidenceSettings
+from bae_lens.examples.collect import collect_examples
+from bae_lens.examples.records import ExampleSettings
 from bae_lens.report import write_report
 from bae_lens.training.config_file import build_config
 from bae_lens.training.runner import TrainingRunner
@@ -104,17 +104,17 @@ def test_no_text_is_not_the_text_in_the_metadata(model, sae, data):
 def test_there_is_no_evidence_of_no_text(model, sae, source):
     sae.cfg.metadata.dataset_path = "bae-lens/movie-reviews"
     with pytest.raises(ValueError, match="no text"):
-        collect_evidence(model, sae, source)
+        collect_examples(model, sae, source)
 
 
 def test_there_is_no_evidence_of_an_empty_list_of_texts(model, sae):
     with pytest.raises(ValueError, match="the text is empty"):
-        collect_evidence(model, sae, [])
+        collect_examples(model, sae, [])
 
 
 def test_no_labels_are_not_labels_of_none(model, sae):
     with pytest.raises(ValueError, match="got 0 labels for 1 texts"):
-        collect_evidence(model, sae, ["word1 word2"], labels=[])
+        collect_examples(model, sae, ["word1 word2"], labels=[])
 
 
 def test_a_batch_of_no_text(model, sae):
@@ -206,10 +206,10 @@ def test_an_empty_hook_point_is_none_of_the_models(model, sae):
 
 
 def test_an_empty_title_is_one(model, sae, tmp_path):
-    settings = EvidenceSettings(n_tokens=20, n_neighbours=0)
-    evidence = collect_evidence(model, sae, ["word1 word2 word3"] * 8, settings)
+    settings = ExampleSettings(n_tokens=20, n_neighbors=0)
+    records = collect_examples(model, sae, ["word1 word2 word3"] * 8, settings)
     for title in ("", None):
-        write_report(tmp_path / "report.html", evidence, title=title)
+        write_report(tmp_path / "report.html", records, title=title)
         html = (tmp_path / "report.html").read_text()
         assert (f"bae at {HOOK}" in html) == (title is None)
 

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bae_lens import TrainingRunner, load_config
-from bae_lens.concept_ablation import ConceptAblationResult, LabelledTexts
+from bae_lens.concept_ablation import ConceptAblationResult, LabeledTexts
 from bae_lens.entropy.compression import CodeIndices
-from bae_lens.examples import Evidence
+from bae_lens.examples import LatentRecords
 from bae_lens.quiz import QuizKey
 from bae_lens.quiz.scores import QuizAnswers
-from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recovery
+from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recoverability
 from bae_lens.scoring.judges.answer_cache import AnswerCache
 from bae_lens.training.metric_log import read_metric_log
 from tests.bad_inputs.runs import saved_sae
@@ -30,12 +30,12 @@ from tests.test_saved import FOLDERS
 
 SAVED = FOLDERS[-1]
 RESULTS: dict[str, Any] = {
-    "evidence.json": Evidence.load,
+    "evidence.json": LatentRecords.load,
     "intruder.json": IntruderResult.load,
     "comsem.json": ComSemResult.load,
     "concept_ablation.json": ConceptAblationResult.load,
     "ranking.json": Ranking.load,
-    "recovery.json": Recovery.load,
+    "recoverability.json": Recoverability.load,
     "quiz.key.json": QuizKey.load,
     "answers.json": QuizAnswers.load,
     "judge_answers.jsonl": AnswerCache,
@@ -132,12 +132,12 @@ def test_files(name: str, n: int, tmp_path: Path) -> None:
 
 @COUNTS
 @pytest.mark.parametrize("name", ["texts.jsonl", "texts.csv"])
-def test_labelled_texts(name: str, n: int, tmp_path: Path) -> None:
+def test_labeled_texts(name: str, n: int, tmp_path: Path) -> None:
     rows = [{"text": f"word{i} é", "label": "ab"[i % 2]} for i in range(8)]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     if name.endswith("csv"):
         lines = ["text,label", *(f'"{row["text"]}",{row["label"]}' for row in rows)]
-    check(tmp_path / name, "\n".join(lines).encode(), LabelledTexts.read, n)
+    check(tmp_path / name, "\n".join(lines).encode(), LabeledTexts.read, n)
 
 
 @COUNTS

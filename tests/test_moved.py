@@ -50,6 +50,18 @@ def test_a_name_that_is_called_otherwise_now_is_found(old: str) -> None:
     assert found is pkgutil.resolve_name(f"bae_lens.{RENAMED[old]}")
 
 
+def test_names_that_were_renamed_are_found_where_they_were() -> None:
+    with pytest.warns(FutureWarning):
+        interp = importlib.import_module("bae_lens.interp")
+    assert interp.collect_evidence is importlib.import_module("bae_lens.examples").collect_examples
+    assert interp.RecoveryTask is importlib.import_module("bae_lens.scoring").RecoverabilityTask
+    evals = importlib.import_module("bae_lens.evals")
+    with pytest.warns(FutureWarning, match=r"evals\.summarise_code is now .*summarize_code"):
+        assert evals.summarise_code is evals.summarize_code
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = evals.nothing
+
+
 def test_a_name_that_never_was_is_an_error_of_the_usual_kind() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"bae_lens\.nothing"):
         importlib.import_module("bae_lens.nothing")

@@ -21,7 +21,7 @@ from bae_lens.concept_ablation.removals import EqualNorm, Shrunk, Subspace
 from bae_lens.evals.code_statistics import CodeStatistics
 from bae_lens.evals.codebook_use import CodebookUse
 from bae_lens.evals.cross_layer import _Quality, _Seen
-from bae_lens.evals.magnitudes import MagnitudeQuantiser
+from bae_lens.evals.magnitudes import MagnitudeQuantizer
 from bae_lens.evals.reconstruction import kl_from, next_token_loss
 from bae_lens.examples.pair_counts import PairCounts
 from bae_lens.nn import (
@@ -177,12 +177,12 @@ def test_magnitudes(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     acts = torch.randint(0, 100, (2000, 5), generator=generator).to(dtype)
     W_dec = torch.randn(5, 4, generator=generator)
-    narrow, wide = (MagnitudeQuantiser.fit(x, W_dec, 3) for x in (acts, acts.double()))
+    narrow, wide = (MagnitudeQuantizer.fit(x, W_dec, 3) for x in (acts, acts.double()))
     assert narrow.is_same(wide)
     close(narrow.restored, wide.restored)
     assert torch.equal(narrow.count(acts), wide.count(acts.double()))
     rounding = 1e-2 if dtype in FLOATS else 1e-5
-    close(narrow.quantise(acts), wide.quantise(acts.double()), rtol=rounding)
+    close(narrow.quantize(acts), wide.quantize(acts.double()), rtol=rounding)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

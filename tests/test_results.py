@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from bae_lens.concept_ablation import ConceptAblationResult
-from bae_lens.examples import Evidence
+from bae_lens.examples import LatentRecords
 from bae_lens.quiz import QuizKey
 from bae_lens.quiz.scores import QuizAnswers
 from bae_lens.results import Table
-from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recovery
+from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recoverability
 from tests.test_saved import FOLDERS
 
 TABLE = Table(("", "score"), (("a|b", "0.50"), ("longer", "–")), ("Of ten texts.",), "A caveat.")
@@ -36,6 +36,31 @@ def test_that_rows_have_as_many_cells_as_the_head() -> None:
         Table(("", "score"), (("a",),))
 
 
+# Names and values of 2026-11, and what they are called today.
+RENAMED = {
+    "background": "corpus_tokens",
+    "centre": "center",
+    "concept_in_evidence": "concept_in_rationale",
+    "evidence_words": "rationale_words",
+    "in_evidence": "in_rationale",
+    "mended": "balanced",
+    "n_background": "n_corpus_tokens",
+    "n_neighbours": "n_neighbors",
+    "neighbour_measure": "neighbor_measure",
+    "neighbours": "neighbors",
+    "view": "words and contexts",
+}
+
+
+def with_new_names(content: Any) -> Any:
+    """What a file of an older version says, in the names of today."""
+    if isinstance(content, dict):
+        return {RENAMED.get(n, n): with_new_names(value) for n, value in content.items()}
+    if isinstance(content, list):
+        return [with_new_names(value) for value in content]
+    return RENAMED.get(content, content) if isinstance(content, str) else content
+
+
 def without_what_came_since(after: Any, before: Any) -> Any:
     """The content of ``after`` under the names that ``before`` has; others must say nothing."""
     if isinstance(before, dict) and isinstance(after, dict):
@@ -53,14 +78,14 @@ def without_what_came_since(after: Any, before: Any) -> Any:
         ("answers.json", QuizAnswers),
         ("comsem.json", ComSemResult),
         ("concept_ablation.json", ConceptAblationResult),
-        ("evidence.json", Evidence),
+        ("evidence.json", LatentRecords),
         ("intruder.json", IntruderResult),
         ("quiz.key.json", QuizKey),
         ("ranking.json", Ranking),
-        ("recovery.json", Recovery),
+        ("recovery.json", Recoverability),
     ],
 )
 def test_that_what_is_loaded_is_written_as_it_was(folder: Any, name: str, kind: Any) -> None:
-    before = json.loads((folder / name).read_text())
+    before = with_new_names(json.loads((folder / name).read_text()))
     after = json.loads(json.dumps(kind.load(folder / name).to_dict(), allow_nan=False))
     assert without_what_came_since(after, before) == before

@@ -15,17 +15,17 @@ from bae_lens import CrossLayerTrainingRunner, TrainingRunner, load_config
 from bae_lens.cli import main
 from bae_lens.concept_ablation import ConceptAblationResult
 from bae_lens.entropy.compression import CodeIndices, encode_to_indices
-from bae_lens.examples import Evidence
+from bae_lens.examples import LatentRecords
 from bae_lens.quiz import QuizKey
 from bae_lens.quiz.scores import QuizAnswers, score_quiz
-from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recovery
+from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recoverability
 from bae_lens.scoring.judges.answer_cache import AnswerCache, key_of
 from bae_lens.training.config_file import build_config
 from bae_lens.training.metric_log import read_metric_log
 from tests.cli.helpers import resolve_to_tiny
 from tests.concept_ablation.test_result import make_result
 from tests.helpers import make_activations, make_bae, make_model, make_text, make_training_bae
-from tests.report.helpers import make_comsem, make_evidence, make_intruder
+from tests.report.helpers import make_comsem, make_intruder, make_records
 from tests.saved.write import N_STEPS, REPLAYED
 
 FOLDERS = sorted(
@@ -40,18 +40,16 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_results(saved: Path) -> None:
-    evidence = make_evidence(12, n_examples=3)
-    loaded = Evidence.load(saved / "evidence.json")
-    assert [own.top_tokens for own in loaded.latents] == [
-        own.top_tokens for own in evidence.latents
-    ]
-    assert [own.strongest for own in loaded.latents] == [own.strongest for own in evidence.latents]
+    records = make_records(12, n_examples=3)
+    loaded = LatentRecords.load(saved / "evidence.json")
+    assert [own.top_tokens for own in loaded.latents] == [own.top_tokens for own in records.latents]
+    assert [own.strongest for own in loaded.latents] == [own.strongest for own in records.latents]
     assert loaded.weights_sha256 is None
-    assert IntruderResult.load(saved / "intruder.json") == make_intruder(evidence, 3)
-    assert ComSemResult.load(saved / "comsem.json").runs == make_comsem(evidence, 3).runs
+    assert IntruderResult.load(saved / "intruder.json") == make_intruder(records, 3)
+    assert ComSemResult.load(saved / "comsem.json").runs == make_comsem(records, 3).runs
     assert ConceptAblationResult.load(saved / "concept_ablation.json").rows == make_result().rows
     assert Ranking.load(saved / "ranking.json").win_rate("clear one") is not None
-    assert Recovery.load(saved / "recovery.json").n_learned == 100
+    assert Recoverability.load(saved / "recovery.json").n_learned == 100
 
 
 def test_a_quiz(saved: Path) -> None:

@@ -25,13 +25,13 @@ from bae_lens import (
 from bae_lens.checks.fields import shown
 from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.entropy.cells import Settings as EntropySettings
-from bae_lens.examples.records import EvidenceSettings
+from bae_lens.examples.records import ExampleSettings
 from bae_lens.quiz.questions import QuizSettings
 from bae_lens.scoring.comsem_result import ComSemSettings
 from bae_lens.scoring.intruder_result import IntruderSettings
 from bae_lens.scoring.judges.budget import Limits
 from bae_lens.scoring.ranking import RankingSettings
-from bae_lens.scoring.recoverability_result import RecoverySettings
+from bae_lens.scoring.recoverability_result import RecoverabilitySettings
 from tests.helpers import HOOK, clvq_cfg
 
 SAE = {"d_in": 16, "d_sae": 40}
@@ -68,11 +68,11 @@ CLASSES: dict[type[Any], dict[str, Any]] = {
     CrossLayerRunnerConfig: RUNNER,
     EntropySettings: ENTROPY,
     AblationSettings: {},
-    EvidenceSettings: {},
+    ExampleSettings: {},
     IntruderSettings: {},
     ComSemSettings: {},
     RankingSettings: {},
-    RecoverySettings: {},
+    RecoverabilitySettings: {},
     QuizSettings: {},
     Limits: {"max_cost": 1.0, "price_in": 1.0},
 }

@@ -3,7 +3,7 @@
 * where: ``hook_points``, ``running_pass`` (the forward pass that is under way);
 * which tokens: ``special_tokens``, ``outlier_tokens``, ``reference_norms`` (the norm that outliers are told by),
   ``first_tokens`` (as many as are asked for);
-* of what: ``texts``, ``labelled_texts`` (with ``label_columns``), ``text_batch``;
+* of what: ``texts``, ``labeled_texts`` (with ``label_columns``), ``text_batch``;
 * in what: ``text_store`` (SAELens' store), ``sentence_store`` (each text by itself), ``paired_activations`` (two hook
   points), ``collection`` and ``replay`` (one pass, kept), ``store_state`` (how far a store is, in a checkpoint),
   ``held_out`` (the model and text of a saved SAE).
@@ -13,7 +13,7 @@ The names below are public; the modules have more, which the rooms of this packa
 
 from bae_lens.activations.held_out import held_out_store, load_model_of
 from bae_lens.activations.hook_points import hook_names, hook_width
-from bae_lens.activations.labelled_texts import LabelledTexts
+from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.activations.outlier_tokens import OutlierTokens, reference_norm
 from bae_lens.activations.paired_activations import ContextStore, PairedActivations
 from bae_lens.activations.replay import ReplayedActivations
@@ -23,7 +23,7 @@ from bae_lens.activations.text_store import TextStore
 
 __all__ = [
     "ContextStore",
-    "LabelledTexts",
+    "LabeledTexts",
     "OutlierTokens",
     "PairedActivations",
     "ReplayedActivations",

@@ -276,7 +276,7 @@ def _map(folder: Path, store: Any, n_tokens: int) -> Tensor:
         # privately, for which Linux wants as much memory as the file is large.
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if hasattr(mmap, "MADV_RANDOM"):
-        # Or every row brings its neighbourhood along, which no shuffled batch has a use for.
+        # Or every row brings its neighborhood along, which no shuffled batch has a use for.
         mapped.madvise(mmap.MADV_RANDOM)
     with warnings.catch_warnings():
         # That it is read-only.

@@ -11,7 +11,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens import offline as demo
 from bae_lens.activations.hook_points import hook_names
-from bae_lens.activations.labelled_texts import is_file_of_texts, read_texts
+from bae_lens.activations.labeled_texts import is_file_of_texts, read_texts
 from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_store import TextStore, check_text_settings

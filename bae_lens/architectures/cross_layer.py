@@ -63,7 +63,7 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
         lower, upper = lower[valid], upper[valid]
         if len(lower) < 2:
             raise ValueError(
-                f"Initialisation needs at least two valid tokens; the batch has {len(lower)}."
+                f"Initialization needs at least two valid tokens; the batch has {len(lower)}."
             )
         if not (lower.isfinite().all() and upper.isfinite().all()):
             raise ValueError(
@@ -87,7 +87,7 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
     @override
     def process_sae_in(self, sae_in: Tensor) -> Tensor:
         """The input in the model's units."""
-        # Not cast before it is centred: in bfloat16 what is left would be rounded as the mean is.
+        # Not cast before it is centered: in bfloat16 what is left would be rounded as the mean is.
         x = self.hook_sae_input(sae_in)
         if x.shape[-1] != self.cfg.d_in:
             raise ValueError(

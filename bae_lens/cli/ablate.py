@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bae_lens import offline as demo
-from bae_lens.activations.labelled_texts import read_texts
+from bae_lens.activations.labeled_texts import read_texts
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
 from bae_lens.concept_ablation import AblationSettings, ConceptAblationResult, concept_ablation
@@ -30,10 +30,10 @@ _SHOWN_WORDS = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", help="folder of a saved SAE (cfg.json and sae_weights.safetensors)")
-    add_data_arguments(parser, "labelled texts", required=True)
+    add_data_arguments(parser, "labeled texts", required=True)
     parser.add_argument(
         "--reference_data",
-        help="unlabelled texts (column text) to describe the concepts by: a file, or the name of a "
+        help="unlabeled texts (column text) to describe the concepts by: a file, or the name of a "
         "dataset (split train); default: what the SAE was trained on, if that is bae-lens/ text",
     )
     parser.add_argument(
@@ -66,7 +66,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("template", "what the model reads, with {text} in it; \\n is a line end", type=unescaped)
     add("label_words", "what the model would say for each class, in their order", nargs="+")
     add("context_size", "tokens of a text at most", type=int)
-    add("max_examples", "labelled texts that are used, or all", type=count_or_all)
+    add("max_examples", "labeled texts that are used, or all", type=count_or_all)
     add("salient", "how salient tokens are found", choices=(*get_args(Attribution), "readout"))
     add("n_steps", "gradients a text, of integrated gradients", type=int)
     add("rank", "latents or codes of a token that are removed together", type=int)
@@ -134,9 +134,9 @@ def print_summary(result: ConceptAblationResult) -> None:
         "cut to the context": f"{result.n_truncated}",
         "probe": f"{settings['probe']}, {settings['n_folds']} folds",
         "salient words": ", ".join(words[:_SHOWN_WORDS]),
-        "lie in the evidence": _share(salient.in_evidence),
-        "any word would": _share(salient.evidence_words),
-        "their concepts do": _share(result.concept_in_evidence),
+        "lie in the rationale": _share(salient.in_rationale),
+        "any word would": _share(salient.rationale_words),
+        "their concepts do": _share(result.concept_in_rationale),
         "readout attributed most": _share(salient.readout_share),
         "missing of the attributions": _share(salient.missing),
         "ordinary text": ""

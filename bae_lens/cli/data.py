@@ -1,4 +1,4 @@
-"""Options of commands that read texts, labelled or not."""
+"""Options of commands that read texts, labeled or not."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 
 from datasets import Dataset
 
-from bae_lens.activations.labelled_texts import has_column, read_texts
+from bae_lens.activations.labeled_texts import has_column, read_texts
 from bae_lens.activations.outlier_tokens import DEFAULT_MULTIPLE
 from bae_lens.checks.fields import Number, check
-from bae_lens.concept_ablation import LabelledTexts
+from bae_lens.concept_ablation import LabeledTexts
 
 _LABEL = "label"
 
@@ -41,9 +41,9 @@ def add_data_arguments(
     )
 
 
-def read_data(args: argparse.Namespace) -> LabelledTexts:
+def read_data(args: argparse.Namespace) -> LabeledTexts:
     """By these options."""
-    return LabelledTexts.read(
+    return LabeledTexts.read(
         args.data,
         text_column=args.text_column,
         label_column=args.label_column,
@@ -51,7 +51,7 @@ def read_data(args: argparse.Namespace) -> LabelledTexts:
     )
 
 
-def read_unlabelled(args: argparse.Namespace) -> Dataset:
+def read_unlabeled(args: argparse.Namespace) -> Dataset:
     """The same without labels, as a store of text takes it."""
     texts = read_texts(args.data, text_column=args.text_column, split=args.split)
     return Dataset.from_dict({"text": texts})

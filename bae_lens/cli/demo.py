@@ -36,7 +36,7 @@ class Score:
 
     code: CodeSummary
     explained_variance: float
-    quantised_explained_variance: float | None
+    quantized_explained_variance: float | None
     ce_score_zero_ablation: float
     ce_score_mean_ablation: float
     tokens_per_second: float
@@ -161,9 +161,9 @@ def _score(
     """Evaluate one SAE: code and variance on ``held_out``, SAELens' CE evals on a fresh ``store()``."""
     from sae_lens.evals import EvalConfig
 
-    from bae_lens.evals import run_evals, summarise_code
+    from bae_lens.evals import run_evals, summarize_code
 
-    code, explained_variance, quantised = summarise_code(
+    code, explained_variance, quantized = summarize_code(
         sae,
         held_out.activations.split(4096),
         pair_counts=True,
@@ -187,7 +187,7 @@ def _score(
     return Score(
         code=code,
         explained_variance=explained_variance,
-        quantised_explained_variance=quantised,
+        quantized_explained_variance=quantized,
         ce_score_zero_ablation=ce["ce_loss_score"],
         ce_score_mean_ablation=ce["ce_loss_score_mean_ablation"],
         tokens_per_second=tokens_per_second,
@@ -222,8 +222,8 @@ def table(scores: Mapping[str, Score]) -> str:
         return f"{raw:.1%} / {folded:.1%}"
 
     def at_that(score: Score) -> str:
-        quantised = score.quantised_explained_variance
-        return f"{score.explained_variance if quantised is None else quantised:.3f}"
+        quantized = score.quantized_explained_variance
+        return f"{score.explained_variance if quantized is None else quantized:.3f}"
 
     rows: list[tuple[str, Callable[[Score], str]]] = [
         ("explained variance", lambda s: f"{s.explained_variance:.3f}"),

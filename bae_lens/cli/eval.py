@@ -10,7 +10,7 @@ from bae_lens.cli.data import (
     add_data_arguments,
     add_outlier_argument,
     outlier_option,
-    read_unlabelled,
+    read_unlabeled,
 )
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
 from bae_lens.files.json_file import finite_or_none, write_json
@@ -69,7 +69,7 @@ def run_eval(args: argparse.Namespace) -> int:
         raise ValueError(f"--n_code_tokens must be at least 0; got {args.n_code_tokens}.")
     if args.data is not None and args.dataset is not None:
         raise ValueError("Give --data or --dataset: only one of them can be read.")
-    dataset = args.dataset if args.data is None else read_unlabelled(args)
+    dataset = args.dataset if args.data is None else read_unlabeled(args)
     sae, model, scaler = load_saved(path, args)
     store = held_out_store(sae, model, dataset, store_batch_size_prompts=args.batch_size_prompts)
     metrics, _ = run_evals(

@@ -8,21 +8,21 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from bae_lens.activations.labelled_texts import read_texts
+from bae_lens.activations.labeled_texts import read_texts
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, names_of, saved_folder
-from bae_lens.concept_ablation import AblationSettings, LabelledTexts
+from bae_lens.concept_ablation import AblationSettings, LabeledTexts
 from bae_lens.concept_ablation.attribution import Attribution
 from bae_lens.concept_ablation.passes import Readout
 from bae_lens.concept_ablation.run import probed_hooks
-from bae_lens.examples.records import Evidence
+from bae_lens.examples.records import LatentRecords
 from bae_lens.files.json_file import read_json
 from bae_lens.loading.saved_saes import load_sae
 from bae_lens.quiz.questions import QuizSettings, key_path, write_quiz
-from bae_lens.scoring.recoverability import RecoveryTask
-from bae_lens.scoring.recoverability_result import Recovery, RecoverySettings
+from bae_lens.scoring.recoverability import RecoverabilityTask
+from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
 
-_OUTPUT, _RECOVERY = "quiz.html", "recovery.json"
+_OUTPUT, _RECOVERABILITY = "quiz.html", "recoverability.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of a saved SAE (cfg.json and sae_weights.safetensors), all of one model; all are "
         "asked about the same texts",
     )
-    add_data_arguments(parser, "labelled texts to ask about", required=True)
+    add_data_arguments(parser, "labeled texts to ask about", required=True)
     parser.add_argument(
         "--class_names",
         nargs="+",
@@ -84,7 +84,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("readout", "what a text's vector is; default: by the model", choices=get_args(Readout))
     add("template", "what the model reads, with {text} in it; \\n is a line end", type=unescaped)
     add("context_size", "tokens of a text at most", type=int)
-    add("max_examples", "labelled texts that are used, or all", type=count_or_all)
+    add("max_examples", "labeled texts that are used, or all", type=count_or_all)
     add("salient", "how salient tokens are found", choices=(*get_args(Attribution), "readout"))
     add("n_steps", "gradients a text, of integrated gradients", type=int)
     add("n_folds", "each text is predicted by a probe of the others; default: 5", type=int)
@@ -95,20 +95,20 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def run_quiz(args: argparse.Namespace) -> int:
     folders = [saved_folder(path) for path in args.paths]
     settings = QuizSettings(**_given(args, QuizSettings))
-    recovering = RecoverySettings(**_given(args, RecoverySettings))
+    recoverability_settings = RecoverabilitySettings(**_given(args, RecoverabilitySettings))
     # Nothing is ablated.
     ablation = AblationSettings(**_given(args, AblationSettings), causal=False, n_ordinary=0)
     if args.n_reference < 1:
         raise ValueError(f"--n_reference must be at least 1; got {args.n_reference}.")
     output = Path(args.output)
-    for path in (output, key_path(output), *(folder / _RECOVERY for folder in folders)):
+    for path in (output, key_path(output), *(folder / _RECOVERABILITY for folder in folders)):
         check_output(path, *folders, args.data, args.reference)
     _check_models(folders)
     data, reference = _named(args), read_texts(args.reference, args.n_reference)
     # One for each pair of hook points.
-    tasks: dict[tuple[str, str], RecoveryTask] = {}
-    recoveries: dict[str, Recovery] = {}
-    evidence: dict[str, Evidence] = {}
+    tasks: dict[tuple[str, str], RecoverabilityTask] = {}
+    recoverabilities: dict[str, Recoverability] = {}
+    records: dict[str, LatentRecords] = {}
     for name, folder in zip(names_of(folders), folders, strict=True):
         saved = load_saved(folder, args)
         sae = saved.folded()
@@ -116,15 +116,15 @@ def run_quiz(args: argparse.Namespace) -> int:
         if not tasks:
             _check_probe(saved.model, folders, args.hook_name_out)
         if hooks not in tasks:
-            tasks[hooks] = RecoveryTask.prepare(
-                saved.model, hooks, data, reference, recovering, ablation
+            tasks[hooks] = RecoverabilityTask.prepare(
+                saved.model, hooks, data, reference, recoverability_settings, ablation
             )
-        evidence[name] = tasks[hooks].collect(sae)
-        recoveries[name] = tasks[hooks].recover(sae, evidence[name], name)
-        print(f"{recoveries[name].table()}\n")
-        recoveries[name].save(folder / _RECOVERY)
-        print(f"Written to {folder / _RECOVERY}\n")
-    key = write_quiz(output, recoveries, evidence, settings)
+        records[name] = tasks[hooks].collect(sae)
+        recoverabilities[name] = tasks[hooks].recover(sae, records[name], name)
+        print(f"{recoverabilities[name].table()}\n")
+        recoverabilities[name].save(folder / _RECOVERABILITY)
+        print(f"Written to {folder / _RECOVERABILITY}\n")
+    key = write_quiz(output, recoverabilities, records, settings)
     n_asked = len({item.text for item in key.items})
     print(
         f"{key.n_questions} questions about {n_asked} texts. Give people {output}, and keep "
@@ -160,7 +160,7 @@ def _check_probe(model: Any, folders: list[Path], hook_name_out: str | None) -> 
         )
 
 
-def _named(args: argparse.Namespace) -> LabelledTexts:
+def _named(args: argparse.Namespace) -> LabeledTexts:
     data = read_data(args)
     names = args.class_names
     if names is None:

@@ -25,7 +25,7 @@ from bae_lens.cli.data import (
     has_labels,
     outlier_option,
     read_data,
-    read_unlabelled,
+    read_unlabeled,
 )
 from bae_lens.cli.eval import EXTENT
 from bae_lens.cli.eval import METRICS_FILENAME as EVAL_FILENAME
@@ -39,8 +39,8 @@ from bae_lens.cli.saved import (
 )
 from bae_lens.cli.scores import Scoring, add_score_arguments
 from bae_lens.evals.run import run_evals
-from bae_lens.examples import Evidence, EvidenceSettings, collect_evidence
-from bae_lens.examples.records import check_evidence_of
+from bae_lens.examples import ExampleSettings, LatentRecords, collect_examples
+from bae_lens.examples.records import check_records_of
 from bae_lens.files.json_file import read_json
 from bae_lens.fingerprint import is_of_weights, weights_sha256
 from bae_lens.loading.saved_saes import load_sae
@@ -56,7 +56,7 @@ from bae_lens.training.metric_log import read_metric_log
 from bae_lens.training.outputs import METRICS_FILENAME
 
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"
-_EVIDENCE = "evidence.json"
+_EXAMPLES = "examples.json"
 _CODE_TOKENS = 65_536
 # Of what a file says that it was measured on: it may be anybody's.
 _MOST_TEXT = 10_000_000
@@ -71,18 +71,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "is written as well",
     )
     parser.add_argument(
+        "--examples",
+        # The name of an older version.
         "--evidence",
+        dest="examples",
         nargs="+",
         metavar="FILE",
-        help="evidence that was saved, one file a PATH, in place of collecting it",
+        help="examples that were saved, one file a PATH, in place of collecting it",
     )
     parser.add_argument(
+        "--save_examples",
         "--save_evidence",
+        dest="save_examples",
         action="store_true",
-        help=f"write what is collected to PATH/{_EVIDENCE}, for --evidence of another run",
+        help=f"write what is collected to PATH/{_EXAMPLES}, for --examples of another run",
     )
     add_data_arguments(
-        parser, "texts to read in place of --dataset, labelled or not", required=False
+        parser, "texts to read in place of --dataset, labeled or not", required=False
     )
     parser.add_argument(
         "--dataset", help="another dataset than the one in the metadata: a name, or a file of texts"
@@ -111,8 +116,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for most of the ``EvidenceSettings``, with its default."""
-    defaults = {field.name: field.default for field in fields(EvidenceSettings)}
+    """An option for most of the ``ExampleSettings``, with its default."""
+    defaults = {field.name: field.default for field in fields(ExampleSettings)}
     words = {
         "n_tokens": "tokens to read",
         "n_strongest": "strongest examples per latent",
@@ -120,21 +125,23 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "n_left": "tokens of an example before the marked one",
         "n_right": "tokens after it",
         "n_top_tokens": "most frequent tokens per latent",
-        "n_neighbours": "neighbors per latent",
+        "n_neighbors": "neighbors per latent",
         "batch_size": "texts per forward pass",
         "seed": "of the random examples and the order of texts",
     }
     for name, text in words.items():
+        # With the British spelling of an older version.
+        flags = [f"--{name}", *(["--n_neighbours"] if name == "n_neighbors" else [])]
         parser.add_argument(
-            f"--{name}", type=int, default=defaults[name], help=f"{text}; default: %(default)s"
+            *flags, type=int, default=defaults[name], help=f"{text}; default: %(default)s"
         )
     parser.add_argument("--lemmas", help="language of lemmas to count, as en; default: none")
 
 
 def run_report(args: argparse.Namespace) -> int:
     folders = [saved_folder(path) for path in args.paths]
-    settings = EvidenceSettings(
-        **{f.name: getattr(args, f.name) for f in fields(EvidenceSettings) if f.name in args}
+    settings = ExampleSettings(
+        **{f.name: getattr(args, f.name) for f in fields(ExampleSettings) if f.name in args}
     )
     for name in ("n_sentences", "n_code_tokens"):
         value = getattr(args, name)
@@ -145,47 +152,47 @@ def run_report(args: argparse.Namespace) -> int:
     outputs = [Path(args.output or folders[0] / _OUTPUT)] if is_one else []
     outputs = outputs or [folder / _OUTPUT for folder in folders]
     if args.dry_run:
-        # Only the evidence is asked about.
+        # Only the examples are asked about.
         args.n_sentences = args.n_code_tokens = 0
     else:
-        read = [*folders, args.data, args.dataset, *(args.evidence or ())]
+        read = [*folders, args.data, args.dataset, *(args.examples or ())]
         for output in outputs:
             check_output(output, *read)
         if not is_one:
             check_output(comparison, *read, *outputs)
     # The weights themselves say what is theirs: what lies beside them may be of those before.
     sha256s = [weights_sha256(load_sae(folder)) for folder in folders]
-    evidences = _read_evidences(args.evidence, folders, sha256s)
+    all_records = _read_all_records(args.examples, folders, sha256s)
     references = _References(outlier_option(args), {})
     texts = _Texts.read(args)
     names = names_of(folders)
     scoring = Scoring.of(args)
-    for file, evidence in zip(args.evidence or (), evidences, strict=False):
-        if evidence is not None:
-            scoring.check(evidence, file)
+    for file, records in zip(args.examples or (), all_records, strict=False):
+        if records is not None:
+            scoring.check(records, file)
     compared = []
-    for name, folder, sha256, evidence, output in zip(
-        names, folders, sha256s, evidences, outputs, strict=True
+    for name, folder, sha256, records, output in zip(
+        names, folders, sha256s, all_records, outputs, strict=True
     ):
         link = quote(Path(os.path.relpath(output, comparison.parent)).as_posix())
         score = partial(scoring.scores, name, output=output)
         own, sentences = _collect(
-            args, folder, name, sha256, evidence, settings, texts, references, score
+            args, folder, name, sha256, records, settings, texts, references, score
         )
         if args.dry_run:
             continue
         write_report(
             output,
-            own.evidence,
+            own.records,
             own.summary,
             own.training,
             sentences,
             results=own.results,
-            title=f"{name}: {own.evidence.dictionary} at {own.evidence.hook_name}",
+            title=f"{name}: {own.records.dictionary} at {own.records.hook_name}",
             about=own.about,
         )
         print(f"Written to {output}")
-        compared.append(own._replace(evidence=_without_examples(own.evidence), link=link))
+        compared.append(own._replace(records=_without_examples(own.records), link=link))
     if args.dry_run:
         print(scoring.count)
     elif not is_one:
@@ -207,12 +214,12 @@ class _Texts(NamedTuple):
         if args.dataset is not None:
             raise ValueError("Give --data or --dataset: only one of them can be read.")
         if not has_labels(args):
-            return cls(read_unlabelled(args), None)
+            return cls(read_unlabeled(args), None)
         data = read_data(args)
         return cls(data.texts, [data.label_names[i] for i in data.labels.tolist()])
 
     def open(self, saved: Saved, batch_size: int) -> Any:
-        """Open the texts as ``collect_evidence`` takes them."""
+        """Open the texts as ``collect_examples`` takes them."""
         if self.labels is not None:
             return self.source
         return held_out_store(saved.sae, saved.model, self.source, batch_size)
@@ -264,11 +271,11 @@ def _collect(
     folder: Path,
     name: str,
     sha256: str,
-    evidence: Evidence | None,
-    settings: EvidenceSettings,
+    records: LatentRecords | None,
+    settings: ExampleSettings,
     texts: _Texts,
     references: _References,
-    score: Callable[[Evidence], Sequence[Result]],
+    score: Callable[[LatentRecords], Sequence[Result]],
 ) -> tuple[Compared, list[CodedSentence]]:
     """All that the reports show of one SAE."""
     summary, extent, is_of = _read_metrics(folder / EVAL_FILENAME, sha256)
@@ -280,9 +287,9 @@ def _collect(
     measures = summary is None and n_code_tokens > 0
     # Nothing is loaded where all is given.
     read = cache(lambda: _Read.open(load_saved(folder, args), texts, settings.batch_size))
-    if evidence is None:
+    if records is None:
         _, sae, _ = read().given
-        evidence = collect_evidence(
+        records = collect_examples(
             *read().given,
             settings,
             labels=texts.labels,
@@ -290,20 +297,20 @@ def _collect(
             verbose=True,
             **read().options,
         )
-        if evidence.outliers is not None:
-            references.note(sae, evidence.hook_name, evidence.outliers.reference_norm)
-        if args.save_evidence and not args.dry_run:
-            evidence.save(folder / _EVIDENCE)
-            print(f"Written to {folder / _EVIDENCE}")
+        if records.outliers is not None:
+            references.note(sae, records.hook_name, records.outliers.reference_norm)
+        if args.save_examples and not args.dry_run:
+            records.save(folder / _EXAMPLES)
+            print(f"Written to {folder / _EXAMPLES}")
     # First, since a judge may stop.
-    results = score(evidence)
+    results = score(records)
     sentences = []
     if args.n_sentences > 0:
         options = {"n_sentences": args.n_sentences, "labels": texts.labels, **read().options}
-        sentences = collect_sentences(*read().given, evidence, **options)
+        sentences = collect_sentences(*read().given, records, **options)
     if measures:
         model, sae, _ = read().given
-        # The metrics are of the held-out text, whatever labelled texts the examples are of.
+        # The metrics are of the held-out text, whatever labeled texts the examples are of.
         text = args.dataset if texts.labels is not None else texts.source
         n_prompts = extent.get("batch_size_prompts", settings.batch_size)
         store = held_out_store(sae, model, text, n_prompts)
@@ -323,14 +330,14 @@ def _collect(
         # They were measured before, and stay what they are.
         print(f"bae-lens: the metrics in {folder / EVAL_FILENAME} are of {is_of}", file=sys.stderr)
         about["metrics"] = f"of {is_of}"
-    return Compared(name, evidence, summary, training, None, results, about), sentences
+    return Compared(name, records, summary, training, None, results, about), sentences
 
 
 def _about(args: argparse.Namespace, folder: Path) -> dict[str, str]:
     """What a reader of the report should know of the model and the text."""
     metadata = read_json(folder / "cfg.json", "config of an SAE").get("metadata") or {}
-    # Evidence that was saved may be of any text; a file's folder is nobody else's business.
-    trained_on = None if args.evidence else metadata.get("dataset_path")
+    # Examples that were saved may be of any text; a file's folder is nobody else's business.
+    trained_on = None if args.examples else metadata.get("dataset_path")
     text = Path(args.data).name if args.data else args.dataset or trained_on
     found = {
         "writes at": metadata.get("hook_name_out"),
@@ -340,13 +347,13 @@ def _about(args: argparse.Namespace, folder: Path) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value}
 
 
-def _without_examples(evidence: Evidence) -> Evidence:
+def _without_examples(records: LatentRecords) -> LatentRecords:
     """They are what takes memory, and a comparison shows none."""
     bare = (
         replace(latent, strongest=(), random=(), more_random=None, lift_tokens=None)
-        for latent in evidence.latents
+        for latent in records.latents
     )
-    return replace(evidence, latents=tuple(bare))
+    return replace(records, latents=tuple(bare))
 
 
 def _read_metrics(path: Path, sha256: str) -> tuple[dict[str, Any] | None, dict[str, int], str]:
@@ -370,30 +377,30 @@ def _read_metrics(path: Path, sha256: str) -> tuple[dict[str, Any] | None, dict[
     return None, {k: v for k, v in extent.items() if v is not None} if is_known else {}, ""
 
 
-def _read_evidences(
+def _read_all_records(
     files: list[str] | None, folders: list[Path], sha256s: list[str]
-) -> list[Evidence | None]:
+) -> list[LatentRecords | None]:
     """One for each folder; None where it is to be collected."""
     if files is None:
         return [None] * len(folders)
     if len(files) != len(folders):
         raise ValueError(
-            f"--evidence must name one file a PATH; got {len(files)} files for {len(folders)} PATHs."
+            f"--examples must name one file a PATH; got {len(files)} files for {len(folders)} PATHs."
         )
     return [
-        _read_evidence(Path(file), folder, sha256)
+        _read_records(Path(file), folder, sha256)
         for file, folder, sha256 in zip(files, folders, sha256s, strict=True)
     ]
 
 
-def _read_evidence(path: Path, folder: Path, sha256: str) -> Evidence:
-    evidence = Evidence.load(path)
+def _read_records(path: Path, folder: Path, sha256: str) -> LatentRecords:
+    records = LatentRecords.load(path)
     cfg = read_json(folder / "cfg.json", "config of an SAE")
     n_latents, hook_name = cfg.get("d_sae"), (cfg.get("metadata") or {}).get("hook_name")
-    if (len(evidence), evidence.hook_name) != (n_latents, hook_name):
+    if (len(records), records.hook_name) != (n_latents, hook_name):
         raise ValueError(
-            f"{path} is evidence of {len(evidence)} latents at {evidence.hook_name!r}, and the SAE in "
-            f"{folder} has {n_latents} at {hook_name!r}. Give the evidence that was collected of it."
+            f"{path} holds examples of {len(records)} latents at {records.hook_name!r}, and the SAE in "
+            f"{folder} has {n_latents} at {hook_name!r}. Give the examples that were collected of it."
         )
-    check_evidence_of(evidence, len(evidence), sha256, str(path))
-    return evidence
+    check_records_of(records, len(records), sha256, str(path))
+    return records

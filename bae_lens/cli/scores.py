@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from bae_lens.examples import Evidence
+from bae_lens.examples import LatentRecords
 from bae_lens.report import Result
 from bae_lens.scoring import (
     ComSemSettings,
@@ -51,8 +51,9 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--protocol",
+        type=lambda name: "balanced" if name == "mended" else name,
         choices=(*_PROTOCOLS, "both"),
-        default="mended",
+        default="balanced",
         help="of --judge endpoint; released tests 8 examples only with --n_random 13; both: also how "
         "far they are apart; default: %(default)s",
     )
@@ -72,7 +73,7 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         "--dry_run",
         "--dry-run",
         action="store_true",
-        help="collect evidence, count what the endpoint would be asked, and write nothing",
+        help="collect examples, count what the endpoint would be asked, and write nothing",
     )
 
 
@@ -148,35 +149,35 @@ class Scoring:
             _PROTOCOLS if args.protocol == "both" else (args.protocol,),
         )
 
-    def check(self, evidence: Evidence, file: str) -> None:
+    def check(self, records: LatentRecords, file: str) -> None:
         """Check that evidence which was collected elsewhere has what scores need.
 
         Raises:
             ValueError: if it has not, and scores were asked for.
         """
-        needs_silence = self.offline or (self.endpoint and "mended" in self.protocols)
-        if self.is_asked and needs_silence and not evidence.background:
+        needs_non_activating = self.offline or (self.endpoint and "balanced" in self.protocols)
+        if self.is_asked and needs_non_activating and not records.corpus_tokens:
             raise ValueError(
                 f"{file} has no tokens known to be non-activating, which --judge needs. "
-                "Collect the evidence with n_background above 0, or give --judge none."
+                "Collect the examples with n_corpus_tokens above 0, or give --judge none."
             )
 
-    def scores(self, name: str, evidence: Evidence, output: Path) -> list[Result]:
+    def scores(self, name: str, records: LatentRecords, output: Path) -> list[Result]:
         """Score the latents of one dictionary, each result written beside its report as soon as it is there.
 
         Args:
             name: of the dictionary, for messages.
-            evidence: of it.
+            records: of it.
             output: its report.
 
         Raises:
             ValueError: if the judge stopped before the end; or, where scores were asked for, if the
-                evidence is too little for them.
+                examples are too few for them.
         """
         cache = output.with_name(_ANSWERS)
         found: list[Result] = []
         try:
-            for file, result in self._results(evidence, cache):
+            for file, result in self._results(records, cache):
                 found.append(result)
                 if self.dry is None:
                     result.save(_beside(output, file))
@@ -197,11 +198,11 @@ class Scoring:
             _say(f"no scores of {name}: {error}")
         return found
 
-    def _results(self, evidence: Evidence, cache: Path) -> Iterator[tuple[str, Result]]:
+    def _results(self, records: LatentRecords, cache: Path) -> Iterator[tuple[str, Result]]:
         """The results with the names of their files."""
         if self.offline is not None:
             settings = IntruderSettings(n_latents=self.n_latents)
-            yield "intruder.json", intruder_test(evidence, self.offline, settings)
+            yield "intruder.json", intruder_test(records, self.offline, settings)
         if self.endpoint is None:
             return
         # One judge, and so one limit, for all dictionaries; each keeps its own answers.
@@ -215,8 +216,8 @@ class Scoring:
         for protocol in self.protocols:
             settings = ComSemSettings(protocol, n_latents=self.n_latents)
             judge = self.dry or self.endpoint
-            result = comsem_test(evidence, judge, settings, encoder=self.encoder)
-            yield "comsem.json" if protocol == "mended" else "comsem_released.json", result
+            result = comsem_test(records, judge, settings, encoder=self.encoder)
+            yield "comsem.json" if protocol == "balanced" else "comsem_released.json", result
 
     @property
     def count(self) -> str:

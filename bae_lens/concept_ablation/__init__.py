@@ -5,12 +5,12 @@ chance: it projects a vector that all tokens share out along with the concept, w
 probe says and removes nothing. Here means are removed first, a drop below chance counts as chance,
 and random directions, other concepts and LEACE are ablated in the same places.
 
-The data's way: ``labelled_texts`` → ``texts`` → ``passes`` → ``probes`` and ``attribution``
+The data's way: ``labeled_texts`` → ``texts`` → ``passes`` → ``probes`` and ``attribution``
 (``task``: all that does not depend on the dictionary) → ``concepts`` → ``removals`` →
 ``interventions`` → ``measure`` → ``result``.
 """
 
-from bae_lens.activations.labelled_texts import LabelledTexts
+from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.concept_ablation.measure import ablate
 from bae_lens.concept_ablation.result import AblationRow, ConceptAblationResult, SalientTokens
 from bae_lens.concept_ablation.run import concept_ablation
@@ -24,7 +24,7 @@ __all__ = [
     "AblationTask",
     "Clusters",
     "ConceptAblationResult",
-    "LabelledTexts",
+    "LabeledTexts",
     "SalientTokens",
     "ablate",
     "concept_ablation",

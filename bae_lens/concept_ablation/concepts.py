@@ -1,7 +1,7 @@
 """From a dictionary to directions: what a token's concepts are, and where they point.
 
 Two kinds of dictionary give two kinds of concept. A *code* (CLVQ-VAE, VQ-VAE, clusters) is a place,
-which is centred before it is a direction: the mean of its tokens, or the centroid. A *latent* (SAEs, transcoders, BAE)
+which is centered before it is a direction: the mean of its tokens, or the centroid. A *latent* (SAEs, transcoders, BAE)
 is a direction already: a row of the decoder or a column of the encoder.
 """
 
@@ -58,11 +58,11 @@ class Concepts(Protocol):
         ...
 
     def directions(
-        self, ids: Int[Tensor, "n k"], at_upper: bool, centre: Float[Tensor, " d"] | None
+        self, ids: Int[Tensor, "n k"], at_upper: bool, center: Float[Tensor, " d"] | None
     ) -> Float[Tensor, "n k d"] | None:
         """Vectors that they point along at a hook point, zeros for −1; None if the dictionary has none there.
 
-        A code points from ``centre`` to its place, a latent the same way from anywhere.
+        A code points from ``center`` to its place, a latent the same way from anywhere.
         """
         ...
 
@@ -132,9 +132,9 @@ class _Codes:
             parts.append(self.in_use[nearest])
         return torch.cat(parts)
 
-    def directions(self, ids: Tensor, at_upper: bool, centre: Tensor | None) -> Tensor:
+    def directions(self, ids: Tensor, at_upper: bool, center: Tensor | None) -> Tensor:
         places = self._upper if at_upper else self._lower
-        return places[ids] if centre is None else places[ids] - centre
+        return places[ids] if center is None else places[ids] - center
 
 
 class _Latents:
@@ -183,7 +183,7 @@ class _Latents:
         self,
         ids: Tensor,
         at_upper: bool,
-        centre: Tensor | None,  # noqa: ARG002
+        center: Tensor | None,  # noqa: ARG002
     ) -> Tensor | None:
         vectors = self._upper if at_upper else self._lower
         return None if vectors is None else vectors[ids] * (ids >= 0)[..., None]

@@ -34,8 +34,8 @@ class Outcome:
 def ablate_vectors(task: AblationTask, i: int, removal: Removal) -> Outcome:
     """The stored vectors of the lower (0) or upper (1) hook point less a removal."""
     vectors = task.vectors[i]
-    centre = vectors.mean(0) if task.settings.centre else None
-    removed = removal(vectors, torch.arange(len(vectors)), centre)
+    center = vectors.mean(0) if task.settings.center else None
+    removed = removal(vectors, torch.arange(len(vectors)), center)
     return Outcome(vectors - removed, None, _relative_norm(removed, vectors).mean().item())
 
 
@@ -60,8 +60,8 @@ def ablate_passes(
         where = batch.at
         if place == names.SALIENT:
             where = torch.arange(where.shape[1]) == task.salient.position[batch.examples][:, None]
-        centre = task.centres(batch) if task.settings.centre else None
-        edit = _Edit(removal, batch.examples, where, centre)
+        center = task.centers(batch) if task.settings.center else None
+        edit = _Edit(removal, batch.examples, where, center)
         seen = task.reader.run(batch, edit, None if logits is None else batch.position)
         vectors[batch.examples] = pool(seen.upper, batch.read.to(seen.upper.device)).float().cpu()
         if logits is not None and task.label_tokens is not None and seen.logits is not None:
@@ -95,7 +95,7 @@ def ordinary_losses(task: AblationTask, removal: Removal | None) -> Float[Tensor
     for batch in reader.batches("Ordinary text"):
         edit = None
         if removal is not None:
-            mean = task.sample.lower_mean if task.settings.centre else None
+            mean = task.sample.lower_mean if task.settings.center else None
             edit = _Edit(removal, example[batch.examples], batch.text.valid, mean)
         seen = reader.run(batch, edit, "all")
         assert seen.logits is not None
@@ -115,14 +115,14 @@ class _Edit:
         removal: Removal,
         index: Int[Tensor, " batch"],
         where: Bool[Tensor, "batch pos"],
-        centre: Tensor | None,
+        center: Tensor | None,
     ) -> None:
-        self.removal, self.index, self.where, self.centre = removal, index, where, centre
+        self.removal, self.index, self.where, self.center = removal, index, where, center
         self.norms = torch.empty(0)
 
     def __call__(self, acts: Tensor) -> Tensor:
-        centre = None if self.centre is None else self.centre.to(acts)
-        removed = self.removal(acts, self.index, centre)
+        center = None if self.center is None else self.center.to(acts)
+        removed = self.removal(acts, self.index, center)
         where = self.where.to(acts.device)
         self.norms = _relative_norm(removed, acts)[where].float().cpu()
         return torch.where(where[..., None], acts - removed, acts)

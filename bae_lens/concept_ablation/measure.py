@@ -19,7 +19,7 @@ from bae_lens.concept_ablation.interventions import (
     ordinary_losses,
 )
 from bae_lens.concept_ablation.probes import Probe
-from bae_lens.concept_ablation.rationales import concepts_in_evidence, salient_tokens
+from bae_lens.concept_ablation.rationales import concepts_in_rationale, salient_tokens
 from bae_lens.concept_ablation.removals import EqualNorm, Leace, Removal, Subspace, leace_fitters
 from bae_lens.concept_ablation.result import AblationRow, ConceptAblationResult
 from bae_lens.concept_ablation.task import AblationTask
@@ -74,7 +74,7 @@ def ablate(
         n_truncated=task.reader.texts.n_truncated,
         n_outlier_tokens=task.reader.n_outliers,
         ordinary_ce=_mean_or_none(ordinary_losses(task, None)),
-        concept_in_evidence=concepts_in_evidence(task, concepts, ids),
+        concept_in_rationale=concepts_in_rationale(task, concepts, ids),
         weights_sha256=Dictionary(dictionary).weights_sha256,
     )
 
@@ -92,12 +92,12 @@ def _directions(
     task: AblationTask, concepts: Concepts, ids: Tensor, concept_of: str, at_upper: bool
 ) -> Tensor | None:
     """From the mean of what they are concepts of: of tokens, or of the vectors that are read."""
-    centre = None
-    if task.settings.centre and concept_of == "readout":
-        centre = task.vectors[int(at_upper)].mean(0)
-    elif task.settings.centre:
-        centre = task.sample.upper_mean if at_upper else task.sample.lower_mean
-    return concepts.directions(ids, at_upper, centre)
+    center = None
+    if task.settings.center and concept_of == "readout":
+        center = task.vectors[int(at_upper)].mean(0)
+    elif task.settings.center:
+        center = task.sample.upper_mean if at_upper else task.sample.lower_mean
+    return concepts.directions(ids, at_upper, center)
 
 
 def _removals(

@@ -33,7 +33,7 @@ class Probe(nn.Module):
     Args:
         mean: of the training vectors.
         std: of the training vectors; what they are divided by, so none of it is zero.
-        net: from standardised vectors to logits.
+        net: from standardized vectors to logits.
     """
 
     mean: Tensor

@@ -18,13 +18,13 @@ class Removal(Protocol):
     """The part of activations that is to be taken out: v less it is the ablated v."""
 
     def __call__(
-        self, x: Float[Tensor, "batch *pos d"], index: Int[Tensor, " batch"], centre: Tensor | None
+        self, x: Float[Tensor, "batch *pos d"], index: Int[Tensor, " batch"], center: Tensor | None
     ) -> Float[Tensor, "batch *pos d"]:
         """
         Args:
             x: activations of some of the examples.
             index: which examples.
-            centre: what a concept is looked for relative to; nought if None.
+            center: what a concept is looked for relative to; nought if None.
         """
         ...
 
@@ -62,10 +62,10 @@ class Subspace:
     def rank(self) -> float:
         return subspace_rank(self.basis).mean().item()
 
-    def __call__(self, x: Tensor, index: Tensor, centre: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, index: Tensor, center: Tensor | None) -> Tensor:
         basis = self.basis[index.cpu()]
         basis = basis.reshape(len(basis), *(1,) * (x.ndim - 2), *basis.shape[1:])
-        return component(x, basis, centre)
+        return component(x, basis, center)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +84,9 @@ class EqualNorm:
     def rank(self) -> float:
         return self.direction.rank
 
-    def __call__(self, x: Tensor, index: Tensor, centre: Tensor | None) -> Tensor:
-        removed = self.direction(x, index, centre)
-        return removed * _ratio(self.length(x, index, centre), removed).to(removed.dtype)
+    def __call__(self, x: Tensor, index: Tensor, center: Tensor | None) -> Tensor:
+        removed = self.direction(x, index, center)
+        return removed * _ratio(self.length(x, index, center), removed).to(removed.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +105,9 @@ class Shrunk:
     def rank(self) -> float:
         return self.removal.rank
 
-    def __call__(self, x: Tensor, index: Tensor, centre: Tensor | None) -> Tensor:
-        removed = self.removal(x, index, centre)
-        share = _ratio(self.bound(x, index, centre), removed).clamp(max=1)
+    def __call__(self, x: Tensor, index: Tensor, center: Tensor | None) -> Tensor:
+        removed = self.removal(x, index, center)
+        share = _ratio(self.bound(x, index, center), removed).clamp(max=1)
         return removed * share.to(removed.dtype)
 
 
@@ -141,7 +141,7 @@ class Leace:
             for fold in range(len(self.erasers))
         ]
 
-    def __call__(self, x: Tensor, index: Tensor, centre: Tensor | None) -> Tensor:  # noqa: ARG002
+    def __call__(self, x: Tensor, index: Tensor, center: Tensor | None) -> Tensor:  # noqa: ARG002
         removed = torch.empty_like(x)
         folds = self.fold[index.cpu()].to(x.device)
         for fold in folds.unique().tolist():

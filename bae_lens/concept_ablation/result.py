@@ -11,6 +11,8 @@ from typing_extensions import Self
 
 from bae_lens.charts import COLORS, Level, Look, Mark, Panel, scatter
 from bae_lens.checks.consistency import check_indices, check_lengths, check_that
+from bae_lens.checks.old_names import renamed_fields, with_new_names
+from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.files.json_file import ResultOfWeights, finite_or_none
 from bae_lens.results import Table
 from bae_lens.stats import Interval, paired_bootstrap
@@ -130,6 +132,7 @@ def drop_difference(one: Correct, other: Correct, chance: float, seed: int = 0) 
     return Interval(found[0].item(), low, high)
 
 
+@renamed_fields(in_evidence="in_rationale", evidence_words="rationale_words")
 @dataclass(frozen=True)
 class SalientTokens:
     """Where the attributions point.
@@ -138,20 +141,21 @@ class SalientTokens:
         words: each example's salient word.
         readout_share: of examples whose most attributed position is the one that the text's vector
             is read at ([CLS], or the last token), and not a word; None if it is read at all of them.
-        in_evidence: share of examples, among those with a person's evidence span, whose salient word
-            lies in it; None without evidence.
-        evidence_words: share of those examples' words that lie in it, which is what a random word
+        in_rationale: share of examples, among those with a person's rationale, whose salient word
+            lies in it; None without rationales.
+        rationale_words: share of those examples' words that lie in it, which is what a random word
             would reach.
         missing: of integrated gradients, share of the logit's change that they do not add up to.
     """
 
     words: tuple[str, ...]
     readout_share: float | None = None
-    in_evidence: float | None = None
-    evidence_words: float | None = None
+    in_rationale: float | None = None
+    rationale_words: float | None = None
     missing: float | None = None
 
 
+@renamed_fields(concept_in_evidence="concept_in_rationale")
 @dataclass(frozen=True)
 class ConceptAblationResult(ResultOfWeights):
     """Result of ``concept_ablation``.
@@ -162,15 +166,15 @@ class ConceptAblationResult(ResultOfWeights):
         label_names: of the classes.
         labels: class of each example.
         settings: ``AblationSettings.to_dict()``.
-        rows: one a place, concept, method and reader; ``"none"`` is the untouched model.
+        rows: one per place, concept, method and reader; ``"none"`` is the untouched model.
         salient: where the attributions point.
         concept_ids: latents or codes of each example's salient word, −1 where there are fewer.
         n_truncated: texts that were cut to the context.
-        n_outlier_tokens: tokens of the labelled texts that were left out as outliers.
+        n_outlier_tokens: tokens of the labeled texts that were left out as outliers.
         ordinary_ce: cross-entropy of the untouched model on the ordinary text, nats per token; None
             for models that predict no next token.
-        concept_in_evidence: share of the occurrences, in texts with an evidence span, of the
-            examples' concepts that lie in it; ``salient.evidence_words`` is chance.
+        concept_in_rationale: share of the occurrences, in texts with a rationale, of the
+            examples' concepts that lie in it; ``salient.rationale_words`` is chance.
     """
 
     _file_of = "result of concept_ablation"
@@ -185,7 +189,7 @@ class ConceptAblationResult(ResultOfWeights):
     concept_ids: tuple[tuple[int, ...], ...] = ()
     n_truncated: int = 0
     ordinary_ce: float | None = None
-    concept_in_evidence: float | None = None
+    concept_in_rationale: float | None = None
     n_outlier_tokens: int = 0
 
     def check(self) -> None:
@@ -255,7 +259,7 @@ class ConceptAblationResult(ResultOfWeights):
         accuracy = self.original(row).accuracy
         return (accuracy - row.accuracy) / accuracy if accuracy else float("nan")
 
-    def beyond(self, row: AblationRow, control: str = RANDOM_EQUAL) -> Interval:
+    def excess_over(self, row: AblationRow, control: str = RANDOM_EQUAL) -> Interval:
         """Accuracy that ``row`` costs beyond what a control in the same place costs, paired."""
         return self._compare(self.row(row.place, control, row.concept_of, row.read_by), row)
 
@@ -360,11 +364,13 @@ class ConceptAblationResult(ResultOfWeights):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
-        own = {name: value for name, value in values.items() if name != "chance"}
+        own = with_new_names(cls, values)
+        own.pop("chance", None)
+        own["settings"] = with_new_names(AblationSettings, own["settings"])
         for name in ("hook_names", "label_names", "labels"):
             own[name] = tuple(own[name])
         own["concept_ids"] = tuple(map(tuple, own["concept_ids"]))
-        salient = SalientTokens(**own["salient"])
+        salient = SalientTokens(**with_new_names(SalientTokens, own["salient"]))
         own["salient"] = replace(salient, words=tuple(salient.words))
         own["rows"] = tuple(map(AblationRow.from_dict, own["rows"]))
         return cls(**own)

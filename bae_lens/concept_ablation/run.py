@@ -42,15 +42,15 @@ def concept_ablation(
         model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
         dictionary: CLVQ-VAE, VQ-VAE, BAE, any SAELens SAE or transcoder, or ``Clusters``. Its
             metadata names the hook points.
-        dataset: labelled texts: a JSONL or CSV file, a dataset or its name, a DataFrame, rows by
-            column, or ``LabelledTexts``.
+        dataset: labeled texts: a JSONL or CSV file, a dataset or its name, a DataFrame, rows by
+            column, or ``LabeledTexts``.
         settings: the defaults if omitted, which take a sample of 200 texts (``max_examples``).
         hook_name_out: the upper hook point; if omitted where the dictionary writes, or, if it
             writes where it reads, the same point of the last block.
-        reference_texts: unlabelled texts to describe the concepts by (codes by the mean of their
+        reference_texts: unlabeled texts to describe the concepts by (codes by the mean of their
             tokens), the first of which are the ordinary text whose cross-entropy is measured. Codes
-            that few tokens have are badly described by a few labelled texts alone.
-        text_column: name of the column of texts; not for ``LabelledTexts``, nor are the next two.
+            that few tokens have are badly described by a few labeled texts alone.
+        text_column: name of the column of texts; not for ``LabeledTexts``, nor are the next two.
         label_column: name of the column of labels.
         split: of a dataset that is given by name.
         verbose: show progress bars.

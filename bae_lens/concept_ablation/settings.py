@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from bae_lens.activations.outlier_tokens import multiple_of
 from bae_lens.checks.fields import Flag, ListOf, OneOf, Rule, Text, check_fields, whole
+from bae_lens.checks.old_names import renamed_fields
 from bae_lens.concept_ablation.attribution import Attribution
 from bae_lens.concept_ablation.concepts import Vectors
 from bae_lens.concept_ablation.passes import Readout
@@ -17,8 +18,8 @@ Protocol = Literal["controlled", "released"]
 
 # What None stands for.
 _BY_PROTOCOL: dict[str, dict[str, Any]] = {
-    "controlled": {"centre": True, "probe": "logistic", "n_folds": 5, "causal": True},
-    "released": {"centre": False, "probe": "mlp", "n_folds": 20, "causal": False},
+    "controlled": {"center": True, "probe": "logistic", "n_folds": 5, "causal": True},
+    "released": {"center": False, "probe": "mlp", "n_folds": 20, "causal": False},
 }
 
 
@@ -33,7 +34,7 @@ _FIELDS: Mapping[str, Rule] = {
     "n_steps": whole(1),
     "rank": whole(1),
     "vectors": OneOf(get_args(Vectors)),
-    "centre": Flag(or_none=True),
+    "center": Flag(or_none=True),
     "probe": OneOf((None, *get_args(ProbeKind))),
     "n_folds": whole(2, or_none=True),
     "causal": Flag(or_none=True),
@@ -45,15 +46,16 @@ _FIELDS: Mapping[str, Rule] = {
 }
 
 
+@renamed_fields(centre="center")
 @dataclass(frozen=True)
 class AblationSettings:
     """Settings of ``concept_ablation``.
 
     Args:
         protocol (str): ``"controlled"``, or ``"released"`` for the arithmetic of the CLVQ-VAE
-            release: nothing is centred, its MLP probe, 20 folds, stored representations only. (Not
+            release: nothing is centered, its MLP probe, 20 folds, stored representations only. (Not
             its choice of the probe's weights on the test fold.) The controls are computed all the
-            same. It sets ``centre``, ``probe``, ``n_folds`` and ``causal`` where they are None.
+            same. It sets ``center``, ``probe``, ``n_folds`` and ``causal`` where they are None.
         readout (str | None): What a text's vector is: the activation at its ``"last"`` token, at its
             ``"first"`` ([CLS]), or the ``"mean"`` over its tokens. None: last for decoders, first for
             encoders.
@@ -63,7 +65,7 @@ class AblationSettings:
             the labels, leading space included; each is told by its first token. Its own logits for
             them are then read beside the probe.
         context_size (int): Tokens of a text at most; the rest is cut off.
-        max_examples (int | None): Labelled texts that are used, a stratified sample where there are
+        max_examples (int | None): Labeled texts that are used, a stratified sample where there are
             more; None: all.
         salient (str): How the salient token is found: ``"integrated_gradients"``,
             ``"gradient_x_activation"``, or ``"readout"`` for the position of the text's vector.
@@ -71,7 +73,7 @@ class AblationSettings:
         rank (int): Latents, or nearest codes, of the salient token that are removed together.
         vectors (str): Directions of an SAE's latents: rows of its ``"decoder"`` or columns of its
             ``"encoder"``. Of a transcoder it is always the encoder at the hook point that it reads.
-        centre (bool | None): Remove means before projecting.
+        center (bool | None): Remove means before projecting.
         probe (str | None): ``"logistic"`` regression, or the paper's small ``"mlp"``.
         n_folds (int | None): Each text is scored by a probe fitted on the other folds.
         causal (bool | None): Also ablate inside the forward pass.
@@ -82,7 +84,7 @@ class AblationSettings:
         exclude_outlier_tokens (bool | float): Leave attention sinks other than BOS out as special tokens
             are, told by their norm at either hook point: they are never salient nor ablated, and in
             no mean. True, or the multiple of the reference norm, which is the median over the first
-            valid tokens of the labelled texts.
+            valid tokens of the labeled texts.
 
     Raises:
         ValueError: if a value is outside its range.
@@ -98,7 +100,7 @@ class AblationSettings:
     n_steps: int = 16
     rank: int = 1
     vectors: Vectors = "decoder"
-    centre: bool | None = None
+    center: bool | None = None
     probe: ProbeKind | None = None
     n_folds: int | None = None
     causal: bool | None = None

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens.activations.labelled_texts import LabelledTexts
+from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.activations.outlier_tokens import multiple_of
 from bae_lens.concept_ablation.attribution import Attribution, attribute
 from bae_lens.concept_ablation.concepts import TokenSample
@@ -23,7 +23,7 @@ from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.concept_ablation.texts import encode_texts
 from bae_lens.evals.reconstruction import predicts_next_token
 
-# What LabelledTexts.read takes if nothing is said.
+# What LabeledTexts.read takes if nothing is said.
 _COLUMNS = {"text_column": "text", "label_column": "label", "split": "test"}
 
 
@@ -47,13 +47,13 @@ class Salient(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AblationTask:
-    """Labelled texts, a model that has read them, probes, and each text's salient token.
+    """Labeled texts, a model that has read them, probes, and each text's salient token.
 
     Several dictionaries of the same hook points can be compared on one: ``ablate(task, dictionary)``.
 
     Attributes:
         settings: as given.
-        data: the labelled texts that are used.
+        data: the labeled texts that are used.
         reader: of these texts.
         ordinary: of ordinary text; None where its cross-entropy is not measured.
         sample: tokens that concepts are described by.
@@ -66,7 +66,7 @@ class AblationTask:
     """
 
     settings: AblationSettings
-    data: LabelledTexts
+    data: LabeledTexts
     reader: Reader
     ordinary: Reader | None
     sample: TokenSample
@@ -96,11 +96,11 @@ class AblationTask:
         Args:
             model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
             hook_names: where concepts are ablated and where the probe reads.
-            dataset: labelled texts, or what ``LabelledTexts.read`` takes.
+            dataset: labeled texts, or what ``LabeledTexts.read`` takes.
             settings: the defaults if omitted.
-            reference_texts: unlabelled texts that describe the concepts, and the first of which are
-                the ordinary text whose cross-entropy is measured; the labelled ones if omitted.
-            text_column: see ``LabelledTexts.read``, as for the next two.
+            reference_texts: unlabeled texts that describe the concepts, and the first of which are
+                the ordinary text whose cross-entropy is measured; the labeled ones if omitted.
+            text_column: see ``LabeledTexts.read``, as for the next two.
             label_column: name of the column of labels.
             split: of a dataset that is given by name.
             verbose: show progress bars.
@@ -114,11 +114,11 @@ class AblationTask:
         leace_fitters(0, 1, 2)  # said now, if the package is missing, and not after an hour
         check_hooks(model, hook_names)
         columns = {"text_column": text_column, "label_column": label_column, "split": split}
-        data = _labelled(dataset, columns)
+        data = _labeled(dataset, columns)
         if reference_texts is not None and not len(reference_texts):
             raise ValueError(
                 "reference_texts is empty: give texts, or None to describe the concepts by the "
-                "labelled ones."
+                "labeled ones."
             )
         if settings.max_examples is not None and settings.max_examples < len(data):
             data = data.sample(settings.max_examples, settings.seed)
@@ -189,7 +189,7 @@ class AblationTask:
     @torch.no_grad()
     def predict(self, texts: Sequence[str]) -> tuple[Int[Tensor, " n_others"], list[str]]:
         """What all folds' probes together, by the mean of their logits, say of other texts, which are
-        read as the labelled ones are; and of each what the model has read of it."""
+        read as the labeled ones are; and of each what the model has read of it."""
         source = self.reader
         reader = _reader(
             source.model, source.hook_names, texts, source.readout, self.settings, source.verbose
@@ -203,8 +203,8 @@ class AblationTask:
             classes[batch.examples] = logits.mean(0).argmax(-1)
         return classes, reader.texts.as_read(texts)
 
-    def centres(self, batch: Batch) -> Float[Tensor, "batch pos d_in"]:
-        """What lower activations are centred on: the mean token; the mean vector where that is read.
+    def centers(self, batch: Batch) -> Float[Tensor, "batch pos d_in"]:
+        """What lower activations are centered on: the mean token; the mean vector where that is read.
 
         A [CLS], or the last token of a template, has a mean of its own, far from that of tokens.
         """
@@ -214,15 +214,15 @@ class AblationTask:
         return torch.where(batch.read[..., None], self.vectors[0].mean(0), mean)
 
 
-def _labelled(dataset: Any, columns: dict[str, str]) -> LabelledTexts:
+def _labeled(dataset: Any, columns: dict[str, str]) -> LabeledTexts:
     """The texts, read by their columns' names if they are not read yet."""
-    if not isinstance(dataset, LabelledTexts):
-        return LabelledTexts.read(dataset, **columns)
+    if not isinstance(dataset, LabeledTexts):
+        return LabeledTexts.read(dataset, **columns)
     given = [name for name, value in columns.items() if value != _COLUMNS[name]]
     if given:
         raise ValueError(
-            f"{given[0]} is for data that are still to be read; these are LabelledTexts: give it to "
-            "LabelledTexts.read."
+            f"{given[0]} is for data that are still to be read; these are LabeledTexts: give it to "
+            "LabeledTexts.read."
         )
     return dataset
 
@@ -234,20 +234,20 @@ def _reader(
     readout: Readout,
     settings: AblationSettings,
     verbose: bool,
-    is_labelled: bool = True,
+    is_labeled: bool = True,
 ) -> Reader:
     encoded = encode_texts(
         model,
         texts,
         context_size=settings.context_size,
         readout="first" if readout == "first" else "last",
-        template=settings.template if is_labelled else None,
+        template=settings.template if is_labeled else None,
     )
     return Reader(model, encoded, hook_names, readout, settings.batch_size, verbose=verbose)
 
 
 def _label_tokens(
-    model: Any, settings: AblationSettings, data: LabelledTexts, is_decoder: bool
+    model: Any, settings: AblationSettings, data: LabeledTexts, is_decoder: bool
 ) -> Tensor | None:
     words = settings.label_words
     if words is None:
@@ -273,7 +273,7 @@ def _label_tokens(
 
 def _fit(
     vectors: Tensor | Sequence[Tensor],
-    data: LabelledTexts,
+    data: LabeledTexts,
     fold: Tensor,
     settings: AblationSettings,
 ) -> list[Probe]:
@@ -368,7 +368,7 @@ def _find_salient(task: AblationTask) -> Salient:
     wins = torch.empty(n, dtype=torch.bool)
     method: Attribution = settings.salient
     for batch in reader.batches(f"Attributing ({method.replace('_', ' ')})"):
-        attributed = attribute(reader, batch, score, task.centres(batch), method, settings.n_steps)
+        attributed = attribute(reader, batch, score, task.centers(batch), method, settings.n_steps)
         scores = attributed.scores.abs() if settings.protocol == "released" else attributed.scores
         word_of = reader.texts.word_of[batch.examples, : scores.shape[1]]
         is_word = (word_of >= 0) & batch.at

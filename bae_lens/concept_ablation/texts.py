@@ -142,33 +142,33 @@ def encode_texts(
     )
 
 
-def evidence_words(
-    encoded: EncodedTexts, texts: Sequence[str], evidence: Sequence[str | None]
+def rationale_words(
+    encoded: EncodedTexts, texts: Sequence[str], rationales: Sequence[str | None]
 ) -> list[set[int]]:
-    """The words of each text that its evidence covers, in whole or in part.
+    """The words of each text that its rationale covers, in whole or in part.
 
-    The evidence is looked for as it is, but for how much space there is between its words, and
+    The rationale is looked for as it is, but for how much space there is between its words, and
     taken where it stands first.
 
     Args:
         encoded: the texts as ``encode_texts`` gave them.
         texts: the same as there.
-        evidence: of each text, or None.
+        rationales: of each text, or None.
 
     Returns:
-        Indices of words; none where there is no evidence or it is not in the text, or only in what
+        Indices of words; none where there is no rationale or it is not in the text, or only in what
         was cut off.
 
     Raises:
-        ValueError: if there are not as many texts, evidences and encoded texts.
+        ValueError: if there are not as many texts, rationales and encoded texts.
     """
-    if not len(texts) == len(evidence) == len(encoded.spans):
+    if not len(texts) == len(rationales) == len(encoded.spans):
         raise ValueError(
-            f"There have to be as many texts ({len(texts)}) and evidences ({len(evidence)}) as "
+            f"There have to be as many texts ({len(texts)}) and rationales ({len(rationales)}) as "
             f"encoded texts ({len(encoded.spans)})."
         )
     covered: list[set[int]] = []
-    for text, marked, spans in zip(texts, evidence, encoded.spans, strict=True):
+    for text, marked, spans in zip(texts, rationales, encoded.spans, strict=True):
         pattern = r"\s+".join(map(re.escape, (marked or "").split()))
         match = re.search(pattern, text) if pattern else None
         start, end = match.span() if match else (0, 0)

@@ -199,7 +199,7 @@ def encode_to_indices(
     Raises:
         TypeError: if the SAE is not a BAE or TrainingBAE.
         ValueError: if x has not the SAE's width or, in its dtype, values that are not finite; if
-            ``majority`` is not d_sae bools; if the SAE normalises each input by itself or reshapes
+            ``majority`` is not d_sae bools; if the SAE normalizes each input by itself or reshapes
             heads.
     """
     d_sae, rows = sae.cfg.d_sae, _checked_rows(sae, x)

@@ -12,7 +12,7 @@ from torch import Tensor
 from bae_lens.architectures.bae import BAE, TrainingBAE, TrainingBAEConfig
 from bae_lens.checks.fields import ListOf, Number, check
 from bae_lens.entropy.pruning import prune
-from bae_lens.evals import CodeEvaluation, CodeSummary, summarise_code
+from bae_lens.evals import CodeEvaluation, CodeSummary, summarize_code
 from bae_lens.training.fit import fit_activations
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def estimate_entropy(
     cfg = cfg or TrainingBAEConfig(d_in=d_in, d_sae=4 * d_in, max_density=None)
 
     def score(sae: BAE | TrainingBAE, vectors: Tensor) -> CodeEvaluation:
-        return summarise_code(sae, vectors.to(device).split(4096), pair_counts=True)
+        return summarize_code(sae, vectors.to(device).split(4096), pair_counts=True)
 
     best: tuple[tuple[float, ...], EntropyEstimate] | None = None
     for start in starts:

@@ -105,7 +105,7 @@ def check_tokenizer(model: Any) -> None:
         )
 
 
-def tokenise(model: Any, texts: Sequence[str]) -> list[Int[Tensor, " length"]]:
+def tokenize(model: Any, texts: Sequence[str]) -> list[Int[Tensor, " length"]]:
     """Token ids of each text by itself, whole, with BOS before them where the model has it there."""
     for i, text in enumerate(texts):
         check_text(text, f"Text {i}")

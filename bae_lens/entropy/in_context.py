@@ -17,7 +17,7 @@ from bae_lens.activations.texts import check_text
 from bae_lens.architectures.bae import TrainingBAEConfig
 from bae_lens.checks.fields import ListOf, Text, check, whole
 from bae_lens.entropy.cells import Cell, Settings, measure
-from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenise
+from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenize
 from bae_lens.entropy.result import EntropyProfile, ProfileRow, overfit_warning
 
 logger = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ def in_context_entropy(
             prompts = k_shot_prompts(
                 examples, k, n_prompts, template, control is not None, prompt_seed
             )
-            tokens[k, control] = tokenise(model, [prompt.text for prompt in prompts])
+            tokens[k, control] = tokenize(model, [prompt.text for prompt in prompts])
             _check_context(tokens[k, control], k, model.cfg.n_ctx)
 
     cells = (
@@ -258,7 +258,7 @@ def in_context_accuracy(
     first = [ids[0] for ids in encoded["input_ids"]]
     if len(set(first)) < len(first):
         raise ValueError(f"The labels {labels} do not differ in their first tokens; reword them.")
-    sequences = tokenise(model, [prompt.text for prompt in prompts])
+    sequences = tokenize(model, [prompt.text for prompt in prompts])
     _check_context(sequences, max(len(p.demonstrations) for p in prompts), model.cfg.n_ctx)
     device = next(model.parameters()).device
     by_length: dict[int, list[int]] = defaultdict(list)

@@ -17,7 +17,7 @@ from bae_lens.activations.texts import MissingTexts, check_text, is_missing
 from bae_lens.architectures.bae import TrainingBAEConfig
 from bae_lens.checks.fields import ListOf, Text, check, is_valid, shown, whole
 from bae_lens.entropy.cells import Cell, Settings, measure
-from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenise
+from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenize
 from bae_lens.entropy.result import EntropyProfile, overfit_warning
 
 logger = logging.getLogger(__name__)
@@ -254,7 +254,7 @@ def _long_enough(
     n_own = length - len(text_start(model, add_special_tokens=False).added)
     n_too_short = 0
     while len(kept) < n_sequences and (some := list(islice(texts, _TEXTS_AT_A_TIME))):
-        for ids in tokenise(model, some):
+        for ids in tokenize(model, some):
             if len(kept) == n_sequences:
                 break
             if len(ids) < length:

@@ -82,7 +82,7 @@ class EntropyProfile:
     """Entropy of hidden states by hook and by position (or number of demonstrations).
 
     Attributes:
-        rows: one a hook, cell, control and seed.
+        rows: one per hook, cell, control and seed.
         axis: what the cells are.
         max_unexplained: the fidelity at which all entropies were taken.
         n_texts: texts (or prompts) behind each cell, held-out ones included.

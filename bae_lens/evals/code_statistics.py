@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bae_lens.checks.fields import Flag, check, whole
 from bae_lens.evals.code_summary import CodeSummary, spread_of_l0
-from bae_lens.evals.magnitudes import MagnitudeQuantiser, magnitude_entropy
+from bae_lens.evals.magnitudes import MagnitudeQuantizer, magnitude_entropy
 from bae_lens.nn import (
     binary_entropy,
     chance_co_firing,
@@ -53,10 +53,10 @@ class CodeStatistics:
             saved ``BAE``), so that the raw densities are those of training.
         minibatch_size: tokens per minibatch, for the entropy of one. Rows are cut into minibatches in
             the order given, across updates; an unfinished one does not count.
-        quantiser: gives the magnitudes of a real-valued code a length in bits.
+        quantizer: gives the magnitudes of a real-valued code a length in bits.
 
     Raises:
-        ValueError: if a number is none or outside its range, or ``flipped`` or ``quantiser`` does not
+        ValueError: if a number is none or outside its range, or ``flipped`` or ``quantizer`` does not
             fit.
     """
 
@@ -66,7 +66,7 @@ class CodeStatistics:
         pair_counts: bool = False,
         flipped: Tensor | None = None,
         minibatch_size: int = 1024,
-        quantiser: MagnitudeQuantiser | None = None,
+        quantizer: MagnitudeQuantizer | None = None,
     ) -> None:
         d_sae = check("d_sae", d_sae, whole(1))
         pair_counts = check("pair_counts", pair_counts, Flag())
@@ -77,12 +77,12 @@ class CodeStatistics:
                 f"flipped must be bools of shape ({d_sae},), one per latent; got "
                 f"{self.flipped.dtype} of shape {tuple(self.flipped.shape)}."
             )
-        if quantiser is not None and len(quantiser.norms) != d_sae:
+        if quantizer is not None and len(quantizer.norms) != d_sae:
             raise ValueError(
-                f"These statistics are of {d_sae} latents; the quantiser is of {len(quantiser.norms)} latents."
+                f"These statistics are of {d_sae} latents; the quantizer is of {len(quantizer.norms)} latents."
             )
         self.minibatch_size = minibatch_size
-        self.quantiser = quantiser
+        self.quantizer = quantizer
         self.n_tokens = 0
         self.n_fired = torch.zeros(d_sae, dtype=torch.int64)
         self.l0_counts = torch.zeros(d_sae + 1, dtype=torch.int64)
@@ -90,7 +90,7 @@ class CodeStatistics:
         self.smallest = torch.full((d_sae,), torch.inf, dtype=torch.float64)
         self.largest = torch.full((d_sae,), -torch.inf, dtype=torch.float64)
         self.cell_counts = (
-            None if quantiser is None else torch.zeros(d_sae, quantiser.n_cells, dtype=torch.int64)
+            None if quantizer is None else torch.zeros(d_sae, quantizer.n_cells, dtype=torch.int64)
         )
         self.co_fired = torch.zeros(d_sae, d_sae, dtype=torch.int32) if pair_counts else None
         self.distinct: Counter[bytes] = Counter()
@@ -121,8 +121,8 @@ class CodeStatistics:
         self.l0_counts += torch.bincount(fired.sum(1), minlength=self.d_sae + 1).cpu()
         if len(fired) > 0:
             self._note_extremes(acts, fired)
-        if self.quantiser is not None and self.cell_counts is not None:
-            self.cell_counts += self.quantiser.count(acts).cpu()
+        if self.quantizer is not None and self.cell_counts is not None:
+            self.cell_counts += self.quantizer.count(acts).cpu()
         if self.co_fired is not None:
             self._count_pairs(fired, self.co_fired)
             packed = np.packbits(fired.cpu().numpy(), axis=1)
@@ -142,12 +142,12 @@ class CodeStatistics:
         """
         if not torch.equal(self.flipped, other.flipped):
             raise ValueError("Only statistics of the same code (d_sae, flipped) can be merged.")
-        quantisers = (self.quantiser, other.quantiser)
+        quantizers = (self.quantizer, other.quantizer)
         same = {
             "pair_counts": self.pair_counts == other.pair_counts,
             "minibatch_size": self.minibatch_size == other.minibatch_size,
-            "quantiser": quantisers == (None, None)
-            or (None not in quantisers and self.quantiser.is_same(other.quantiser)),  # type: ignore[union-attr, arg-type]
+            "quantizer": quantizers == (None, None)
+            or (None not in quantizers and self.quantizer.is_same(other.quantizer)),  # type: ignore[union-attr, arg-type]
         }
         for name, is_same in same.items():
             if not is_same:
@@ -225,7 +225,7 @@ class CodeStatistics:
             **joint,
             is_one_bit=is_one_bit,
             magnitude_entropy=magnitudes,
-            magnitude_bits=None if self.quantiser is None else self.quantiser.bits,
+            magnitude_bits=None if self.quantizer is None else self.quantizer.bits,
             support_entropy=support,
             description_length=None if magnitudes is None else support + magnitudes,
             firing_rates=rates.float(),

@@ -51,10 +51,10 @@ class CodeSummary:
             it, it only says how many tokens there were.
         n_distinct_codes: distinct codes seen.
         is_one_bit: whether every latent had one value only where it fired.
-        magnitude_entropy: bits per token of the quantised magnitudes, given which latents fire; 0
-            for a one-bit code, None for others without a quantiser. Of the frequencies on these very
+        magnitude_entropy: bits per token of the quantized magnitudes, given which latents fire; 0
+            for a one-bit code, None for others without a quantizer. Of the frequencies on these very
             tokens, and so a little low where cells are many.
-        magnitude_bits: resolution of those, see ``MagnitudeQuantiser``.
+        magnitude_bits: resolution of those, see ``MagnitudeQuantizer``.
         support_entropy: bits per token of which latents fire: the marginal entropy less the total
             correlation, of which what chance alone would show is not counted; without pair counts,
             the marginal entropy, which does not compare with it.

@@ -35,7 +35,7 @@ from bae_lens.evals.reconstruction import (
     next_token_loss,
     predicts_next_token,
 )
-from bae_lens.evals.summarise import Reconstructed
+from bae_lens.evals.summarize import Reconstructed
 from bae_lens.nn import widened
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Magnitudes of a real-valued code, quantised, so that the code has a length in bits."""
+"""Magnitudes of a real-valued code, quantized, so that the code has a length in bits."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _RANGE, _REACH = 4.0, 64.0
 MAX_BITS = 16
 
 
-class MagnitudeQuantiser:
+class MagnitudeQuantizer:
     """Cells of one width for the magnitudes of all latents, counted in units of the output.
 
     A magnitude times the norm of its decoder row is what the latent adds to the reconstruction. One
     step for all of them spreads the error evenly, and with entropy-coded cells that is close to the
-    best a scalar quantiser can do, and shorter than cells fitted to each latent's own range. A value is
-    restored as the mean of its latent's values in its cell when the quantiser was fitted.
+    best a scalar quantizer can do, and shorter than cells fitted to each latent's own range. A value is
+    restored as the mean of its latent's values in its cell when the quantizer was fitted.
 
     Args:
         bits: resolution: a step is 2^(−bits) × 4 × the root mean square of all magnitudes (in units of
@@ -47,7 +47,7 @@ class MagnitudeQuantiser:
         self.first_cell = first_cell
         self.restored = restored
 
-    def is_same(self, other: MagnitudeQuantiser) -> bool:
+    def is_same(self, other: MagnitudeQuantizer) -> bool:
         """Whether both put values into the same cells."""
         mine, theirs = ((q.step, q.first_cell, q.n_cells) for q in (self, other))
         return mine == theirs and torch.equal(self.norms.cpu(), other.norms.cpu())
@@ -61,7 +61,7 @@ class MagnitudeQuantiser:
     @torch.no_grad()
     def fit(
         cls, acts: Float[Tensor, "n d_sae"], W_dec: Float[Tensor, "d_sae d_out"], bits: float
-    ) -> MagnitudeQuantiser:
+    ) -> MagnitudeQuantizer:
         """Set the step and the values of the cells from some of a code's activations.
 
         Args:
@@ -94,25 +94,25 @@ class MagnitudeQuantiser:
         n_cells = int(highest - lowest) + 1
         cells = (torch.arange(n_cells, device=acts.device) + lowest + 0.5) * step
         middle = cells / norms.clamp(min=1e-12).unsqueeze(1)
-        quantiser = cls(bits, norms, step, int(lowest), middle)
+        quantizer = cls(bits, norms, step, int(lowest), middle)
         # Where values were seen, their mean in place of the middle of the cell.
-        flat = quantiser._flat_cells(acts, fired)
+        flat = quantizer._flat_cells(acts, fired)
         n = torch.bincount(flat, minlength=d_sae * n_cells).reshape(d_sae, n_cells)
         total = torch.zeros(d_sae * n_cells, dtype=torch.float64, device=acts.device)
         total.index_add_(0, flat, acts[fired].double())
         mean = (total.reshape(d_sae, n_cells) / n.clamp(min=1)).float()
-        quantiser.restored = torch.where(n > 0, mean, middle)
-        return quantiser
+        quantizer.restored = torch.where(n > 0, mean, middle)
+        return quantizer
 
     @torch.no_grad()
-    def quantise(self, acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
+    def quantize(self, acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         """Activations with the magnitudes that their cells stand for; what is 0 stays 0."""
         fired = acts != 0
         acts = acts if acts.is_floating_point() else acts.float()
-        quantised = torch.zeros_like(acts)
+        quantized = torch.zeros_like(acts)
         restored = self.restored.to(acts).flatten()
-        quantised[fired] = restored[self._flat_cells(acts, fired)]
-        return quantised
+        quantized[fired] = restored[self._flat_cells(acts, fired)]
+        return quantized
 
     @torch.no_grad()
     def count(self, acts: Float[Tensor, "n d_sae"]) -> Int[Tensor, "d_sae n_cells"]:

@@ -36,7 +36,7 @@ from bae_lens.evals.cross_layer import WITH_OUTLIERS, CrossLayerEvaluation, eval
 from bae_lens.evals.magnitudes import MAX_BITS
 from bae_lens.evals.outliers import OutlierScores, described
 from bae_lens.evals.reconstruction import mean_ablation_ce
-from bae_lens.evals.summarise import Reconstructed, is_one_hot, summarise_code
+from bae_lens.evals.summarize import Reconstructed, is_one_hot, summarize_code
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def run_evals(
             where that is sound and small, at 20 tokens per latent or more and up to 16,384 latents (1
             GB of counts).
         magnitude_bits: resolution at which a real-valued code's magnitudes are counted, see
-            ``MagnitudeQuantiser``; ``quantised_explained_variance`` is what is left at it. None: they
+            ``MagnitudeQuantizer``; ``quantized_explained_variance`` is what is left at it. None: they
             are not.
         exclude_outlier_tokens: see ``outlier_tokens_of``; False: none are left out, and SAELens' groups
             are its own. Give the same ``OutlierTokens`` for SAEs that are compared on other texts
@@ -202,7 +202,7 @@ def run_evals(
         one = next(codes, None)
         if one is None:
             return {"n_tokens": 0}
-        summary, explained_variance, quantised = summarise_code(
+        summary, explained_variance, quantized = summarize_code(
             sae,
             chain([one], codes),
             scaler,
@@ -213,7 +213,7 @@ def run_evals(
         group = {
             **summary.to_dict(),
             "explained_variance": explained_variance,
-            "quantised_explained_variance": quantised,
+            "quantized_explained_variance": quantized,
         }
         if use is not None:
             used = use.compute()

@@ -40,7 +40,7 @@ class Coder(Dictionary):
 
     @property
     def strength(self) -> Strength:
-        """What orders examples by how strongly a latent fires, see ``Evidence.strength``."""
+        """What orders examples by how strongly a latent fires, see ``LatentRecords.strength``."""
         if self.kind.is_one_hot:
             return "nearness"
         return "surprise" if self.kind.is_one_bit else "activation"

@@ -22,19 +22,19 @@ from bae_lens.activations.text_batch import MaskedTextStore
 from bae_lens.dictionaries import Clusters
 from bae_lens.examples.coder import Coder
 from bae_lens.examples.corpus import NOTHING, Texts, TokenBlock, place_dtype, token_blocks
+from bae_lens.examples.corpus_tokens import CorpusSample
 from bae_lens.examples.lemmas import lemma_table, load_simplemma
-from bae_lens.examples.non_activating import BackgroundSample
 from bae_lens.examples.pair_counts import MAX_PAIRED, PairCounts, nearest_in_codebook
 from bae_lens.examples.records import (
     LEAST_FOR_LIFT,
-    BackgroundToken,
+    CorpusToken,
     Count,
-    Evidence,
-    EvidenceSettings,
     Example,
-    LatentEvidence,
+    ExampleSettings,
+    LatentRecord,
+    LatentRecords,
     LeftOut,
-    Neighbour,
+    Neighbor,
     Strength,
 )
 from bae_lens.examples.reservoir import FiringKeys, Reservoir, strongest_first
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 _MAX_PAIRS = 2**21
 
 
-def collect_evidence(
+def collect_examples(
     model: HookedRootModule,
     dictionary: SAE[Any] | Clusters,
     source: ActivationsStore
@@ -57,7 +57,7 @@ def collect_evidence(
     | Sequence[str]
     | str
     | None,
-    settings: EvidenceSettings | None = None,
+    settings: ExampleSettings | None = None,
     *,
     labels: Sequence[Any] | None = None,
     activation_scaler: ActivationScaler | None = None,
@@ -65,15 +65,15 @@ def collect_evidence(
     exclude_outlier_tokens: bool | float | OutlierTokens = True,
     model_kwargs: Mapping[str, Any] | None = None,
     verbose: bool = False,
-) -> Evidence:
-    """Examples, tokens, neighbours and classes of each latent or code, from one pass over a corpus.
+) -> LatentRecords:
+    """Examples, tokens, neighbors and classes of each latent or code, from one pass over a corpus.
 
     The same seed gives the same examples, however the corpus is batched (but for rounding in the
     model, which may differ with the size of a batch). Memory does not grow with the corpus: an
     example is 4 bytes a token of its window and 24 more, of which there are ``n_strongest +
     n_random`` a latent, of one-bit codes four or six times as many; the margins of a block of bits
     are 32 MB; see also ``TokenCounts``, ``PairCounts`` and
-    ``BackgroundSample``.
+    ``CorpusSample``.
 
     Args:
         model: a HookedTransformer, TransformerBridge or another model with their interface.
@@ -98,7 +98,7 @@ def collect_evidence(
             has activations of another width there, its code depends on the batch, or there is no token
             that counts.
     """
-    settings = settings or EvidenceSettings()
+    settings = settings or ExampleSettings()
     coder = Coder(dictionary, activation_scaler or ActivationScaler())
     if settings.lemmas is not None:
         load_simplemma()  # Rather now than after the pass.
@@ -131,18 +131,18 @@ def collect_evidence(
     strings = TokenStrings(getattr(model, "tokenizer", None))
     latents = collector.latents(coder, strings)
     shares = collector.class_totals / collector.n_tokens
-    return Evidence(
+    return LatentRecords(
         dictionary=coder.name,
         hook_name=coder.hook_name,
         strength=coder.strength,
-        neighbour_measure="distance" if coder.strength == "nearness" else "phi",
+        neighbor_measure="distance" if coder.strength == "nearness" else "phi",
         n_tokens=collector.n_tokens,
         n_texts=collector.n_texts,
         settings=settings,
         latents=tuple(latents),
         class_names=names,
         class_shares=None if names is None else tuple(shares.tolist()),
-        background=collector.background_tokens(strings),
+        corpus_tokens=collector.corpus_tokens(strings),
         outliers=left_out,
         weights_sha256=coder.weights_sha256,
     )
@@ -165,13 +165,13 @@ class Collector:
 
     Args:
         n_latents: number of latents.
-        strength: what kind of code it is, see ``Evidence.strength``.
+        strength: what kind of code it is, see ``LatentRecords.strength``.
         settings: what to keep.
         n_classes: of the labels; 0 without.
     """
 
     def __init__(
-        self, n_latents: int, strength: Strength, settings: EvidenceSettings, n_classes: int
+        self, n_latents: int, strength: Strength, settings: ExampleSettings, n_classes: int
     ) -> None:
         self.n_latents, self.settings, self.n_classes = n_latents, settings, n_classes
         self.are_bits = strength == "surprise"
@@ -185,10 +185,10 @@ class Collector:
         if self.are_bits:
             self.more_random = Reservoir(n_groups, settings.n_strongest, place)
         self.n_left_out = 0
-        self.background = None
-        if settings.n_background > 0:
-            self.background = BackgroundSample(
-                settings.n_background, n_latents, place, settings.seed
+        self.corpus_sample = None
+        if settings.n_corpus_tokens > 0:
+            self.corpus_sample = CorpusSample(
+                settings.n_corpus_tokens, n_latents, place, settings.seed
             )
         self.tokens = TokenCounts(n_groups, settings.n_counters)
         self.n_tokens, self.n_texts = 0, 0
@@ -198,12 +198,12 @@ class Collector:
         self.class_totals = np.zeros(n_classes, dtype=np.int64)
         self.pairs = None
         self._last_text = -1
-        if settings.n_neighbours > 0 and strength != "nearness":
+        if settings.n_neighbors > 0 and strength != "nearness":
             if n_latents <= MAX_PAIRED:
                 self.pairs = PairCounts(n_latents)
             else:
                 logger.warning(
-                    "There are no neighbours: pairs are counted of %d latents at most, and there "
+                    "There are no neighbors: pairs are counted of %d latents at most, and there "
                     "are %d.",
                     *(MAX_PAIRED, n_latents),
                 )
@@ -224,8 +224,8 @@ class Collector:
         self._keep_examples(block, rows, latents, token_keys)
         if self.are_bits:
             self._keep_examples_of_off(block, token_keys)
-        if self.background is not None:
-            self.background.update(block, token_keys)
+        if self.corpus_sample is not None:
+            self.corpus_sample.update(block, token_keys)
         self.n_tokens += len(block)
         if block.n_left_out is not None:
             self.n_left_out += int(block.n_left_out.sum())
@@ -242,11 +242,11 @@ class Collector:
         if self.pairs is not None:
             self.pairs.update(block.firings)
 
-    def latents(self, coder: Coder, strings: TokenStrings) -> Iterator[LatentEvidence]:
+    def latents(self, coder: Coder, strings: TokenStrings) -> Iterator[LatentRecord]:
         """What was seen of each latent, in order.
 
         Args:
-            coder: the dictionary, for the neighbours of its codes.
+            coder: the dictionary, for the neighbors of its codes.
             strings: of the model's tokenizer.
         """
         when_off = self.when_off
@@ -259,12 +259,12 @@ class Collector:
         )
         tokens = _Counted(self.tokens.counts, self.token_totals, strings)
         lemmas = self._lemmas(strings)
-        for j, neighbours in enumerate(self._neighbours(coder)):
+        for j, neighbors in enumerate(self._neighbors(coder)):
             group, n = int(groups[j]), int(n_firings[j])
             rate = n / self.n_tokens
             surprise = -float(np.log2(rate)) if self.are_bits and n > 0 else None
             lemma_counts = None if lemmas is None else self._top(lemmas, group, n)
-            yield LatentEvidence(
+            yield LatentRecord(
                 index=j,
                 when_off=bool(when_off[j]),
                 n_firings=n,
@@ -275,21 +275,21 @@ class Collector:
                 lift_tokens=self._of_highest_lift(tokens, group, n),
                 count_error=int(errors[j]),
                 top_lemmas=lemma_counts and tuple(c._replace(token=None) for c in lemma_counts),
-                neighbours=neighbours,
+                neighbors=neighbors,
                 class_shares=tuple(classes[j].tolist()) if self.n_classes > 0 else None,
                 more_random=None
                 if self.more_random is None
                 else self._examples(self.more_random, group, strings, surprise),
             )
 
-    def background_tokens(self, strings: TokenStrings) -> tuple[BackgroundToken, ...] | None:
+    def corpus_tokens(self, strings: TokenStrings) -> tuple[CorpusToken, ...] | None:
         """Tokens drawn at random, with what fires at each; None where none were asked for."""
-        sample = self.background
+        sample = self.corpus_sample
         if sample is None:
             return None
         examples = _examples(sample.reservoir, 0, strings, self.settings.n_left, 0.0)
         return tuple(
-            BackgroundToken(one, sample.firing(one.text, one.position, self.when_off))
+            CorpusToken(one, sample.firing(one.text, one.position, self.when_off))
             for one in examples
         )
 
@@ -382,13 +382,13 @@ class Collector:
         of_lemmas = counts @ table[: counts.shape[1]]
         return _Counted(of_lemmas, self.token_totals @ table, names.__getitem__)
 
-    def _neighbours(self, coder: Coder) -> Iterable[tuple[Neighbour, ...] | None]:
-        n = self.settings.n_neighbours
+    def _neighbors(self, coder: Coder) -> Iterable[tuple[Neighbor, ...] | None]:
+        n = self.settings.n_neighbors
         if n > 0 and coder.strength == "nearness":
             return nearest_in_codebook(coder.codebook, n)
         if self.pairs is None:
             return repeat(None, self.n_latents)
-        return self.pairs.neighbours(self.n_tokens, self.when_off, n)
+        return self.pairs.neighbors(self.n_tokens, self.when_off, n)
 
 
 def _examples(

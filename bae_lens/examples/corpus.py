@@ -28,7 +28,7 @@ from bae_lens.activations.text_store import Progress
 from bae_lens.activations.texts import check_text
 from bae_lens.dictionaries import Clusters
 from bae_lens.examples.coder import Coder
-from bae_lens.examples.records import EvidenceSettings
+from bae_lens.examples.records import ExampleSettings
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class TokenBlock:
         )
 
 
-def place_dtype(settings: EvidenceSettings) -> np.dtype[Any]:
+def place_dtype(settings: ExampleSettings) -> np.dtype[Any]:
     """The record of where a token stands: text, position in its sequence, and the window of tokens around it."""
     width = settings.n_left + 1 + settings.n_right
     return np.dtype([("text", np.int64), ("position", np.int32), ("window", np.int32, (width,))])
@@ -120,11 +120,11 @@ class Texts:
         source: Any,
         coder: Coder,
         model: HookedRootModule,
-        settings: EvidenceSettings,
+        settings: ExampleSettings,
         special_tokens: Sequence[int],
         classes: NDArray[np.int64] | None = None,
     ) -> Texts:
-        """From a store, a dataset, its name, or a list of texts, see ``collect_evidence``.
+        """From a store, a dataset, its name, or a list of texts, see ``collect_examples``.
 
         Raises:
             ValueError: if there are labels and not one for each text, or texts are joined so that
@@ -135,7 +135,7 @@ class Texts:
             store, batch_size = source, getattr(source, "store_batch_size_prompts", None)
         else:
             source, order = _shuffled(source, settings.seed)
-            store = _store_of(source, coder, model, settings, are_labelled=classes is not None)
+            store = _store_of(source, coder, model, settings, are_labeled=classes is not None)
             batch_size = settings.batch_size
         if not isinstance(store, SentenceStore):
             order = None
@@ -192,7 +192,7 @@ def token_blocks(
     texts: Texts,
     coder: Coder,
     model: HookedRootModule,
-    settings: EvidenceSettings,
+    settings: ExampleSettings,
     model_kwargs: Mapping[str, Any] | None = None,
     verbose: bool = False,
 ) -> Iterator[TokenBlock]:
@@ -212,7 +212,7 @@ def _pieces(
     texts: Texts,
     coder: Coder,
     model: HookedRootModule,
-    settings: EvidenceSettings,
+    settings: ExampleSettings,
     model_kwargs: Mapping[str, Any] | None,
 ) -> Iterator[TokenBlock]:
     """One block per batch."""
@@ -248,7 +248,7 @@ def _pieces(
         )
 
 
-def _windows(batch: TextBatch, settings: EvidenceSettings) -> NDArray[np.int64]:
+def _windows(batch: TextBatch, settings: ExampleSettings) -> NDArray[np.int64]:
     """The tokens around each, ``[batch, pos, n_left + 1 + n_right]``, as a view."""
     tokens = batch.tokens
     if batch.attention_mask is not None:
@@ -306,13 +306,13 @@ def _store_of(
     source: Any,
     coder: Coder,
     model: HookedRootModule,
-    settings: EvidenceSettings,
-    are_labelled: bool,
+    settings: ExampleSettings,
+    are_labeled: bool,
 ) -> ActivationsStore | MaskedTextStore:
     """A store of a dataset or its name, read as in training, or with each text by itself."""
     dictionary = coder.source
     is_list = isinstance(source, list)
-    if not (isinstance(dictionary, Clusters) or are_labelled or is_list):
+    if not (isinstance(dictionary, Clusters) or are_labeled or is_list):
         return held_out_store(dictionary, model, source, settings.batch_size)
     if source is None:
         raise ValueError(

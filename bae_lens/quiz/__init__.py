@@ -1,6 +1,6 @@
 """A quiz for people: which class did the model predict, from the view of a concept alone?
 
-The data's way: what was recovered and its evidence (``bae_lens.examples``) → ``questions`` (a page and the
+The data's way: what was recovered and its examples (``bae_lens.examples``) → ``questions`` (a page and the
 key of its answers) → files that readers save → ``scores``.
 """
 

@@ -13,15 +13,15 @@ from typing_extensions import Self
 
 from bae_lens.checks.consistency import check_indices, check_lengths, check_that
 from bae_lens.checks.fields import check_fields, whole
-from bae_lens.examples.records import Evidence
+from bae_lens.examples.records import LatentRecords
 from bae_lens.files.json_file import JsonResult
 from bae_lens.files.whole import write_bytes
 from bae_lens.html_page import html_page
 from bae_lens.scoring.judges.answer_cache import key_of
-from bae_lens.scoring.shown_examples import view_of
+from bae_lens.scoring.words_and_contexts import words_and_contexts_of
 
 if TYPE_CHECKING:
-    from bae_lens.scoring.recoverability_result import Recovery
+    from bae_lens.scoring.recoverability_result import Recoverability
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ class QuizKey(JsonResult):
 
 def write_quiz(
     path: str | Path,
-    recoveries: Mapping[str, Recovery],
-    evidence: Mapping[str, Evidence],
+    recoverabilities: Mapping[str, Recoverability],
+    records: Mapping[str, LatentRecords],
     settings: QuizSettings | None = None,
 ) -> QuizKey:
     """Write a page that asks people what the model predicted, and beside it the key of its answers.
@@ -157,32 +157,32 @@ def write_quiz(
 
     Args:
         path: of the page; its key is written beside it, see ``key_path``.
-        recoveries: of each dictionary by name, all by one ``RecoveryTask``.
-        evidence: of each of them; views are of it.
+        recoveries: of each dictionary by name, all by one ``RecoverabilityTask``.
+        records: of each of them; views are of it.
         settings: see ``QuizSettings``.
 
     Returns:
         The key.
 
     Raises:
-        ValueError: if there is no dictionary, one has no evidence, they are not of the same texts,
+        ValueError: if there is no dictionary, one has no examples, they are not of the same texts,
             predictions and classes, or there is no text in which each has a concept.
     """
     settings = settings or QuizSettings()
-    predictions, class_names = _check(recoveries, evidence)
-    concepts = [own.concepts for own in recoveries.values()]
+    predictions, class_names = _check(recoverabilities, records)
+    concepts = [own.concepts for own in recoverabilities.values()]
     with_concepts = [i for i in range(len(predictions)) if all(own[i] >= 0 for own in concepts)]
     if not with_concepts:
         raise ValueError(
             f"None of the {len(predictions)} texts has a concept in each of the dictionaries "
-            f"{', '.join(map(repr, recoveries))}. Ask about fewer dictionaries, or more texts."
+            f"{', '.join(map(repr, recoverabilities))}. Ask about fewer dictionaries, or more texts."
         )
     rng = np.random.default_rng(settings.seed)
     items = _items(concepts, predictions, with_concepts, settings, rng)
-    names = tuple(recoveries)
+    names = tuple(recoverabilities)
     views = [
-        view_of(
-            evidence[names[item.dictionary]], item.latent, settings.n_words, settings.n_contexts
+        words_and_contexts_of(
+            records[names[item.dictionary]], item.latent, settings.n_words, settings.n_contexts
         )
         for item in items
     ]
@@ -221,25 +221,25 @@ def key_path(path: str | Path) -> Path:
 
 
 def _check(
-    recoveries: Mapping[str, Recovery], evidence: Mapping[str, Evidence]
+    recoverabilities: Mapping[str, Recoverability], records: Mapping[str, LatentRecords]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The predictions and the names of classes, which all share."""
-    if not recoveries or set(recoveries) != set(evidence):
+    if not recoverabilities or set(recoverabilities) != set(records):
         raise ValueError(
-            "A quiz is of one dictionary at least, each with its evidence by the same name; got "
-            f"recoveries of {sorted(recoveries)} and evidence of {sorted(evidence)}."
+            "A quiz is of one dictionary at least, each with its examples by the same name; got "
+            f"recoveries of {sorted(recoverabilities)} and examples of {sorted(records)}."
         )
-    first = next(iter(recoveries.values()))
-    for name, own in recoveries.items():
+    first = next(iter(recoverabilities.values()))
+    for name, own in recoverabilities.items():
         if (own.predictions, own.class_names) != (first.predictions, first.class_names):
             raise ValueError(
-                f"{name!r} is not of the same texts and predictions as {next(iter(recoveries))!r}, so "
-                "that people could not compare them. Recover all with one RecoveryTask."
+                f"{name!r} is not of the same texts and predictions as {next(iter(recoverabilities))!r}, so "
+                "that people could not compare them. Recover all with one RecoverabilityTask."
             )
-        if max(own.concepts, default=-1) >= len(evidence[name]):
+        if max(own.concepts, default=-1) >= len(records[name]):
             raise ValueError(
-                f"{name!r} has concept {max(own.concepts)}, and its evidence is of "
-                f"{len(evidence[name])} latents. Give the evidence of this dictionary."
+                f"{name!r} has concept {max(own.concepts)}, and its examples are of "
+                f"{len(records[name])} latents. Give the examples of this dictionary."
             )
     return tuple(first.predictions), tuple(first.class_names)
 

@@ -1,6 +1,6 @@
 """What is known of a dictionary's latents as one static HTML file that people can read.
 
-The data's way: evidence, ``metrics``, ``scores`` and ``sentences`` → ``content`` (plain values, text
+The data's way: records of latents, ``metrics``, ``scores`` and ``sentences`` → ``content`` (plain values, text
 packed by ``packing``) → ``page`` (the file: ``report.html`` with its style, scripts and data, by ``bae_lens.html_page``).
 """
 

@@ -37,7 +37,7 @@ function scale([low, high], axis, begin, end) {
   return (v) => begin + share(v) * (end - begin);
 }
 
-// series: [{name, points: [[x, y]], says}]. Lines differ by their dashes, not by colour alone.
+// series: [{name, points: [[x, y]], says}]. Lines differ by their dashes, not by color alone.
 function chart({ title, about, x, y, series, extra }) {
   const points = series.flatMap((s) => s.points);
   if (!points.length) return null;

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from bae_lens.evals.code_summary import CodeSummary
-from bae_lens.examples.records import Count, Evidence, Example, LatentEvidence
+from bae_lens.examples.records import Count, Example, LatentRecord, LatentRecords
 from bae_lens.report.metrics import HEADLINES, OF_LATENTS, list_metrics
 from bae_lens.report.packing import ALPHABET, StringTable, pack_rising
 from bae_lens.report.scores import (
@@ -39,7 +39,7 @@ class Compared(NamedTuple):
 
     Attributes:
         name: in the tables.
-        evidence: what was seen of it.
+        records: what was seen of it.
         summary: see ``write_report``.
         training: see ``write_report``.
         link: its own report, relative to the comparison's file; None: there is none.
@@ -48,7 +48,7 @@ class Compared(NamedTuple):
     """
 
     name: str
-    evidence: Evidence
+    records: LatentRecords
     summary: CodeSummary | Mapping[str, Any] | None = None
     training: Mapping[str, Sequence[float]] | None = None
     link: str | None = None
@@ -70,28 +70,28 @@ def report_content(
             is of another dictionary, or a sentence has a code that the dictionary lacks or not one
             entry for each token.
     """
-    evidence = own.evidence
-    _check_lengths(evidence, scores, phrases)
-    _check_sentences(evidence, sentences)
-    check_results(evidence, own.results)
+    records = own.records
+    _check_lengths(records, scores, phrases)
+    _check_sentences(records, sentences)
+    check_results(records, own.results)
     if phrases is None:
-        phrases = best_phrases(own.results, len(evidence))
+        phrases = best_phrases(own.results, len(records))
     columns = [*list_columns(own.results), *_given_columns(scores)]
     said = list_said(own.results)
-    table = StringTable(_uses(evidence, sentences))
+    table = StringTable(_uses(records, sentences))
     return {
         **_page("report", title, [own]),
         "alphabet": ALPHABET,
         "strings": table.strings,
-        "strength": evidence.strength,
-        "order": evidence.order,
-        "measure": evidence.neighbour_measure,
-        "classes": evidence.class_names,
-        "classShares": _rounded_all(evidence.class_shares),
+        "strength": records.strength,
+        "order": records.order,
+        "measure": records.neighbor_measure,
+        "classes": records.class_names,
+        "classShares": _rounded_all(records.class_shares),
         "phrases": None if phrases is None else list(phrases),
-        "scores": [_column(column, len(evidence)) for column in columns],
+        "scores": [_column(column, len(records)) for column in columns],
         "said": {j: [_rounded_values(run._asdict()) for run in own] for j, own in said.items()},
-        "latents": [_latent(latent, table) for latent in evidence.latents],
+        "latents": [_latent(latent, table) for latent in records.latents],
         "sentences": [_sentence(sentence, table) for sentence in sentences],
     }
 
@@ -114,7 +114,7 @@ def comparison_content(title: str, dictionaries: Sequence[Compared]) -> dict[str
                 f"The link of {own.name!r} must be a path relative to the comparison's file; got "
                 f"{own.link!r}."
             )
-        check_results(own.evidence, own.results)
+        check_results(own.records, own.results)
     return _page("comparison", title, dictionaries)
 
 
@@ -130,19 +130,19 @@ def _page(kind: str, title: str, dictionaries: Sequence[Compared]) -> dict[str, 
 
 
 def _overview(own: Compared) -> dict[str, Any]:
-    evidence = own.evidence
+    records = own.records
     return {
         "name": own.name,
         "link": own.link,
-        "architecture": evidence.dictionary,
-        "hook": evidence.hook_name,
+        "architecture": records.dictionary,
+        "hook": records.hook_name,
         "about": dict(own.about),
-        "unit": "code" if evidence.strength == "nearness" else "latent",
-        "nTokens": evidence.n_tokens,
-        "nTexts": evidence.n_texts,
-        "outliers": evidence.outliers and _rounded_values(evidence.outliers._asdict()),
-        "nFirings": [latent.n_firings for latent in evidence.latents],
-        "whenOff": [latent.index for latent in evidence.latents if latent.when_off],
+        "unit": "code" if records.strength == "nearness" else "latent",
+        "nTokens": records.n_tokens,
+        "nTexts": records.n_texts,
+        "outliers": records.outliers and _rounded_values(records.outliers._asdict()),
+        "nFirings": [latent.n_firings for latent in records.latents],
+        "whenOff": [latent.index for latent in records.latents if latent.when_off],
         "metrics": [
             [
                 *(metric.name, _rounded(metric.value), metric.explanation, metric.label),
@@ -191,17 +191,17 @@ def _training(log: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
     }
 
 
-def _latent(latent: LatentEvidence, table: StringTable) -> list[Any]:
-    """Strongest and random examples, tokens, lemmas, how short their counts are, neighbours, classes,
+def _latent(latent: LatentRecord, table: StringTable) -> list[Any]:
+    """Strongest and random examples, tokens, lemmas, how short their counts are, neighbors, classes,
     and the tokens of the highest lift."""
-    neighbours = latent.neighbours
+    neighbors = latent.neighbors
     return [
         _examples(latent.strongest, table),
         _examples(latent.random, table),
         _counts(latent.top_tokens, table),
         _counts(latent.top_lemmas, table),
         latent.count_error,
-        neighbours and [[n.latent, _rounded(n.value), n.n_together] for n in neighbours],
+        neighbors and [[n.latent, _rounded(n.value), n.n_together] for n in neighbors],
         _rounded_all(latent.class_shares),
         _counts(latent.lift_tokens, table),
     ]
@@ -229,13 +229,13 @@ def _sentence(sentence: CodedSentence, table: StringTable) -> list[Any]:
     return [table.packed(sentence.strings), codes, sentence.label, packed]
 
 
-def _uses(evidence: Evidence, sentences: Sequence[CodedSentence]) -> Tally[str]:
+def _uses(records: LatentRecords, sentences: Sequence[CodedSentence]) -> Tally[str]:
     """How often each string is referred to."""
-    return Tally(chain(_strings(evidence), *(sentence.strings for sentence in sentences)))
+    return Tally(chain(_strings(records), *(sentence.strings for sentence in sentences)))
 
 
-def _strings(evidence: Evidence) -> Iterator[str]:
-    for latent in evidence.latents:
+def _strings(records: LatentRecords) -> Iterator[str]:
+    for latent in records.latents:
         for example in chain(latent.strongest, latent.random):
             yield from example.strings
         counts = (latent.top_tokens, latent.top_lemmas or (), latent.lift_tokens or ())
@@ -244,20 +244,20 @@ def _strings(evidence: Evidence) -> Iterator[str]:
 
 
 def _check_lengths(
-    evidence: Evidence,
+    records: LatentRecords,
     scores: Mapping[str, Sequence[float | None]],
     phrases: Sequence[str | None] | None,
 ) -> None:
     given = {f"scores[{name!r}]": values for name, values in scores.items()}
     for name, values in (given if phrases is None else {"phrases": phrases, **given}).items():
-        if len(values) != len(evidence):
+        if len(values) != len(records):
             raise ValueError(
-                f"{name} must have one entry for each of the {len(evidence)} latents (None where "
+                f"{name} must have one entry for each of the {len(records)} latents (None where "
                 f"there is none); got {len(values)}."
             )
 
 
-def _check_sentences(evidence: Evidence, sentences: Sequence[CodedSentence]) -> None:
+def _check_sentences(records: LatentRecords, sentences: Sequence[CodedSentence]) -> None:
     for i, sentence in enumerate(sentences):
         if len(sentence.codes) != len(sentence.strings):
             raise ValueError(
@@ -272,10 +272,10 @@ def _check_sentences(evidence: Evidence, sentences: Sequence[CodedSentence]) -> 
             )
         latents = [j for token in sentence.codes for j, _ in token]
         latents += [j for token in others or () for j in token]
-        if latents and not 0 <= min(latents) <= max(latents) < len(evidence):
+        if latents and not 0 <= min(latents) <= max(latents) < len(records):
             raise ValueError(
-                f"Sentence {i} has codes {min(latents)} to {max(latents)}; those of the evidence are "
-                f"0 to {len(evidence) - 1}. Is it of this dictionary?"
+                f"Sentence {i} has codes {min(latents)} to {max(latents)}; those of the examples are "
+                f"0 to {len(records) - 1}. Is it of this dictionary?"
             )
 
 

@@ -50,8 +50,8 @@ function peakOf(strongest, nFirings) {
 
 const whenOff = new Set(own.whenOff);
 const latents = isReport
-  ? data.latents.map(([strongest, random, tokens, lemmas, countError, neighbours, classes, lifts], j) => ({
-      ...{ j, strongest, random, tokens, lemmas, countError, neighbours, classes, lifts },
+  ? data.latents.map(([strongest, random, tokens, lemmas, countError, neighbors, classes, lifts], j) => ({
+      ...{ j, strongest, random, tokens, lemmas, countError, neighbors, classes, lifts },
       rate: own.nFirings[j] / own.nTokens,
       peak: peakOf(strongest, own.nFirings[j]),
       phrase: data.phrases ? data.phrases[j] : null,

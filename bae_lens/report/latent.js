@@ -1,4 +1,4 @@
-// One latent: its examples, tokens, neighbours, classes and scores.
+// One latent: its examples, tokens, neighbors, classes and scores.
 
 function example([packed, marked, strength, text, position], strengths) {
   const strings = unpack(packed);
@@ -52,10 +52,10 @@ function countsTable(title, what, about, counts, error) {
   );
 }
 
-function neighboursTable({ neighbours }) {
-  if (!neighbours) return null;
-  const title = "Neighbours";
-  if (!neighbours.length)
+function neighborsTable({ neighbors }) {
+  if (!neighbors) return null;
+  const title = "Neighbors";
+  if (!neighbors.length)
     return section(title, el("p", {}, "None fires together with it more often than by chance."));
   const isPhi = data.measure === "phi";
   return section(
@@ -67,7 +67,7 @@ function neighboursTable({ neighbours }) {
     ),
     table({
       heads: [head(unit), numberHead(isPhi ? "φ" : "distance"), isPhi && numberHead("together")],
-      rows: neighbours.map(([j, value, together]) => [
+      rows: neighbors.map(([j, value, together]) => [
         linkWithGist(j),
         numberCell(number(value)),
         isPhi && numberCell(number(together)),
@@ -194,7 +194,7 @@ function latentView(j) {
         ),
         countsTable("Most frequent lemmas", "lemma", LIFT, latent.lemmas, latent.countError),
         classTable(latent),
-        neighboursTable(latent),
+        neighborsTable(latent),
         sentencesTable(j),
       ),
     ),

@@ -235,7 +235,7 @@ function listCaption() {
 
 function listView() {
   const label = `Search tokens${data.phrases ? ", phrases" : ""} and numbers`;
-  const [search, labelledSearch] = searchField("search", "status", label, (query) => {
+  const [search, labeledSearch] = searchField("search", "status", label, (query) => {
     list.query = query;
     refresh();
   });
@@ -294,7 +294,7 @@ function listView() {
     el(
       "div",
       { class: "tools", role: "search" },
-      labelledSearch,
+      labeledSearch,
       el("p", { class: "check" }, inExamples, el("label", { for: "in-examples" }, "in examples too")),
       el(
         "p",

@@ -56,7 +56,7 @@ _EXPLANATIONS = {
     "multiple": "Outliers are tokens so many times as long as the reference norm, or longer.",
     "reference_norm": "Norm of an ordinary token, where the dictionary reads.",
     "reference_norm_out": "Norm of an ordinary token, where the dictionary writes.",
-    "quantised_explained_variance": "Explained variance with strengths rounded as they are for the description length.",
+    "quantized_explained_variance": "Explained variance with strengths rounded as they are for the description length.",
     "mse": "Squared error of the reconstruction, per token.",
     "cossim": "Cosine of activations and their reconstruction; 1 is the same direction.",
     "l2_norm_in": "Mean length of the activations.",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bae_lens.evals.code_summary import CodeSummary
-from bae_lens.examples.records import Evidence
+from bae_lens.examples.records import LatentRecords
 from bae_lens.files.whole import write_bytes
 from bae_lens.html_page import html_page
 from bae_lens.report.content import Compared, comparison_content, report_content
@@ -25,7 +25,7 @@ SCRIPTS = tuple(
 
 def write_report(
     path: str | Path,
-    evidence: Evidence,
+    records: LatentRecords,
     summary: CodeSummary | Mapping[str, Any] | None = None,
     training: Mapping[str, Sequence[float]] | None = None,
     sentences: Sequence[CodedSentence] | None = None,
@@ -43,12 +43,12 @@ def write_report(
 
     Args:
         path: of the file.
-        evidence: of the dictionary, see ``collect_evidence``.
+        records: of the dictionary, see ``collect_examples``.
         summary: numbers for the overview: statistics of the code, or metrics by name, in groups or
             without, as ``run_evals`` returns them.
         training: columns of the metric log (``read_metric_log``), for the entropy over training.
         sentences: texts with their codes, see ``collect_sentences``.
-        results: of ``intruder_test`` and ``comsem_test`` with this evidence, one of each test and
+        results: of ``intruder_test`` and ``comsem_test`` with this examples, one of each test and
             protocol: their scores become columns of the list, their tables a part of the overview,
             with their controls and what the judge cannot say.
         scores: more numbers for each latent by what they are called, None where there is none.
@@ -58,10 +58,10 @@ def write_report(
         about: more that a reader should know, by what it is called: the model, the text.
 
     Raises:
-        ValueError: if an input does not fit the evidence.
+        ValueError: if an input does not fit the examples.
     """
-    title = f"{evidence.dictionary} at {evidence.hook_name}" if title is None else title
-    own = Compared(title, evidence, summary, training, None, results, about or {})
+    title = f"{records.dictionary} at {records.hook_name}" if title is None else title
+    own = Compared(title, records, summary, training, None, results, about or {})
     _write(Path(path), report_content(title, own, sentences or (), scores or {}, phrases))
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from bae_lens.examples.records import Evidence
+from bae_lens.examples.records import LatentRecords
 from bae_lens.results import Table
 from bae_lens.scoring.comsem_result import ComSemResult, LatentRun, protocol_distance
 from bae_lens.scoring.intruder_result import KINDS, IntruderResult
@@ -16,13 +16,13 @@ Result = IntruderResult | ComSemResult
 
 _INTRUDER = {"random": "intruder score", "hard": "hard-intruder score"}
 _PURITY = "token purity"
-_COMSEM = {"mended": "ComSem score", "released": "ComSem score, released"}
+_COMSEM = {"balanced": "ComSem score", "released": "ComSem score, released"}
 _APART = "How far the protocols are apart"
 _ABOUT = {
     "intruder test": "A judge sees tokens at which a latent fires and one at which it does not, the "
     "intruder, each in its context, and says which is the intruder. Accuracy: how often it is right. "
     "Shuffled latents: the same, but with examples of many latents mixed.",
-    "ComSem, mended": "A judge puts a few examples of a latent into one phrase, or says that there is "
+    "ComSem, balanced": "A judge puts a few examples of a latent into one phrase, or says that there is "
     "no pattern. By the phrase alone, it then tells other tokens at which the latent fires from as many "
     "at which it does not. Score: balanced accuracy.",
     "ComSem, released": "As the BAE paper's release has it: a judge puts a few examples into a phrase, "
@@ -36,7 +36,7 @@ _ABOUT = {
     ]: "The same with the non-activating tokens that are most similar to the examples.",
     _PURITY: "Share of the most frequent token among its random examples. At 1 a latent may say no more "
     "than which token it is.",
-    _COMSEM["mended"]: "How well its phrases tell tokens at which it fires from others: balanced "
+    _COMSEM["balanced"]: "How well its phrases tell tokens at which it fires from others: balanced "
     "accuracy, a mean over runs.",
     _COMSEM[
         "released"
@@ -114,17 +114,17 @@ class Said(NamedTuple):
     score: float | None
 
 
-def check_results(evidence: Evidence, results: Sequence[Result]) -> None:
+def check_results(records: LatentRecords, results: Sequence[Result]) -> None:
     """
     Raises:
-        ValueError: if a result is of another dictionary than the evidence, or two are of the same test.
+        ValueError: if a result is of another dictionary than the examples, or two are of the same test.
     """
-    own = (evidence.dictionary, evidence.hook_name, len(evidence))
+    own = (records.dictionary, records.hook_name, len(records))
     for result in results:
         of = (result.dictionary, result.hook_name, result.n_latents)
         if of != own:
             raise ValueError(
-                f"The result of the {_title(result)} is of {_named(*of)}; the evidence is of "
+                f"The result of the {_title(result)} is of {_named(*of)}; the examples are of "
                 f"{_named(*own)}. Give results of this dictionary."
             )
     titles = list(map(_title, results))
@@ -142,7 +142,7 @@ def list_sections(results: Sequence[Result]) -> list[Section]:
     found = [_section(_title(result), result.to_table()) for result in results]
     comsem = _comsem(results)
     if len(comsem) == 2:
-        distance = protocol_distance(comsem["mended"], comsem["released"])
+        distance = protocol_distance(comsem["balanced"], comsem["released"])
         found.append(_section(_APART, distance.to_table()))
     return found
 
@@ -157,7 +157,7 @@ def list_said(results: Sequence[Result]) -> dict[int, list[Said]]:
     found: dict[int, list[Said]] = defaultdict(list)
     for protocol, result in _comsem(results).items():
         for run in result.runs:
-            name = f"{protocol}, {run.seed + 1}" if protocol == "mended" else protocol
+            name = f"{protocol}, {run.seed + 1}" if protocol == "balanced" else protocol
             found[run.latent].append(Said(name, run.status, run.phrase, result.score_of(run)))
     return dict(found)
 
@@ -170,7 +170,7 @@ def best_phrases(results: Sequence[Result], n_latents: int) -> list[str | None] 
     comsem = _comsem(results)
     if not comsem:
         return None
-    result = comsem.get("mended") or comsem["released"]
+    result = comsem.get("balanced") or comsem["released"]
     best: dict[int, LatentRun] = {}
     for run in result.runs:
         if run.phrase is not None:
@@ -253,7 +253,7 @@ def _comsem_name(result: ComSemResult) -> str:
 
 
 def _nothing(result: ComSemResult) -> str:
-    guessing = "guessing, or " if result.settings.protocol == "mended" else ""
+    guessing = "guessing, or " if result.settings.protocol == "balanced" else ""
     return f"{guessing}no pattern: {result.settings.nothing:g}"
 
 

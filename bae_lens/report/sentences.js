@@ -98,7 +98,7 @@ function sentencesTable(j) {
 
 function sentencesView() {
   const label = "Type words of a sentence";
-  const [search, labelledSearch] = searchField("find-sentence", "sentence-status", label, (query) => {
+  const [search, labeledSearch] = searchField("find-sentence", "sentence-status", label, (query) => {
     picker.query = query;
     refreshSentences();
   });
@@ -114,7 +114,7 @@ function sentencesView() {
       { class: "note screen" },
       `The ${sentences.length} stored sentences with their ${unit}s. This page has no model in it, so what you type finds stored sentences; for ${unit}s of a new text, run the report again with it among the texts.`,
     ),
-    el("div", { class: "tools", role: "search" }, labelledSearch),
+    el("div", { class: "tools", role: "search" }, labeledSearch),
     picker.status,
     el("div", { class: "columns picker" }, picker.list, picker.detail),
   ];

@@ -22,7 +22,7 @@ from bae_lens.checks.fields import check, whole
 from bae_lens.dictionaries import Clusters
 from bae_lens.examples.coder import Coder
 from bae_lens.examples.corpus import Texts
-from bae_lens.examples.records import Evidence, check_evidence_of
+from bae_lens.examples.records import LatentRecords, check_records_of
 from bae_lens.examples.token_text import TokenStrings
 
 
@@ -32,7 +32,7 @@ class CodedSentence(NamedTuple):
     Attributes:
         strings: what each token is read as; together they are the text.
         codes: of each token, the latents that fire most strongly with their strengths (see
-            ``Evidence.strength``), the strongest first; of a token that does not count, none.
+            ``LatentRecords.strength``), the strongest first; of a token that does not count, none.
         label: class of the text; None without labels.
         others: of each token all other latents that fire, in order; None where they are not known.
     """
@@ -48,7 +48,7 @@ def collect_sentences(
     model: HookedRootModule,
     dictionary: SAE[Any] | Clusters,
     source: Any,
-    evidence: Evidence,
+    records: LatentRecords,
     *,
     n_sentences: int = 40,
     n_codes: int = 8,
@@ -61,37 +61,37 @@ def collect_sentences(
     """The first texts of a corpus with their codes; of a dataset, the first in random order.
 
     Args:
-        model: as for ``collect_evidence``.
-        dictionary: as for ``collect_evidence``.
-        source: as for ``collect_evidence``. A store that joins texts has pieces in place of them.
-        evidence: of this dictionary; says which bits mean something where they are off, and how rare
+        model: as for ``collect_examples``.
+        dictionary: as for ``collect_examples``.
+        source: as for ``collect_examples``. A store that joins texts has pieces in place of them.
+        records: of this dictionary; says which bits mean something where they are off, and how rare
             they are. Its seed is that of the random order.
         n_sentences: texts at most.
         n_codes: latents a token at most that are kept with their strengths; of all others it is kept that
             they fire.
         n_tokens: tokens of a text that are kept, the first ones.
-        labels: class of each text, as for ``collect_evidence``.
+        labels: class of each text, as for ``collect_examples``.
         activation_scaler: as SAELens trains with, while it is not folded in yet.
         exclude_special_tokens: as in SAELens: those tokens have no codes, nor have those that the
-            evidence left out as outliers.
+            examples left out as outliers.
         model_kwargs: passed to the model.
 
     Raises:
-        ValueError: if a number is below 1, or the evidence is of another dictionary.
+        ValueError: if a number is below 1, or the examples are of another dictionary.
     """
     n_sentences = check("n_sentences", n_sentences, whole(1))
     n_codes, n_tokens = check("n_codes", n_codes, whole(1)), check("n_tokens", n_tokens, whole(1))
     coder = Coder(dictionary, activation_scaler or ActivationScaler())
-    check_evidence_of(evidence, coder.n_latents, coder.weights_sha256)
+    check_records_of(records, coder.n_latents, coder.weights_sha256)
     special = special_token_ids(model, exclude_special_tokens)
     # That there are labels decides how texts are read; which class is which does not matter here.
     classes = None if labels is None else np.zeros(len(labels), dtype=np.int64)
-    texts = Texts.open(source, coder, model, evidence.settings, special, classes)
+    texts = Texts.open(source, coder, model, records.settings, special, classes)
     outliers = None
-    if (left_out := evidence.outliers) is not None:
+    if (left_out := records.outliers) is not None:
         outliers = OutlierTokens({coder.hook_name: left_out.reference_norm}, left_out.multiple)
     strings = TokenStrings(getattr(model, "tokenizer", None))
-    strongest = _Strongest(evidence, n_codes)
+    strongest = _Strongest(records, n_codes)
     sentences = []
     # One by one, so that no text has padding.
     for batch, [text] in islice(replace(texts, batch_size=1).batches(), n_sentences):
@@ -117,18 +117,18 @@ class _Strongest:
     """The strongest of the latents that fire, token by token, and the others.
 
     Args:
-        evidence: says what fires and how strongly, of one-bit codes.
+        records: says what fires and how strongly, of one-bit codes.
         n: how many.
     """
 
-    def __init__(self, evidence: Evidence, n: int) -> None:
+    def __init__(self, records: LatentRecords, n: int) -> None:
         self._n = n
         self._surprises = None
-        if evidence.strength == "surprise":
-            self._when_off = np.array([latent.when_off for latent in evidence.latents])
-            rates = np.array([latent.rate for latent in evidence.latents])
-            # One that fires here and did not among the evidence is rarer than can be told.
-            self._surprises = -np.log2(np.maximum(rates, 1 / evidence.n_tokens))
+        if records.strength == "surprise":
+            self._when_off = np.array([latent.when_off for latent in records.latents])
+            rates = np.array([latent.rate for latent in records.latents])
+            # One that fires here and did not among the examples is rarer than can be told.
+            self._surprises = -np.log2(np.maximum(rates, 1 / records.n_tokens))
 
     def __call__(self, firings: Any) -> list[tuple[tuple[tuple[int, float], ...], tuple[int, ...]]]:
         """Of the rows of what ``Coder.firings`` gives, and all others that fire."""

@@ -1,9 +1,9 @@
 """Scores of what latents mean: can a judge tell where a latent fires from what it was shown?
 
-The data's way: ``test_items`` (texts in which a latent fires, tokens at which it does not) → ``prompts`` (questions) →
+The data's way: ``tested_latents`` (texts in which a latent fires, tokens at which it does not) → ``prompts`` (questions) →
 ``judges`` (answers) → ``comsem``, ``intruder``, ``ranking``.
 
-What a dictionary tells of a model's predictions: ``shown_examples`` (words and contexts of a concept) →
+What a dictionary tells of a model's predictions: ``words_and_contexts`` (words and contexts of a concept) →
 ``bag_of_words`` (a classifier of words) → ``recoverability``.
 """
 
@@ -25,9 +25,9 @@ from bae_lens.scoring.judges import (
     Question,
 )
 from bae_lens.scoring.ranking import Ranking, RankingSettings, rank_dictionaries
-from bae_lens.scoring.recoverability import RecoveryTask
-from bae_lens.scoring.recoverability_result import Recovery, RecoverySettings
-from bae_lens.scoring.shown_examples import View, view_of
+from bae_lens.scoring.recoverability import RecoverabilityTask
+from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
+from bae_lens.scoring.words_and_contexts import WordsAndContexts, words_and_contexts_of
 
 __all__ = [
     "ComSemResult",
@@ -47,13 +47,13 @@ __all__ = [
     "Question",
     "Ranking",
     "RankingSettings",
-    "Recovery",
-    "RecoverySettings",
-    "RecoveryTask",
-    "View",
+    "Recoverability",
+    "RecoverabilitySettings",
+    "RecoverabilityTask",
+    "WordsAndContexts",
     "comsem_test",
     "intruder_test",
     "protocol_distance",
     "rank_dictionaries",
-    "view_of",
+    "words_and_contexts_of",
 ]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bae_lens.examples.records import Evidence, Example
+from bae_lens.examples.records import Example, LatentRecords
 from bae_lens.scoring import prompts
 from bae_lens.scoring.comsem_result import (
     ComSemResult,
@@ -27,14 +27,14 @@ from bae_lens.scoring.comsem_result import (
 )
 from bae_lens.scoring.judges.embedding import Embedder, Encoder
 from bae_lens.scoring.judges.judge import Judge, MarkedText, Question, answers_of
-from bae_lens.scoring.test_items import Subjects, draw, one_a_text, some
+from bae_lens.scoring.tested_latents import TestedLatents, draw, one_per_text, some
 
 # Examples of the release: shown, and tested at most.
 _SHOWN, _TESTED = 5, 8
 
 
 def comsem_test(
-    evidence: Evidence,
+    records: LatentRecords,
     judge: Judge,
     settings: ComSemSettings | None = None,
     *,
@@ -51,53 +51,55 @@ def comsem_test(
 
     The ``"released"`` protocol keeps what decides the release's score, and not its prompts, nor how
     it tells which tokens a latent fires at (the ten latents of a token that are farthest from their
-    means): those are the evidence's, so that two protocols differ in nothing else. It takes the random
-    examples, of which there have to be 13 (``EvidenceSettings.n_random``) for 8 to be tested.
+    means): those are the examples's, so that two protocols differ in nothing else. It takes the random
+    examples, of which there have to be 13 (``ExampleSettings.n_random``) for 8 to be tested.
 
     Args:
-        evidence: with a background, see ``EvidenceSettings.n_background``.
+        records: with corpus tokens, see ``ExampleSettings.n_corpus_tokens``.
         judge: who is asked; one that reads, see ``EndpointJudge``.
         settings: see ``ComSemSettings``.
         encoder: finds hard negatives, as ``ModelEncoder.minilm()``; None: all negatives are random.
 
     Raises:
         LimitReached, JudgeUnavailable: see ``Judge``. With a cache a rerun goes on from there.
-        ValueError: if the evidence has no background (mended), no latent has enough texts, or the
+        ValueError: if the records have no corpus tokens (balanced), no latent has enough texts, or the
             judge gives more or fewer answers than it was asked questions.
     """
     settings = settings or ComSemSettings()
-    is_mended = settings.protocol == "mended"
-    subjects = Subjects(evidence, Embedder(encoder) if encoder and is_mended else None, is_mended)
-    enough = subjects.with_texts(settings.n_needed)
-    if not is_mended:
-        enough = [own.index for own in evidence.latents if len(own.random) >= settings.n_needed]
+    is_balanced = settings.protocol == "balanced"
+    tested = TestedLatents(
+        records, Embedder(encoder) if encoder and is_balanced else None, is_balanced
+    )
+    enough = tested.with_texts(settings.n_needed)
+    if not is_balanced:
+        enough = [own.index for own in records.latents if len(own.random) >= settings.n_needed]
     if not enough:
         raise ValueError(
             f"No latent has random examples from {settings.n_needed} texts, which the protocol "
-            "needs. Collect evidence of more tokens, with a larger n_random, or lower n_shown or "
+            "needs. Collect examples of more tokens, with a larger n_random, or lower n_shown or "
             "n_min_positive."
         )
     cases = [
-        _mended_case(subjects, latent, s, settings)
-        if is_mended
-        else _released_case(evidence, latent)
+        _balanced_case(tested, latent, s, settings)
+        if is_balanced
+        else _released_case(records, latent)
         for latent in draw(enough, settings.n_latents, settings.seed)
         for s in range(settings.n_runs)
     ]
     runs = _run(cases, judge, settings.seed)
     return ComSemResult(
-        dictionary=evidence.dictionary,
-        hook_name=evidence.hook_name,
+        dictionary=records.dictionary,
+        hook_name=records.hook_name,
         judge=judge.name,
         caveat=judge.caveat,
         settings=settings,
-        n_latents=len(evidence),
-        n_firing=subjects.n_firing,
+        n_latents=len(records),
+        n_firing=tested.n_firing,
         n_enough=len(enough),
-        has_hard=subjects.embedder is not None,
+        has_hard=tested.embedder is not None,
         runs=runs,
         pairs=_compared(runs, judge, settings) if settings.compare_phrases else (),
-        weights_sha256=evidence.weights_sha256,
+        weights_sha256=records.weights_sha256,
     )
 
 
@@ -110,16 +112,16 @@ class _Case(NamedTuple):
     tested: tuple[tuple[Role, Example], ...]
 
 
-def _mended_case(subjects: Subjects, latent: int, s: int, settings: ComSemSettings) -> _Case:
+def _balanced_case(tested: TestedLatents, latent: int, s: int, settings: ComSemSettings) -> _Case:
     rng = np.random.default_rng([settings.seed + s, latent])
-    strongest = some(rng, subjects.examples(latent, "strongest"), settings.n_shown // 2)
-    others = one_a_text(subjects.examples(latent), besides=strongest)
+    strongest = some(rng, tested.examples(latent, "strongest"), settings.n_shown // 2)
+    others = one_per_text(tested.examples(latent), besides=strongest)
     others = some(rng, others, len(others))
     n_random = settings.n_shown - len(strongest)
     explained = some(rng, [*strongest, *others[:n_random]], settings.n_shown)
     positives = others[n_random:][: settings.n_positive]
-    silent = subjects.silent(latent, [*explained, *positives])
-    n_hard = len(positives) // 2 if subjects.embedder is not None else 0
+    silent = tested.silent(latent, [*explained, *positives])
+    n_hard = len(positives) // 2 if tested.embedder is not None else 0
     hard = some(rng, silent.hardest(settings.n_hard), n_hard)
     rest = [e for e in silent.examples if e not in hard]
     random = some(rng, rest, len(positives) - len(hard))
@@ -128,12 +130,12 @@ def _mended_case(subjects: Subjects, latent: int, s: int, settings: ComSemSettin
         ("random", random),
         ("hard", hard),
     )
-    tested: tuple[tuple[Role, Example], ...] = tuple((r, e) for r, own in kinds for e in own)
-    return _Case(latent, s, tuple(explained), tested)
+    cases: tuple[tuple[Role, Example], ...] = tuple((r, e) for r, own in kinds for e in own)
+    return _Case(latent, s, tuple(explained), cases)
 
 
-def _released_case(evidence: Evidence, latent: int) -> _Case:
-    examples = sorted(evidence[latent].random, key=lambda e: (e.text, e.position))
+def _released_case(records: LatentRecords, latent: int) -> _Case:
+    examples = sorted(records[latent].random, key=lambda e: (e.text, e.position))
     tested = examples[_SHOWN : _SHOWN + _TESTED]
     return _Case(latent, 0, tuple(examples[:_SHOWN]), tuple(("positive", e) for e in tested))
 

@@ -161,8 +161,8 @@ class ComSemResult(ResultOfWeights):
 
     def score_of(self, run: LatentRun) -> float | None:
         """The score of a run by the protocol; None without a phrase, or where its test has no answers."""
-        is_mended = self.settings.protocol == "mended"
-        return run.balanced_accuracy if is_mended else run.positives_only
+        is_balanced = self.settings.protocol == "balanced"
+        return run.balanced_accuracy if is_balanced else run.positives_only
 
     def scores(self, *, explained_only: bool = False) -> dict[int, float]:
         """Score of each latent, the mean over seeds.
@@ -270,14 +270,14 @@ class ComSemResult(ResultOfWeights):
     def to_table(self) -> Table:
         """The scores, and what the judge can and cannot say, as cells."""
         own = self.settings
-        is_mended = own.protocol == "mended"
+        is_balanced = own.protocol == "balanced"
         rows: list[tuple[str, Any]] = [
             ("explained", self.explained),
             (f"score, no pattern = {own.nothing:g}", self.score()),
             ("score of the explained", self.score(explained_only=True)),
             (f"share with {own.threshold:g} or more", self.share_above()),
         ]
-        if is_mended:
+        if is_balanced:
             rows += [
                 ("positives only (released)", self.positives_only),
                 ("that is above the score by", self.optimism),
@@ -287,7 +287,9 @@ class ComSemResult(ResultOfWeights):
                 ("two seeds' phrases say the same", self.same_phrase),
                 ("latents named alike twice", self.named_twice),
             ]
-        hard = "" if self.has_hard or not is_mended else " No encoder: there are no hard negatives."
+        hard = (
+            "" if self.has_hard or not is_balanced else " No encoder: there are no hard negatives."
+        )
         n_tested, n_scored, n_open = len(self.latents), len(self.scores()), self.n_unanswered
         tested = "tested" if n_scored == n_tested else f"with a score ({n_tested} were tested)"
         still_open = "No question is open."
@@ -310,7 +312,7 @@ class ComSemResult(ResultOfWeights):
     def plot(self, title: str = "") -> Figure:
         """Draw each latent's score, the best first.
 
-        Of the mended protocol the share of positives that the phrases fit is drawn, too, which is what
+        Of the balanced protocol the share of positives that the phrases fit is drawn, too, which is what
         the released protocol would score.
 
         Args:
@@ -319,23 +321,23 @@ class ComSemResult(ResultOfWeights):
         Raises:
             ImportError: If matplotlib is missing; the message is the command to run.
         """
-        is_mended = self.settings.protocol == "mended"
+        is_balanced = self.settings.protocol == "balanced"
         scores = {self._measure: list(self.scores().values())}
-        if is_mended:
+        if is_balanced:
             positives = self._by_latent([run.positives_only for run in self.runs])
             scores["positives only, of those explained"] = list(positives.values())
-        nothing = "guessing, or no pattern" if is_mended else "no pattern"
+        nothing = "guessing, or no pattern" if is_balanced else "no pattern"
         levels = [
             Level(self.settings.nothing, nothing),
             Level(self.settings.threshold, "threshold", "-."),
         ]
-        measure = "score, mean over seeds" if is_mended else "score"
+        measure = "score, mean over seeds" if is_balanced else "score"
         return sorted_scores([Panel(scores, levels=levels)], measure, title, width=5.6)
 
     @property
     def _measure(self) -> str:
-        is_mended = self.settings.protocol == "mended"
-        return "balanced accuracy" if is_mended else "share of positives that fit"
+        is_balanced = self.settings.protocol == "balanced"
+        return "balanced accuracy" if is_balanced else "share of positives that fit"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -365,20 +367,20 @@ class ComSemResult(ResultOfWeights):
 
 
 class ProtocolDistance(NamedTuple):
-    """How far the released protocol is from the mended one, over the latents that both tested.
+    """How far the released protocol is from the balanced one, over the latents that both tested.
 
     Attributes:
         n_latents: how many those are.
-        mended: mean score, unexplained latents counting 1/2.
+        balanced: mean score, unexplained latents counting 1/2.
         released: mean score, unexplained latents counting 0.
-        difference: released − mended, paired by latent. The two have other floors, so that a
+        difference: released − balanced, paired by latent. The two have other floors, so that a
             difference of 0 is no agreement: see the correlation.
         rank_correlation: of the latents' scores; None where it is undefined.
-        n_above: latents at or above the threshold in the mended one, the released one, and both.
+        n_above: latents at or above the threshold in the balanced one, the released one, and both.
     """
 
     n_latents: int
-    mended: Interval | None
+    balanced: Interval | None
     released: Interval | None
     difference: Interval | None
     rank_correlation: float | None
@@ -391,39 +393,39 @@ class ProtocolDistance(NamedTuple):
     def to_table(self) -> Table:
         """Both protocols' means, and how they differ, as cells."""
         rows = [
-            ("mended score", shown(self.mended)),
+            ("balanced score", shown(self.balanced)),
             ("released score", shown(self.released)),
-            ("released − mended", shown(self.difference)),
+            ("released − balanced", shown(self.difference)),
             ("rank correlation", shown(self.rank_correlation)),
-            ("above the threshold: mended, released, both", ", ".join(map(str, self.n_above))),
+            ("above the threshold: balanced, released, both", ", ".join(map(str, self.n_above))),
         ]
         return Table((f"{self.n_latents} latents", ""), rows)
 
 
-def protocol_distance(mended: ComSemResult, released: ComSemResult) -> ProtocolDistance:
+def protocol_distance(balanced: ComSemResult, released: ComSemResult) -> ProtocolDistance:
     """How far two protocols are apart on the same dictionary.
 
     Raises:
         ValueError: if they are not one result of each protocol, by the same judge, of the same
             dictionary.
     """
-    found = (mended.settings.protocol, released.settings.protocol)
-    if found != ("mended", "released"):
-        raise ValueError(f"Give a 'mended' and then a 'released' result; got {found}.")
+    found = (balanced.settings.protocol, released.settings.protocol)
+    if found != ("balanced", "released"):
+        raise ValueError(f"Give a 'balanced' and then a 'released' result; got {found}.")
     for name in ("dictionary", "hook_name", "judge", "n_latents"):
-        if getattr(mended, name) != getattr(released, name):
+        if getattr(balanced, name) != getattr(released, name):
             raise ValueError(
-                f"The results must have the same {name}; got {getattr(mended, name)!r} and "
+                f"The results must have the same {name}; got {getattr(balanced, name)!r} and "
                 f"{getattr(released, name)!r}."
             )
-    one, other = mended.scores(), released.scores()
+    one, other = balanced.scores(), released.scores()
     both = [latent for latent in one if latent in other]
     a, b = [one[latent] for latent in both], [other[latent] for latent in both]
-    above = [x >= mended.settings.threshold for x in a]
+    above = [x >= balanced.settings.threshold for x in a]
     also = [x >= released.settings.threshold for x in b]
     return ProtocolDistance(
         n_latents=len(both),
-        mended=mean_interval(a),
+        balanced=mean_interval(a),
         released=mean_interval(b),
         difference=mean_interval([y - x for x, y in zip(a, b, strict=True)]),
         rank_correlation=rank_correlation(a, b),

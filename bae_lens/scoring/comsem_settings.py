@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from bae_lens.checks.fields import Flag, Number, OneOf, check_fields, whole
 
-Protocol = Literal["mended", "released"]
+Protocol = Literal["balanced", "released"]
 
 # Examples that a latent has to have, of the release.
 _NEEDED = 6
@@ -18,7 +18,7 @@ class ComSemSettings:
     """Settings of ``comsem_test``.
 
     Args:
-        protocol (str): ``"mended"``, or ``"released"``: the first five examples in the order of the
+        protocol (str): ``"balanced"``, or ``"released"``: the first five examples in the order of the
             corpus are shown, the next eight tested, no negatives, one seed. All but ``n_latents``,
             ``threshold`` and ``seed`` is then without meaning.
         n_latents (int | None): Latents drawn at random from those with enough texts; None: all.
@@ -38,7 +38,7 @@ class ComSemSettings:
         ValueError: if a value is outside its range.
     """
 
-    protocol: Protocol = "mended"
+    protocol: Protocol = "balanced"
     n_latents: int | None = 50
     n_shown: int = 5
     n_positive: int = 8
@@ -50,6 +50,9 @@ class ComSemSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.protocol == "mended":
+            # What an older version called it, in files that it wrote.
+            object.__setattr__(self, "protocol", "balanced")
         check_fields(
             self,
             {
@@ -74,15 +77,15 @@ class ComSemSettings:
     @property
     def n_runs(self) -> int:
         """Times that a latent is explained."""
-        return self.n_seeds if self.protocol == "mended" else 1
+        return self.n_seeds if self.protocol == "balanced" else 1
 
     @property
     def n_needed(self) -> int:
         """Texts (released: examples) that a latent has to have."""
-        is_mended = self.protocol == "mended"
-        return self.n_shown + self.n_min_positive if is_mended else _NEEDED
+        is_balanced = self.protocol == "balanced"
+        return self.n_shown + self.n_min_positive if is_balanced else _NEEDED
 
     @property
     def nothing(self) -> float:
         """Score of a latent without a phrase: what guessing would reach, or released 0."""
-        return 0.5 if self.protocol == "mended" else 0.0
+        return 0.5 if self.protocol == "balanced" else 0.0

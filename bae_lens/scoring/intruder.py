@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from bae_lens.examples.records import Evidence, Example
+from bae_lens.examples.records import Example, LatentRecords
 from bae_lens.scoring.intruder_result import (
     KINDS,
     IntruderKind,
@@ -20,7 +20,7 @@ from bae_lens.scoring.intruder_result import (
 from bae_lens.scoring.judges.embedding import Embedder, EmbeddingJudge, Encoder
 from bae_lens.scoring.judges.judge import Judge, MarkedText, Question, answers_of
 from bae_lens.scoring.prompts import intruder as intruder_question
-from bae_lens.scoring.test_items import Subjects, draw, n_texts, one_a_text, purity, some
+from bae_lens.scoring.tested_latents import TestedLatents, draw, n_texts, one_per_text, purity, some
 
 if TYPE_CHECKING:
     pass
@@ -31,7 +31,7 @@ _CASES_AT_ONCE = 64
 
 
 def intruder_test(
-    evidence: Evidence,
+    records: LatentRecords,
     judge: Judge | None = None,
     settings: IntruderSettings | None = None,
     *,
@@ -47,7 +47,7 @@ def intruder_test(
     Neither paper has such a test; it stands in for judges that name concepts, and needs no network.
 
     Args:
-        evidence: with a background, see ``EvidenceSettings.n_background``.
+        records: with corpus tokens, see ``ExampleSettings.n_corpus_tokens``.
         judge: who is asked; None: the offline ``EmbeddingJudge`` with the encoder, or MiniLM.
         settings: see ``IntruderSettings``.
         encoder: finds hard intruders; None: the offline judge's own, and with any other judge there
@@ -56,52 +56,52 @@ def intruder_test(
     Raises:
         ImportError: if MiniLM is needed and missing.
         LimitReached, JudgeUnavailable: see ``Judge``.
-        ValueError: if the evidence has no background, no latent has enough texts, or the judge gives
+        ValueError: if the records have no corpus tokens, no latent has enough texts, or the judge gives
             more or fewer answers than it was asked questions.
     """
     settings = settings or IntruderSettings()
-    subjects = Subjects(evidence)  # Before an encoder is loaded.
+    tested = TestedLatents(records)  # Before an encoder is loaded.
     judge = EmbeddingJudge(encoder) if judge is None else judge
-    subjects = Subjects(evidence, _embedder(judge, encoder))
-    enough = subjects.with_texts(settings.n_shown - 1)
+    tested = TestedLatents(records, _embedder(judge, encoder))
+    enough = tested.with_texts(settings.n_shown - 1)
     if not enough:
         raise ValueError(
             f"No latent has random examples from {settings.n_shown - 1} texts, which a trial shows. "
-            "Collect evidence of more tokens, or lower n_shown."
+            "Collect examples of more tokens, or lower n_shown."
         )
     chosen = draw(enough, settings.n_latents, settings.seed)
-    cases = [_Case(latent, latent, subjects.examples(latent)) for latent in chosen]
-    cases += [_shuffled(case, subjects, enough, settings.seed) for case in cases]
+    cases = [_Case(latent, latent, tested.examples(latent)) for latent in chosen]
+    cases += [_shuffled(case, tested, enough, settings.seed) for case in cases]
     found: list[LatentTrials] = []
     for begin in range(0, len(cases), _CASES_AT_ONCE):
         part = cases[begin : begin + _CASES_AT_ONCE]
-        trials = [_trials(case, subjects, settings) for case in part]
+        trials = [_trials(case, tested, settings) for case in part]
         answers = iter(answers_of(judge, [trial.question for own in trials for trial in own]))
         found += [
             _counted(case, [(trial, next(answers)) for trial in own], settings)
             for case, own in zip(part, trials, strict=True)
         ]
     return IntruderResult(
-        dictionary=evidence.dictionary,
-        hook_name=evidence.hook_name,
+        dictionary=records.dictionary,
+        hook_name=records.hook_name,
         judge=judge.name,
         caveat=judge.caveat,
         settings=settings,
-        n_latents=len(evidence),
-        n_firing=subjects.n_firing,
+        n_latents=len(records),
+        n_firing=tested.n_firing,
         n_enough=len(enough),
         latents=tuple(found[: len(chosen)]),
         control=tuple(found[len(chosen) :]),
-        weights_sha256=evidence.weights_sha256,
+        weights_sha256=records.weights_sha256,
     )
 
 
 @dataclass(frozen=True, eq=False)
 class _Case:
-    """A latent, or a control (``silent_of`` is None), and its examples."""
+    """A latent, or a control (``non_activating_of`` is None), and its examples."""
 
     latent: int
-    silent_of: int | None
+    non_activating_of: int | None
     examples: tuple[Example, ...]
 
 
@@ -119,15 +119,15 @@ def _embedder(judge: Judge, encoder: Encoder | None) -> Embedder | None:
     return own if own is not None and own.encoder is encoder else Embedder(encoder)
 
 
-def _shuffled(case: _Case, subjects: Subjects, enough: Sequence[int], seed: int) -> _Case:
+def _shuffled(case: _Case, tested: TestedLatents, enough: Sequence[int], seed: int) -> _Case:
     """Draw as many examples as a case has, each of another latent while there are any, and of another text."""
     rng = np.random.default_rng([seed, case.latent, 1])
     found: list[Example] = []
     while len(found) < len(case.examples):
         before = len(found)
         for latent in rng.permutation(enough):
-            found += some(rng, subjects.examples(int(latent)), 1)
-            found = list(one_a_text(found))
+            found += some(rng, tested.examples(int(latent)), 1)
+            found = list(one_per_text(found))
             if len(found) == len(case.examples):
                 break
         if len(found) == before:  # Fewer texts than that, in all latents together.
@@ -135,12 +135,12 @@ def _shuffled(case: _Case, subjects: Subjects, enough: Sequence[int], seed: int)
     return _Case(case.latent, None, tuple(found))
 
 
-def _trials(case: _Case, subjects: Subjects, settings: IntruderSettings) -> list[_Trial]:
-    silent = subjects.silent(case.silent_of, case.examples)
+def _trials(case: _Case, tested: TestedLatents, settings: IntruderSettings) -> list[_Trial]:
+    silent = tested.silent(case.non_activating_of, case.examples)
     pools = {"random": silent.examples, "hard": silent.hardest(settings.n_hard)}
     trials = []
     for s in range(settings.n_seeds):
-        is_control = int(case.silent_of is None)
+        is_control = int(case.non_activating_of is None)
         rng = np.random.default_rng([settings.seed + s, case.latent, is_control, 2])
         for kind in KINDS:
             n = (

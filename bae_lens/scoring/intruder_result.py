@@ -185,7 +185,7 @@ class IntruderResult(ResultOfWeights):
         own = [t for t in (self.control if control else self.latents) if t.purity <= max_purity]
         return mean_interval(_known([t.accuracy(kind) for t in own]), self.settings.seed)
 
-    def beyond_control(self, kind: IntruderKind = "random") -> Interval | None:
+    def excess_over_control(self, kind: IntruderKind = "random") -> Interval | None:
         """Excess of the accuracy over that of the control, paired by latent."""
         pairs = [
             (own.accuracy(kind), other.accuracy(kind))
@@ -194,7 +194,7 @@ class IntruderResult(ResultOfWeights):
         differences = [a.mean - b.mean for a, b in pairs if a is not None and b is not None]
         return mean_interval(differences, self.settings.seed)
 
-    def n_heard(self, threshold: float | None = None) -> int:
+    def n_passed(self, threshold: float | None = None) -> int:
         """Latents with an accuracy (random intruders) of the threshold or more."""
         limit = self.settings.threshold if threshold is None else threshold
         return sum(a >= limit for a in _known([t.accuracy() for t in self.latents]))
@@ -248,19 +248,19 @@ class IntruderResult(ResultOfWeights):
         cells = [(name, shown(latents), shown(control)) for name, latents, control in rows]
         cells.append(("seeds' agreement", shown(self.agreement(), 2), "–"))
         means = ", ".join(shown(mean) for mean in self.seed_means())
-        n_open, n_heard = self.n_unanswered, self.n_heard()
+        n_open, n_passed = self.n_unanswered, self.n_passed()
         # Of a latent without any answer it is not known whether it passes.
         n_known = len(_known([t.accuracy() for t in self.latents]))
-        heard = f"{n_heard} of those tested"
+        passed = f"{n_passed} of those tested"
         if n_known < len(self.latents):
-            heard = f"{n_heard} of the {n_known} with any answer"
+            passed = f"{n_passed} of the {n_known} with any answer"
         return Table(
             ("", "latents", "shuffled latents"),
             cells,
             [
                 f"Judge: {self.judge}. Chance is {self.chance:.3f}. Means over {len(self.latents)} "
                 f"latents with 95 % bootstrap intervals; by seed {means}. Of {self.n_latents} latents "
-                f"{self.n_firing} fire and {self.n_enough} have enough texts; {heard} "
+                f"{self.n_firing} fire and {self.n_enough} have enough texts; {passed} "
                 f"reach {self.settings.threshold:g} with random intruders. Hard intruders "
                 "are the non-activating tokens nearest to the examples: an offline judge is below chance "
                 "where there is nothing to find, so read them beside the shuffled latents."

@@ -14,12 +14,12 @@ from bae_lens.charts import Level, intervals
 from bae_lens.checks.consistency import check_indices, check_lengths
 from bae_lens.checks.fields import check_fields, whole
 from bae_lens.checks.suggest import index_of
-from bae_lens.examples.records import Evidence, Example
+from bae_lens.examples.records import Example, LatentRecords
 from bae_lens.files.json_file import JsonResult
 from bae_lens.results import Table
 from bae_lens.scoring.judges.judge import Judge, MarkedText, Question, answers_of
 from bae_lens.scoring.prompts import FIRST, SECOND, TIE, compare
-from bae_lens.scoring.test_items import n_texts, one_a_text, some
+from bae_lens.scoring.tested_latents import n_texts, one_per_text, some
 from bae_lens.stats import Interval, krippendorff_alpha, mean_interval, shown
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class _Pair(NamedTuple):
 
 
 def rank_dictionaries(
-    evidence: Mapping[str, Evidence],
+    records: Mapping[str, LatentRecords],
     judges: Judge | Sequence[Judge],
     settings: RankingSettings | None = None,
 ) -> Ranking:
@@ -269,7 +269,7 @@ def rank_dictionaries(
     ``Ranking.n_enough``.
 
     Args:
-        evidence: of each dictionary by name, best of the same corpus.
+        records: of each dictionary by name, best of the same corpus.
         judges: one or several.
         settings: see ``RankingSettings``.
 
@@ -282,49 +282,49 @@ def rank_dictionaries(
     settings = settings or RankingSettings()
     asked: list[Judge] = list(judges) if isinstance(judges, Sequence) else [judges]
     names = [judge.name for judge in asked]
-    if len(evidence) < 2 or not asked or len(set(names)) < len(names):
+    if len(records) < 2 or not asked or len(set(names)) < len(names):
         raise ValueError(
             "A ranking is of two dictionaries at least, by one judge at least, with names of their "
-            f"own; got {len(evidence)} dictionaries and judges {names}."
+            f"own; got {len(records)} dictionaries and judges {names}."
         )
     enough = [
         [own.index for own in one.latents if n_texts(own.random) >= settings.n_shown]
-        for one in evidence.values()
+        for one in records.values()
     ]
-    for name, latents in zip(evidence, enough, strict=True):
+    for name, latents in zip(records, enough, strict=True):
         if not latents:
             raise ValueError(
                 f"No latent of {name!r} has random examples from {settings.n_shown} texts. Collect "
-                "evidence of more tokens, or lower n_shown."
+                "examples of more tokens, or lower n_shown."
             )
-    pairs = _pairs(list(evidence.values()), enough, settings)
+    pairs = _pairs(list(records.values()), enough, settings)
     comparisons = [
         Comparison(i, pair.dictionaries, pair.latents, outcomes)
         for i, judge in enumerate(asked)
         for pair, outcomes in zip(pairs, _outcomes(judge, pairs, settings.seed), strict=True)
     ]
     return Ranking(
-        names=tuple(evidence),
+        names=tuple(records),
         n_enough=tuple(map(len, enough)),
         judges=tuple(names),
         caveats=tuple(judge.caveat for judge in asked),
         settings=settings,
         comparisons=tuple(comparisons),
-        weights_sha256=tuple(one.weights_sha256 for one in evidence.values()),
+        weights_sha256=tuple(one.weights_sha256 for one in records.values()),
     )
 
 
 def _pairs(
-    evidence: Sequence[Evidence], enough: Sequence[Sequence[int]], settings: RankingSettings
+    records: Sequence[LatentRecords], enough: Sequence[Sequence[int]], settings: RankingSettings
 ) -> list[_Pair]:
     pairs: dict[Any, _Pair] = {}
-    for a, b in combinations(range(len(evidence)), 2):
+    for a, b in combinations(range(len(records)), 2):
         rng = np.random.default_rng([settings.seed, a, b])
         # Every latent once before one comes again.
         order = [_round_robin(rng, enough[i], settings.n_pairs) for i in (a, b)]
         for latents in zip(*order, strict=True):
             groups = [
-                _shown(rng, evidence[i][j].random, settings.n_shown)
+                _shown(rng, records[i][j].random, settings.n_shown)
                 for i, j in zip((a, b), latents, strict=True)
             ]
             # Once: of few latents a pair may come again, with other examples.
@@ -340,7 +340,7 @@ def _round_robin(rng: np.random.Generator, latents: Sequence[int], n: int) -> li
 
 
 def _shown(rng: np.random.Generator, examples: Sequence[Example], n: int) -> tuple[MarkedText, ...]:
-    return tuple(MarkedText.of(e) for e in some(rng, one_a_text(examples), n))
+    return tuple(MarkedText.of(e) for e in some(rng, one_per_text(examples), n))
 
 
 def _outcomes(

@@ -13,15 +13,15 @@ from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.concept_ablation import AblationSettings, AblationTask, Clusters
 from bae_lens.concept_ablation.concepts import describe
 from bae_lens.dictionaries import Dictionary
-from bae_lens.examples.collect import collect_evidence
-from bae_lens.examples.records import Evidence, EvidenceSettings, check_evidence_of
+from bae_lens.examples.collect import collect_examples
+from bae_lens.examples.records import ExampleSettings, LatentRecords, check_records_of
 from bae_lens.scoring.bag_of_words import CANNOT_TELL, PlainReader
-from bae_lens.scoring.recoverability_result import Given, Recovery, RecoverySettings
-from bae_lens.scoring.shown_examples import View, view_of
+from bae_lens.scoring.recoverability_result import Given, Recoverability, RecoverabilitySettings
+from bae_lens.scoring.words_and_contexts import WordsAndContexts, words_and_contexts_of
 
 
 @dataclass(frozen=True, eq=False)
-class RecoveryTask:
+class RecoverabilityTask:
     """Texts with a model's predictions, and a bag-of-words classifier that has learned them from other texts.
 
     The CLVQ-VAE paper has people tell a model's prediction from a concept's word cloud or sentences.
@@ -31,7 +31,7 @@ class RecoveryTask:
     the row ``"text"``.
 
     Attributes:
-        texts: labelled texts, probes and salient tokens.
+        texts: labeled texts, probes and salient tokens.
         shown_texts: reference texts that views are of.
         shown_predictions: what the probes predict of them.
         n_learned: reference texts that the reader has learned from.
@@ -44,7 +44,7 @@ class RecoveryTask:
     shown_predictions: tuple[int, ...]
     n_learned: int
     reader: PlainReader
-    settings: RecoverySettings
+    settings: RecoverabilitySettings
 
     @classmethod
     def prepare(
@@ -53,17 +53,17 @@ class RecoveryTask:
         hook_names: tuple[str, str],
         dataset: Any,
         reference_texts: Sequence[str],
-        settings: RecoverySettings | None = None,
+        settings: RecoverabilitySettings | None = None,
         ablation: AblationSettings | None = None,
         *,
         verbose: bool = True,
-    ) -> RecoveryTask:
+    ) -> RecoverabilityTask:
         """Read the texts, fit the probes and the reader.
 
         Args:
             model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
             hook_names: where concepts are read, and where the probe reads.
-            dataset: labelled texts that are asked about, as for ``AblationTask.prepare``.
+            dataset: labeled texts that are asked about, as for ``AblationTask.prepare``.
             reference_texts: other texts of the same kind, without labels: the reader learns
                 from one half of them, and views are of the other.
             settings: the defaults if omitted.
@@ -91,10 +91,10 @@ class RecoveryTask:
         cls,
         texts: AblationTask,
         reference_texts: Sequence[str],
-        settings: RecoverySettings | None = None,
-    ) -> RecoveryTask:
+        settings: RecoverabilitySettings | None = None,
+    ) -> RecoverabilityTask:
         """The same of texts that were read before."""
-        settings = settings or RecoverySettings()
+        settings = settings or RecoverabilitySettings()
         asked = {text.strip() for text in texts.data.texts}
         # A text that is asked about must not be among those that its concept is shown by, nor one that
         # the reader knows: it would know whole windows of it by heart.
@@ -121,14 +121,14 @@ class RecoveryTask:
         return cls(texts, tuple(others[n:]), tuple(classes[n:]), n, reader, settings)
 
     def collect(
-        self, dictionary: SAE[Any] | Clusters, settings: EvidenceSettings | None = None
-    ) -> Evidence:
-        """Evidence of the texts that views are of, with the predictions as their classes.
+        self, dictionary: SAE[Any] | Clusters, settings: ExampleSettings | None = None
+    ) -> LatentRecords:
+        """Examples of the texts that views are of, with the predictions as their classes.
 
         They are cut to as many tokens as those that are asked about, and read without a template.
 
         Args:
-            dictionary: see ``collect_evidence``.
+            dictionary: see ``collect_examples``.
             settings: the default reads all of the texts and keeps no background.
         """
         names, own = self.texts.data.label_names, self.texts.settings
@@ -140,15 +140,15 @@ class RecoveryTask:
             context_size=own.context_size,
             store_batch_size_prompts=own.batch_size,
         )
-        default = EvidenceSettings(
+        default = ExampleSettings(
             n_tokens=None,
             # Some for those from one text, of which one is shown.
             n_random=3 * self.settings.n_contexts,
             n_top_tokens=2 * self.settings.n_words,
-            n_background=0,
+            n_corpus_tokens=0,
             seed=self.settings.seed,
         )
-        return collect_evidence(
+        return collect_examples(
             model,
             dictionary,
             store,
@@ -159,60 +159,60 @@ class RecoveryTask:
     def recover(
         self,
         dictionary: SAE[Any] | Clusters,
-        evidence: Evidence | None = None,
+        records: LatentRecords | None = None,
         name: str | None = None,
-    ) -> Recovery:
+    ) -> Recoverability:
         """What the reader tells from the concepts of a dictionary.
 
         Args:
             dictionary: as for ``concept_ablation``; a text's concept is the one that ablation would
                 remove: the code of its salient token, or its strongest latent.
-            evidence: of this dictionary; None: ``collect`` it. Mind that it must not be of the texts
+            records: of this dictionary; None: ``collect`` it. Mind that it must not be of the texts
                 that are asked about.
             name: what the dictionary is called; None: its architecture.
 
         Raises:
-            ValueError: if the evidence is of another number of latents, of other weights, or of other
+            ValueError: if the examples are of another number of latents, of other weights, or of other
                 classes.
         """
-        evidence = self.collect(dictionary) if evidence is None else evidence
+        records = self.collect(dictionary) if records is None else records
         task, settings = self.texts, self.settings
         found = describe(dictionary, task.sample, task.settings.vectors, name)
         of_dictionary = Dictionary(dictionary)
         sha256 = of_dictionary.weights_sha256
-        check_evidence_of(evidence, of_dictionary.n_latents, sha256)
+        check_records_of(records, of_dictionary.n_latents, sha256)
         names = task.data.label_names
-        if not set(evidence.class_names or ()) <= set(names):
+        if not set(records.class_names or ()) <= set(names):
             raise ValueError(
-                f"The evidence is of the classes {', '.join(evidence.class_names or ())}, the texts of "
-                f"{', '.join(names)}. Collect it with RecoveryTask.collect, or without labels."
+                f"The examples are of the classes {', '.join(records.class_names or ())}, the texts of "
+                f"{', '.join(names)}. Collect it with RecoverabilityTask.collect, or without labels."
             )
         concepts = tuple(
             # Of a bit that is mostly on it is seen where it is off, and not what its being on says.
-            -1 if latent >= 0 and evidence[latent].when_off else latent
+            -1 if latent >= 0 and records[latent].when_off else latent
             for latent in found.active(task.salient.lower, 1)[:, 0].tolist()
         )
         views = {
-            latent: view_of(evidence, latent, settings.n_words, settings.n_contexts)
+            latent: words_and_contexts_of(records, latent, settings.n_words, settings.n_contexts)
             for latent in set(concepts) - {-1}
         }
-        of_texts = [views.get(latent, View((), ())) for latent in concepts]
+        of_texts = [views.get(latent, WordsAndContexts((), ())) for latent in concepts]
         words = [" ".join(view.words) for view in of_texts]
         contexts = ["\n".join(context.text for context in view.contexts) for view in of_texts]
         read = self.reader.read
         said: dict[Given, tuple[int, ...]] = {
-            "view": read([f"{w}\n{c}" for w, c in zip(words, contexts, strict=True)]),
+            "words and contexts": read([f"{w}\n{c}" for w, c in zip(words, contexts, strict=True)]),
             "words": read(words),
             "contexts": read(contexts),
         }
-        if evidence.class_names is not None:
-            shares = _by_class_shares(evidence, names)
+        if records.class_names is not None:
+            shares = _by_class_shares(records, names)
             said["class shares"] = tuple(
                 CANNOT_TELL if latent < 0 else shares[latent] for latent in concepts
             )
         said["word"] = read(self._salient_words())
         said["text"] = read(task.reader.texts.as_read(task.data.texts))
-        return Recovery(
+        return Recoverability(
             dictionary=found.name,
             hook_names=task.reader.hook_names,
             class_names=tuple(names),
@@ -231,14 +231,14 @@ class RecoveryTask:
         return [words[i][word] if word >= 0 else "" for i, word in enumerate(own)]
 
 
-def _by_class_shares(evidence: Evidence, names: Sequence[str]) -> list[int]:
+def _by_class_shares(records: LatentRecords, names: Sequence[str]) -> list[int]:
     """The class of which each latent has the most for its share of all tokens."""
-    assert evidence.class_names is not None
-    assert evidence.class_shares is not None
-    order = [names.index(name) for name in evidence.class_names]
-    base = np.array(evidence.class_shares)
+    assert records.class_names is not None
+    assert records.class_shares is not None
+    order = [names.index(name) for name in records.class_names]
+    base = np.array(records.class_shares)
     found = []
-    for own in evidence.latents:
+    for own in records.latents:
         shares = np.array(own.class_shares)
         # A class that no token is of is the most frequent nowhere.
         lift = np.divide(shares, base, out=np.zeros_like(base), where=base > 0)

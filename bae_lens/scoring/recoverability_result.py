@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What the reader is given: of a concept, and for comparison.
-Given = Literal["view", "words", "contexts", "class shares", "word", "text"]
-OF_CONCEPT: tuple[Given, ...] = ("view", "words", "contexts", "class shares")
+Given = Literal["words and contexts", "words", "contexts", "class shares", "word", "text"]
+OF_CONCEPT: tuple[Given, ...] = ("words and contexts", "words", "contexts", "class shares")
 GIVEN: tuple[Given, ...] = (*OF_CONCEPT, "word", "text")
 # For tables and figures.
 SHOWN: dict[Given, str] = {
-    "view": "words and contexts of the concept",
+    "words and contexts": "words and contexts of the concept",
     "words": "its words",
     "contexts": "its contexts",
     "class shares": "its class shares, no words",
@@ -37,13 +37,13 @@ SHOWN: dict[Given, str] = {
 
 
 @dataclass(frozen=True)
-class RecoverySettings:
-    """Settings of ``RecoveryTask``.
+class RecoverabilitySettings:
+    """Settings of ``RecoverabilityTask``.
 
     Args:
-        n_words (int): Words of a view at most.
-        n_contexts (int): Contexts of a view at most.
-        seed (int): Of the halves of the reference texts, the evidence, and the folds that the reader's
+        n_words (int): Words of a concept that are shown at most.
+        n_contexts (int): Contexts of a concept that are shown at most.
+        seed (int): Of the halves of the reference texts, the examples, and the folds that the reader's
             penalty is chosen on.
 
     Raises:
@@ -61,7 +61,7 @@ class RecoverySettings:
 
 
 @dataclass(frozen=True)
-class Recovery(ResultOfWeights):
+class Recoverability(ResultOfWeights):
     """What a bag-of-words classifier tells of a model's predictions from a dictionary's concepts.
 
     Attributes:
@@ -70,9 +70,9 @@ class Recovery(ResultOfWeights):
         class_names: of the classes.
         predictions: what the probe predicts of each text (never its label).
         concepts: the concept of each text's salient token; −1: none is active there, or only a bit
-            that is mostly on, of which evidence is where it is off.
+            that is mostly on, which is told by where it is off.
         said: by what the reader was given, the class that it tells of each text; −1: it cannot tell.
-            ``"view"``: the concept's words and contexts; ``"words"`` and ``"contexts"``: one of them;
+            ``"words and contexts"``: the concept's words and contexts; ``"words"`` and ``"contexts"``: one of them;
             ``"class shares"``: no classifier, but the class that is most frequent, for its share of all
             tokens, where the concept fires in the reference texts: what the concept tells if not put
             in words; ``"word"``: the salient token's word alone; ``"text"``: the whole text.
@@ -81,7 +81,7 @@ class Recovery(ResultOfWeights):
         settings: of the task.
     """
 
-    _file_of = "result of RecoveryTask.recover"
+    _file_of = "result of RecoverabilityTask.recover"
 
     dictionary: str
     hook_names: tuple[str, str]
@@ -91,7 +91,7 @@ class Recovery(ResultOfWeights):
     said: Mapping[Given, tuple[int, ...]]
     n_learned: int
     n_shown: int
-    settings: RecoverySettings
+    settings: RecoverabilitySettings
 
     def check(self) -> None:
         """See ``JsonResult``."""
@@ -104,7 +104,7 @@ class Recovery(ResultOfWeights):
             check_lengths(n, "texts", **{given: said})
             check_indices(f"said[{given!r}]", said, n_classes, least=CANNOT_TELL)
 
-    def score(self, given: Given = "view") -> Interval:
+    def score(self, given: Given = "words and contexts") -> Interval:
         """Balanced accuracy over the classes that are predicted, with its 95 % bootstrap interval.
 
         "Cannot tell" counts as a guess. Of what a concept shows the bootstrap is over concepts or over
@@ -116,19 +116,19 @@ class Recovery(ResultOfWeights):
         """
         return self._interval(self.credits(given), given)
 
-    def credits(self, given: Given = "view") -> np.ndarray:
+    def credits(self, given: Given = "words and contexts") -> np.ndarray:
         """``[n]``: 1 where the reader is right, 0 where it is wrong, chance where it cannot tell."""
         said = self._said(given)
         return (said == self.predictions) + (said == CANNOT_TELL) * self.chance
 
-    def beyond(self, other: Given = "word", given: Given = "view") -> Interval:
+    def excess_over(self, other: Given = "word", given: Given = "words and contexts") -> Interval:
         """Return by how much what is given tells more than something else, paired by text.
 
         More than the salient word alone is what a concept adds to it.
         """
         return self._interval(self.credits(given) - self.credits(other), given)
 
-    def difference(self, other: Recovery, given: Given = "view") -> Interval:
+    def difference(self, other: Recoverability, given: Given = "words and contexts") -> Interval:
         """Return by how much another dictionary is worse on the same texts, paired by text.
 
         Raises:
@@ -137,7 +137,7 @@ class Recovery(ResultOfWeights):
         if other.predictions != self.predictions:
             raise ValueError(
                 "The two were not told about the same texts and predictions; recover both with one "
-                "RecoveryTask."
+                "RecoverabilityTask."
             )
         difference = self.credits(given) - other.credits(given)
         return wider(self._interval(difference, given), other._interval(difference, given))
@@ -162,18 +162,18 @@ class Recovery(ResultOfWeights):
         for given in GIVEN:
             if given in self.said:
                 has_both = given in OF_CONCEPT and "word" in self.said
-                excess = shown(self.beyond("word", given)) if has_both else "–"
+                excess = shown(self.excess_over("word", given)) if has_both else "–"
                 rows.append((SHOWN[given], shown(self.score(given)), excess))
         counts = Counter(self.predictions)
         classes = ", ".join(f"{counts[i]} {name}" for i, name in enumerate(self.class_names))
-        n_silent = self.said["view"].count(CANNOT_TELL)
+        n_unreadable = self.said["words and contexts"].count(CANNOT_TELL)
         return Table(
             ("the reader sees", "balanced accuracy", "excess over the word"),
             rows,
             [
                 f"{self.dictionary}, concepts of {self.hook_names[0]}. What the probe predicts of "
                 f"{len(self.predictions)} texts: {classes}; chance is {self.chance:.3f}. They have "
-                f"{self.n_concepts} different concepts; of {n_silent} texts the view has no word that "
+                f"{self.n_concepts} different concepts; of {n_unreadable} texts the view has no word that "
                 f"the reader knows. It learned from {self.n_learned} other texts, and views are of "
                 f"{self.n_shown} others still. 95 % bootstrap intervals over concepts or texts, the wider."
             ],
@@ -201,8 +201,12 @@ class Recovery(ResultOfWeights):
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
         own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        own["settings"] = RecoverySettings(**values["settings"])
-        own["said"] = {given: tuple(said) for given, said in values["said"].items()}
+        own["settings"] = RecoverabilitySettings(**values["settings"])
+        own["said"] = {
+            # What an older version called it.
+            "words and contexts" if given == "view" else given: tuple(said)
+            for given, said in values["said"].items()
+        }
         return cls(**own)
 
     def _said(self, given: Given) -> np.ndarray:

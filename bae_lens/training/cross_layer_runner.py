@@ -88,7 +88,7 @@ class CrossLayerRunnerConfig(LanguageModelSAERunnerConfig[Any]):
             )
         if sae.normalize_activations != "none":
             raise ValueError(
-                f"A {sae.architecture()} centres and scales the activations of each hook point "
+                f"A {sae.architecture()} centers and scales the activations of each hook point "
                 f"itself: set normalize_activations to 'none'; got {sae.normalize_activations!r}."
             )
         fixed: dict[str, Any] = {"d_out": sae.d_in if sae.d_out is None else sae.d_out}
@@ -124,7 +124,7 @@ class CrossLayerTrainingRunner(TrainingRunner):
         cfg: a ``CrossLayerRunnerConfig``.
         override_dataset: as for SAELens; with ``text_unit="sentence"`` also a list of texts.
         override_model: as for SAELens.
-        override_sae: as for SAELens; initialised if it is not yet.
+        override_sae: as for SAELens; initialized if it is not yet.
         replay_tokens: as for ``TrainingRunner``; where whole sequences are kept, masked positions
             (special tokens, padding) count, here and in ``training_tokens``.
         replay_path: as for ``TrainingRunner``; both hook points, ``text_unit`` and the sequences'

@@ -63,7 +63,7 @@ def fit_activations(
     Args:
         cfg: what to train.
         activations: ``[n, d_in]``, replayed in shuffled epochs.
-        steps: optimiser steps.
+        steps: optimizer steps.
         batch_size: activations a step.
         lr: learning rate.
         seed: of the weights and the shuffles.

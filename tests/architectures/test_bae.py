@@ -257,7 +257,7 @@ def test_calibration_makes_every_bit_fire_on_k_tokens_of_the_first_batch(
 
 
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
-def test_calibration_centres_and_scales_to_unit_variance(apply_b_dec_to_input):
+def test_calibration_centers_and_scales_to_unit_variance(apply_b_dec_to_input):
     sae = TrainingBAE(training_cfg(apply_b_dec_to_input=apply_b_dec_to_input))
     x = make_activations(500, offset=3.0)
 
@@ -362,7 +362,7 @@ def test_calibration_refuses_activations_that_are_not_finite(bad):
     assert all(torch.equal(p, before[name]) for name, p in sae.named_parameters())
 
 
-def test_without_a_firing_rate_training_starts_as_saelens_initialises():
+def test_without_a_firing_rate_training_starts_as_saelens_initializes():
     sae = TrainingBAE(training_cfg(initial_firing_rate=None, decoder_init_norm=0.3))
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
 

@@ -1,4 +1,4 @@
-"""The CLVQ-VAE's maths: quantiser, losses, mask, bottleneck, calibration, metrics.
+"""The CLVQ-VAE's maths: quantizer, losses, mask, bottleneck, calibration, metrics.
 
 What both classes inherit from clvq_vae_base.py is tested here, on the two of them. What SAELens asks
 of an architecture is in tests/conformance; the parts alone are in nn/test_quantize.py,
@@ -118,12 +118,12 @@ def test_a_decoder_of_another_shape():
     assert sae(torch.randn(2, 3, D_IN)).shape == (2, 3, D_OUT)
 
 
-# The quantiser inside a step
+# The quantizer inside a step
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("top_k", [1, 5])
-def test_quantised_rows_equal_the_snapshots_rows(decoder, top_k):
+def test_quantized_rows_equal_the_snapshots_rows(decoder, top_k):
     sae = make_training_clvq(decoder=decoder, top_k=top_k, temperature=2.0)
     rows, snapshot = make_rows(), sae.codebook.clone()
     z = encoded(sae, parts(rows)[0])
@@ -840,7 +840,7 @@ def test_sparse_codes_decode_as_dense_ones():
 
 
 @pytest.mark.parametrize("d_out", [D_OUT, D_IN, 3])
-def test_calibration_centres_and_scales_both_hook_points(d_out):
+def test_calibration_centers_and_scales_both_hook_points(d_out):
     sae = TrainingCLVQVAE(clvq_cfg(d_out=d_out))
     lower, upper = make_pairs(BATCH, d_out=d_out, offset=5.0)
     lower, valid = 40 * lower, make_valid(BATCH)

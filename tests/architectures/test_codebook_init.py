@@ -21,13 +21,13 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def planted(n: int = 600, noise: float = 0.02, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A mixture of K clusters about different directions and norms, in unequal shares, and labels."""
-    centres = torch.nn.functional.normalize(normal(K, D, seed=7), dim=1)
-    centres = centres * torch.linspace(1, 4, K)[:, None]
+    centers = torch.nn.functional.normalize(normal(K, D, seed=7), dim=1)
+    centers = centers * torch.linspace(1, 4, K)[:, None]
     share = torch.arange(1.0, K + 1)
     labels = torch.multinomial(
         share, n, replacement=True, generator=torch.Generator().manual_seed(seed)
     )
-    return centres[labels] + noise * normal(n, D, seed=seed), labels
+    return centers[labels] + noise * normal(n, D, seed=seed), labels
 
 
 def distortion(x: Tensor, codebook: Tensor) -> float:
@@ -42,7 +42,7 @@ def matched(codebook: Tensor, reference: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("method", KMEANS)
-def test_initialisers_beat_random_on_a_planted_mixture(method):
+def test_initializers_beat_random_on_a_planted_mixture(method):
     x, _ = planted()
 
     best = distortion(x, initial_codebook(x, K, method)[0])
@@ -84,7 +84,7 @@ def test_spherical_kmeans_is_reproduced_by_its_definition():
     points, norms = x.double(), x.double().norm(dim=1)
     directions = points / norms[:, None]
     code_directions = codebook.double() / codebook.double().norm(dim=1, keepdim=True)
-    # Nearest by cosine but for members at a border, since k-means' own centres are shorter.
+    # Nearest by cosine but for members at a border, since k-means' own centers are shorter.
     by_cosine = (directions @ code_directions.T).argmax(1)
     assert (torch.bincount(by_cosine, minlength=K) - counts).abs().max() <= 0.1 * len(x)
     for k in range(K):

@@ -69,7 +69,7 @@ def units(sae: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_the_units_centre_and_scale_both_hook_points(make):
+def test_the_units_center_and_scale_both_hook_points(make):
     sae = make()
     rows = far_rows()
     lower, upper, _ = unpack_rows(rows, D_IN, D_OUT)

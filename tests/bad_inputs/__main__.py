@@ -22,11 +22,11 @@ def main() -> int:
     print("\n".join(bad))
     print(table(tried))
     n_tried = sum(len(one.results) for one in tried)
-    n_silent = sum(one.count("silent", "hang") for one in tried)
+    n_unreadable = sum(one.count("silent", "hang") for one in tried)
     print(
-        f"\n{n_tried - len(bad)} of {n_tried} clear (or not to be told), {n_silent} silent or hanging"
+        f"\n{n_tried - len(bad)} of {n_tried} clear (or not to be told), {n_unreadable} silent or hanging"
     )
-    return int(n_silent > 0 or len(bad) > 0.05 * n_tried)
+    return int(n_unreadable > 0 or len(bad) > 0.05 * n_tried)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from bae_lens.concept_ablation import ConceptAblationResult, LabelledTexts
+from bae_lens.concept_ablation import ConceptAblationResult, LabeledTexts
 from bae_lens.entropy.compression import CodeIndices, encode_to_indices
-from bae_lens.examples import Evidence
+from bae_lens.examples import LatentRecords
 from bae_lens.quiz import QuizKey
 from bae_lens.quiz.questions import key_path, write_quiz
 from bae_lens.quiz.scores import QuizAnswers
-from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recovery
+from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recoverability
 from bae_lens.scoring.ranking import rank_dictionaries
 from bae_lens.training.metric_log import read_metric_log
 from tests.bad_inputs.damage import Damaged, damaged_bytes, damaged_json, damaged_text
@@ -24,7 +24,7 @@ from tests.bad_inputs.trial import Trial
 from tests.concept_ablation.test_result import make_result
 from tests.helpers import make_activations, make_training_bae
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class
-from tests.report.helpers import make_comsem, make_evidence, make_intruder
+from tests.report.helpers import make_comsem, make_intruder, make_records
 from tests.scoring.test_ranking import SETTINGS, THREE, Named, fair
 
 
@@ -116,7 +116,7 @@ def _metric_log(random: Random, folder: Path) -> Iterator[Trial]:
     yield from of_file("metrics.jsonl", read_metric_log, damaged(), folder)
 
 
-def _labelled_texts(random: Random, folder: Path) -> Iterator[Trial]:
+def _labeled_texts(random: Random, folder: Path) -> Iterator[Trial]:
     row = b'{"text": "a b", "label": "x"}'
     rows = [row, row.replace(b'"x"', b'"y"')] * 4
     bad_rows = (
@@ -146,7 +146,7 @@ def _labelled_texts(random: Random, folder: Path) -> Iterator[Trial]:
             yield Damaged("no column text", b'{"txt": "a", "label": "x"}\n' * 4)
             yield Damaged("no column label", b'{"text": "a"}\n' * 4)
 
-    for trial in of_file("texts.jsonl", LabelledTexts.read, damaged(), folder):
+    for trial in of_file("texts.jsonl", LabeledTexts.read, damaged(), folder):
         # A row says as much as the file's name.
         yield Trial(trial.name, trial.call, (*trial.names, "row", "Row", "column"), trial.is_told)
 
@@ -168,7 +168,7 @@ def _csv_texts(random: Random, folder: Path) -> Iterator[Trial]:
             yield Damaged("too many fields", good + b"a,b,c,d\n")
             yield Damaged("a NUL", good.replace(b"c d", b"c\x00d"), is_told=False)
 
-    for trial in of_file("texts.csv", LabelledTexts.read, damaged(), folder):
+    for trial in of_file("texts.csv", LabeledTexts.read, damaged(), folder):
         yield Trial(trial.name, trial.call, (*trial.names, "row", "Row", "column"), trial.is_told)
 
 
@@ -177,22 +177,22 @@ def _any_text(random: Random, folder: Path) -> Iterator[Trial]:
         while True:
             yield from damaged_text(b'{"text": "a", "label": "x"}', random)
 
-    for trial in of_file("texts.json", LabelledTexts.read, damaged(), folder):
+    for trial in of_file("texts.json", LabeledTexts.read, damaged(), folder):
         yield Trial(trial.name, trial.call, (*trial.names, "row", "Row", "column"), trial.is_told)
 
 
 FILES = (
-    _result(Evidence, lambda: make_evidence(6, n_examples=3), "settings"),
-    _result(IntruderResult, lambda: make_intruder(make_evidence(6), 3), "settings"),
-    _result(ComSemResult, lambda: make_comsem(make_evidence(6), 3), "settings"),
+    _result(LatentRecords, lambda: make_records(6, n_examples=3), "settings"),
+    _result(IntruderResult, lambda: make_intruder(make_records(6), 3), "settings"),
+    _result(ComSemResult, lambda: make_comsem(make_records(6), 3), "settings"),
     _result(ConceptAblationResult, make_result, "settings", "chance", "accuracy", "std"),
-    _result(Recovery, lambda: next(iter(RECOVERIES.values())), "settings"),
+    _result(Recoverability, lambda: next(iter(RECOVERIES.values())), "settings"),
     _result(Ranking, lambda: rank_dictionaries(THREE, Named("x", fair), SETTINGS), "settings"),
     _of_key(QuizKey, lambda key: key),
     _of_key(QuizAnswers, _answers),
     Reader("CodeIndices.from_bytes", "damaged bytes", "codes of a BAE, with a checksum", _codes),
     Reader("read_metric_log", "damaged JSON lines", "one object of numbers a line", _metric_log),
-    Reader("LabelledTexts.read, JSONL", "damaged rows", "text and label a row", _labelled_texts),
-    Reader("LabelledTexts.read, CSV", "damaged CSV", "a header, text and label a row", _csv_texts),
-    Reader("LabelledTexts.read, JSON", "damaged text", "text and label a row", _any_text),
+    Reader("LabeledTexts.read, JSONL", "damaged rows", "text and label a row", _labeled_texts),
+    Reader("LabeledTexts.read, CSV", "damaged CSV", "a header, text and label a row", _csv_texts),
+    Reader("LabeledTexts.read, JSON", "damaged text", "text and label a row", _any_text),
 )

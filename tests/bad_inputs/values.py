@@ -26,7 +26,7 @@ from bae_lens import (
 )
 from bae_lens import offline as demo
 from bae_lens.concept_ablation import AblationSettings
-from bae_lens.examples import EvidenceSettings
+from bae_lens.examples import ExampleSettings
 from bae_lens.quiz.questions import QuizSettings
 from bae_lens.scoring import (
     ComSemSettings,
@@ -35,7 +35,7 @@ from bae_lens.scoring import (
     Limits,
     RankingSettings,
 )
-from bae_lens.scoring.recoverability_result import RecoverySettings
+from bae_lens.scoring.recoverability_result import RecoverabilitySettings
 from tests.bad_inputs.damage import Damaged
 from tests.bad_inputs.readers import Reader, of_file
 from tests.bad_inputs.runs import saved_sae
@@ -53,11 +53,11 @@ CONFIGS: dict[type, dict[str, Any]] = {
     **{
         settings: {}
         for settings in (
-            EvidenceSettings,
+            ExampleSettings,
             IntruderSettings,
             ComSemSettings,
             RankingSettings,
-            RecoverySettings,
+            RecoverabilitySettings,
             QuizSettings,
             AblationSettings,
             Limits,

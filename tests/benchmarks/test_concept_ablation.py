@@ -53,7 +53,7 @@ def cell(**n_right: list[int]) -> dict[str, Any]:
         for method, by_seed in n_right.items()
         for seed, n in enumerate(by_seed)
     }
-    return {"results": results, "uncentred": {key: [0.25, None] for key in results}, "pairs": []}
+    return {"results": results, "uncentered": {key: [0.25, None] for key in results}, "pairs": []}
 
 
 def methods(own: list[int], other: list[int]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def test_the_report_prints_every_table(capsys):
     out = capsys.readouterr().out
     assert all(f"Ablated: {place}" in out for place in benchmark.PLACES)
 
-    benchmark.summarise({"minilm/eraser": found})
+    benchmark.summarize({"minilm/eraser": found})
 
     # 35 are right with the random direction, 20 or 30 without the concept.
     out += capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_what_a_file_holds_is_not_repeated_and_other_settings_are_refused(tmp_pa
 # Cells
 
 
-def test_the_released_projection_turns_round_what_the_centred_one_removes():
+def test_the_released_projection_turns_round_what_the_centered_one_removes():
     labels = torch.tensor(LABELS)
     sign = 2.0 * labels[:, None] - 1
     u, mean = torch.eye(8)[0], 20 * torch.eye(8)[1]
@@ -176,7 +176,7 @@ def test_the_released_projection_turns_round_what_the_centred_one_removes():
     assert lower < 0.2
     assert trials.ablate(task, codes).row().accuracy > 0.2
     # The task is as it was.
-    assert task.settings.centre
+    assert task.settings.center
 
 
 def test_at_equal_norm_neither_dictionary_moves_a_vector_farther_than_the_other():
@@ -204,8 +204,8 @@ def test_texts_that_are_scored_are_not_trained_on(tmp_path):
 
     for name, n in (("ag_news", 40), ("jigsaw", 12)):
         data = trials.DATASETS[name]
-        scored = trials.labelled_texts(plan, data).texts
-        trained_on = trials.unlabelled_texts(plan, data)
+        scored = trials.labeled_texts(plan, data).texts
+        trained_on = trials.unlabeled_texts(plan, data)
         assert len(trained_on) == n
         assert not set(scored) & set(trained_on)
 
@@ -241,7 +241,7 @@ def test_every_variant_is_trained_as_its_name_says(monkeypatch, method):
 
     for name, value in options.items():
         assert getattr(sae.cfg, name) == value
-    is_uncentred = method == trials.UNCENTRED
-    assert (sae.input_mean.norm() == 0) == is_uncentred
-    mean_norm = (split.lower - (0 if is_uncentred else split.lower.mean(0))).norm(dim=1).mean()
+    is_uncentered = method == trials.UNCENTRED
+    assert (sae.input_mean.norm() == 0) == is_uncentered
+    mean_norm = (split.lower - (0 if is_uncentered else split.lower.mean(0))).norm(dim=1).mean()
     torch.testing.assert_close(sae.input_scale, 8**0.5 / mean_norm, rtol=1e-3, atol=0)

@@ -34,7 +34,7 @@ TASK = replace(
     steps=80,
     batch_size=24,
     decoder_width=8,
-    n_initialisation=60,
+    n_initialization=60,
     length=LENGTH,
 )
 
@@ -48,10 +48,10 @@ def quiet(monkeypatch):
 def make_split(n: int, seed: int) -> Any:
     """Tokens of five types, far apart at both hooks; position 0 is not valid, its values are absurd."""
     generator = torch.Generator().manual_seed(seed)
-    centres = 4 * torch.randn(2, N_TYPES, D, generator=torch.Generator().manual_seed(9))
+    centers = 4 * torch.randn(2, N_TYPES, D, generator=torch.Generator().manual_seed(9))
     tokens = torch.randint(N_TYPES, (n, LENGTH), generator=generator)
     noise = 0.1 * torch.randn(2, n, LENGTH, D, generator=generator)
-    lower, upper = (centre[tokens] + eps for centre, eps in zip(centres, noise, strict=True))
+    lower, upper = (center[tokens] + eps for center, eps in zip(centers, noise, strict=True))
     lower[:, 0], upper[:, 0] = 1e4, -1e4
     valid = torch.ones(n, LENGTH, dtype=torch.bool)
     valid[:, 0] = False
@@ -65,7 +65,7 @@ def trial() -> Any:
 
 def make_sae(trial: Any, **options: Any) -> Any:
     sae = TrainingCLVQVAE(trials.clvq_config(TASK, 0, **options))
-    sae.calibrate(trials.initialisation_rows(trial), TASK.batch_size)
+    sae.calibrate(trials.initialization_rows(trial), TASK.batch_size)
     return sae
 
 
@@ -288,7 +288,7 @@ def test_a_topk_code_of_one_latent_costs_its_entropy_and_its_magnitudes(trial):
     assert row.details["support_bits"] <= math.log2(TASK.d_sae + 1)
 
 
-# One step without the quantiser
+# One step without the quantizer
 
 
 def test_the_identity_step_asks_for_no_distance_and_moves_no_code(trial, monkeypatch):
@@ -300,7 +300,11 @@ def test_the_identity_step_asks_for_no_distance_and_moves_no_code(trial, monkeyp
     def refuse(*args: Any) -> None:
         raise AssertionError("A distance was computed.")
 
-    for module in ("nn.quantize", "clvq_vae_base", "clvq_vae"):
+    for module in (
+        "nn.quantize",
+        "architectures.clvq_vae_base",
+        "architectures.clvq_vae",
+    ):
         monkeypatch.setattr(f"bae_lens.{module}.squared_distances", refuse)
     rows = trial.train.packed[:24]
     step = trials.SAETrainer(trials.trainer_config(4, 24, 1e-3), identity, iter([]))
@@ -318,7 +322,7 @@ def test_the_identity_step_asks_for_no_distance_and_moves_no_code(trial, monkeyp
 def test_steps_are_timed_in_turns(trial, decoder):
     times = benchmark.step_seconds(trial, decoder, 3)
 
-    assert times["ratio"] == times["quantiser"] / times["identity"]
+    assert times["ratio"] == times["quantizer"] / times["identity"]
 
 
 # The report

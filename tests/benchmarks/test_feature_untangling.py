@@ -27,7 +27,7 @@ TASK = trials.synthetic_task(
     n_train=4096,
     n_validation=2048,
     n_test=2048,
-    n_quantised=1024,
+    n_quantized=1024,
 )
 
 
@@ -112,7 +112,7 @@ def test_every_architecture_is_trained_and_scored(arch, folder):
     bits = [bits for _, bits, _ in row.points]
     assert bits == sorted(bits)
     assert min(bits) >= row.code["chow_liu_entropy"] - 1e-6
-    # Fine quantisation costs next to nothing, and what was saved is what was trained.
+    # Fine quantization costs next to nothing, and what was saved is what was trained.
     assert row.points[-1][2] == pytest.approx(row.explained_variance, abs=0.05)
     assert row.explained_variance > 0.05
     assert 0 <= row.truth["f1_score"] <= 1

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from bae_lens.scoring.recoverability_result import Recovery, RecoverySettings
-from tests.report.helpers import make_evidence, make_intruder
+from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
+from tests.report.helpers import make_intruder, make_records
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 trials: Any = importlib.import_module("interpretability_trials")
@@ -32,17 +32,17 @@ def validated(**better: float) -> dict[str, Any]:
     }
 
 
-def listened(n_heard: int, n_enough: int = 100, purity: float = 0.2) -> dict[str, Any]:
+def listened(n_passed: int, n_enough: int = 100, purity: float = 0.2) -> dict[str, Any]:
     """A cell in which so many of ten latents are heard, and of the controls one less."""
-    result = make_intruder(make_evidence(12), 10)
-    heard, unheard = result.latents[0], result.control[0]
+    result = make_intruder(make_records(12), 10)
+    passed, failed = result.latents[0], result.control[0]
 
     def of(n: int) -> tuple[Any, ...]:
-        own = [heard] * n + [unheard] * (10 - n)
+        own = [passed] * n + [failed] * (10 - n)
         return tuple(replace(t, latent=j, purity=purity) for j, t in enumerate(own))
 
     result = replace(
-        result, latents=of(n_heard), control=of(max(n_heard - 1, 0)), n_enough=n_enough
+        result, latents=of(n_passed), control=of(max(n_passed - 1, 0)), n_enough=n_enough
     )
     numbers = {"explained_variance": 0.5, "l0": 4.0, "bits": 20.0}
     return {**numbers, "result": result.to_dict()}
@@ -50,8 +50,10 @@ def listened(n_heard: int, n_enough: int = 100, purity: float = 0.2) -> dict[str
 
 def told(view: list[int], n_concepts: int = 3) -> dict[str, Any]:
     n = len(view)
-    said = dict.fromkeys(("view", "words", "contexts", "class shares", "word", "text"), view)
-    return Recovery(
+    said = dict.fromkeys(
+        ("words and contexts", "words", "contexts", "class shares", "word", "text"), view
+    )
+    return Recoverability(
         dictionary="any",
         hook_names=("lower", "upper"),
         class_names=("no", "yes"),
@@ -60,7 +62,7 @@ def told(view: list[int], n_concepts: int = 3) -> dict[str, Any]:
         said={k: tuple(v) for k, v in said.items()},  # pyright: ignore[reportArgumentType]
         n_learned=50,
         n_shown=50,
-        settings=RecoverySettings(),
+        settings=RecoverabilitySettings(),
     ).to_dict()
 
 
@@ -84,7 +86,7 @@ def test_each_has_the_learning_rate_that_explains_the_most_with_the_first_seed()
 
 def test_latents_in_all_are_the_share_heard_of_those_with_enough_texts():
     result = benchmark.IntruderResult.from_dict(listened(3, n_enough=50)["result"])
-    assert (benchmark.heard(result), benchmark.heard(result, control=True)) == (3, 2)
+    assert (benchmark.passed(result), benchmark.passed(result, control=True)) == (3, 2)
     assert benchmark.in_all(result) == pytest.approx(15)
     pure = benchmark.IntruderResult.from_dict(listened(3, purity=0.9)["result"])
     assert benchmark.in_all(pure) == pytest.approx(30)
@@ -93,8 +95,8 @@ def test_latents_in_all_are_the_share_heard_of_those_with_enough_texts():
 
 def test_the_report_compares_with_the_best_peer_of_the_same_seed(capsys):
     asked = benchmark.trials(TASK, ARGS, validated())
-    heard = {"bae": 6, "bae_no_cap": 2, "topk": 4, "batchtopk": 3, "jumprelu": 1}
-    cells = {f"latents/{t.key}": listened(heard.get(t.arch, 9)) for t in asked}
+    passed = {"bae": 6, "bae_no_cap": 2, "topk": 4, "batchtopk": 3, "jumprelu": 1}
+    cells = {f"latents/{t.key}": listened(passed.get(t.arch, 9)) for t in asked}
 
     benchmark.report_latents(cells, TASK, asked)
 
@@ -116,7 +118,7 @@ def test_random_directions_are_k_of_them_from_the_mean():
     sae = trials.random_directions(trial, TASK, acts)
     assert (sae.encode(acts) != 0).sum(1).tolist() == [4] * 64
     assert sae.cfg.metadata.hook_name == "blocks.15.hook_resid_post"
-    # Centred: no direction is on for most of the tokens.
+    # Centered: no direction is on for most of the tokens.
     assert (sae.encode(acts) != 0).float().mean(0).max() < 0.5
     same = trials.random_directions(trial, TASK, acts)
     assert torch.equal(same.W_dec, sae.W_dec)
@@ -145,11 +147,15 @@ def test_seeds_are_pooled_by_their_bounds():
 def test_the_report_of_codes_has_each_method_and_its_controls(capsys):
     right, wrong = [0, 1] * 10, [0] * 20
     methods = ["CLVQ-VAE", "k-means"]
-    recoveries = {"CLVQ-VAE/0": told(right), "CLVQ-VAE/1": told(right), "k-means/0": told(wrong)}
-    intruders = {key: listened(4)["result"] for key in recoveries}
+    recoverabilities = {
+        "CLVQ-VAE/0": told(right),
+        "CLVQ-VAE/1": told(right),
+        "k-means/0": told(wrong),
+    }
+    intruders = {key: listened(4)["result"] for key in recoverabilities}
 
     benchmark.report_codes(
-        {"codes/ag_news": {"recoveries": recoveries, "intruders": intruders}}, methods
+        {"codes/ag_news": {"recoverabilities": recoverabilities, "intruders": intruders}}, methods
     )
 
     out = capsys.readouterr().out

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 
 from bae_lens.concept_ablation import ConceptAblationResult
-from bae_lens.examples import Evidence
+from bae_lens.examples import LatentRecords
 from bae_lens.quiz import QuizKey, QuizResult
 from bae_lens.quiz.questions import write_quiz
 from bae_lens.quiz.scores import score_quiz
-from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recovery
+from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recoverability
 from bae_lens.scoring.ranking import rank_dictionaries
 from tests.concept_ablation.test_result import make_result
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class
-from tests.report.helpers import make_comsem, make_evidence, make_intruder
+from tests.report.helpers import make_comsem, make_intruder, make_records
 from tests.scoring.test_ranking import SETTINGS, THREE, Named, fair
-from tests.scoring.test_recoverability_result import make_recovery
+from tests.scoring.test_recoverability_result import make_recoverability
 
-SEEN = make_evidence(6, n_examples=3)
+SEEN = make_records(6, n_examples=3)
 HUGE = 2**53
 
 
@@ -31,24 +31,24 @@ def quiz(folder: Path) -> QuizResult:
 
 
 GOOD = {
-    Evidence: lambda folder: SEEN,
+    LatentRecords: lambda folder: SEEN,
     IntruderResult: lambda folder: make_intruder(SEEN, 3),
     ComSemResult: lambda folder: make_comsem(SEEN, 3),
     ConceptAblationResult: lambda folder: make_result(),
-    Recovery: lambda folder: make_recovery(),
+    Recoverability: lambda folder: make_recoverability(),
     Ranking: lambda folder: rank_dictionaries(THREE, Named("x", fair), SETTINGS),
     QuizKey: lambda folder: quiz(folder).key,
     QuizResult: quiz,
 }
 CHANGES: list[tuple[Any, str, Any]] = [
-    (Evidence, "n_tokens", -1),
-    (Evidence, "class_shares", [0.5]),
-    (Evidence, "latents 0 index", 1),
-    (Evidence, "latents 0 strongest 0 marked", HUGE),
-    (Evidence, "latents 0 random 0 marked", -1),
-    (Evidence, "latents 0 neighbours 0 latent", 6),
-    (Evidence, "latents 0 class_shares", [1.0, 0.0, 0.0]),
-    (Evidence, "background", [{"example": None, "latents": [HUGE]}]),
+    (LatentRecords, "n_tokens", -1),
+    (LatentRecords, "class_shares", [0.5]),
+    (LatentRecords, "latents 0 index", 1),
+    (LatentRecords, "latents 0 strongest 0 marked", HUGE),
+    (LatentRecords, "latents 0 random 0 marked", -1),
+    (LatentRecords, "latents 0 neighbors 0 latent", 6),
+    (LatentRecords, "latents 0 class_shares", [1.0, 0.0, 0.0]),
+    (LatentRecords, "corpus_tokens", [{"example": None, "latents": [HUGE]}]),
     (IntruderResult, "n_latents", 1),
     (IntruderResult, "control", []),
     (IntruderResult, "latents 0 latent", -1),
@@ -69,12 +69,12 @@ CHANGES: list[tuple[Any, str, Any]] = [
     (ConceptAblationResult, "rows 0 method", "other"),
     (ConceptAblationResult, "rows 0 concept_of", "word"),
     (ConceptAblationResult, "rows 1 place", "nowhere"),
-    (Recovery, "predictions 0", HUGE),
-    (Recovery, "predictions", []),
-    (Recovery, "concepts", [1]),
-    (Recovery, "concepts 0", -2),
-    (Recovery, "said view", [0]),
-    (Recovery, "said view 0", 2),
+    (Recoverability, "predictions 0", HUGE),
+    (Recoverability, "predictions", []),
+    (Recoverability, "concepts", [1]),
+    (Recoverability, "concepts 0", -2),
+    (Recoverability, "said text", [0]),
+    (Recoverability, "said text 0", 2),
     (Ranking, "names 0", "clear one"),
     (Ranking, "caveats", []),
     (Ranking, "comparisons 0", [1, [0, 1], [0, 0], [1, 1]]),
@@ -112,7 +112,7 @@ def test_that_parts_that_do_not_fit_are_refused(
     for name in names:
         place = place[name]
     place[last] = value
-    if last == "background":
+    if last == "corpus_tokens":
         value[0]["example"] = values["latents"][0]["random"][0]
     (tmp_path / "x.json").write_text(json.dumps(values))
     with pytest.raises(ValueError, match=r"x\.json is no .*(must|is of|answered|chose|positive)"):

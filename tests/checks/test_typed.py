@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import pytest
 
 from bae_lens.checks.typed import check_types
-from tests.report.helpers import make_evidence
+from tests.report.helpers import make_records
 
 
 class Part(NamedTuple):
@@ -37,7 +37,7 @@ RIGHT = Whole("a", 1, 0.5, True, "left", (1, "b"), (Part((1, 2)), Part((), 0)), 
 def test_that_what_is_right_passes() -> None:
     check_types(RIGHT)
     check_types(replace(RIGHT, share=1, parts=[], pair=[1, "b"], anything=object()))
-    check_types(make_evidence(12))
+    check_types(make_records(12))
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 @pytest.fixture
 def rows() -> list[dict[str, Any]]:
-    """Texts that begin with the word which is their evidence."""
+    """Texts that begin with the word which is their rationale."""
     texts = make_text(20, 5)["text"]
     return [
-        {"text": f"word{i % 2} {text}", "label": "ab"[i % 2], "evidence": f"word{i % 2}"}
+        {"text": f"word{i % 2} {text}", "label": "ab"[i % 2], "rationale": f"word{i % 2}"}
         for i, text in enumerate(texts)
     ]
 
@@ -130,7 +130,7 @@ def test_the_table_is_printed_and_the_result_written(folder, data, asked, capsys
         "cut to the context",
         "probe",
         "salient words",
-        "lie in the evidence",
+        "lie in the rationale",
         "any word would",
         "their concepts do",
         "readout attributed most",
@@ -149,14 +149,14 @@ def test_the_table_is_printed_and_the_result_written(folder, data, asked, capsys
 
 def test_what_is_not_known_is_not_printed(folder, tmp_path, rows, capsys):
     pytest.importorskip("concept_erasure")
-    data = write(tmp_path / "plain.jsonl", [row | {"evidence": None} for row in rows])
+    data = write(tmp_path / "plain.jsonl", [row | {"rationale": None} for row in rows])
     output = tmp_path / "new" / "result.json"
     options = (*SMALL, "--salient", "readout", "--no-causal", "--output", str(output))
 
     assert main(["ablate", str(folder), "--data", data, *options]) == 0
 
     out = capsys.readouterr().out
-    assert "evidence" not in out
+    assert "rationale" not in out
     assert "attribut" not in out
     assert "ordinary" not in out
     assert ConceptAblationResult.load(output).settings["salient"] == "readout"

@@ -12,17 +12,17 @@ from bae_lens.evals import CodeSummary
 
 
 def score(
-    tokens_per_second: float = 1.0, quantised: float | None = None, **changes: float
+    tokens_per_second: float = 1.0, quantized: float | None = None, **changes: float
 ) -> Score:
     values: dict[str, Any] = dict.fromkeys(CodeSummary.__dataclass_fields__, 0.5) | changes
-    return Score(CodeSummary(**values), 0.8321, quantised, 0.9, 0.8, tokens_per_second)
+    return Score(CodeSummary(**values), 0.8321, quantized, 0.9, 0.8, tokens_per_second)
 
 
 def test_the_table_has_a_column_each_and_says_raw_and_folded():
     text = table(
         {
             "BAE": score(dense_share_10=0.25, dense_share_10_folded=0.0),
-            "SAELens TopK": score(l0=99.6, tokens_per_second=12_345.6, quantised=0.83),
+            "SAELens TopK": score(l0=99.6, tokens_per_second=12_345.6, quantized=0.83),
         }
     )
 
@@ -66,7 +66,7 @@ def test_the_demo_runs_and_keeps_its_promises(tmp_path, capsys):
     assert unknown == set()
     assert {name for name, value in bae.items() if value is None} == {
         "magnitude_bits",
-        "quantised_explained_variance",
+        "quantized_explained_variance",
     }
     numbers = [value for column in scores.values() for value in column.values()]
     assert all(value is None or math.isfinite(value) for value in numbers)

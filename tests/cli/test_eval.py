@@ -64,10 +64,10 @@ KNOWN = {
 }
 
 
-def save(folder: Path, is_silent: bool = False, **metadata: Any) -> Path:
+def save(folder: Path, is_non_activating: bool = False, **metadata: Any) -> Path:
     """A saved SAE; a silent one has no bit that fires and gives back zeros."""
     sae = make_bae()
-    if is_silent:
+    if is_non_activating:
         with torch.no_grad():
             sae.b_enc.fill_(-1e4)
             sae.b_dec.zero_()
@@ -177,7 +177,7 @@ def test_the_output_may_be_another_file_in_a_new_folder(folder, tmp_path):
 
 def test_what_is_not_a_number_is_null(tmp_path, capsys):
     # A reconstruction of zeros has no direction, and so no cosine similarity.
-    folder = save(tmp_path / "sae", is_silent=True)
+    folder = save(tmp_path / "sae", is_non_activating=True)
 
     run(folder)
 

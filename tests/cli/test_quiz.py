@@ -11,7 +11,7 @@ import pytest
 from bae_lens.cli import main, quiz
 from bae_lens.files.json_file import write_json
 from bae_lens.quiz.questions import QuizKey
-from bae_lens.scoring.recoverability_result import Recovery
+from bae_lens.scoring.recoverability_result import Recoverability
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
@@ -64,7 +64,7 @@ def write(path: Path, texts: list[str]) -> str:
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[str]:
-    """Labelled texts, and others."""
+    """Labeled texts, and others."""
     data = write(tmp_path / "data.jsonl", list(make_text(30, 5)["text"]))
     others = write(tmp_path / "others.jsonl", list(make_text(70, 7)["text"])[30:])
     return ["--data", data, "--reference", others]
@@ -87,9 +87,9 @@ def test_a_quiz_of_two_dictionaries_is_written_and_scored(paths, files, tmp_path
     assert main(["quiz", *argv]) == 0
 
     out = capsys.readouterr().out
-    recoveries = [Recovery.load(Path(path) / "recovery.json") for path in paths]
-    assert [own.dictionary for own in recoveries] == ["first_codes", "second_bits"]
-    for own in recoveries:
+    recoverabilities = [Recoverability.load(Path(path) / "recoverability.json") for path in paths]
+    assert [own.dictionary for own in recoverabilities] == ["first_codes", "second_bits"]
+    for own in recoverabilities:
         assert own.table() in out
         assert own.hook_names == (HOOK, HOOK_OUT)
         assert own.settings.n_words == 4
@@ -99,7 +99,7 @@ def test_a_quiz_of_two_dictionaries_is_written_and_scored(paths, files, tmp_path
     assert (key.settings.n_texts, key.settings.n_controls) == (6, 2)
     assert f"{key.n_questions} questions about 6 texts." in out
     for item in key.items:
-        own = recoveries[item.dictionary]
+        own = recoverabilities[item.dictionary]
         assert item.predicted == own.predictions[item.text]
         assert item.is_control == (item.latent != own.concepts[item.text])
     data = Page(output).data
@@ -117,7 +117,7 @@ def test_a_quiz_of_two_dictionaries_is_written_and_scored(paths, files, tmp_path
 def test_probes_at_different_hook_points_are_refused_before_texts_are_read(
     paths, files, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(quiz.RecoveryTask, "prepare", None)
+    monkeypatch.setattr(quiz.RecoverabilityTask, "prepare", None)
     monkeypatch.chdir(tmp_path)
     other = save(tmp_path / "other", make_clvq(d_out=D_IN), hook_name_out="blocks.0.hook_mlp_out")
     err = refused(capsys, paths[0], other, *files)

@@ -14,7 +14,7 @@ import pytest
 from sae_lens import SAE
 
 from bae_lens.cli import main
-from bae_lens.examples import Evidence
+from bae_lens.examples import LatentRecords
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.offline import minilm
 from bae_lens.scoring import ComSemResult, EmbeddingJudge, IntruderResult, MarkedText, ModelEncoder
@@ -27,7 +27,7 @@ from tests.helpers import (
     make_text,
     make_transcoder,
 )
-from tests.report.helpers import TRAINING, Page, make_evidence
+from tests.report.helpers import TRAINING, Page, make_records
 from tests.scoring.chat_server import ChatServer, Raw, serving
 
 KNOWN = {
@@ -148,7 +148,7 @@ def _shown_metrics(folder: Path) -> dict[str, float]:
     return {name: value for name, value, *_ in own["metrics"]}
 
 
-def test_labelled_texts(folder, tmp_path):
+def test_labeled_texts(folder, tmp_path):
     texts = list(make_text(20, 5)["text"])
     data = tmp_path / "data.jsonl"
     data.write_text(
@@ -163,24 +163,24 @@ def test_labelled_texts(folder, tmp_path):
 
 
 def test_saved_evidence_needs_no_model(folder, tmp_path, asked):
-    replace(make_evidence(40), hook_name=HOOK).save(tmp_path / "evidence.json")
+    replace(make_records(40), hook_name=HOOK).save(tmp_path / "examples.json")
     output = tmp_path / "new" / "out.html"
-    argv = ["--evidence", str(tmp_path / "evidence.json"), "--output", str(output)]
+    argv = ["--examples", str(tmp_path / "examples.json"), "--output", str(output)]
     argv += ["--n_sentences", "0", "--n_code_tokens", "0"]
     assert main(["report", str(folder), *argv]) == 0
     assert asked == []
     assert not (folder / "report.html").exists()
     own = Page(output).data["dictionaries"][0]
-    evidence = Evidence.load(tmp_path / "evidence.json")
-    assert own["nFirings"] == [latent.n_firings for latent in evidence.latents]
+    records = LatentRecords.load(tmp_path / "examples.json")
+    assert own["nFirings"] == [latent.n_firings for latent in records.latents]
 
 
 def test_what_was_collected_can_be_kept(folder, asked):
     argv = ["report", str(folder), "--n_tokens", "300", "--judge", "none"]
     argv += ["--dataset", "bae-lens/tiny-text", "--n_sentences", "0", "--n_code_tokens", "0"]
-    assert main([*argv, "--save_evidence"]) == 0
+    assert main([*argv, "--save_examples"]) == 0
     first, n_asked = (folder / "report.html").read_bytes(), len(asked)
-    assert main([*argv, "--evidence", str(folder / "evidence.json")]) == 0
+    assert main([*argv, "--examples", str(folder / "examples.json")]) == 0
     assert len(asked) == n_asked
     assert (folder / "report.html").read_bytes() == first
 
@@ -353,7 +353,7 @@ def test_both_judges_and_both_protocols(folder, monkeypatch, with_minilm):
         assert main(["report", str(folder), *argv]) == 0
     tests = Page(folder / "report.html").data["dictionaries"][0]["tests"]
     assert [test["title"] for test in tests] == [
-        *("Intruder test", "ComSem, mended", "ComSem, released"),
+        *("Intruder test", "ComSem, balanced", "ComSem, released"),
         "How far the protocols are apart",
     ]
     assert ComSemResult.load(folder / "comsem_released.json").settings.protocol == "released"
@@ -440,9 +440,9 @@ def test_scores_of_several_are_compared(folder, tmp_path, with_minilm):
 
 
 def test_evidence_without_background(folder, tmp_path, with_minilm, capsys, asked):
-    path = tmp_path / "evidence.json"
-    replace(make_evidence(40), hook_name=HOOK).save(path)
-    argv = [str(folder), "--evidence", str(path), "--n_sentences", "0", "--n_code_tokens", "0"]
+    path = tmp_path / "examples.json"
+    replace(make_records(40), hook_name=HOOK).save(path)
+    argv = [str(folder), "--examples", str(path), "--n_sentences", "0", "--n_code_tokens", "0"]
     err = refused(capsys, *argv, "--judge", "offline")
     assert f"{path} has no tokens known to be non-activating" in err
     assert main(["report", *argv]) == 0
@@ -455,7 +455,7 @@ def test_too_few_texts(folder, with_minilm, capsys):
     assert main(argv) == 0
     assert "no scores of sae: No latent has random examples" in capsys.readouterr().err
     assert main([*argv, "--judge", "offline"]) == 2
-    assert "Collect evidence of more tokens" in capsys.readouterr().err
+    assert "Collect examples of more tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -491,8 +491,8 @@ def test_a_folder_without_an_sae(tmp_path, capsys):
         (("--n_sentences", "-1"), "--n_sentences must be at least 0; got -1"),
         (("--n_code_tokens", "-1"), "--n_code_tokens must be at least 0; got -1"),
         (("--n_tokens", "0"), "n_tokens must be a whole number of at least 1 or None; got 0"),
-        (("--evidence", "a", "b"), "one file a PATH; got 2 files for 1 PATHs"),
-        (("--evidence", "nowhere.json"), "There is no file nowhere.json"),
+        (("--examples", "a", "b"), "one file a PATH; got 2 files for 1 PATHs"),
+        (("--examples", "nowhere.json"), "There is no file nowhere.json"),
         (("--data", "nowhere.jsonl"), "nowhere.jsonl"),
         (("--data", "x", "--dataset", "y"), "only one of them can be read"),
     ],
@@ -510,62 +510,62 @@ def test_an_output_that_is_a_folder(folder, capsys, asked):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "is no evidence of collect_evidence: it is no JSON"),
-        ("[]", "is no evidence of collect_evidence"),
-        ("{}", "is no evidence of collect_evidence"),
+        ("{", "is no records of collect_examples: it is no JSON"),
+        ("[]", "is no records of collect_examples"),
+        ("{}", "is no records of collect_examples"),
     ],
 )
 def test_evidence_that_is_none(folder, tmp_path, capsys, content, message):
-    path = tmp_path / "evidence.json"
+    path = tmp_path / "examples.json"
     path.write_text(content)
-    assert message in refused(capsys, str(folder), "--evidence", str(path))
+    assert message in refused(capsys, str(folder), "--examples", str(path))
 
 
 def test_evidence_with_a_broken_latent(folder, tmp_path, capsys):
-    values = make_evidence(40).to_dict()
+    values = make_records(40).to_dict()
     del values["latents"][3]["rate"]
-    path = tmp_path / "evidence.json"
+    path = tmp_path / "examples.json"
     path.write_text(json.dumps(values))
-    assert "is no evidence of collect_evidence" in refused(
-        capsys, str(folder), "--evidence", str(path)
+    assert "is no records of collect_examples" in refused(
+        capsys, str(folder), "--examples", str(path)
     )
 
 
 def test_evidence_of_another_sae(folder, tmp_path, capsys):
-    make_evidence(12).save(tmp_path / "evidence.json")
-    argv = (str(folder), "--evidence", str(tmp_path / "evidence.json"))
-    assert "is evidence of 12 latents at" in refused(capsys, *argv)
+    make_records(12).save(tmp_path / "examples.json")
+    argv = (str(folder), "--examples", str(tmp_path / "examples.json"))
+    assert "holds examples of 12 latents at" in refused(capsys, *argv)
     # SAEs of one sweep have as many latents.
-    own = make_evidence(json.loads((folder / "cfg.json").read_text())["d_sae"])
-    replace(own, hook_name="blocks.7.hook_mlp_out").save(tmp_path / "evidence.json")
+    own = make_records(json.loads((folder / "cfg.json").read_text())["d_sae"])
+    replace(own, hook_name="blocks.7.hook_mlp_out").save(tmp_path / "examples.json")
     assert "latents at 'blocks.7.hook_mlp_out', and the SAE in" in refused(capsys, *argv)
 
 
 def test_evidence_of_the_weights_before(folder, tmp_path, capsys):
     argv = ["report", str(folder), *SMALL, "--judge", "none"]
-    assert main([*argv, "--save_evidence"]) == 0
-    evidence = Evidence.load(folder / "evidence.json")
-    assert evidence.weights_sha256 == weights_sha256(SAE.load_from_disk(folder))
+    assert main([*argv, "--save_examples"]) == 0
+    records = LatentRecords.load(folder / "examples.json")
+    assert records.weights_sha256 == weights_sha256(SAE.load_from_disk(folder))
     save(folder, make_bae(seed=7))
     capsys.readouterr()
-    argv = (str(folder), *SMALL, "--evidence", str(folder / "evidence.json"))
-    assert "evidence.json is of other weights" in refused(capsys, *argv)
+    argv = (str(folder), *SMALL, "--examples", str(folder / "examples.json"))
+    assert "examples.json is of other weights" in refused(capsys, *argv)
 
 
 def test_evidence_without_a_fingerprint_is_read_with_a_warning(folder, tmp_path, caplog):
-    values = replace(make_evidence(40), hook_name=HOOK).to_dict()
+    values = replace(make_records(40), hook_name=HOOK).to_dict()
     del values["weights_sha256"]
     (tmp_path / "old.json").write_text(json.dumps(values))
-    argv = ["--evidence", str(tmp_path / "old.json"), "--n_sentences", "0", "--n_code_tokens", "0"]
+    argv = ["--examples", str(tmp_path / "old.json"), "--n_sentences", "0", "--n_code_tokens", "0"]
     assert main(["report", str(folder), *argv]) == 0
     assert caplog.text.count("old.json does not say which weights it is of") == 1
 
 
 def test_an_output_is_nothing_that_is_read(folder, tmp_path, capsys):
-    path = tmp_path / "evidence.json"
-    replace(make_evidence(40), hook_name=HOOK).save(path)
+    path = tmp_path / "examples.json"
+    replace(make_records(40), hook_name=HOOK).save(path)
     for argv in (
-        ("--evidence", str(path), "--output", str(path)),
+        ("--examples", str(path), "--output", str(path)),
         ("--output", str(folder / "cfg.json")),
         (str(save(tmp_path / "other")), "--output", str(folder / "report.html")),
     ):

@@ -1,4 +1,4 @@
-"""Labelled texts whose concepts are known, as vectors and as texts of a tiny model."""
+"""Labeled texts whose concepts are known, as vectors and as texts of a tiny model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
-from bae_lens.activations.labelled_texts import LabelledTexts
+from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.concept_ablation.concepts import TokenSample
 from bae_lens.concept_ablation.passes import Reader, Readout
 from bae_lens.concept_ablation.probes import stratified_folds
@@ -59,7 +59,7 @@ def planted_task(planted: Planted, **settings: Any) -> AblationTask:
     assert chosen.n_folds is not None
     n = len(planted.labels)
     upper, upper_tokens = planted.upper or (planted.vectors, planted.tokens)
-    data = LabelledTexts(
+    data = LabeledTexts(
         [f"text {i}" for i in range(n)],
         planted.labels,
         [f"class {c}" for c in range(int(planted.labels.max()) + 1)],

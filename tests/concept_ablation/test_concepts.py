@@ -68,10 +68,10 @@ def test_a_cluster_is_its_centroid_and_above_it_the_mean_of_its_tokens():
         (False, PLACES[:3], lower.mean(0)),
         (True, means, upper.mean(0)),
     ):
-        plain = codes.directions(ids_of(0, 1, 2), at_upper, centre=None)
-        centred = codes.directions(ids_of(0, 1, 2), at_upper, mean)
+        plain = codes.directions(ids_of(0, 1, 2), at_upper, center=None)
+        centered = codes.directions(ids_of(0, 1, 2), at_upper, mean)
         torch.testing.assert_close(plain, places[:, None])
-        torch.testing.assert_close(centred, (places - mean)[:, None])
+        torch.testing.assert_close(centered, (places - mean)[:, None])
 
 
 def test_a_code_is_the_mean_of_its_tokens_below():
@@ -82,7 +82,7 @@ def test_a_code_is_the_mean_of_its_tokens_below():
     nearest = codes.active(sample.lower, 1)[:, 0]
     for code in codes.in_use[:3]:
         mean = sample.lower[nearest == code].mean(0)
-        found = codes.directions(ids_of(int(code)), False, centre=None)
+        found = codes.directions(ids_of(int(code)), False, center=None)
         assert found is not None
         torch.testing.assert_close(found[0, 0], mean)
 
@@ -134,11 +134,11 @@ def test_at_the_upper_hook_a_clvq_vaes_code_is_what_it_decodes_to():
     codes = describe(sae, sample)
     ids = codes.in_use[:, None]
 
-    upper = codes.directions(ids, at_upper=True, centre=None)
+    upper = codes.directions(ids, at_upper=True, center=None)
     torch.testing.assert_close(upper, sae.W_dec.detach()[ids])
-    centred = codes.directions(ids, True, sample.upper_mean)
-    torch.testing.assert_close(centred, sae.W_dec.detach()[ids] - sample.upper_mean)
-    lower = codes.directions(ids, at_upper=False, centre=None)
+    centered = codes.directions(ids, True, sample.upper_mean)
+    torch.testing.assert_close(centered, sae.W_dec.detach()[ids] - sample.upper_mean)
+    lower = codes.directions(ids, at_upper=False, center=None)
     assert lower is not None
     is_first = codes.active(sample.lower, 1)[:, 0] == ids[0, 0]
     torch.testing.assert_close(lower[0, 0], sample.lower[is_first].mean(0))
@@ -158,7 +158,7 @@ def test_otherwise_it_is_the_mean_of_its_tokens_there(sae):
     codes = describe(sae(), sample)
 
     own = codes.active(sample.lower, 1)[:, 0]
-    upper = codes.directions(codes.in_use[:, None], at_upper=True, centre=None)
+    upper = codes.directions(codes.in_use[:, None], at_upper=True, center=None)
     assert upper is not None
     for i, code in enumerate(codes.in_use):
         torch.testing.assert_close(upper[i, 0], sample.upper[own == code].mean(0))
@@ -245,13 +245,13 @@ def test_a_latent_is_a_row_of_the_decoder_or_a_column_of_the_encoder():
     rows, columns = (describe(sae, sample, vectors=v) for v in ("decoder", "encoder"))
 
     for latents, expected in ((rows, decoder[3]), (columns, encoder[:, 3])):
-        for centre in (None, noise(1, D_IN)[0]):
-            own = latents.directions(ids, at_upper=False, centre=centre)
+        for center in (None, noise(1, D_IN)[0]):
+            own = latents.directions(ids, at_upper=False, center=center)
             assert own is not None
             torch.testing.assert_close(own[0, 0], expected)
             assert (own[0, 1] == 0).all()
         # It says nothing of a hook point that it does not write to.
-        assert latents.directions(ids, at_upper=True, centre=None) is None
+        assert latents.directions(ids, at_upper=True, center=None) is None
 
 
 def test_where_both_hooks_are_one_a_latent_points_there_too():
@@ -260,7 +260,7 @@ def test_where_both_hooks_are_one_a_latent_points_there_too():
 
     latents = describe(sae, sample_of(lower, hook_out=LOWER_HOOK))
 
-    own = latents.directions(ids_of(3), at_upper=True, centre=None)
+    own = latents.directions(ids_of(3), at_upper=True, center=None)
     torch.testing.assert_close(own, sae.W_dec.detach()[[3]][None])
 
 
@@ -270,8 +270,8 @@ def test_a_transcoders_latent_reads_with_its_encoder_and_writes_with_its_decoder
 
     latents = describe(sae, pairs(), vectors=vectors)
 
-    lower = latents.directions(ids_of(5), at_upper=False, centre=noise(1, D_IN)[0])
-    upper = latents.directions(ids_of(5), at_upper=True, centre=noise(1, D_OUT)[0])
+    lower = latents.directions(ids_of(5), at_upper=False, center=noise(1, D_IN)[0])
+    upper = latents.directions(ids_of(5), at_upper=True, center=noise(1, D_OUT)[0])
     torch.testing.assert_close(lower, sae.W_enc.detach()[:, 5][None, None])
     torch.testing.assert_close(upper, sae.W_dec.detach()[5][None, None])
 

@@ -155,33 +155,33 @@ def test_a_shared_mean_makes_no_difference_once_it_is_removed(mean):
 
 def test_a_shared_mean_that_is_projected_out_inverts_the_probe():
     released = measure(opposite(), protocol="released", probe="mlp", n_folds=3)
-    centred = measure(opposite(), probe="mlp", n_folds=3)
+    centered = measure(opposite(), probe="mlp", n_folds=3)
 
-    inverted, chance = released.row(), centred.row()
+    inverted, chance = released.row(), centered.row()
     assert inverted.accuracy < 0.1
     assert at_chance(chance.accuracy)
     # The label is all there, as whoever looks anew can see.
     assert accuracy(released, RETRAINED) > 0.97
-    assert at_chance(accuracy(centred, RETRAINED))
+    assert at_chance(accuracy(centered, RETRAINED))
 
 
 def test_inversion_is_no_drop_but_the_papers_headline_rewards_it():
     released = measure(opposite(), protocol="released", probe="logistic", n_folds=3)
-    centred = measure(opposite(), n_folds=3)
+    centered = measure(opposite(), n_folds=3)
     original = accuracy(released, "none")
 
     assert released.drop(released.row()) == pytest.approx(original - 0.5)
-    assert released.drop(released.row()) == pytest.approx(centred.drop(centred.row()), abs=0.05)
+    assert released.drop(released.row()) == pytest.approx(centered.drop(centered.row()), abs=0.05)
     assert released.relative_drop(released.row()) > 0.9
-    assert centred.relative_drop(centred.row()) == pytest.approx(0.5, abs=0.1)
+    assert centered.relative_drop(centered.row()) == pytest.approx(0.5, abs=0.1)
 
 
-def test_uncentred_the_shared_mean_is_most_of_what_is_removed():
+def test_uncentered_the_shared_mean_is_most_of_what_is_removed():
     released = measure(opposite(), protocol="released", probe="logistic", n_folds=3)
-    centred = measure(opposite(), n_folds=3)
+    centered = measure(opposite(), n_folds=3)
 
     assert released.row().removed_norm > 0.9
-    assert centred.row().removed_norm < 0.1
+    assert centered.row().removed_norm < 0.1
 
 
 # What does not
@@ -195,7 +195,7 @@ def test_other_directions_cost_nothing(method):
 
     assert abs(lost.mean) < 0.02
     assert lost.low <= 0 <= lost.high
-    assert result.beyond(result.row(), names.RANDOM_EQUAL).low > 0.3
+    assert result.excess_over(result.row(), names.RANDOM_EQUAL).low > 0.3
 
 
 def test_a_control_of_equal_norm_removes_as_much_as_the_concept():

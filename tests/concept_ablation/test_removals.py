@@ -52,8 +52,8 @@ REMOVALS: dict[str, Callable[[], Removal]] = {
 }
 
 
-def lengths(removal: Removal, centre: Tensor | None = CENTRE) -> Tensor:
-    return removal(X, EVERY, centre).norm(dim=1)
+def lengths(removal: Removal, center: Tensor | None = CENTRE) -> Tensor:
+    return removal(X, EVERY, center).norm(dim=1)
 
 
 @pytest.mark.parametrize("kind", REMOVALS)
@@ -61,14 +61,14 @@ def lengths(removal: Removal, centre: Tensor | None = CENTRE) -> Tensor:
 def test_each_position_loses_what_it_would_alone(kind, by_position):
     removal, index = REMOVALS[kind](), torch.tensor([4, 0, 7])
     x = noise(3, 5, D, seed=6)
-    centre = noise(3, 5, D, seed=7) if by_position else CENTRE
+    center = noise(3, 5, D, seed=7) if by_position else CENTRE
 
-    together = removal(x, index, centre)
+    together = removal(x, index, center)
 
     assert together.shape == x.shape
     for row, i in enumerate(index):
         for pos in range(5):
-            own = centre[row, pos] if by_position else centre
+            own = center[row, pos] if by_position else center
             alone = removal(x[row, pos][None], i[None], own)
             torch.testing.assert_close(together[row, pos], alone[0], atol=1e-5, rtol=1e-4)
 
@@ -81,13 +81,13 @@ def test_what_is_removed_has_the_activations_type(kind):
     assert removed.isfinite().all()
 
 
-@pytest.mark.parametrize("centre", [None, CENTRE])
-def test_of_a_subspace_nothing_is_left_but_the_centre(centre):
+@pytest.mark.parametrize("center", [None, CENTRE])
+def test_of_a_subspace_nothing_is_left_but_the_center(center):
     own = subspace()
 
-    left = X - own(X, EVERY, centre)
+    left = X - own(X, EVERY, center)
 
-    expected = torch.zeros(D) if centre is None else centre
+    expected = torch.zeros(D) if center is None else center
     coordinates = torch.einsum("nd,nrd->nr", left - expected, own.basis)
     assert coordinates.abs().max() < 1e-5
     assert own.rank == RANK
@@ -104,13 +104,13 @@ def test_each_example_has_its_own_subspace():
 # Controls
 
 
-@pytest.mark.parametrize("centre", [None, CENTRE])
-def test_equal_norm_is_as_long_as_the_other_and_points_its_own_way(centre):
+@pytest.mark.parametrize("center", [None, CENTRE])
+def test_equal_norm_is_as_long_as_the_other_and_points_its_own_way(center):
     own, random = subspace(), random_like(subspace())
     equal = EqualNorm(random, own)
 
-    torch.testing.assert_close(lengths(equal, centre), lengths(own, centre))
-    cosines = torch.cosine_similarity(equal(X, EVERY, centre), random(X, EVERY, centre))
+    torch.testing.assert_close(lengths(equal, center), lengths(own, center))
+    cosines = torch.cosine_similarity(equal(X, EVERY, center), random(X, EVERY, center))
     torch.testing.assert_close(cosines, torch.ones(N))
     assert equal.rank == random.rank
 

@@ -62,7 +62,7 @@ def make_result(**overrides: Any) -> ConceptAblationResult:
         "concept_ids": ((1, -1), (2, 3)) * 5,
         "n_truncated": 3,
         "ordinary_ce": 2.5,
-        "concept_in_evidence": None,
+        "concept_in_rationale": None,
         **overrides,
     }
     return ConceptAblationResult(**values)
@@ -115,12 +115,14 @@ def test_of_nothing_there_is_no_share():
 def test_a_concept_is_compared_with_the_control_of_its_own_place():
     result = make_result()
 
-    assert result.beyond(result.row()).mean == pytest.approx(0.5)
-    assert result.beyond(result.row(concept_of="readout")).mean == pytest.approx(0.1)
+    assert result.excess_over(result.row()).mean == pytest.approx(0.5)
+    assert result.excess_over(result.row(concept_of="readout")).mean == pytest.approx(0.1)
     # LEACE is of no position, so it stands beside both.
     for concept_of in ("word", "readout"):
         concept = result.row(concept_of=concept_of)
-        assert result.beyond(concept, names.LEACE).mean == pytest.approx(0.6 - concept.accuracy)
+        assert result.excess_over(concept, names.LEACE).mean == pytest.approx(
+            0.6 - concept.accuracy
+        )
 
 
 def test_each_reader_is_compared_with_what_it_said_before():

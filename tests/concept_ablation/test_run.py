@@ -17,7 +17,7 @@ from bae_lens.concept_ablation import (
     AblationTask,
     Clusters,
     ConceptAblationResult,
-    LabelledTexts,
+    LabeledTexts,
     ablate,
     concept_ablation,
 )
@@ -113,7 +113,7 @@ def test_inside_the_pass_its_concept_costs_and_a_random_direction_does_not(resul
     assert result.change(concept).low > 0.15
     for control in (names.RANDOM, names.RANDOM_EQUAL, names.MEAN):
         assert result.row(place, control).accuracy > 0.95
-    assert result.beyond(concept).low > 0.15
+    assert result.excess_over(concept).low > 0.15
     assert result.row(place, PROBED).accuracy < 0.8
     assert concept.removed_norm == pytest.approx(
         result.row(place, names.RANDOM_EQUAL).removed_norm, rel=1e-4
@@ -184,17 +184,17 @@ def test_reference_texts_are_what_codes_and_cross_entropy_are_of(model, words):
 
 
 def test_evidence_is_compared_with_the_salient_words(model, words):
-    rows = [{**row, "evidence": row["label"]} for row in ROWS]
+    rows = [{**row, "rationale": row["label"]} for row in ROWS]
 
     result = run(model, words, rows, causal=False)
 
-    assert result.salient.in_evidence is not None
-    assert result.salient.in_evidence >= 0.95
+    assert result.salient.in_rationale is not None
+    assert result.salient.in_rationale >= 0.95
     shares = [1 / len(row["text"].split()) for row in ROWS]
-    assert result.salient.evidence_words == pytest.approx(sum(shares) / len(shares))
-    assert result.concept_in_evidence is not None
-    assert result.concept_in_evidence > 0.9
-    assert run(model, words, causal=False).concept_in_evidence is None
+    assert result.salient.rationale_words == pytest.approx(sum(shares) / len(shares))
+    assert result.concept_in_rationale is not None
+    assert result.concept_in_rationale > 0.9
+    assert run(model, words, causal=False).concept_in_rationale is None
 
 
 def test_words_without_a_latent_share_no_concept(model, task):
@@ -210,12 +210,12 @@ def test_words_without_a_latent_share_no_concept(model, task):
     with torch.no_grad():
         sae.W_enc[:, 0], sae.W_dec[0] = direction, direction
         sae.b_enc.copy_(-(fillers @ direction).amin() + 1e-3)
-    rows = [{**row, "evidence": row["label"]} for row in ROWS]
+    rows = [{**row, "rationale": row["label"]} for row in ROWS]
 
     result = run(model, on(sae), rows, causal=False)
 
     assert set(result.concept_ids) == {(-1,)}
-    assert result.concept_in_evidence is None
+    assert result.concept_in_rationale is None
     assert result.row().rank == result.row().removed_norm == 0
 
 
@@ -457,7 +457,7 @@ def test_a_dictionary_of_which_nothing_is_active_is_refused():
         (ROWS[:3], "Each of 2 folds needs a text of every class; got 1 of 'bad', 2 of 'good'"),
         ([{"text": "good"}], "no column 'label'"),
         (
-            LabelledTexts(["good", "bad"], torch.tensor([0, 0]), ["a", "b"], [None, None]),
+            LabeledTexts(["good", "bad"], torch.tensor([0, 0]), ["a", "b"], [None, None]),
             "two classes at least",
         ),
     ],
@@ -484,10 +484,10 @@ def test_columns_can_be_named_and_a_data_frame_be_given(model, words):
 @pytest.mark.parametrize("name", ["text_column", "label_column", "split"])
 def test_columns_of_texts_that_are_read_already(model, words, name):
     with pytest.raises(ValueError, match=f"{name} is for data that are still to be read"):
-        run(model, words, LabelledTexts.read(ROWS), causal=False, **{name: "other"})
+        run(model, words, LabeledTexts.read(ROWS), causal=False, **{name: "other"})
 
 
-def test_no_reference_texts_are_not_the_labelled_ones(model, words):
+def test_no_reference_texts_are_not_the_labeled_ones(model, words):
     with pytest.raises(ValueError, match="reference_texts is empty"):
         run(model, words, causal=False, reference_texts=[])
 

@@ -11,8 +11,8 @@ import pytest
 from bae_lens.concept_ablation import AblationSettings
 
 PROTOCOLS: dict[Any, dict[str, Any]] = {
-    "controlled": {"centre": True, "probe": "logistic", "n_folds": 5, "causal": True},
-    "released": {"centre": False, "probe": "mlp", "n_folds": 20, "causal": False},
+    "controlled": {"center": True, "probe": "logistic", "n_folds": 5, "causal": True},
+    "released": {"center": False, "probe": "mlp", "n_folds": 20, "causal": False},
 }
 
 
@@ -26,7 +26,7 @@ def test_a_protocol_sets_what_was_not_given(protocol):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
     "given",
-    [{"centre": True}, {"centre": False}, {"causal": False}, {"n_folds": 3, "probe": "mlp"}],
+    [{"center": True}, {"center": False}, {"causal": False}, {"n_folds": 3, "probe": "mlp"}],
 )
 def test_and_leaves_what_was(protocol, given):
     settings = AblationSettings(protocol=protocol, **given)

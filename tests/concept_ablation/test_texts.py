@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerFast
 
 from bae_lens import offline as demo
-from bae_lens.activations.labelled_texts import LabelledTexts
-from bae_lens.concept_ablation.texts import encode_texts, evidence_words
+from bae_lens.activations.labeled_texts import LabeledTexts
+from bae_lens.concept_ablation.texts import encode_texts, rationale_words
 from tests.helpers import make_model
 
 TEMPLATE = "Review: {text}\nSentiment:"
@@ -252,9 +252,9 @@ def test_what_cannot_be_encoded_is_refused(bert):
 
 def test_evidence_covers_words_in_whole_or_in_part(bert):
     texts = ["a good\n film, a bad film"] * 8
-    evidence = ["good  film,", "ood fi", "film", "a bad film", "Good", None, " ", "good film, a."]
+    rationales = ["good  film,", "ood fi", "film", "a bad film", "Good", None, " ", "good film, a."]
 
-    found = evidence_words(encode(bert, texts), texts, evidence)
+    found = rationale_words(encode(bert, texts), texts, rationales)
 
     assert found == [{1, 2, 3}, {1, 2}, {2}, {4, 5, 6}, set(), set(), set(), set()]
 
@@ -263,10 +263,10 @@ def test_evidence_that_was_cut_off_covers_nothing(bert):
     texts = ["a good film , a bad film"]
     encoded = encode(bert, texts, context_size=5)
 
-    assert evidence_words(encoded, texts, ["bad"]) == [set()]
-    assert evidence_words(encoded, texts, ["film , a bad"]) == [{2}]
-    with pytest.raises(ValueError, match=r"texts \(1\) and evidences \(2\)"):
-        evidence_words(encoded, texts, ["bad", None])
+    assert rationale_words(encoded, texts, ["bad"]) == [set()]
+    assert rationale_words(encoded, texts, ["film , a bad"]) == [{2}]
+    with pytest.raises(ValueError, match=r"texts \(1\) and rationales \(2\)"):
+        rationale_words(encoded, texts, ["bad", None])
 
 
 # Real tokenizers
@@ -276,7 +276,7 @@ def test_evidence_that_was_cut_off_covers_nothing(bert):
 @pytest.mark.parametrize("name", [demo.MODEL_NAME, demo.ENCODER_NAME])
 def test_words_of_real_reviews_are_what_their_tokens_say(name):
     model: Any = demo.load_model(name, "TransformerBridge")
-    texts = LabelledTexts.read(demo.DATASET_NAME).sample(100).texts
+    texts = LabeledTexts.read(demo.DATASET_NAME).sample(100).texts
     texts += [" Good  film. xé日 1975 don't", "“Well…” – naïve!"]
 
     for template in (None, TEMPLATE):

@@ -316,7 +316,7 @@ def test_row09_loading_with_fold_W_dec_norm_is_exact(tmp_path, apply_b_dec_to_in
 
 
 @pytest.mark.parametrize("normalize", ["expected_average_only_in", "covariance_whitening"])
-def test_row07_row08_the_trainer_folds_its_own_normalisation_away(tmp_path, normalize):
+def test_row07_row08_the_trainer_folds_its_own_normalization_away(tmp_path, normalize):
     sae = TrainingBAE(training_cfg(normalize_activations=normalize, target_entropy=8.0))
     activations = 5 * make_sparse_activations(40 * BATCH)
     trainer = SAETrainer(trainer_cfg(40, lr=3e-3), sae, batches_of(activations))

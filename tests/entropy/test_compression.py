@@ -519,13 +519,13 @@ def test_what_is_not_defined_or_infinite_is_none_in_json():
     sae, x = make_bae(), make_activations(20)
 
     one = compression_report(sae, x[0])
-    beyond = compression_report(sae, 1e6 * x)
+    excess_over = compression_report(sae, 1e6 * x)
 
     assert math.isnan(one.code_unexplained_variance) or math.isinf(one.code_unexplained_variance)
     assert one.to_dict()["code_unexplained_variance"] is None
-    assert beyond.float16_unexplained_variance == math.inf
-    assert beyond.to_dict()["float16_unexplained_variance"] is None
-    json.dumps(beyond.to_dict(), allow_nan=False)
+    assert excess_over.float16_unexplained_variance == math.inf
+    assert excess_over.to_dict()["float16_unexplained_variance"] is None
+    json.dumps(excess_over.to_dict(), allow_nan=False)
 
 
 # Errors
@@ -562,7 +562,7 @@ def test_a_sae_that_is_not_one_bit_is_refused():
 
 
 @pytest.mark.parametrize("how", ["constant_norm_rescale", "layer_norm"])
-def test_a_sae_that_normalises_each_input_is_refused(how):
+def test_a_sae_that_normalizes_each_input_is_refused(how):
     sae = make_bae(normalize_activations=how)
     codes = encode_to_indices(make_bae(), make_activations(5))
 

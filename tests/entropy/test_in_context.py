@@ -12,7 +12,7 @@ import torch
 
 from bae_lens import TrainingBAEConfig
 from bae_lens.entropy import Prompt, in_context_accuracy, in_context_entropy, k_shot_prompts
-from bae_lens.entropy.hidden_states import hidden_states, tokenise
+from bae_lens.entropy.hidden_states import hidden_states, tokenize
 from bae_lens.entropy.in_context import SHUFFLED
 from tests.helpers import D_IN, make_bridge, make_model
 
@@ -165,7 +165,7 @@ def test_states_are_those_of_single_runs(kind, padding_side, tmp_path):
     model.tokenizer.padding_side = padding_side
     hooks = HOOKS if kind == "hooked" else ["blocks.0.hook_out", "blocks.1.mlp.hook_out"]
     prompts = k_shot_prompts(EXAMPLES, 3, 30, TEMPLATE)
-    sequences = tokenise(model, [prompt.text for prompt in prompts])
+    sequences = tokenize(model, [prompt.text for prompt in prompts])
     assert len({len(ids) for ids in sequences}) > 3
     last = torch.tensor([[len(ids) - 1] for ids in sequences])
 
@@ -276,7 +276,7 @@ def test_accuracy_is_the_share_of_likelier_labels():
 
     right = 0
     for prompt in prompts:
-        [ids] = tokenise(model, [prompt.text])
+        [ids] = tokenize(model, [prompt.text])
         logits = model(ids[None], prepend_bos=False)[0, -1]
         yes, no = (model.tokenizer.convert_tokens_to_ids(label) for label in ("word36", "word37"))
         right += ("word36" if logits[yes] > logits[no] else "word37") == prompt.label

@@ -15,7 +15,7 @@ import bae_lens
 from bae_lens import TrainingBAEConfig, entropy_profile
 from bae_lens.entropy import EntropyProfile, ProfileRow, SeedInterval, estimate_entropy
 from bae_lens.entropy.cells import gaussian_like, gaussian_rate, variance_and_rank
-from bae_lens.entropy.hidden_states import check_tokenizer, tokenise
+from bae_lens.entropy.hidden_states import check_tokenizer, tokenize
 from tests.helpers import (
     D_IN,
     make_activations,
@@ -220,8 +220,8 @@ def test_the_gaussian_of_fewer_vectors_than_dimensions_stays_in_their_span():
     drawn = gaussian_like(x, 100, seed=0)
 
     axes = torch.linalg.svd(x - x.mean(0)).Vh
-    centred = drawn - x.mean(0)
-    assert (centred @ axes[4:].T).norm() < 1e-3 * centred.norm()
+    centered = drawn - x.mean(0)
+    assert (centered @ axes[4:].T).norm() < 1e-3 * centered.norm()
 
 
 def test_variance_and_effective_rank():
@@ -456,7 +456,7 @@ def test_hidden_states_begin_as_to_tokens_does(tmp_path):
     hooked = make_model()
     hooked.cfg.default_prepend_bos = False
     for model in (hooked, make_neox_bridge(tmp_path), make_model()):
-        [ids] = tokenise(model, ["word1 word2"])
+        [ids] = tokenize(model, ["word1 word2"])
         assert torch.equal(ids[None], model.to_tokens("word1 word2"))
 
 

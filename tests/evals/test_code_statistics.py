@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bae_lens.evals import CodeStatistics, CodeSummary, MagnitudeQuantiser, code_statistics
+from bae_lens.evals import CodeStatistics, CodeSummary, MagnitudeQuantizer, code_statistics
 from bae_lens.evals.magnitudes import magnitude_entropy
 from bae_lens.nn import (
     chance_co_firing,
@@ -57,8 +57,8 @@ def summary_of(
     return statistics.compute(W_dec)
 
 
-def quantiser_of(acts: Tensor, bits: float = 3) -> MagnitudeQuantiser:
-    return MagnitudeQuantiser.fit(acts, torch.eye(acts.shape[1]), bits)
+def quantizer_of(acts: Tensor, bits: float = 3) -> MagnitudeQuantizer:
+    return MagnitudeQuantizer.fit(acts, torch.eye(acts.shape[1]), bits)
 
 
 def entropy_bits(p: float) -> float:
@@ -138,7 +138,7 @@ def test_to_dict_has_every_scalar_and_no_tensor():
         W_dec=torch.eye(3),
         pair_counts=True,
         minibatch_size=10,
-        quantiser=quantiser_of(acts),
+        quantizer=quantizer_of(acts),
     )
 
     scalars = code.to_dict()
@@ -488,28 +488,28 @@ def test_two_values_of_one_latent_are_not_one_bit(other):
     assert (code.magnitude_entropy, code.description_length) == (None, None)
 
 
-def test_magnitude_entropy_is_that_of_the_quantisers_cells():
+def test_magnitude_entropy_is_that_of_the_quantizers_cells():
     acts = random_acts(100, 4)
-    quantiser = quantiser_of(acts[:30], bits=2.5)
+    quantizer = quantizer_of(acts[:30], bits=2.5)
 
-    code = summary_of(acts, quantiser=quantiser)
+    code = summary_of(acts, quantizer=quantizer)
 
     assert code.magnitude_bits == 2.5
-    assert code.magnitude_entropy == magnitude_entropy(quantiser.count(acts), 100)
+    assert code.magnitude_entropy == magnitude_entropy(quantizer.count(acts), 100)
     assert known(code.magnitude_entropy) > 0
 
 
 def test_a_one_bit_code_has_no_magnitudes_to_say():
     acts = (random_acts(100, 4) != 0).float()
 
-    assert summary_of(acts, quantiser=quantiser_of(acts)).magnitude_entropy == 0
+    assert summary_of(acts, quantizer=quantizer_of(acts)).magnitude_entropy == 0
 
 
 @pytest.mark.parametrize("pair_counts", [True, False])
 def test_a_description_says_which_latents_fire_and_how_much(pair_counts):
     acts = random_acts(100, 4)
 
-    code = summary_of(acts, pair_counts=pair_counts, quantiser=quantiser_of(acts))
+    code = summary_of(acts, pair_counts=pair_counts, quantizer=quantizer_of(acts))
 
     bound = support_bits(code.to_dict())
     assert code.support_entropy == bound
@@ -527,9 +527,9 @@ def test_a_description_is_not_shortened_by_what_chance_shows():
     assert known(code.description_length) <= code.marginal_entropy
 
 
-def test_a_quantiser_of_another_width_is_refused():
-    with pytest.raises(ValueError, match="of 4 latents; the quantiser is of 3"):
-        CodeStatistics(4, quantiser=quantiser_of(random_acts(20, 3)))
+def test_a_quantizer_of_another_width_is_refused():
+    with pytest.raises(ValueError, match="of 4 latents; the quantizer is of 3"):
+        CodeStatistics(4, quantizer=quantizer_of(random_acts(20, 3)))
 
 
 # What may be counted
@@ -591,7 +591,7 @@ def test_zeros_that_a_sparse_tensor_writes_down_do_not_fire():
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.bfloat16, torch.float64])
 def test_any_dtype_is_counted(dtype):
     acts = code_with_rates([0.25, 0.5], n=24)
-    every = {"pair_counts": True, "minibatch_size": 8, "quantiser": quantiser_of(acts)}
+    every = {"pair_counts": True, "minibatch_size": 8, "quantizer": quantizer_of(acts)}
 
     code = summary_of(acts.to(dtype), **every)
 
@@ -613,7 +613,7 @@ def test_one_latent():
     acts = torch.tensor([[0.5], [0.0], [1.5], [0.0]])
 
     code = summary_of(
-        acts, W_dec=torch.ones(1, 3), pair_counts=True, quantiser=quantiser_of(acts, bits=4)
+        acts, W_dec=torch.ones(1, 3), pair_counts=True, quantizer=quantizer_of(acts, bits=4)
     )
 
     assert code.chow_liu_entropy == code.plug_in_entropy == code.marginal_entropy == 1
@@ -651,7 +651,7 @@ def test_a_code_that_never_changes_says_nothing(value):
 @pytest.mark.parametrize("shape", [(0, 3), (0, 5, 3), (5, 0, 3)])
 def test_no_rows_change_nothing(shape):
     acts = random_acts(20, 3)
-    statistics = CodeStatistics(3, True, None, 8, quantiser_of(acts))
+    statistics = CodeStatistics(3, True, None, 8, quantizer_of(acts))
     statistics.update(acts)
     before = copy.deepcopy(state_of(statistics))
 
@@ -674,7 +674,7 @@ def test_counts_stay_exact_where_float32_would_not():
 
 
 def state_of(statistics: CodeStatistics) -> dict[str, Any]:
-    return {name: value for name, value in vars(statistics).items() if name != "quantiser"}
+    return {name: value for name, value in vars(statistics).items() if name != "quantizer"}
 
 
 def assert_same_state(statistics: CodeStatistics, expected: dict[str, Any]) -> None:
@@ -700,7 +700,7 @@ def test_batches_and_parts_in_any_division_equal_one_pass(
     acts = (acts != 0).float() if one_bit else acts
     flipped = torch.rand(7, generator=generator) < 0.5
     W_dec = torch.randn(7, 1, generator=generator)  # nearly all pairs are (anti)parallel
-    make = (7, True, flipped, minibatch_size, quantiser_of(acts))
+    make = (7, True, flipped, minibatch_size, quantizer_of(acts))
     whole = CodeStatistics(*make)
     whole.update(acts)
 
@@ -787,7 +787,7 @@ def test_a_wrong_width_is_refused(shape):
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_activations_that_are_not_finite_are_refused_and_not_counted(bad, dtype, layout):
     acts = random_acts(20, 2)
-    statistics = CodeStatistics(2, True, None, 3, quantiser_of(acts))
+    statistics = CodeStatistics(2, True, None, 3, quantizer_of(acts))
     statistics.update(acts)
     before = copy.deepcopy(state_of(statistics))
     broken = torch.tensor([[1.0, 0.0], [0.0, bad]], dtype=dtype)
@@ -829,10 +829,10 @@ def test_different_codes_are_not_merged(one, other):
         one.merge(other)
 
 
-@pytest.mark.parametrize("name", ["pair_counts", "minibatch_size", "quantiser"])
+@pytest.mark.parametrize("name", ["pair_counts", "minibatch_size", "quantizer"])
 def test_different_settings_are_not_merged(name):
     acts = random_acts(20, 2)
-    setting = {"pair_counts": True, "minibatch_size": 7, "quantiser": quantiser_of(acts)}[name]
+    setting = {"pair_counts": True, "minibatch_size": 7, "quantizer": quantizer_of(acts)}[name]
     one, other = CodeStatistics(2), CodeStatistics(2, **{name: setting})
     other.update(acts)
     before = copy.deepcopy(state_of(one))
@@ -869,15 +869,15 @@ def test_more_tokens_than_pairs_can_be_counted_over_are_refused():
     assert statistics.n_fired.sum() == 0
 
 
-def test_parts_with_equal_quantisers_of_their_own_are_merged():
+def test_parts_with_equal_quantizers_of_their_own_are_merged():
     acts = random_acts(40, 3)
-    parts = [CodeStatistics(3, quantiser=quantiser_of(acts)) for _ in range(2)]
+    parts = [CodeStatistics(3, quantizer=quantizer_of(acts)) for _ in range(2)]
     for part, rows in zip(parts, acts.split(20), strict=True):
         part.update(rows)
 
     parts[0].merge(parts[1])
 
-    whole = summary_of(acts, quantiser=quantiser_of(acts))
+    whole = summary_of(acts, quantizer=quantizer_of(acts))
     assert parts[0].compute().magnitude_entropy == whole.magnitude_entropy
 
 

@@ -52,7 +52,7 @@ def test_a_single_code():
         # Each code one token's: which may have several codes.
         ([0, 1, 2, 2], [7, 8, 9, 9], 1),
         ([0, 1, 2, 3], [7, 7, 7, 7], 1),
-        # The commonest of each code: 2 of 3, and 1 of 2.
+        # The most frequent of each code: 2 of 3, and 1 of 2.
         ([0, 0, 0, 1, 1], [4, 4, 5, 6, 7], 3 / 5),
         ([3, 3, 3, 3], [1, 2, 3, 4], 1 / 4),
     ],

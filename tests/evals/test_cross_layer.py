@@ -482,7 +482,7 @@ def test_the_leak_of_the_release_is_evaluated_as_it_is(model):
     assert metrics["reconstruction_quality"]["mse"] == pytest.approx(
         residual.square().sum(-1).mean().item(), rel=1e-5
     )
-    assert metrics["code"]["quantised_explained_variance"] is None
+    assert metrics["code"]["quantized_explained_variance"] is None
 
 
 # Models, sentences
@@ -778,7 +778,7 @@ def test_the_code_of_a_clvq_vae_by_hand(model):
     assert code["plug_in_entropy"] is None
     residual = (target - output).square().sum() / (target - target.mean(0)).square().sum()
     assert code["explained_variance"] == pytest.approx(1 - residual.item(), rel=1e-4)
-    assert code["quantised_explained_variance"] is None
+    assert code["quantized_explained_variance"] is None
 
 
 def test_pairs_of_codes_say_what_the_perplexity_says(model):
@@ -805,10 +805,10 @@ def test_the_code_of_a_transcoder(model, kind):
     assert fine["code"]["antipodal_dense_pairs"] is not None
     assert coarse["code"]["explained_variance"] == fine["code"]["explained_variance"]
     # What is left at a fine resolution is all, a skip connection included.
-    assert fine["code"]["quantised_explained_variance"] == pytest.approx(
+    assert fine["code"]["quantized_explained_variance"] == pytest.approx(
         fine["code"]["explained_variance"], rel=1e-3
     )
-    assert coarse["code"]["quantised_explained_variance"] != pytest.approx(
+    assert coarse["code"]["quantized_explained_variance"] != pytest.approx(
         coarse["code"]["explained_variance"], rel=1e-3
     )
 

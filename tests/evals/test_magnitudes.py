@@ -1,4 +1,4 @@
-"""Quantised magnitudes: how far values move, what their cells cost, and what is refused."""
+"""Quantized magnitudes: how far values move, what their cells cost, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bae_lens.evals import MagnitudeQuantiser
+from bae_lens.evals import MagnitudeQuantizer
 from bae_lens.evals.magnitudes import magnitude_entropy
 
 D_SAE, D_OUT = 6, 4
@@ -47,21 +47,21 @@ def output_rms(acts: Tensor, W_dec: Tensor) -> float:
 def test_a_step_is_four_root_mean_squares_of_the_output_at_no_bits_and_halves_with_each(bits):
     acts, W_dec = some_acts(), some_decoder()
 
-    quantiser = MagnitudeQuantiser.fit(acts, W_dec, bits)
+    quantizer = MagnitudeQuantizer.fit(acts, W_dec, bits)
 
-    assert quantiser.step == pytest.approx(4 * output_rms(acts, W_dec) / 2**bits, rel=1e-5)
-    assert quantiser.bits == bits
+    assert quantizer.step == pytest.approx(4 * output_rms(acts, W_dec) / 2**bits, rel=1e-5)
+    assert quantizer.bits == bits
 
 
 @settings(deadline=None, max_examples=40)
 @given(bits=st.floats(0, 10), seed=st.integers(0, 2**16))
 def test_no_value_moves_further_than_a_step_in_the_output(bits, seed):
     acts, W_dec = some_acts(seed=seed), some_decoder(seed)
-    quantiser = MagnitudeQuantiser.fit(acts, W_dec, bits)
+    quantizer = MagnitudeQuantizer.fit(acts, W_dec, bits)
 
-    moved = (quantiser.quantise(acts) - acts).abs() * W_dec.norm(dim=1)
+    moved = (quantizer.quantize(acts) - acts).abs() * W_dec.norm(dim=1)
 
-    assert moved.max() <= quantiser.step * (1 + 1e-4)
+    assert moved.max() <= quantizer.step * (1 + 1e-4)
 
 
 @settings(deadline=None, max_examples=40)
@@ -72,22 +72,22 @@ def test_values_that_share_no_cell_with_fitted_ones_move_half_a_step_at_most(bit
     norms = W_dec.norm(dim=1)
     ends = torch.zeros(2, D_SAE)
     ends[:, 0] = torch.tensor([-1.0, 1.0]) / norms[0]
-    quantiser = MagnitudeQuantiser.fit(ends, W_dec, bits)
+    quantizer = MagnitudeQuantizer.fit(ends, W_dec, bits)
     inside = 2 * torch.rand(50, D_SAE - 1, generator=torch.Generator().manual_seed(seed)) - 1
     acts = torch.cat([torch.zeros(50, 1), inside], 1) / norms
 
-    moved = (quantiser.quantise(acts) - acts).abs() * norms
+    moved = (quantizer.quantize(acts) - acts).abs() * norms
 
-    assert moved.max() <= quantiser.step / 2 * (1 + 1e-4)
+    assert moved.max() <= quantizer.step / 2 * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("bits", [0, 3])
 def test_the_mean_of_each_latent_is_kept_on_the_fitted_data(bits):
     acts, W_dec = some_acts(), some_decoder()
 
-    quantised = MagnitudeQuantiser.fit(acts, W_dec, bits).quantise(acts)
+    quantized = MagnitudeQuantizer.fit(acts, W_dec, bits).quantize(acts)
 
-    torch.testing.assert_close(quantised.mean(0), acts.mean(0))
+    torch.testing.assert_close(quantized.mean(0), acts.mean(0))
 
 
 def test_a_cell_is_restored_as_the_mean_of_its_latents_values():
@@ -96,24 +96,24 @@ def test_a_cell_is_restored_as_the_mean_of_its_latents_values():
     acts[:, 1] = torch.tensor([0.0, 0.0, 0.0, 1.75])
     scale = output_rms(acts, torch.eye(2))
 
-    quantiser = MagnitudeQuantiser.fit(acts / scale, torch.eye(2), 2)
+    quantizer = MagnitudeQuantizer.fit(acts / scale, torch.eye(2), 2)
 
-    restored = quantiser.quantise(acts / scale) * scale
-    assert quantiser.step == pytest.approx(1)
+    restored = quantizer.quantize(acts / scale) * scale
+    assert quantizer.step == pytest.approx(1)
     # Divided by 1.02, the values still lie in the cells [-1, 0), [0, 1) and [1, 2).
     torch.testing.assert_close(restored, torch.tensor([[0.5, 0], [0.5, 0], [-0.5, 0], [0, 1.75]]))
     # Not seen in these cells: their middle.
-    torch.testing.assert_close(quantiser.restored[0, 2], torch.tensor(1.5))
-    torch.testing.assert_close(quantiser.restored[1, :2], torch.tensor([-0.5, 0.5]))
+    torch.testing.assert_close(quantizer.restored[0, 2], torch.tensor(1.5))
+    torch.testing.assert_close(quantizer.restored[1, :2], torch.tensor([-0.5, 0.5]))
 
 
 def test_zero_stays_zero_and_nothing_else_becomes_it():
     acts = some_acts()
 
     for bits in (0, 4):
-        quantised = MagnitudeQuantiser.fit(acts, some_decoder(), bits).quantise(acts)
-        assert torch.equal(quantised != 0, acts != 0)
-        assert torch.equal(quantised.sign(), acts.sign())
+        quantized = MagnitudeQuantizer.fit(acts, some_decoder(), bits).quantize(acts)
+        assert torch.equal(quantized != 0, acts != 0)
+        assert torch.equal(quantized.sign(), acts.sign())
 
 
 def test_at_no_bits_values_of_one_sign_are_restored_as_their_mean():
@@ -121,13 +121,13 @@ def test_at_no_bits_values_of_one_sign_are_restored_as_their_mean():
     acts = some_acts().abs()
     W_dec = torch.diag(1 / acts.amax(0))
 
-    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 0)
+    quantizer = MagnitudeQuantizer.fit(acts, W_dec, 0)
 
     fired = acts != 0
     mean = acts.sum(0) / fired.sum(0)
-    assert quantiser.n_cells == 1
-    torch.testing.assert_close(quantiser.quantise(acts), mean * fired)
-    assert magnitude_entropy(quantiser.count(acts), len(acts)) == 0
+    assert quantizer.n_cells == 1
+    torch.testing.assert_close(quantizer.quantize(acts), mean * fired)
+    assert magnitude_entropy(quantizer.count(acts), len(acts)) == 0
 
 
 @settings(deadline=None, max_examples=40)
@@ -135,10 +135,10 @@ def test_at_no_bits_values_of_one_sign_are_restored_as_their_mean():
 def test_a_finer_resolution_loses_no_latent_anything_on_the_fitted_data(bits, seed):
     # Half the step cuts each cell in two, and the mean of a part is nearer than that of both.
     acts, W_dec = some_acts(seed=seed), some_decoder(seed)
-    quantisers = [MagnitudeQuantiser.fit(acts, W_dec, b) for b in (bits, bits + 1)]
+    quantizers = [MagnitudeQuantizer.fit(acts, W_dec, b) for b in (bits, bits + 1)]
 
-    coarse, fine = ((q.quantise(acts) - acts).square().sum(0) for q in quantisers)
-    cost = [magnitude_entropy(q.count(acts), len(acts)) for q in quantisers]
+    coarse, fine = ((q.quantize(acts) - acts).square().sum(0) for q in quantizers)
+    cost = [magnitude_entropy(q.count(acts), len(acts)) for q in quantizers]
 
     assert (fine <= coarse * (1 + 1e-5) + 1e-9).all()
     assert cost[0] <= cost[1] + 1e-12
@@ -147,9 +147,9 @@ def test_a_finer_resolution_loses_no_latent_anything_on_the_fitted_data(bits, se
 def test_finely_enough_nothing_is_lost():
     acts = some_acts()
 
-    quantised = MagnitudeQuantiser.fit(acts, some_decoder(), 16).quantise(acts)
+    quantized = MagnitudeQuantizer.fit(acts, some_decoder(), 16).quantize(acts)
 
-    torch.testing.assert_close(quantised, acts, rtol=0, atol=1e-2)
+    torch.testing.assert_close(quantized, acts, rtol=0, atol=1e-2)
 
 
 # Cells and what they cost
@@ -157,13 +157,13 @@ def test_finely_enough_nothing_is_lost():
 
 def test_cells_are_those_of_a_plain_reference():
     acts, W_dec = some_acts(), some_decoder()
-    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 3)
+    quantizer = MagnitudeQuantizer.fit(acts, W_dec, 3)
 
-    counts = quantiser.count(acts)
+    counts = quantizer.count(acts)
 
     norms = W_dec.norm(dim=1)
     cells = Counter(
-        (j, math.floor((acts[i, j] * norms[j] / quantiser.step).item()))
+        (j, math.floor((acts[i, j] * norms[j] / quantizer.step).item()))
         for i, j in (acts != 0).nonzero().tolist()
     )
     first = min(cell for _, cell in cells)
@@ -195,16 +195,16 @@ def test_magnitudes_in_two_cells_alike_cost_a_bit_whenever_they_fire():
 
 def test_values_out_of_range_fall_into_the_outermost_cells():
     acts, W_dec = some_acts(), some_decoder()
-    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 3)
-    beyond = torch.tensor([[1e6], [-1e6]]).expand(2, D_SAE)
+    quantizer = MagnitudeQuantizer.fit(acts, W_dec, 3)
+    excess_over = torch.tensor([[1e6], [-1e6]]).expand(2, D_SAE)
 
-    counts = quantiser.count(beyond)
+    counts = quantizer.count(excess_over)
 
     assert counts[:, 0].tolist() == counts[:, -1].tolist() == [1] * D_SAE
     assert counts.sum() == 2 * D_SAE
     torch.testing.assert_close(
-        quantiser.quantise(beyond),
-        torch.stack([quantiser.restored[:, -1], quantiser.restored[:, 0]]),
+        quantizer.quantize(excess_over),
+        torch.stack([quantizer.restored[:, -1], quantizer.restored[:, 0]]),
     )
 
 
@@ -215,73 +215,73 @@ def test_cells_do_not_change_with_the_units_of_activations(seed, bits):
     acts, W_dec = some_acts(seed=seed), some_decoder(seed)
     c = 2.0 ** torch.randint(-6, 7, (D_SAE,), generator=torch.Generator().manual_seed(seed))
 
-    plain = MagnitudeQuantiser.fit(acts, W_dec, bits)
-    scaled = MagnitudeQuantiser.fit(acts * c, W_dec / c.unsqueeze(1), bits)
+    plain = MagnitudeQuantizer.fit(acts, W_dec, bits)
+    scaled = MagnitudeQuantizer.fit(acts * c, W_dec / c.unsqueeze(1), bits)
 
     assert scaled.step == plain.step
     assert torch.equal(scaled.count(acts * c), plain.count(acts))
-    assert torch.equal(scaled.quantise(acts * c), c * plain.quantise(acts))
+    assert torch.equal(scaled.quantize(acts * c), c * plain.quantize(acts))
 
 
 def test_cells_do_not_change_with_the_units_of_the_output():
     acts, W_dec = some_acts(), some_decoder()
 
-    plain, scaled = (MagnitudeQuantiser.fit(acts, c * W_dec, 4) for c in (1, 16))
+    plain, scaled = (MagnitudeQuantizer.fit(acts, c * W_dec, 4) for c in (1, 16))
 
     assert torch.equal(scaled.count(acts), plain.count(acts))
-    assert torch.equal(scaled.quantise(acts), plain.quantise(acts))
+    assert torch.equal(scaled.quantize(acts), plain.quantize(acts))
 
 
 def test_a_latent_with_a_larger_decoder_row_is_resolved_more_finely():
     acts = torch.rand(200, 2, generator=torch.Generator().manual_seed(0)) + 0.01
 
-    counts = MagnitudeQuantiser.fit(acts, torch.diag(torch.tensor([1.0, 10.0])), 4).count(acts)
+    counts = MagnitudeQuantizer.fit(acts, torch.diag(torch.tensor([1.0, 10.0])), 4).count(acts)
 
     used = (counts > 0).sum(1)
     assert used[1] > 5 * used[0]
 
 
-# What may be quantised
+# What may be quantized
 
 
 def test_a_latent_that_writes_nothing_costs_nothing():
     acts, W_dec = some_acts(), some_decoder()
     W_dec[2] = 0
 
-    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 5)
+    quantizer = MagnitudeQuantizer.fit(acts, W_dec, 5)
 
-    assert quantiser.restored.isfinite().all()
-    assert (quantiser.count(acts)[2] > 0).sum() == 1
+    assert quantizer.restored.isfinite().all()
+    assert (quantizer.count(acts)[2] > 0).sum() == 1
 
 
 def test_bfloat16_is_counted_in_float32_and_restored_in_bfloat16():
     acts, W_dec = some_acts().bfloat16(), some_decoder().bfloat16()
-    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 3)
-    in_float32 = MagnitudeQuantiser.fit(acts.float(), W_dec.float(), 3)
+    quantizer = MagnitudeQuantizer.fit(acts, W_dec, 3)
+    in_float32 = MagnitudeQuantizer.fit(acts.float(), W_dec.float(), 3)
 
-    quantised = quantiser.quantise(acts)
+    quantized = quantizer.quantize(acts)
 
-    assert quantised.dtype == torch.bfloat16
-    assert torch.equal(quantiser.count(acts), in_float32.count(acts.float()))
-    torch.testing.assert_close(quantised, in_float32.quantise(acts.float()).bfloat16())
+    assert quantized.dtype == torch.bfloat16
+    assert torch.equal(quantizer.count(acts), in_float32.count(acts.float()))
+    torch.testing.assert_close(quantized, in_float32.quantize(acts.float()).bfloat16())
 
 
 def test_tokens_on_which_nothing_fires_have_no_cells():
-    quantiser = MagnitudeQuantiser.fit(some_acts(), some_decoder(), 3)
+    quantizer = MagnitudeQuantizer.fit(some_acts(), some_decoder(), 3)
 
     for n in (0, 5):
         silent = torch.zeros(n, D_SAE)
-        assert torch.equal(quantiser.quantise(silent), silent)
-        assert quantiser.count(silent).sum() == 0
+        assert torch.equal(quantizer.quantize(silent), silent)
+        assert quantizer.count(silent).sum() == 0
 
 
 def test_no_gradient_is_kept():
     acts, W_dec = some_acts().requires_grad_(), some_decoder().requires_grad_()
 
-    quantiser = MagnitudeQuantiser.fit(acts, W_dec, 3)
+    quantizer = MagnitudeQuantizer.fit(acts, W_dec, 3)
 
-    assert not quantiser.restored.requires_grad
-    assert not quantiser.quantise(acts).requires_grad
+    assert not quantizer.restored.requires_grad
+    assert not quantizer.quantize(acts).requires_grad
 
 
 # Errors
@@ -290,36 +290,36 @@ def test_no_gradient_is_kept():
 @pytest.mark.parametrize("bits", [math.nan, 17, 60])
 def test_a_resolution_that_no_memory_holds_is_refused(bits):
     with pytest.raises(ValueError, match=r"bits must be a .*number from 0 to 16"):
-        MagnitudeQuantiser.fit(torch.ones(3, 2), torch.ones(2, 2), bits)
+        MagnitudeQuantizer.fit(torch.ones(3, 2), torch.ones(2, 2), bits)
 
 
 def test_a_decoder_that_is_not_finite_or_all_zeros_is_refused():
     with pytest.raises(ValueError, match="decoder have NaN"):
-        MagnitudeQuantiser.fit(torch.ones(3, 2), torch.full((2, 2), math.nan), 4)
+        MagnitudeQuantizer.fit(torch.ones(3, 2), torch.full((2, 2), math.nan), 4)
     with pytest.raises(ValueError, match="decoder is all zeros"):
-        MagnitudeQuantiser.fit(torch.ones(3, 2), torch.zeros(2, 2), 4)
+        MagnitudeQuantizer.fit(torch.ones(3, 2), torch.zeros(2, 2), 4)
 
 
 def test_an_outlier_does_not_ask_for_gigabytes():
     acts = torch.ones(100_000, 1)
     acts[0] = 1e6
 
-    quantiser = MagnitudeQuantiser.fit(acts, torch.ones(1, 1), 8)
+    quantizer = MagnitudeQuantizer.fit(acts, torch.ones(1, 1), 8)
 
-    assert quantiser.n_cells <= 64 / 4 * 2**8 + 1
+    assert quantizer.n_cells <= 64 / 4 * 2**8 + 1
 
 
 def test_cells_are_the_same_whatever_they_stand_for():
     acts, decoder = torch.rand(50, 3), torch.randn(3, 4)
-    one, copy = (MagnitudeQuantiser.fit(acts, decoder, 4) for _ in range(2))
+    one, copy = (MagnitudeQuantizer.fit(acts, decoder, 4) for _ in range(2))
 
     assert one.is_same(copy)
-    assert not one.is_same(MagnitudeQuantiser.fit(acts, decoder, 5))
+    assert not one.is_same(MagnitudeQuantizer.fit(acts, decoder, 5))
 
 
 def test_a_negative_resolution_is_refused():
     with pytest.raises(ValueError, match=r"bits must be a .*number from 0 to 16; got -1"):
-        MagnitudeQuantiser.fit(some_acts(), some_decoder(), -1)
+        MagnitudeQuantizer.fit(some_acts(), some_decoder(), -1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -328,10 +328,10 @@ def test_magnitudes_that_are_not_finite_are_refused(bad):
     acts[3, 1] = bad
 
     with pytest.raises(ValueError, match="NaN or infinite"):
-        MagnitudeQuantiser.fit(acts, some_decoder(), 3)
+        MagnitudeQuantizer.fit(acts, some_decoder(), 3)
 
 
 @pytest.mark.parametrize("n", [0, 5])
 def test_data_on_which_nothing_fires_are_refused(n):
     with pytest.raises(ValueError, match="No latent fires"):
-        MagnitudeQuantiser.fit(torch.zeros(n, D_SAE), some_decoder(), 3)
+        MagnitudeQuantizer.fit(torch.zeros(n, D_SAE), some_decoder(), 3)

@@ -17,7 +17,7 @@ from torch import Tensor
 from bae_lens.activations.outlier_tokens import OutlierTokens, reference_norm
 from bae_lens.activations.reference_norms import first_reference_norms, outlier_tokens_of
 from bae_lens.activations.sentence_store import SentenceStore
-from bae_lens.evals import run_evals, summarise_code
+from bae_lens.evals import run_evals, summarize_code
 from tests.helpers import (
     CONTEXT_SIZE,
     HOOK,
@@ -69,7 +69,7 @@ def test_the_code_is_scored_without_sinks_and_what_they_do_is_said(model):
 
     metrics, _ = run_evals(sae, store_of(sae, model), model, n_code_tokens=N)
 
-    expected, with_them = (summarise_code(sae, [rows]) for rows in (x[~is_sink], x))
+    expected, with_them = (summarize_code(sae, [rows]) for rows in (x[~is_sink], x))
     code, said = metrics["code"], metrics["outlier_tokens"]
     assert code["n_tokens"] == N - is_sink.sum()
     assert code["explained_variance"] == pytest.approx(expected.explained_variance, rel=1e-4)

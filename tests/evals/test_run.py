@@ -31,7 +31,7 @@ from sae_lens.evals import run_evals as sae_lens_run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.util import get_special_token_ids
 
-from bae_lens.evals import CodeSummary, mean_ablation_ce, run, run_evals, summarise_code
+from bae_lens.evals import CodeSummary, mean_ablation_ce, run, run_evals, summarize_code
 from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,
@@ -236,13 +236,13 @@ def test_the_code_is_that_of_the_text_that_follows_special_tokens_left_out(
     )
 
     # Shuffled, which only the entropy of minibatches could tell, and here is none whole.
-    expected = summarise_code(sae, [following], pair_counts=True, magnitude_bits=4)
+    expected = summarize_code(sae, [following], pair_counts=True, magnitude_bits=4)
     assert len(following) == metrics["code"]["n_tokens"] == n_code_tokens
     assert metrics["code"] == about(
         {
             **expected.code.to_dict(),
             "explained_variance": expected.explained_variance,
-            "quantised_explained_variance": expected.quantised_explained_variance,
+            "quantized_explained_variance": expected.quantized_explained_variance,
         },
         1e-4,
     )
@@ -256,7 +256,7 @@ def test_the_code_has_every_scalar(model):
     code = metrics["code"]
     scalars = {field.name for field in dataclasses.fields(CodeSummary)}
     scalars -= {"firing_rates", "l0_counts"}
-    assert set(code) == scalars | {"explained_variance", "quantised_explained_variance"}
+    assert set(code) == scalars | {"explained_variance", "quantized_explained_variance"}
     assert all(type(value) in (int, float, bool) for value in code.values())
     assert json.loads(json.dumps(code)) == code
     assert code["n_minibatches"] == 1
@@ -299,10 +299,10 @@ def test_magnitudes_are_counted_at_the_resolution_asked_for(model):
     assert (coarse["code"]["magnitude_bits"], fine["code"]["magnitude_bits"]) == (1, 8)
     assert coarse["code"]["magnitude_entropy"] < fine["code"]["magnitude_entropy"]
     assert coarse["code"]["explained_variance"] == fine["code"]["explained_variance"]
-    assert fine["code"]["quantised_explained_variance"] == pytest.approx(
+    assert fine["code"]["quantized_explained_variance"] == pytest.approx(
         fine["code"]["explained_variance"], abs=1e-3
     )
-    assert coarse["code"]["quantised_explained_variance"] != pytest.approx(
+    assert coarse["code"]["quantized_explained_variance"] != pytest.approx(
         coarse["code"]["explained_variance"], abs=1e-3
     )
 
@@ -342,7 +342,7 @@ def test_codes_of_saelens_architectures(model, tmp_path, name):
     assert 0 < code["plug_in_entropy"] <= code["chow_liu_entropy"] <= code["marginal_entropy"]
     assert code["magnitude_entropy"] > 0
     assert code["description_length"] == support_bits(code) + code["magnitude_entropy"]
-    assert code["quantised_explained_variance"] == pytest.approx(
+    assert code["quantized_explained_variance"] == pytest.approx(
         code["explained_variance"], rel=1e-2
     )
 
@@ -361,7 +361,7 @@ def test_no_code_tokens_no_code(model):
 
 def test_mixing_loses_no_token_and_doubles_none(model, monkeypatch):
     sae = describe(make_topk())
-    code, explained_variance, _ = summarise_code(
+    code, explained_variance, _ = summarize_code(
         sae, [text_after_saelens(sae, model, 333)], pair_counts=True
     )
     monkeypatch.setattr(run, "_MIXED_TOKENS", 100)

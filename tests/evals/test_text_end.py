@@ -13,7 +13,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
 from bae_lens.activations.text_batch import READ_AGAIN
-from bae_lens.evals import run_evals, summarise_code
+from bae_lens.evals import run_evals, summarize_code
 from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,
@@ -81,7 +81,7 @@ def test_a_text_that_is_too_short_counts_whole(kind, n_texts, caplog):
     assert (READ_AGAIN in caplog.text) == (n_contexts < 2 * N_BATCHES * PROMPTS)
     if kind == "bae":
         acts = model.run_with_cache(tokens)[1][HOOK][tokens > 2]
-        expected = summarise_code(sae, [acts])
+        expected = summarize_code(sae, [acts])
         assert metrics["code"]["l0"] == pytest.approx(expected.code.l0)
         explained = pytest.approx(expected.explained_variance, abs=1e-5)
         assert metrics["code"]["explained_variance"] == explained

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from bae_lens.examples.records import (
-    BackgroundToken,
-    Evidence,
-    EvidenceSettings,
+    CorpusToken,
     Example,
-    LatentEvidence,
+    ExampleSettings,
+    LatentRecord,
+    LatentRecords,
 )
 from bae_lens.scoring.judges.judge import MarkedText, Question
 
@@ -31,7 +31,7 @@ def example(text: int, token: str, strength: float = 1.0) -> Example:
     return Example((7, 8, 9), 1, strength, text, 5, strings)
 
 
-def planted_evidence(n_examples: int = 12, n_background: int = 60) -> Evidence:
+def planted_records(n_examples: int = 12, n_corpus_tokens: int = 60) -> LatentRecords:
     rng = np.random.default_rng(0)
     words = {
         PURE: [word(0, k) for k in range(N_WORDS)],
@@ -45,23 +45,23 @@ def planted_evidence(n_examples: int = 12, n_background: int = 60) -> Evidence:
         examples = [example(1000 * latent + i, token) for i, token in enumerate(tokens)]
         shuffled = [examples[i] for i in rng.permutation(len(examples))]
         half = (tuple(shuffled[:n_examples]), tuple(shuffled[n_examples:]))
-        latents.append(LatentEvidence(latent, False, 2 * n_examples, 0.1, *half, (), 0))
-    latents.append(LatentEvidence(DEAD, False, 0, 0.0, (), (), (), 0))
-    background = []
-    for i in range(n_background):
+        latents.append(LatentRecord(latent, False, 2 * n_examples, 0.1, *half, (), 0))
+    latents.append(LatentRecord(DEAD, False, 0, 0.0, (), (), (), 0))
+    corpus_tokens = []
+    for i in range(n_corpus_tokens):
         token = word(i % len(CLASSES), i // len(CLASSES) % N_WORDS)
         at = tuple(latent for latent, own in firing.items() if token in own)
-        background.append(BackgroundToken(example(9000 + i, token), at))
-    return Evidence(
+        corpus_tokens.append(CorpusToken(example(9000 + i, token), at))
+    return LatentRecords(
         dictionary="planted",
         hook_name="blocks.0.hook_resid_post",
         strength="activation",
-        neighbour_measure="phi",
+        neighbor_measure="phi",
         n_tokens=1000,
         n_texts=100,
-        settings=EvidenceSettings(n_tokens=None),
+        settings=ExampleSettings(n_tokens=None),
         latents=tuple(latents),
-        background=tuple(background),
+        corpus_tokens=tuple(corpus_tokens),
     )
 
 

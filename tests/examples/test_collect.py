@@ -18,7 +18,7 @@ from scipy import sparse
 
 from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.concept_ablation import Clusters
-from bae_lens.examples import Evidence, EvidenceSettings, collect, collect_evidence
+from bae_lens.examples import ExampleSettings, LatentRecords, collect, collect_examples
 from bae_lens.examples import corpus as reading
 from bae_lens.examples.collect import Collector
 from bae_lens.examples.corpus import NOTHING, TokenBlock, place_dtype
@@ -41,12 +41,12 @@ from tests.helpers import (
     make_transcoder,
 )
 
-SMALL = EvidenceSettings(n_tokens=None, n_strongest=3, n_random=4, n_left=3, n_right=2)
+SMALL = ExampleSettings(n_tokens=None, n_strongest=3, n_random=4, n_left=3, n_right=2)
 N_SPECIAL = 4
 
 
-def settings(**overrides: Any) -> EvidenceSettings:
-    return EvidenceSettings(**{**vars(SMALL), **overrides})
+def settings(**overrides: Any) -> ExampleSettings:
+    return ExampleSettings(**{**vars(SMALL), **overrides})
 
 
 def texts_of(n: int = 30) -> list[str]:
@@ -74,7 +74,7 @@ def planted(
     return TokenBlock(firings, tokens, places, np.full(n, -1) if classes is None else classes)
 
 
-def evidence_of(
+def records_of(
     block: TokenBlock,
     strength: Any = "activation",
     chunk: int = 10**9,
@@ -102,7 +102,7 @@ def make_bits(n: int = 400) -> np.ndarray:
 def test_what_a_bit_says_is_the_rarer_value():
     bits = make_bits()
 
-    found = evidence_of(planted(bits), "surprise")
+    found = records_of(planted(bits), "surprise")
 
     assert [latent.when_off for latent in found] == [False] * 3 + [True] * 3
     for j, latent in enumerate(found):
@@ -122,8 +122,8 @@ def test_a_bit_and_its_opposite_have_the_same_evidence_but_the_draw():
     bits = make_bits()
     tokens = np.random.default_rng(1).integers(7, size=len(bits))
 
-    found = evidence_of(planted(bits, tokens), "surprise", chunk=100)
-    opposite = evidence_of(planted(1 - bits, tokens), "surprise", chunk=100)
+    found = records_of(planted(bits, tokens), "surprise", chunk=100)
+    opposite = records_of(planted(1 - bits, tokens), "surprise", chunk=100)
 
     for one, other in zip(found, opposite, strict=True):
         assert one.when_off != other.when_off or one.n_firings == 0
@@ -133,14 +133,14 @@ def test_a_bit_and_its_opposite_have_the_same_evidence_but_the_draw():
         assert one.rate == other.rate
         assert one.top_tokens == other.top_tokens
         assert one.count_error == other.count_error == 0
-        assert one.neighbours == other.neighbours
+        assert one.neighbors == other.neighbors
 
 
 def test_bits_that_change_their_side_say_how_many_tokens_were_not_counted():
     bits = np.zeros((300, 2), dtype=np.float32)
     bits[:30, 0], bits[60:, 0] = 1, 1  # at first half on, then always: off at 30 of 300
 
-    latent = evidence_of(planted(bits), "surprise", chunk=60)[0]
+    latent = records_of(planted(bits), "surprise", chunk=60)[0]
     known = sum(count.n for count in latent.top_tokens)
 
     assert latent.when_off
@@ -156,14 +156,14 @@ def test_blocks_of_any_size_give_the_same(strength, monkeypatch):
     if strength == "activation":
         acts = acts * np.random.default_rng(2).normal(size=acts.shape)
     block = planted(acts, classes=np.arange(400) % 3)
-    whole = evidence_of(block, strength, n_classes=3)
+    whole = records_of(block, strength, n_classes=3)
 
     monkeypatch.setattr(collect, "_MAX_PAIRS", 50)
     for chunk in (7, 100):
-        found = evidence_of(block, strength, chunk, n_classes=3)
+        found = records_of(block, strength, chunk, n_classes=3)
         if strength == "surprise":  # whose tokens may depend on it
-            assert [(x.strongest, x.random, x.neighbours, x.class_shares) for x in found] == [
-                (x.strongest, x.random, x.neighbours, x.class_shares) for x in whole
+            assert [(x.strongest, x.random, x.neighbors, x.class_shares) for x in found] == [
+                (x.strongest, x.random, x.neighbors, x.class_shares) for x in whole
             ]
         else:
             assert found == whole
@@ -174,7 +174,7 @@ def test_a_sample_of_off_bits_is_from_all_over_the_corpus():
     bits = np.ones((n, d), dtype=np.float32)
     bits[::2] = np.random.default_rng(3).random((n // 2, d)) < 0.2
 
-    found = evidence_of(planted(bits), "surprise", chunk=37)
+    found = records_of(planted(bits), "surprise", chunk=37)
 
     rows = [row for latent in found for row in rows_of(latent.random) if latent.when_off]
     counts = np.bincount(np.array(rows) // 40, minlength=10)
@@ -191,7 +191,7 @@ def test_the_strongest_tokens_lift_and_classes_of_planted_latents():
     acts[0, 0] = 9
     acts[85:95, 1] = 1
 
-    found = evidence_of(planted(acts, tokens, classes), n_classes=2)
+    found = records_of(planted(acts, tokens, classes), n_classes=2)
 
     assert rows_of(found[0].strongest) == [0, 97, 92]
     assert [e.strength for e in found[0].strongest] == pytest.approx([9, 2.9, 2.8])
@@ -237,9 +237,9 @@ def test_lemmas_add_up_forms(monkeypatch):
 def test_no_pairs_of_too_many_latents(monkeypatch, caplog):
     monkeypatch.setattr(collect, "MAX_PAIRED", 5)
 
-    found = evidence_of(planted(make_bits()), "surprise")
+    found = records_of(planted(make_bits()), "surprise")
 
-    assert [latent.neighbours for latent in found] == [None] * 6
+    assert [latent.neighbors for latent in found] == [None] * 6
     assert "5 latents at most" in caplog.text
 
 
@@ -304,7 +304,7 @@ def test_against_texts_read_one_by_one(kind, which, tmp_path):
     hook = HOOK if which == "decoder" else "blocks.0.hook_out"  # as a Bridge calls it
     texts, made = texts_of(), dictionary(kind, model, hook)
 
-    found = collect_evidence(model, made, texts, settings(batch_size=4))
+    found = collect_examples(model, made, texts, settings(batch_size=4))
 
     # Every latent's firings: text and position.
     n_tokens, seen, windows = 0, [], {}
@@ -347,10 +347,10 @@ def test_against_texts_read_one_by_one(kind, which, tmp_path):
         strengths = [example.strength for example in latent.strongest]
         assert strengths == sorted(strengths, reverse=True)
     json_text = json.dumps(found.to_dict(), allow_nan=False)
-    assert Evidence.from_dict(json.loads(json_text)) == found
+    assert LatentRecords.from_dict(json.loads(json_text)) == found
 
 
-def without_strength(evidence: Evidence) -> list[Any]:
+def without_strength(records: LatentRecords) -> list[Any]:
     """What rounding in the model does not change: which tokens, and of latents without strengths of
     their own, in which order."""
     return [
@@ -359,9 +359,9 @@ def without_strength(evidence: Evidence) -> list[Any]:
             x.top_tokens,
             x.count_error,
             *([e[:2] + e[3:] for e in part] for part in (x.strongest, x.random)),
-            [n.latent for n in x.neighbours or ()],
+            [n.latent for n in x.neighbors or ()],
         )
-        for x in evidence.latents
+        for x in records.latents
     ]
 
 
@@ -370,11 +370,11 @@ def test_any_batch_size_and_block_size_give_the_same(kind, monkeypatch):
     model = make_model()
     made = dictionary(kind, model)
     one, other = (
-        collect_evidence(model, made, texts_of(), settings(n_tokens=60, batch_size=n))
+        collect_examples(model, made, texts_of(), settings(n_tokens=60, batch_size=n))
         for n in (1, 7)
     )
     monkeypatch.setattr(reading, "_MAX_BLOCK", 11)
-    third = collect_evidence(model, made, texts_of(), settings(n_tokens=60, batch_size=7))
+    third = collect_examples(model, made, texts_of(), settings(n_tokens=60, batch_size=7))
 
     assert one.n_tokens == other.n_tokens == 60
     assert without_strength(one) == without_strength(other)
@@ -386,7 +386,7 @@ def test_a_seed_draws_again():
     model, made = make_model(), between(make_transcoder())
 
     def drawn(seed: int) -> list[Any]:
-        found = collect_evidence(model, made, texts_of(), settings(seed=seed))
+        found = collect_examples(model, made, texts_of(), settings(seed=seed))
         return [latent.random for latent in found.latents]
 
     assert drawn(0) == drawn(0)
@@ -397,7 +397,7 @@ def test_few_tokens_are_from_all_over_the_dataset():
     made = between(make_transcoder())
     texts = [f"word{i % 40}" for i in range(400)]
 
-    found = collect_evidence(make_model(), made, texts, settings(n_tokens=40))
+    found = collect_examples(make_model(), made, texts, settings(n_tokens=40))
 
     seen = {e.text for latent in found.latents for e in latent.random}
     assert len(seen) > 20
@@ -409,13 +409,13 @@ def test_few_tokens_are_from_all_over_the_dataset():
 
 
 @pytest.mark.parametrize("as_dataset", [True, False])
-def test_class_shares_are_of_the_labelled_texts(as_dataset):
+def test_class_shares_are_of_the_labeled_texts(as_dataset):
     texts = ["word1 word2", "", "word3 word3 word3", "word1 word4 word5 word6"]
     labels = ["pos", "neg", "neg", "pos"]
     data = Dataset.from_dict({"text": texts}) if as_dataset else texts
     made = between(make_transcoder())
 
-    found = collect_evidence(make_model(), made, data, SMALL, labels=labels)
+    found = collect_examples(make_model(), made, data, SMALL, labels=labels)
 
     assert found.class_names == ("neg", "pos")
     assert found.class_shares == pytest.approx((3 / 9, 6 / 9))
@@ -431,9 +431,9 @@ def test_class_shares_are_of_the_labelled_texts(as_dataset):
 def test_a_dataset_is_read_as_the_dictionary_was_trained():
     model, made = make_model(), between(make_bae())
 
-    found = collect_evidence(model, made, make_text(), settings(n_tokens=200))
+    found = collect_examples(model, made, make_text(), settings(n_tokens=200))
     store = ActivationsStore.from_sae(model, made, make_text(), streaming=False)
-    from_store = collect_evidence(model, made, store, settings(n_tokens=200))
+    from_store = collect_examples(model, made, store, settings(n_tokens=200))
 
     assert found.n_tokens == from_store.n_tokens == 200
     # Joined texts: BOS, and 15 words.
@@ -457,7 +457,7 @@ def test_all_of_a_store_is_read_to_its_last_sequence():
         pass
     assert sequences % 4
 
-    assert collect_evidence(model, made, store, SMALL).n_texts == sequences
+    assert collect_examples(model, made, store, SMALL).n_texts == sequences
 
 
 def test_a_store_of_sentences_is_read_from_its_beginning():
@@ -465,7 +465,7 @@ def test_a_store_of_sentences_is_read_from_its_beginning():
     store = SentenceStore(model, texts_of(), [HOOK], context_size=CONTEXT_SIZE)
     store.get_batch(5)
 
-    found = collect_evidence(model, made, store, SMALL, labels=[0, 1] * 15)
+    found = collect_examples(model, made, store, SMALL, labels=[0, 1] * 15)
 
     assert found.n_texts == 28
     assert found.class_names == ("0", "1")
@@ -474,13 +474,13 @@ def test_a_store_of_sentences_is_read_from_its_beginning():
 def test_special_tokens_count_where_asked_for():
     model, made = make_model(), between(make_bae())
 
-    found = collect_evidence(model, made, texts_of(), SMALL, exclude_special_tokens=False)
+    found = collect_examples(model, made, texts_of(), SMALL, exclude_special_tokens=False)
 
-    assert found.n_tokens == collect_evidence(model, made, texts_of(), SMALL).n_tokens + 28
+    assert found.n_tokens == collect_examples(model, made, texts_of(), SMALL).n_tokens + 28
 
 
 def test_a_short_text_is_told(caplog):
-    found = collect_evidence(make_model(), between(make_bae()), ["word1"], settings(n_tokens=9))
+    found = collect_examples(make_model(), between(make_bae()), ["word1"], settings(n_tokens=9))
 
     assert found.n_tokens == 1
     assert "The text ended after 1 of 9 tokens." in caplog.text
@@ -489,9 +489,9 @@ def test_a_short_text_is_told(caplog):
 # Errors
 
 
-def collect_small(source: Any = None, made: Any = None, **kwargs: Any) -> Evidence:
+def collect_small(source: Any = None, made: Any = None, **kwargs: Any) -> LatentRecords:
     made = between(make_bae()) if made is None else made
-    return collect_evidence(make_model(), made, source or texts_of(), SMALL, **kwargs)
+    return collect_examples(make_model(), made, source or texts_of(), SMALL, **kwargs)
 
 
 def test_no_token_is_an_error():
@@ -529,7 +529,7 @@ def test_activations_of_another_width_are_refused():
 
 def test_clusters_need_texts():
     with pytest.raises(ValueError, match="give a dataset or a list of texts; got None"):
-        collect_evidence(make_model(), Clusters(torch.zeros(2, D_IN), HOOK), None, SMALL)
+        collect_examples(make_model(), Clusters(torch.zeros(2, D_IN), HOOK), None, SMALL)
 
 
 def test_lemmas_without_their_package_are_refused_before_anything_is_read(monkeypatch):
@@ -537,7 +537,7 @@ def test_lemmas_without_their_package_are_refused_before_anything_is_read(monkey
     model: Any = None
 
     with pytest.raises(ImportError, match="simplemma"):
-        collect_evidence(model, between(make_bae()), texts_of(), settings(lemmas="en"))
+        collect_examples(model, between(make_bae()), texts_of(), settings(lemmas="en"))
 
 
 # Models that have no BOS, texts that are missing, and what is no text
@@ -549,11 +549,11 @@ def test_texts_of_a_model_without_bos_have_none():
     first = {}
     for wanted in (True, False):
         model.cfg.default_prepend_bos = wanted
-        evidence = collect_evidence(model, sae, ["word1 word2"], SMALL)
-        assert evidence.n_tokens == 2
-        windows = {tuple(e.tokens) for latent in evidence.latents for e in latent.random}
+        records = collect_examples(model, sae, ["word1 word2"], SMALL)
+        assert records.n_tokens == 2
+        windows = {tuple(e.tokens) for latent in records.latents for e in latent.random}
         first[wanted] = {window[0] for window in windows}
-        [shown] = collect_sentences(model, sae, ["word1 word2"], evidence)
+        [shown] = collect_sentences(model, sae, ["word1 word2"], records)
         assert ("<bos>" in "".join(shown.strings)) == wanted
     assert first == {True: {0}, False: {5}}
 
@@ -565,13 +565,13 @@ def test_missing_texts_are_passed_over_with_their_labels(seed):
     texts = [None, "word1", "word2 word3", "word4 word5 word6"]
     given: list[Any] = [texts, Dataset.from_dict({"text": texts})]
     for source in given:
-        evidence = collect_evidence(
+        records = collect_examples(
             model, sae, source, settings(seed=seed), labels=["x", "a", "b", "a"]
         )
-        assert evidence.n_texts == 3
-        assert evidence.class_names is not None
-        assert evidence.class_shares is not None
-        shares = dict(zip(evidence.class_names, evidence.class_shares, strict=True))
+        assert records.n_texts == 3
+        assert records.class_names is not None
+        assert records.class_shares is not None
+        shares = dict(zip(records.class_names, records.class_shares, strict=True))
         assert shares == pytest.approx({"a": 4 / 6, "b": 2 / 6, "x": 0})
 
 
@@ -579,7 +579,7 @@ def test_a_text_that_no_file_can_hold_is_refused_by_its_number():
     sae = make_bae()
     sae.cfg.metadata.hook_name = HOOK
     with pytest.raises(ValueError, match=r"^Text 2 has .* half of a surrogate pair"):
-        collect_evidence(make_model(), sae, ["word1", "word2", "\ud800"], settings(seed=3))
+        collect_examples(make_model(), sae, ["word1", "word2", "\ud800"], settings(seed=3))
 
 
 def test_a_text_without_end_and_without_tokens_ends_with_an_error():
@@ -596,4 +596,4 @@ def test_a_text_without_end_and_without_tokens_ends_with_an_error():
         context_size=8,  # pyright: ignore[reportArgumentType]
     )
     with pytest.raises(ValueError, match="100 batches in a row had none"):
-        collect_evidence(make_model(), sae, store, SMALL)
+        collect_examples(make_model(), sae, store, SMALL)

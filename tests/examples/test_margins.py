@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from bae_lens.activations.outlier_tokens import OutlierTokens
-from bae_lens.examples import Evidence, EvidenceSettings, collect_evidence
+from bae_lens.examples import ExampleSettings, LatentRecords, collect_examples
 from bae_lens.report import collect_sentences
-from bae_lens.scoring.test_items import Subjects
+from bae_lens.scoring.tested_latents import TestedLatents
 from tests.helpers import (
     HOOK,
     SINK,
@@ -25,7 +25,7 @@ from tests.helpers import (
     make_transcoder,
 )
 
-SETTINGS = EvidenceSettings(n_tokens=None, n_strongest=5, n_random=5, n_left=3, n_right=2)
+SETTINGS = ExampleSettings(n_tokens=None, n_strongest=5, n_random=5, n_left=3, n_right=2)
 
 
 def texts_of(n: int = 60) -> list[str]:
@@ -51,14 +51,14 @@ def test_the_strongest_examples_of_a_bit_have_the_largest_margin(make):
     with torch.no_grad():
         # So that some bits are on at most tokens, and say something where they are off.
         sae.b_enc[::3] += 3
-    evidence = collect_evidence(model, sae, texts, SETTINGS)
+    records = collect_examples(model, sae, texts, SETTINGS)
 
     places, x = zip(*((k, v) for k, (_, v) in read_by_hand(model, texts).items()), strict=True)
     pre = sae.process_sae_in(torch.stack(x)) @ sae.W_enc + sae.b_enc
-    assert evidence.order == "margin"
-    assert any(own.when_off for own in evidence.latents)
+    assert records.order == "margin"
+    assert any(own.when_off for own in records.latents)
     n_checked = 0
-    for own in evidence.latents:
+    for own in records.latents:
         margin = pre[:, own.index].detach() * (-1 if own.when_off else 1)
         fires = margin > 0
         assert int(fires.sum()) == own.n_firings
@@ -74,11 +74,11 @@ def test_the_strongest_examples_of_a_bit_have_the_largest_margin(make):
 
 
 def test_scores_draw_from_random_samples_whatever_the_margins():
-    evidence = collect_evidence(make_model(), between(make_bae(), HOOK, None), texts_of(), SETTINGS)
-    subjects = Subjects(evidence)
-    for own in evidence.latents:
+    records = collect_examples(make_model(), between(make_bae(), HOOK, None), texts_of(), SETTINGS)
+    tested = TestedLatents(records)
+    for own in records.latents:
         assert own.more_random is not None
-        shown = subjects.examples(own.index, "strongest")
+        shown = tested.examples(own.index, "strongest")
         assert set(shown) <= set(own.more_random)
         assert len(own.more_random) == min(5, own.n_firings)
         if own.n_firings >= 10:
@@ -87,11 +87,11 @@ def test_scores_draw_from_random_samples_whatever_the_margins():
 
 
 def test_evidence_without_margins_is_in_random_order(tmp_path):
-    evidence = collect_evidence(make_model(), between(make_bae(), HOOK, None), texts_of(), SETTINGS)
-    evidence.save(tmp_path / "evidence.json")
-    assert Evidence.load(tmp_path / "evidence.json") == evidence
+    records = collect_examples(make_model(), between(make_bae(), HOOK, None), texts_of(), SETTINGS)
+    records.save(tmp_path / "examples.json")
+    assert LatentRecords.load(tmp_path / "examples.json") == records
     # As it was written before there were any.
-    old = json.loads((tmp_path / "evidence.json").read_text())
+    old = json.loads((tmp_path / "examples.json").read_text())
     del old["outliers"]
     for latent in old["latents"]:
         latent["strongest"] = latent.pop("more_random")
@@ -99,19 +99,19 @@ def test_evidence_without_margins_is_in_random_order(tmp_path):
         for example in (*latent["strongest"], *latent["random"]):
             del example["margin"]
     (tmp_path / "old.json").write_text(json.dumps(old))
-    read = Evidence.load(tmp_path / "old.json")
+    read = LatentRecords.load(tmp_path / "old.json")
     assert read.order == "random"
     assert read.outliers is None
-    assert Subjects(read).examples(3, "strongest") == tuple(
-        e._replace(margin=None) for e in Subjects(evidence).examples(3, "strongest")
+    assert TestedLatents(read).examples(3, "strongest") == tuple(
+        e._replace(margin=None) for e in TestedLatents(records).examples(3, "strongest")
     )
 
 
 @pytest.mark.parametrize("make", [make_transcoder, make_clvq])
 def test_other_codes_are_ordered_by_their_strength(make):
-    evidence = collect_evidence(make_model(), between(make(), HOOK), texts_of(), SETTINGS)
-    assert evidence.order == "strength"
-    for own in evidence.latents:
+    records = collect_examples(make_model(), between(make(), HOOK), texts_of(), SETTINGS)
+    assert records.order == "strength"
+    for own in records.latents:
         strengths = [e.strength for e in own.strongest]
         assert strengths == sorted(strengths, reverse=True)
         assert own.more_random is None
@@ -121,11 +121,11 @@ def test_other_codes_are_ordered_by_their_strength(make):
 def test_tokens_by_lift():
     model, texts = make_model(), texts_of()
     sae = between(make_bae(), HOOK, None)
-    evidence = collect_evidence(model, sae, texts, SETTINGS)
+    records = collect_examples(model, sae, texts, SETTINGS)
 
     tokens, x = zip(*read_by_hand(model, texts).values(), strict=True)
     tokens, fires = np.array(tokens), (sae.encode(torch.stack(x)) != 0).numpy()
-    for own in evidence.latents:
+    for own in records.latents:
         says = fires[:, own.index] != own.when_off
         lifts = {}
         for token in set(tokens[says].tolist()):
@@ -146,9 +146,9 @@ def test_sinks_are_no_evidence_and_are_counted(caplog):
     n_sinks = sum(token == SINK for token, _ in read_by_hand(model, texts).values())
     assert n_sinks > 5
 
-    everything = collect_evidence(model, sae, texts, SETTINGS, exclude_outlier_tokens=False)
+    everything = collect_examples(model, sae, texts, SETTINGS, exclude_outlier_tokens=False)
     one, other = (
-        collect_evidence(model, sae, texts, replace(SETTINGS, batch_size=n)) for n in (1, 7)
+        collect_examples(model, sae, texts, replace(SETTINGS, batch_size=n)) for n in (1, 7)
     )
 
     assert everything.outliers is None
@@ -162,16 +162,16 @@ def test_sinks_are_no_evidence_and_are_counted(caplog):
         assert len(tokens) > 10
     assert f"{n_sinks} of {everything.n_tokens} tokens" in caplog.text
     # All examples of a list read alike with them.
-    commonest = [own.top_tokens[0].token for own in everything.latents if own.top_tokens]
-    assert SINK in commonest
+    most_frequent = [own.top_tokens[0].token for own in everything.latents if own.top_tokens]
+    assert SINK in most_frequent
 
     # A saved reference is what is used, and stored sentences have no code there either.
     sae.cfg.metadata.outlier_reference_norms = {HOOK: 2.0}
-    kept = collect_evidence(model, sae, texts, SETTINGS)
+    kept = collect_examples(model, sae, texts, SETTINGS)
     assert kept.outliers is not None
     assert kept.outliers.reference_norm == 2
     given = OutlierTokens({HOOK: one.outliers.reference_norm}) if one.outliers else False
-    again = collect_evidence(model, sae, texts, SETTINGS, exclude_outlier_tokens=given)
+    again = collect_examples(model, sae, texts, SETTINGS, exclude_outlier_tokens=given)
     assert again == replace(one, settings=SETTINGS)
     sentences = collect_sentences(model, sae, texts, again, n_sentences=60)
     sinks = [
@@ -187,11 +187,11 @@ def test_sinks_are_no_evidence_and_are_counted(caplog):
 def test_all_that_fires_at_a_token_of_a_stored_sentence_is_kept():
     model, texts = make_model(), texts_of(10)
     sae = between(make_bae(), HOOK, None)
-    evidence = collect_evidence(model, sae, texts, SETTINGS)
-    when_off = {own.index for own in evidence.latents if own.when_off}
+    records = collect_examples(model, sae, texts, SETTINGS)
+    when_off = {own.index for own in records.latents if own.when_off}
     order = np.random.default_rng(0).permutation(10)
     acts = read_by_hand(model, texts)
-    for i, s in enumerate(collect_sentences(model, sae, texts, evidence, n_codes=2)):
+    for i, s in enumerate(collect_sentences(model, sae, texts, records, n_codes=2)):
         assert s.others is not None
         for position in range(1, len(s.strings)):
             on = set(sae.encode(acts[int(order[i]), position][1]).nonzero().flatten().tolist())

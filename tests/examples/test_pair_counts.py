@@ -1,4 +1,4 @@
-"""Neighbours against correlations computed one by one."""
+"""Neighbors against correlations computed one by one."""
 
 from __future__ import annotations
 
@@ -41,25 +41,25 @@ def test_pairs_are_counted_by_either_product(density, is_dense, monkeypatch):
 
 
 @pytest.mark.parametrize("tile", [8, 2048])
-def test_neighbours_are_the_most_correlated(tile, monkeypatch):
+def test_neighbors_are_the_most_correlated(tile, monkeypatch):
     monkeypatch.setattr(pair_counts, "_TILE", tile)
     bits = make_bits()
     when_off = np.zeros(D, dtype=bool)
     when_off[[5, 7]] = True
-    evidence = bits ^ when_off
+    records = bits ^ when_off
 
-    found = list(counted(bits).neighbours(N, when_off, 4))
+    found = list(counted(bits).neighbors(N, when_off, 4))
 
     with np.errstate(invalid="ignore"):
-        phi = np.nan_to_num(np.corrcoef(evidence.T.astype(float)))
+        phi = np.nan_to_num(np.corrcoef(records.T.astype(float)))
     np.fill_diagonal(phi, 0)
     assert len(found) == D
-    for j, neighbours in enumerate(found):
+    for j, neighbors in enumerate(found):
         best = [k for k in np.argsort(-phi[j].round(9), kind="stable")[:4] if phi[j, k] > 1e-12]
-        assert [n.latent for n in neighbours] == best
-        for n in neighbours:
+        assert [n.latent for n in neighbors] == best
+        for n in neighbors:
             assert n.value == pytest.approx(phi[j, n.latent])
-            assert n.n_together == (evidence[:, j] & evidence[:, n.latent]).sum()
+            assert n.n_together == (records[:, j] & records[:, n.latent]).sum()
     # Off where 4 is on: the same evidence.
     assert found[4][0].latent == 5
     assert found[4][0].value == pytest.approx(1)

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from bae_lens.examples import Count, Evidence, EvidenceSettings, Example, LatentEvidence, Neighbour
+from bae_lens.examples import Count, Example, ExampleSettings, LatentRecord, LatentRecords, Neighbor
 
 
-def make_evidence() -> Evidence:
+def make_records() -> LatentRecords:
     example = Example((3, 4, 5), 1, 0.25, 7, 12, (" the", " cat", "é"))
-    latent = LatentEvidence(
+    latent = LatentRecord(
         index=0,
         when_off=True,
         n_firings=2,
@@ -21,18 +21,18 @@ def make_evidence() -> Evidence:
         top_tokens=(Count(" cat", 2, 5.0, 4),),
         count_error=1,
         top_lemmas=(Count("cat", 2, 5.0, None),),
-        neighbours=(Neighbour(1, 0.5, 2), Neighbour(1, 0.25, None)),
+        neighbors=(Neighbor(1, 0.5, 2), Neighbor(1, 0.25, None)),
         class_shares=(0.5, 0.5),
     )
-    dead = LatentEvidence(1, False, 0, 0.0, (), (), (), 0)
-    return Evidence(
+    dead = LatentRecord(1, False, 0, 0.0, (), (), (), 0)
+    return LatentRecords(
         dictionary="bae",
         hook_name="blocks.0.hook_resid_post",
         strength="surprise",
-        neighbour_measure="phi",
+        neighbor_measure="phi",
         n_tokens=10,
         n_texts=3,
-        settings=EvidenceSettings(n_tokens=None),
+        settings=ExampleSettings(n_tokens=None),
         latents=(latent, dead),
         class_names=("neg", "pos"),
         class_shares=(0.25, 0.75),
@@ -40,21 +40,21 @@ def make_evidence() -> Evidence:
 
 
 def test_json_and_back(tmp_path):
-    evidence = make_evidence()
+    records = make_records()
 
-    evidence.save(tmp_path / "folder" / "evidence.json")
+    records.save(tmp_path / "folder" / "examples.json")
 
-    text = (tmp_path / "folder" / "evidence.json").read_text(encoding="utf-8")
-    assert Evidence.load(tmp_path / "folder" / "evidence.json") == evidence
+    text = (tmp_path / "folder" / "examples.json").read_text(encoding="utf-8")
+    assert LatentRecords.load(tmp_path / "folder" / "examples.json") == records
     assert json.loads(text)["latents"][0]["strongest"][0]["strings"] == [" the", " cat", "é"]
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["evidence.json"]
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["examples.json"]
 
 
 def test_latents_by_index():
-    evidence = make_evidence()
+    records = make_records()
 
-    assert len(evidence) == 2
-    assert evidence[1].index == 1
+    assert len(records) == 2
+    assert records[1].index == 1
 
 
 @pytest.mark.parametrize("content", ["[]", '{"latents": []}'])
@@ -62,8 +62,8 @@ def test_another_file_is_refused(tmp_path, content):
     path = tmp_path / "other.json"
     path.write_text(content)
 
-    with pytest.raises(ValueError, match="no evidence of collect_evidence"):
-        Evidence.load(path)
+    with pytest.raises(ValueError, match="no records of collect_examples"):
+        LatentRecords.load(path)
 
 
 def test_the_marked_token_stands_out():
@@ -77,17 +77,17 @@ def test_the_marked_token_stands_out():
     ("name", "value"),
     [
         *(("n_tokens", 0), ("n_strongest", 0), ("n_random", -1), ("n_left", -1), ("n_right", 2.5)),
-        *(("n_counters", 0), ("n_neighbours", -1), ("batch_size", 0), ("seed", -1)),
+        *(("n_counters", 0), ("n_neighbors", -1), ("batch_size", 0), ("seed", -1)),
         *(("n_strongest", True), ("n_random", None)),
     ],
 )
 def test_settings_out_of_range_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be a whole number.*got"):
-        EvidenceSettings(**{name: value})
+        ExampleSettings(**{name: value})
 
 
 def test_settings_that_do_not_fit_together_are_refused():
     with pytest.raises(ValueError, match="Raise n_counters"):
-        EvidenceSettings(n_top_tokens=20, n_counters=10)
+        ExampleSettings(n_top_tokens=20, n_counters=10)
     with pytest.raises(ValueError, match=f"seed must be a whole number from 0 to {2**64 - 1}"):
-        EvidenceSettings(seed=2**64)
+        ExampleSettings(seed=2**64)

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from bae_lens.concept_ablation import ConceptAblationResult
-from bae_lens.examples import Evidence
+from bae_lens.examples import LatentRecords
 from bae_lens.files.json_file import finite_or_none, load_json, read_json, write_json
 from bae_lens.quiz import QuizKey, QuizResult
-from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recovery
+from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recoverability
 
 
 def test_that_what_was_written_is_read(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_that_values_of_something_else_are_refused(tmp_path: Path, error: Except
 RESULTS = (
     ComSemResult,
     ConceptAblationResult,
-    Evidence,
+    LatentRecords,
     IntruderResult,
     QuizKey,
     QuizResult,
@@ -67,7 +67,7 @@ RESULTS = (
 )
 
 
-@pytest.mark.parametrize("kind", [*RESULTS, Recovery])
+@pytest.mark.parametrize("kind", [*RESULTS, Recoverability])
 def test_that_no_result_is_loaded_from_something_else(tmp_path: Path, kind: Any) -> None:
     path = tmp_path / "x.json"
     names = [field.name for field in fields(kind)]

@@ -24,8 +24,8 @@ def test_equals_its_definition(shape):
     z = encoder(x)
 
     hidden = x @ encoder.linear.weight.T + encoder.linear.bias
-    centred = hidden - hidden.mean(-1, keepdim=True)
-    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    centered = hidden - hidden.mean(-1, keepdim=True)
+    normed = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     normed = normed * encoder.norm.weight + encoder.norm.bias
     alpha = 0.5 / (1 + (-encoder.a).exp())
     torch.testing.assert_close(z, (1 - alpha) * x + alpha * normed)

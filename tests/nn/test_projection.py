@@ -48,13 +48,13 @@ def test_pythagoras():
     torch.testing.assert_close(left.square().sum(-1), x.square().sum(-1) - along**2)
 
 
-def test_about_a_centre_the_centre_is_what_stays():
-    x, basis, centre = torch.randn(6, 8), orthonormal_basis(torch.randn(6, 2, 8)), torch.randn(8)
-    left = x - component(x, basis, centre)
+def test_about_a_center_the_center_is_what_stays():
+    x, basis, center = torch.randn(6, 8), orthonormal_basis(torch.randn(6, 2, 8)), torch.randn(8)
+    left = x - component(x, basis, center)
     torch.testing.assert_close(
-        torch.einsum("nd,nrd->nr", left, basis), torch.einsum("d,nrd->nr", centre, basis)
+        torch.einsum("nd,nrd->nr", left, basis), torch.einsum("d,nrd->nr", center, basis)
     )
-    torch.testing.assert_close(left - component(left, basis, centre), left, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(left - component(left, basis, center), left, atol=1e-6, rtol=1e-5)
 
 
 def test_one_basis_for_a_batch_of_positions():

@@ -264,7 +264,7 @@ def test_straight_through_gradient_is_the_identity(dtype):
 
 @pytest.mark.parametrize("sampling", [{}, {"top_k": 4, "temperature": 2.0}])
 @pytest.mark.parametrize("shape", [(N,), (4, 16), (2, 8, 4), ()])
-def test_quantised_rows_equal_the_snapshots_rows(shape, sampling):
+def test_quantized_rows_equal_the_snapshots_rows(shape, sampling):
     book, z = make_codebook(), vectors().reshape(-1)[: torch.Size(shape).numel() * D]
     z = z.reshape(*shape, D)
     snapshot = book.codebook.clone()
@@ -280,7 +280,7 @@ def test_quantised_rows_equal_the_snapshots_rows(shape, sampling):
     assert quantized.indices.shape == quantized.nearest.shape == quantized.distance.shape == shape
 
 
-def test_quantising_changes_nothing_in_train_mode_or_eval_mode():
+def test_quantizing_changes_nothing_in_train_mode_or_eval_mode():
     book = make_codebook(revive_after=1)
     before = state(book)
 
@@ -472,14 +472,14 @@ def test_a_fresh_codebook_starts_consistent_and_one_step_throws_no_code_out():
 
 
 def test_codes_find_a_planted_mixture():
-    centres = 6 * vectors(4, seed=3)
+    centers = 6 * vectors(4, seed=3)
     book = make_codebook(4, decay=0.9)
-    book.set_codebook(centres + 0.5, torch.ones(4))
+    book.set_codebook(centers + 0.5, torch.ones(4))
     for seed in range(100):
         which = torch.randint(4, (N,), generator=generator(seed))
-        step(book, centres[which] + 0.1 * torch.randn(N, D, generator=generator(seed)))
+        step(book, centers[which] + 0.1 * torch.randn(N, D, generator=generator(seed)))
 
-    torch.testing.assert_close(book.codebook, centres, rtol=0, atol=0.1)
+    torch.testing.assert_close(book.codebook, centers, rtol=0, atol=0.1)
 
 
 def test_gradients_do_not_enter_the_buffers():
@@ -671,7 +671,7 @@ def test_one_code_is_the_running_mean_of_all(sampling):
     assert book.ema_count.item() == pytest.approx(N)
 
 
-def test_top_k_above_the_number_of_codes_quantises():
+def test_top_k_above_the_number_of_codes_quantizes():
     book = make_codebook(3)
 
     indices = book.quantize(vectors(500), top_k=99, temperature=50.0).indices

@@ -49,7 +49,7 @@ def test_every_text_begins_with_a_newline_and_has_words_but_no_markup(splits, sp
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_both_splits_are_shuffled_and_labelled(splits, split):
+def test_both_splits_are_shuffled_and_labeled(splits, split):
     dataset = splits[split]
 
     assert dataset.column_names == ["text", "label", "source"]

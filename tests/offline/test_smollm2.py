@@ -51,7 +51,7 @@ def test_logits_are_those_of_transformers(models, kind):
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("kind", ["hooked", "bridge"])
-def test_text_is_tokenised_with_one_bos(models, kind):
+def test_text_is_tokenized_with_one_bos(models, kind):
     assert torch.equal(getattr(models, kind).to_tokens(TEXT), models.tokens)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from bae_lens.quiz.questions import QuizItem, QuizKey
 from bae_lens.quiz.scores import QuizAnswer, QuizAnswers
-from bae_lens.scoring.recoverability_result import Recovery, RecoverySettings
+from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
 from tests.helpers import known
-from tests.report.helpers import make_evidence
+from tests.report.helpers import make_records
 
 CLASSES = ("negative", "positive")
 N_TEXTS, N_LATENTS = 40, 30
@@ -19,11 +19,11 @@ CONCEPTS = {
     "sharp one": tuple(10 * PREDICTIONS[i] + i % 10 for i in range(N_TEXTS)),
     "blunt one": tuple(20 + i % 9 for i in range(N_TEXTS)),
 }
-EVIDENCE = {name: make_evidence(N_LATENTS, n_examples=5, seed=i) for i, name in enumerate(CONCEPTS)}
+EVIDENCE = {name: make_records(N_LATENTS, n_examples=5, seed=i) for i, name in enumerate(CONCEPTS)}
 Rule = Callable[[QuizItem], int | None]
 
 
-def recovery(concepts: Sequence[int], **changes: Any) -> Recovery:
+def recoverability(concepts: Sequence[int], **changes: Any) -> Recoverability:
     own: dict[str, Any] = {
         "dictionary": "its architecture",
         "hook_names": ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post"),
@@ -33,12 +33,12 @@ def recovery(concepts: Sequence[int], **changes: Any) -> Recovery:
         "said": {},
         "n_learned": 100,
         "n_shown": 100,
-        "settings": RecoverySettings(),
+        "settings": RecoverabilitySettings(),
     }
-    return Recovery(**{**own, **changes})
+    return Recoverability(**{**own, **changes})
 
 
-RECOVERIES = {name: recovery(concepts) for name, concepts in CONCEPTS.items()}
+RECOVERIES = {name: recoverability(concepts) for name, concepts in CONCEPTS.items()}
 
 
 def answered(key: QuizKey, rule: Rule, reader: str = "anna", seconds: float = 2.0) -> QuizAnswers:

@@ -14,9 +14,9 @@ import pytest
 
 from bae_lens.quiz.questions import QuizKey, QuizSettings, key_path, write_quiz
 from bae_lens.quiz.scores import QuizAnswers, score_quiz
-from tests.quiz.quizzes import CLASSES, EVIDENCE, N_TEXTS, RECOVERIES, recovery, shown_class
+from tests.quiz.quizzes import CLASSES, EVIDENCE, N_TEXTS, RECOVERIES, recoverability, shown_class
 from tests.report import test_browser
-from tests.report.helpers import HOSTILE, Page, make_evidence
+from tests.report.helpers import HOSTILE, Page, make_records
 from tests.report.test_browser import SIZES, Browser, contrast
 
 browser = test_browser.browser
@@ -42,9 +42,9 @@ def hostile(tmp_path: Path, seed: int) -> Path:
     words = (*HOSTILE, " plain")
     concepts = [i % len(words) for i in range(N_TEXTS)]
     names: Any = {"class_names": (HOSTILE[0], "".join(HOSTILE[1:6]))}
-    own = {"one": recovery(concepts, **names)}
-    evidence = {"one": make_evidence(len(words) + 1, words)}
-    write_quiz(path, own, evidence, QuizSettings(n_texts=N_TEXTS, seed=seed))
+    own = {"one": recoverability(concepts, **names)}
+    records = {"one": make_records(len(words) + 1, words)}
+    write_quiz(path, own, records, QuizSettings(n_texts=N_TEXTS, seed=seed))
     return path
 
 
@@ -273,5 +273,5 @@ def test_text_can_be_read_in_light_and_dark(browser, quiz, scheme):
     paper = browser.one("body").value_of_css_property("background-color")
     field = browser.one("button.primary").value_of_css_property("background-color")
     for selector, ground in (("body", paper), (".note", paper), (".choice", field)):
-        colour = browser.one(selector).value_of_css_property("color")
-        assert contrast(ground, colour) >= 4.5
+        color = browser.one(selector).value_of_css_property("color")
+        assert contrast(ground, color) >= 4.5

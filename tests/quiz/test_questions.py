@@ -12,7 +12,7 @@ import pytest
 
 from bae_lens.quiz.questions import QuizItem, QuizKey, QuizSettings, key_path, write_quiz
 from bae_lens.quiz.scores import score_quiz
-from bae_lens.scoring.shown_examples import view_of
+from bae_lens.scoring.words_and_contexts import words_and_contexts_of
 from tests.quiz.quizzes import (
     CLASSES,
     CONCEPTS,
@@ -22,10 +22,10 @@ from tests.quiz.quizzes import (
     RECOVERIES,
     answered,
     known_mean,
-    recovery,
+    recoverability,
     shown_class,
 )
-from tests.report.helpers import HOSTILE, Page, make_evidence
+from tests.report.helpers import HOSTILE, Page, make_records
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_page_shows_the_views_and_the_key_says_whose_they_are(path):
     assert {item.question for item in key.items} == set(range(key.n_questions))
     for item in key.items:
         name = key.dictionaries[item.dictionary]
-        view = view_of(EVIDENCE[name], item.latent)
+        view = words_and_contexts_of(EVIDENCE[name], item.latent)
         assert json.loads(json.dumps(view)) == data["questions"][item.question]
         assert item.predicted == PREDICTIONS[item.text]
         assert item.is_control == (item.latent != CONCEPTS[name][item.text])
@@ -86,11 +86,11 @@ def test_where_a_class_is_rare_the_others_fill_up(path):
 
 
 def test_texts_without_a_concept_are_left_out_of_all(path):
-    some = recovery([c if i < 9 else -1 for i, c in enumerate(CONCEPTS["blunt one"])])
+    some = recoverability([c if i < 9 else -1 for i, c in enumerate(CONCEPTS["blunt one"])])
     key = write_quiz(path, RECOVERIES | {"blunt one": some}, EVIDENCE)
     assert {item.text for item in asked(key, 0)} == set(range(9))
     assert (key.n_texts, key.n_with_concepts) == (N_TEXTS, 9)
-    none = recovery((-1,) * N_TEXTS)
+    none = recoverability((-1,) * N_TEXTS)
     with pytest.raises(ValueError, match=r"None of the 40 texts has a concept in each"):
         write_quiz(path, RECOVERIES | {"blunt one": none}, EVIDENCE)
 
@@ -107,7 +107,7 @@ def test_controls_show_the_concept_of_another_class_that_is_asked_nowhere_else(p
 
 
 def test_one_concept_for_all_texts_has_no_control_and_one_question(path):
-    key = write_quiz(path, {"one": recovery((7,) * N_TEXTS)}, {"one": EVIDENCE["sharp one"]})
+    key = write_quiz(path, {"one": recoverability((7,) * N_TEXTS)}, {"one": EVIDENCE["sharp one"]})
     assert (len(key.items), key.n_questions) == (12, 1)
     result = score_quiz(key, [answered(key, lambda item: 1)])
     assert known_mean(result.accuracy("one")) == 0.5
@@ -116,8 +116,8 @@ def test_one_concept_for_all_texts_has_no_control_and_one_question(path):
 
 def test_the_same_view_of_two_dictionaries_is_asked_once(path):
     own = {"one": RECOVERIES["sharp one"], "two": RECOVERIES["sharp one"]}
-    evidence = dict.fromkeys(own, EVIDENCE["sharp one"])
-    key = write_quiz(path, own, evidence, QuizSettings(n_controls=0))
+    records = dict.fromkeys(own, EVIDENCE["sharp one"])
+    key = write_quiz(path, own, records, QuizSettings(n_controls=0))
     assert len(key.items) == 24
     assert key.n_questions == len({item.latent for item in key.items})
     result = score_quiz(key, [answered(key, shown_class)])
@@ -139,8 +139,8 @@ def test_hostile_text_stays_data(path):
     names = {"class_names": HOSTILE[:2]}
     key = write_quiz(
         path,
-        {"one": recovery([i % len(words) for i in range(N_TEXTS)], **names)},
-        {"one": make_evidence(len(words) + 1, words)},
+        {"one": recoverability([i % len(words) for i in range(N_TEXTS)], **names)},
+        {"one": make_records(len(words) + 1, words)},
         QuizSettings(n_texts=N_TEXTS),
     )
     write_quiz(path.with_name("other.html"), RECOVERIES, EVIDENCE)
@@ -153,30 +153,32 @@ def test_hostile_text_stays_data(path):
 
 
 @pytest.mark.parametrize(
-    ("recoveries", "evidence", "message"),
+    ("recoverabilities", "records", "message"),
     [
         ({}, {}, "one dictionary at least"),
-        (RECOVERIES, {"sharp one": EVIDENCE["sharp one"]}, "each with its evidence"),
+        (RECOVERIES, {"sharp one": EVIDENCE["sharp one"]}, "each with its examples"),
         (
-            RECOVERIES | {"blunt one": recovery((0,) * N_TEXTS, predictions=(1,) * N_TEXTS)},
+            RECOVERIES | {"blunt one": recoverability((0,) * N_TEXTS, predictions=(1,) * N_TEXTS)},
             EVIDENCE,
             "'blunt one' is not of the same texts and predictions as 'sharp one'",
         ),
         (
-            RECOVERIES | {"blunt one": recovery((0,) * N_TEXTS, class_names=("no", "yes"))},
+            RECOVERIES | {"blunt one": recoverability((0,) * N_TEXTS, class_names=("no", "yes"))},
             EVIDENCE,
-            "one RecoveryTask",
+            "one RecoverabilityTask",
         ),
         (
             RECOVERIES,
-            EVIDENCE | {"blunt one": make_evidence(28)},
-            "'blunt one' has concept 28, and its evidence is of 28 latents",
+            EVIDENCE | {"blunt one": make_records(28)},
+            "'blunt one' has concept 28, and its examples are of 28 latents",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_is_written(path, recoveries, evidence, message):
+def test_what_does_not_fit_is_refused_and_nothing_is_written(
+    path, recoverabilities, records, message
+):
     with pytest.raises(ValueError, match=message):
-        write_quiz(path, recoveries, evidence)
+        write_quiz(path, recoverabilities, records)
     assert not path.parent.exists()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bae_lens.examples import Count, Evidence, EvidenceSettings, Example, LatentEvidence, Neighbour
+from bae_lens.examples import Count, Example, ExampleSettings, LatentRecord, LatentRecords, Neighbor
 from bae_lens.report import CodedSentence, write_report
 from bae_lens.scoring import ComSemResult, ComSemSettings, IntruderResult, IntruderSettings
 from bae_lens.scoring.comsem_result import LatentRun, Protocol, Votes
@@ -41,7 +41,7 @@ def example(strings: Sequence[str], marked: int, strength: float, text: int = 0)
     return Example(tuple(range(len(strings))), marked, strength, text, marked, tuple(strings))
 
 
-def make_evidence(
+def make_records(
     n_latents: int = 12,
     words: tuple[str, ...] = WORDS,
     n_examples: int = 3,
@@ -49,7 +49,7 @@ def make_evidence(
     strength: str = "activation",
     seed: int = 0,
     **changes: Any,
-) -> Evidence:
+) -> LatentRecords:
     """Random windows of words, as Zipf has them. Latent ``j`` marks word ``j``, the last never fires."""
     rng = np.random.default_rng(seed)
     weights = 1 / np.arange(1, len(words) + 1)
@@ -68,12 +68,12 @@ def make_evidence(
             for text, (window, value) in enumerate(zip(windows, strengths, strict=True))
         )
 
-    def latent(j: int) -> LatentEvidence:
+    def latent(j: int) -> LatentRecord:
         fires = j < n_latents - 1
         n = int(2 + 2000 / (j + 1)) if fires else 0
         counts = rng.permutation(len(words))[: min(10, len(words) - 1)].tolist()
         tokens = [j % len(words), *(i for i in counts if i != j % len(words))]
-        return LatentEvidence(
+        return LatentRecord(
             index=j,
             when_off=strength == "surprise" and j == 1,
             n_firings=n,
@@ -87,8 +87,8 @@ def make_evidence(
             else (),
             count_error=3 if j == 2 else 0,
             top_lemmas=(Count("word", 90, 4.5, None),) if fires and j == 0 else None,
-            neighbours=tuple(
-                Neighbour((j + k) % n_latents, 0.5 / k, None if strength == "nearness" else 7)
+            neighbors=tuple(
+                Neighbor((j + k) % n_latents, 0.5 / k, None if strength == "nearness" else 7)
                 for k in (1, 2)
             ),
             class_shares=(0.75, 0.25) if fires else (0.0, 0.0),
@@ -98,21 +98,21 @@ def make_evidence(
         "dictionary": "bae",
         "hook_name": "blocks.1.hook_resid_post",
         "strength": strength,
-        "neighbour_measure": "distance" if strength == "nearness" else "phi",
+        "neighbor_measure": "distance" if strength == "nearness" else "phi",
         "n_tokens": N_TOKENS,
         "n_texts": 500,
-        "settings": EvidenceSettings(),
+        "settings": ExampleSettings(),
         "latents": tuple(map(latent, range(n_latents))),
         "class_names": ("negative", "positive"),
         "class_shares": (0.5, 0.5),
     }
-    return Evidence(**{**settings, **changes})
+    return LatentRecords(**{**settings, **changes})
 
 
-def many(evidence: Evidence, n: int) -> Evidence:
+def many(records: LatentRecords, n: int) -> LatentRecords:
     """Its latents again and again, which is soon made."""
-    latents = (replace(evidence[j % len(evidence)], index=j) for j in range(n))
-    return replace(evidence, latents=tuple(latents))
+    latents = (replace(records[j % len(records)], index=j) for j in range(n))
+    return replace(records, latents=tuple(latents))
 
 
 def make_sentences(
@@ -134,7 +134,7 @@ def make_sentences(
     return sentences
 
 
-def make_intruder(evidence: Evidence, n_latents: int, **changes: Any) -> IntruderResult:
+def make_intruder(records: LatentRecords, n_latents: int, **changes: Any) -> IntruderResult:
     """The first so many latents, of which the first is always heard, and the control never is. Of 20
     trials in two seeds."""
 
@@ -144,14 +144,14 @@ def make_intruder(evidence: Evidence, n_latents: int, **changes: Any) -> Intrude
         return LatentTrials(j, 10, purity, of_seed, hard)
 
     own = {
-        "dictionary": evidence.dictionary,
-        "hook_name": evidence.hook_name,
+        "dictionary": records.dictionary,
+        "hook_name": records.hook_name,
         "judge": "embeddings of a test",
         "caveat": "It hears nothing else.",
         "settings": IntruderSettings(n_trials=10, n_seeds=2),
-        "n_latents": len(evidence),
-        "n_firing": len(evidence) - 1,
-        "n_enough": len(evidence) - 1,
+        "n_latents": len(records),
+        "n_firing": len(records) - 1,
+        "n_enough": len(records) - 1,
         "latents": tuple(trials(j, max(10 - j, 2), 0.5) for j in range(n_latents)),
         "control": tuple(trials(j, 2, 0.1) for j in range(n_latents)),
     }
@@ -159,32 +159,32 @@ def make_intruder(evidence: Evidence, n_latents: int, **changes: Any) -> Intrude
 
 
 def make_comsem(
-    evidence: Evidence,
+    records: LatentRecords,
     n_latents: int,
-    protocol: Protocol = "mended",
+    protocol: Protocol = "balanced",
     phrase: str = "words like",
     **changes: Any,
 ) -> ComSemResult:
     """The first so many latents. The second seed's phrases hold best; latent 1 has none."""
-    n_runs = 2 if protocol == "mended" else 1
+    n_runs = 2 if protocol == "balanced" else 1
 
     def run(j: int, s: int) -> LatentRun:
         if j == 1:
             return LatentRun(j, s, "no pattern" if s == 0 else "no answer")
         negatives = {"random": Votes(1 - s, 3 + s), "hard": Votes(1, 3)}
-        negatives = negatives if protocol == "mended" else {}
+        negatives = negatives if protocol == "balanced" else {}
         return LatentRun(j, s, "explained", f"{phrase} {j}, {s}", Votes(8, 0), **negatives)
 
     own = {
-        "dictionary": evidence.dictionary,
-        "hook_name": evidence.hook_name,
+        "dictionary": records.dictionary,
+        "hook_name": records.hook_name,
         "judge": "a model",
         "caveat": "It may know the corpus.",
         "settings": ComSemSettings(protocol, n_seeds=2),
-        "n_latents": len(evidence),
-        "n_firing": len(evidence) - 1,
-        "n_enough": len(evidence) - 1,
-        "has_hard": protocol == "mended",
+        "n_latents": len(records),
+        "n_firing": len(records) - 1,
+        "n_enough": len(records) - 1,
+        "has_hard": protocol == "balanced",
         "runs": tuple(run(j, s) for j in range(n_latents) for s in range(n_runs)),
     }
     return ComSemResult(**own | changes)
@@ -212,7 +212,7 @@ def write_hostile(path: Path) -> int:
     """A report in which every text is hostile, and how many latents it is of."""
     words = (*HOSTILE, " plain")
     n = len(words) + 1
-    evidence = make_evidence(n, words, class_names=HOSTILE[:2], dictionary=HOSTILE[1])
+    records = make_records(n, words, class_names=HOSTILE[:2], dictionary=HOSTILE[1])
     said: dict[str, Any] = {
         "phrase": HOSTILE[0],
         "judge": f"{HOSTILE[1]}\n| {HOSTILE[2]}",
@@ -220,11 +220,11 @@ def write_hostile(path: Path) -> int:
     }
     write_report(
         path,
-        evidence,
+        records,
         {HOSTILE[0]: {HOSTILE[2]: HOSTILE[0]}},
         None,
         [s._replace(label=HOSTILE[0]) for s in make_sentences(9, n, words)],
-        results=[make_comsem(evidence, n, **said)],
+        results=[make_comsem(records, n, **said)],
         scores={HOSTILE[1]: [0.5] * n},
         phrases=[words[j % len(words)] for j in range(n)],
         title="".join(HOSTILE),

@@ -18,8 +18,8 @@ from tests.report.helpers import (
     SUMMARY,
     TRAINING,
     make_comsem,
-    make_evidence,
     make_intruder,
+    make_records,
     make_sentences,
     many,
     write_hostile,
@@ -137,7 +137,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sentences = make_sentences(20, N)
     write_report(
         path,
-        make_evidence(N),
+        make_records(N),
         SUMMARY,
         TRAINING,
         sentences,
@@ -200,8 +200,8 @@ def test_nothing_can_be_sent(browser, report):
 def test_four_thousand_latents_load_in_two_seconds(browser, tmp_path):
     """Of the processor's time, since the clock also tells what else the machine does."""
     path = tmp_path / "large.html"
-    evidence = many(make_evidence(200, n_examples=10, n_window=25), 4096)
-    write_report(path, evidence, SUMMARY)
+    records = many(make_records(200, n_examples=10, n_window=25), 4096)
+    write_report(path, records, SUMMARY)
     browser.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     browser.open(path, "#latents")
     metrics = browser.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
@@ -327,28 +327,28 @@ def test_the_list_comes_with_the_most_telling_first(browser, report, tmp_path):
     by_number(browser)
     assert rows(browser)[:2] == ["Latent 0", "Latent 1"]
     # Without scores: by how surely it fires at one token. Dense ones after others, dead ones last.
-    evidence = make_evidence(6)
-    token = evidence[0].top_tokens[0]
+    records = make_records(6)
+    token = records[0].top_tokens[0]
     firings = [(0, 0), (2, 2), (400, 399), (400, 40), (9000, 9000), (50, 20)]
     latents = [
         replace(x, n_firings=n, rate=n / 10_000, top_tokens=(token._replace(n=k),) if n else ())
-        for x, (n, k) in zip(evidence.latents, firings, strict=True)
+        for x, (n, k) in zip(records.latents, firings, strict=True)
     ]
     path = tmp_path / "order.html"
-    write_report(path, replace(evidence, n_tokens=10_000, latents=tuple(latents)))
+    write_report(path, replace(records, n_tokens=10_000, latents=tuple(latents)))
     browser.open(path, "#latents")
     assert rows(browser) == [f"Latent {j}" for j in (2, 1, 5, 3, 4, 0)]
 
 
 def test_the_examples_of_a_bit_come_with_their_margins(browser, tmp_path):
     path = tmp_path / "margins.html"
-    evidence = make_evidence(4, strength="surprise")
+    records = make_records(4, strength="surprise")
     latents = []
-    for latent in evidence.latents:
+    for latent in records.latents:
         strongest = tuple(e._replace(margin=9.0 - k) for k, e in enumerate(latent.strongest))
         lifts = tuple(reversed(latent.top_tokens[:3]))
         latents.append(replace(latent, strongest=strongest, lift_tokens=lifts))
-    write_report(path, replace(evidence, latents=tuple(latents)))
+    write_report(path, replace(records, latents=tuple(latents)))
     browser.open(path, "#latent-0")
     text = browser.one("#view-one").text
     assert "Strongest examples" in text
@@ -453,7 +453,7 @@ def test_share_of_codes_along_a_sentence(browser, tmp_path):
     path = tmp_path / "codes.html"
     write_report(
         path,
-        make_evidence(12, strength="nearness", dictionary="clvq_vae"),
+        make_records(12, strength="nearness", dictionary="clvq_vae"),
         sentences=make_sentences(8, n_codes=1),
     )
     browser.open(path, "#sentence-0")
@@ -473,10 +473,10 @@ def test_a_latents_page_has_its_parts(browser, report):
     browser.open(report, "#latent-0")
     assert browser.texts("#view-one h3") == [
         *("Strongest examples", "Random examples", "Most frequent tokens", "Most frequent lemmas"),
-        *("Classes", "Neighbours", "Along the stored sentences"),
+        *("Classes", "Neighbors", "Along the stored sentences"),
     ]
-    evidence = make_evidence(N)
-    strongest = evidence[0].strongest[0]
+    records = make_records(N)
+    strongest = records[0].strongest[0]
     item = browser.one(".examples li")
     assert f"strength {strongest.strength:.4g}" in item.text
     assert item.find_elements("css selector", ".bar")
@@ -494,7 +494,7 @@ def test_one_that_never_fires_says_so(browser, report):
 
 def test_a_dictionary_in_which_nothing_fires(browser, tmp_path):
     path = tmp_path / "silent.html"
-    silent = many(replace(make_evidence(12), n_tokens=1), 24)
+    silent = many(replace(make_records(12), n_tokens=1), 24)
     silent = replace(silent, latents=tuple(replace(silent[11], index=j) for j in range(24)))
     write_report(path, silent)
     for fragment in ("#latents", "#latent-3", ""):
@@ -526,10 +526,10 @@ def test_what_is_not_drawn_on_a_phone_has_no_focus(browser, report):
 
 
 def contrast(one: str, other: str) -> float:
-    """Of two colours, as WCAG counts it."""
+    """Of two colors, as WCAG counts it."""
 
-    def luminance(colour: str) -> float:
-        parts = [float(x) / 255 for x in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+    def luminance(color: str) -> float:
+        parts = [float(x) / 255 for x in color[color.index("(") + 1 : -1].split(",")[:3]]
         linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -591,8 +591,8 @@ def test_numbers_are_explained(browser, report, tmp_path):
     ]
     assert all(browser.texts(".metrics tbody td:last-child"))
     path = tmp_path / "report.html"
-    evidence = make_evidence(12, strength="surprise")
-    write_report(path, evidence, SUMMARY, results=[make_intruder(evidence, 3)])
+    records = make_records(12, strength="surprise")
+    write_report(path, records, SUMMARY, results=[make_intruder(records, 3)])
     for fragment, title in (("#latents", "columns"), ("#latent-2", "numbers")):
         browser.open(path, fragment)
         details = next(e for e in browser.all("details") if e.is_displayed())
@@ -618,11 +618,11 @@ def test_numbers_are_explained(browser, report, tmp_path):
 def test_what_is_said_of_stored_sentences_is_true(browser, tmp_path):
     """A common latent is never among the few strongest of a token, and fires all the same."""
     path = tmp_path / "sentences.html"
-    evidence = make_evidence(12)
+    records = make_records(12)
     common = 11
     sentences = make_sentences(3)
     assert not any(common == j for s in sentences for token in s.codes for j, _ in token)
-    write_report(path, evidence, sentences=sentences)
+    write_report(path, records, sentences=sentences)
     browser.open(path, f"#latent-{common}")
     text = browser.one("#view-one").text
     assert "In none of" not in text
@@ -630,7 +630,7 @@ def test_what_is_said_of_stored_sentences_is_true(browser, tmp_path):
     known = [
         s._replace(others=tuple((common,) if codes else () for codes in s.codes)) for s in sentences
     ]
-    write_report(path, evidence, sentences=known)
+    write_report(path, records, sentences=known)
     browser.open(path, f"#latent-{common}")
     text = browser.one("#view-one").text
     assert "3 of 3 sentences" in text
@@ -644,7 +644,7 @@ def test_what_is_said_of_stored_sentences_is_true(browser, tmp_path):
     assert browser.texts(".codes details a") == ["11"]
     # One that fires nowhere in them is said to.
     nowhere = [s._replace(others=tuple(() for _ in s.codes)) for s in sentences]
-    write_report(path, evidence, sentences=nowhere)
+    write_report(path, records, sentences=nowhere)
     browser.open(path, f"#latent-{common}")
     assert "In none of the 3 stored sentences." in browser.one("#view-one").text
 
@@ -663,9 +663,9 @@ def test_explained_variance_is_listed_once_with_its_tokens(browser, tmp_path):
     }
     evals = {name: both[name] for name in ("reconstruction_quality", "token_stats")}
     compared = [
-        Compared("a", make_evidence(6), both),
-        Compared("b", make_evidence(6), evals),
-        Compared("c", make_evidence(6), {"code": both["code"]}),
+        Compared("a", make_records(6), both),
+        Compared("b", make_records(6), evals),
+        Compared("c", make_records(6), {"code": both["code"]}),
     ]
     write_comparison(path, compared)
     browser.open(path)
@@ -684,13 +684,13 @@ def test_explained_variance_is_listed_once_with_its_tokens(browser, tmp_path):
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("scored") / "report.html"
-    evidence = make_evidence(N)
+    records = make_records(N)
     results = [
-        make_intruder(evidence, 8),
-        make_comsem(evidence, 4, phrase="words that are like number"),
-        make_comsem(evidence, 4, "released"),
+        make_intruder(records, 8),
+        make_comsem(records, 4, phrase="words that are like number"),
+        make_comsem(records, 4, "released"),
     ]
-    write_report(path, evidence, results=results)
+    write_report(path, records, results=results)
     return path
 
 
@@ -698,10 +698,10 @@ def test_scores_in_the_overview_stand_beside_their_controls(browser, scored):
     browser.open(scored)
     assert "Scores" in browser.texts("h3")
     assert browser.texts("#view-overview h4") == [
-        *("Intruder test", "ComSem, mended", "ComSem, released"),
+        *("Intruder test", "ComSem, balanced", "ComSem, released"),
         "How far the protocols are apart",
     ]
-    accuracy = shown(make_intruder(make_evidence(N), 8).accuracy())
+    accuracy = shown(make_intruder(make_records(N), 8).accuracy())
     assert browser.texts(".tests")[0].split("\n")[:2] == [
         "latents\tshuffled latents",
         f"accuracy, random intruder\t{accuracy}\t0.200 [0.200, 0.200]",
@@ -745,8 +745,8 @@ def test_a_latents_scores_and_phrases(browser, scored):
     assert facts["ComSem score"] == "0.906\nguessing, or no pattern: 0.5"
     assert "Phrases" in browser.texts("#view-one h3")
     assert browser.texts("#view-one h3 + .note + .wide tbody tr")[:3] == [
-        "words that are like number 2, 0\tmended, 1\t0.875",
-        "words that are like number 2, 1\tmended, 2\t0.9375",
+        "words that are like number 2, 0\tbalanced, 1\t0.875",
+        "words that are like number 2, 1\tbalanced, 2\t0.9375",
         "words like 2, 0\treleased\t1",
     ]
     browser.go("#latent-1")
@@ -770,14 +770,14 @@ def test_scores_fit_a_phone(browser, scored):
 def test_a_comparison_in_the_browser(browser, report, tmp_path):
     path = tmp_path / "comparison.html"
     log = {"details/n_training_samples": [0.0, 9e5], "metrics/perplexity": [20.0, 400.0]}
-    first = make_evidence(40)
+    first = make_records(40)
     results = [make_intruder(first, 8)]
     write_comparison(
         path,
         [
             Compared("first", first, SUMMARY, TRAINING, "a%20b/report.html", results),
-            Compared("second", make_evidence(30, strength="nearness"), {"l0": 1.0}, log),
-            Compared("</script>third", make_evidence(20), SUMMARY, about={"model": "<b>gpt</b>"}),
+            Compared("second", make_records(30, strength="nearness"), {"l0": 1.0}, log),
+            Compared("</script>third", make_records(20), SUMMARY, about={"model": "<b>gpt</b>"}),
         ],
     )
     browser.open(path)

@@ -26,8 +26,8 @@ from tests.report.helpers import (
     TRAINING,
     Page,
     make_comsem,
-    make_evidence,
     make_intruder,
+    make_records,
     make_sentences,
     many,
     write_hostile,
@@ -54,12 +54,12 @@ def hash_of(text: str) -> str:
 
 
 def test_examples_tokens_and_numbers_are_all_there(path):
-    evidence = make_evidence(N)
-    data = written(path, evidence).data
+    records = make_records(N)
+    data = written(path, records).data
     assert data["title"] == "bae at blocks.1.hook_resid_post"
     assert len(data["latents"]) == N
-    for latent, row in zip(evidence.latents, data["latents"], strict=True):
-        strongest, random, tokens, lemmas, error, neighbours, classes, lifts = row
+    for latent, row in zip(records.latents, data["latents"], strict=True):
+        strongest, random, tokens, lemmas, error, neighbors, classes, lifts = row
         for given, examples in ((latent.strongest, strongest), (latent.random, random)):
             assert len(given) == len(examples)
             for own, (packed, marked, strength, text, position) in zip(
@@ -72,19 +72,19 @@ def test_examples_tokens_and_numbers_are_all_there(path):
         assert [n for _, n, _ in tokens] == [c.n for c in latent.top_tokens]
         assert (lemmas is None) == (latent.top_lemmas is None)
         assert error == latent.count_error
-        assert [j for j, _, _ in neighbours] == [n.latent for n in latent.neighbours or ()]
+        assert [j for j, _, _ in neighbors] == [n.latent for n in latent.neighbors or ()]
         assert classes == list(latent.class_shares or ())
         assert lifts is None
-    assert data["dictionaries"][0]["nFirings"] == [x.n_firings for x in evidence.latents]
+    assert data["dictionaries"][0]["nFirings"] == [x.n_firings for x in records.latents]
 
 
 def test_what_was_not_collected_is_null(path):
     bare = [
-        replace(x, neighbours=None, class_shares=None, top_lemmas=None)
-        for x in make_evidence(N).latents
+        replace(x, neighbors=None, class_shares=None, top_lemmas=None)
+        for x in make_records(N).latents
     ]
-    evidence = make_evidence(N, latents=tuple(bare), class_names=None, class_shares=None)
-    data = written(path, evidence).data
+    records = make_records(N, latents=tuple(bare), class_names=None, class_shares=None)
+    data = written(path, records).data
     assert data["classes"] is data["classShares"] is data["phrases"] is None
     assert data["scores"] == data["sentences"] == []
     assert all(row[3] is row[5] is row[6] is None for row in data["latents"])
@@ -92,14 +92,14 @@ def test_what_was_not_collected_is_null(path):
 
 
 def test_bits_that_fire_when_off_are_told(path):
-    assert written(path, make_evidence(N, strength="surprise")).data["dictionaries"][0][
+    assert written(path, make_records(N, strength="surprise")).data["dictionaries"][0][
         "whenOff"
     ] == [1]
 
 
 def test_a_codebook_has_codes_and_all_else_latents(path):
     for strength, unit in (("nearness", "code"), ("activation", "latent"), ("surprise", "latent")):
-        data = written(path, make_evidence(N, strength=strength)).data
+        data = written(path, make_records(N, strength=strength)).data
         assert data["dictionaries"][0]["unit"] == unit
 
 
@@ -107,7 +107,7 @@ def test_sentences_scores_and_phrases_are_all_there(path):
     sentences = make_sentences(4)
     scores = {"detection": [None, math.nan, *np.linspace(0, 1, N - 2)]}
     phrases = [None, *(f"phrase {j}" for j in range(1, N))]
-    data = written(path, make_evidence(N), sentences=sentences, scores=scores, phrases=phrases).data
+    data = written(path, make_records(N), sentences=sentences, scores=scores, phrases=phrases).data
     assert data["phrases"] == phrases
     [column] = data["scores"]
     assert (column["name"], column["bounds"], column["beside"]) == ("detection", None, "")
@@ -122,9 +122,9 @@ def test_sentences_scores_and_phrases_are_all_there(path):
 
 
 def test_results_become_columns_phrases_and_tables(path):
-    evidence = make_evidence(N)
-    results = [make_intruder(evidence, 3), make_comsem(evidence, 2)]
-    data = written(path, evidence, results=results, scores={"own": [0.5] * N}).data
+    records = make_records(N)
+    results = [make_intruder(records, 3), make_comsem(records, 2)]
+    data = written(path, records, results=results, scores={"own": [0.5] * N}).data
     columns = {column.pop("name"): column for column in data["scores"]}
     assert list(columns) == [
         *("intruder score", "hard-intruder score", "token purity", "ComSem score", "own"),
@@ -135,16 +135,14 @@ def test_results_become_columns_phrases_and_tables(path):
     assert data["phrases"] == ["words like 0, 1", *[None] * (N - 1)]
     assert [run["status"] for run in data["said"]["1"]] == ["no pattern", "no answer"]
     [own] = data["dictionaries"]
-    assert [test["title"] for test in own["tests"]] == ["Intruder test", "ComSem, mended"]
+    assert [test["title"] for test in own["tests"]] == ["Intruder test", "ComSem, balanced"]
     # One's own phrases take the place of the judge's.
-    mine = written(path, evidence, results=results, phrases=["mine"] * N).data
+    mine = written(path, records, results=results, phrases=["mine"] * N).data
     assert mine["phrases"] == ["mine"] * N
 
 
 def test_entropy_over_training_is_thinned_and_keeps_its_end(path):
-    training = written(path, make_evidence(N), training=TRAINING).data["dictionaries"][0][
-        "training"
-    ]
+    training = written(path, make_records(N), training=TRAINING).data["dictionaries"][0]["training"]
     assert 200 <= len(training["points"]) <= 300
     assert training["points"][-1] == [900_000, pytest.approx(110.2)]
     assert not training["isOfCodes"]
@@ -152,13 +150,13 @@ def test_entropy_over_training_is_thinned_and_keeps_its_end(path):
 
 def test_of_a_codebook_it_is_that_of_the_perplexity(path):
     log = {"details/n_training_samples": [1, 2, 3], "metrics/perplexity": [8.0, 0.0, 16.0]}
-    training = written(path, make_evidence(N), training=log).data["dictionaries"][0]["training"]
+    training = written(path, make_records(N), training=log).data["dictionaries"][0]["training"]
     assert training == {"points": [[1, 3], [3, 4]], "isOfCodes": True}
 
 
 def test_a_run_that_logged_no_entropy_has_none(path):
     log = {"details/n_training_samples": [1.0], "losses/mse_loss": [2.0]}
-    assert written(path, make_evidence(N), training=log).data["dictionaries"][0]["training"] is None
+    assert written(path, make_records(N), training=log).data["dictionaries"][0]["training"] is None
 
 
 # Metrics
@@ -181,10 +179,10 @@ def test_metrics_are_called_as_people_call_them():
 
 
 def test_headlines_of_codes_leave_out_what_is_said_of_latents(path):
-    codes = make_evidence(N, strength="nearness")
+    codes = make_records(N, strength="nearness")
     assert "code/l0" not in written(path, codes, SUMMARY).data["headlines"]
-    assert "code/l0" in written(path, make_evidence(N), SUMMARY).data["headlines"]
-    write_comparison(path, [Compared("a", codes), Compared("b", make_evidence(N))])
+    assert "code/l0" in written(path, make_records(N), SUMMARY).data["headlines"]
+    write_comparison(path, [Compared("a", codes), Compared("b", make_records(N))])
     assert Page(path).data["headlines"] == list(HEADLINES)
 
 
@@ -213,7 +211,7 @@ def test_a_metric_that_is_no_number_is_refused():
 
 
 def test_the_policy_allows_its_own_style_and_script_only(path):
-    html = written(path, make_evidence(N))
+    html = written(path, make_records(N))
     [style], [_, script] = html.styles, html.scripts
     assert html.policy == (
         f"default-src 'none'; style-src '{hash_of(style)}'; script-src '{hash_of(script)}'; "
@@ -222,7 +220,7 @@ def test_the_policy_allows_its_own_style_and_script_only(path):
 
 
 def test_nothing_is_loaded_from_elsewhere(path):
-    html = written(path, make_evidence(N), SUMMARY, TRAINING, make_sentences())
+    html = written(path, make_records(N), SUMMARY, TRAINING, make_sentences())
     for tag, attributes in html.tags:
         assert tag not in {"link", "img", "iframe", "object", "embed", "base", "form"}
         assert not {"src", "srcset", "style", "onload", "onclick"} & set(attributes)
@@ -245,7 +243,7 @@ def test_hostile_text_stays_data(path):
     """The tags of the page are those of the template, whatever the text is."""
     write_hostile(path)
     html = Page(path)
-    harmless = written(path.with_name("other.html"), make_evidence(N))
+    harmless = written(path.with_name("other.html"), make_records(N))
     assert html.tags[:1] == [("html", {"lang": "en"})]
     assert html.tags == harmless.tags
     assert html.scripts[1:] == harmless.scripts[1:]
@@ -267,7 +265,7 @@ def test_hostile_text_stays_data(path):
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     for name in "ab":
         write_report(
-            tmp_path / name, make_evidence(N), SUMMARY, TRAINING, make_sentences(), title="t"
+            tmp_path / name, make_records(N), SUMMARY, TRAINING, make_sentences(), title="t"
         )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
@@ -276,9 +274,9 @@ def test_four_thousand_latents_stay_below_ten_megabytes(path, caplog):
     rng = np.random.default_rng(0)
     words = tuple(f" {rng.integers(10**6):x}{i}" for i in range(50_000))
     # As many different tokens as a large vocabulary has, ten and ten windows of 25 a latent.
-    evidence = make_evidence(128, words, n_examples=10, n_window=25)
+    records = make_records(128, words, n_examples=10, n_window=25)
     with caplog.at_level(logging.WARNING):
-        write_report(path, many(evidence, 4096), sentences=make_sentences(40))
+        write_report(path, many(records, 4096), sentences=make_sentences(40))
     assert 2e6 < path.stat().st_size < 10e6
     assert not caplog.messages
 
@@ -286,15 +284,15 @@ def test_four_thousand_latents_stay_below_ten_megabytes(path, caplog):
 def test_a_large_file_is_warned_of(path, caplog, monkeypatch):
     monkeypatch.setattr(page, "_LARGE", 1000)
     with caplog.at_level(logging.WARNING):
-        write_report(path, make_evidence(N))
+        write_report(path, make_records(N))
     assert "Fewer examples" in caplog.text
 
 
 def test_a_failure_leaves_what_was_there(path, monkeypatch):
-    write_report(path, make_evidence(N))
+    write_report(path, make_records(N))
     before = path.read_bytes()
     with pytest.raises(ValueError, match="phrases"):
-        write_report(path, make_evidence(N), phrases=["one"])
+        write_report(path, make_records(N), phrases=["one"])
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
@@ -313,24 +311,24 @@ def test_a_failure_leaves_what_was_there(path, monkeypatch):
         ),
         (
             {"sentences": [CodedSentence(("a",), (((12, 1.0),),))]},
-            "Sentence 0 has codes 12 to 12; those of the evidence are 0 to 11",
+            "Sentence 0 has codes 12 to 12; those of the examples are 0 to 11",
         ),
         (
-            {"results": [make_intruder(make_evidence(13), 2)]},
-            "is of 13 latents of bae at .*; the evidence is of 12",
+            {"results": [make_intruder(make_records(13), 2)]},
+            "is of 13 latents of bae at .*; the examples are of 12",
         ),
     ],
 )
 def test_what_does_not_fit_the_evidence_is_refused(path, options, message):
     with pytest.raises(ValueError, match=message):
-        write_report(path, make_evidence(N), **options)
+        write_report(path, make_records(N), **options)
     assert not path.exists()
 
 
 def test_a_comparison_takes_no_result_of_another_dictionary(path):
-    wrong = Compared("b", make_evidence(N), results=[make_intruder(make_evidence(13), 2)])
+    wrong = Compared("b", make_records(N), results=[make_intruder(make_records(13), 2)])
     with pytest.raises(ValueError, match="is of 13 latents"):
-        write_comparison(path, [Compared("a", make_evidence(N)), wrong])
+        write_comparison(path, [Compared("a", make_records(N)), wrong])
 
 
 # Comparison
@@ -338,19 +336,19 @@ def test_a_comparison_takes_no_result_of_another_dictionary(path):
 
 def test_what_a_reader_should_know_is_there(path):
     about = {"model": "any </script> model", "text": "reviews"}
-    [own] = written(path, make_evidence(N), about=about).data["dictionaries"]
+    [own] = written(path, make_records(N), about=about).data["dictionaries"]
     assert own["about"] == about
-    [own] = written(path, make_evidence(N)).data["dictionaries"]
+    [own] = written(path, make_records(N)).data["dictionaries"]
     assert own["about"] == {}
 
 
 def test_a_comparison_has_every_overview_and_no_latents(path):
-    first = make_evidence(N)
+    first = make_records(N)
     write_comparison(
         path,
         [
             Compared("one", first, SUMMARY, TRAINING, "one/report.html", [make_intruder(first, 3)]),
-            Compared("two", make_evidence(5, strength="nearness")),
+            Compared("two", make_records(5, strength="nearness")),
         ],
     )
     data = Page(path).data
@@ -373,11 +371,11 @@ def test_a_comparison_has_every_overview_and_no_latents(path):
 def test_a_comparison_needs_two_names(path):
     for names in (["one"], ["one", "one"]):
         with pytest.raises(ValueError, match="two dictionaries at least, each with a name"):
-            write_comparison(path, [Compared(name, make_evidence(N)) for name in names])
+            write_comparison(path, [Compared(name, make_records(N)) for name in names])
 
 
 @pytest.mark.parametrize("link", ["javascript:alert(1)", "//host/path", "data:text/html,x"])
 def test_a_link_elsewhere_is_refused(path, link):
-    compared = [Compared(name, make_evidence(N), link=link) for name in "ab"]
+    compared = [Compared(name, make_records(N), link=link) for name in "ab"]
     with pytest.raises(ValueError, match="must be a path relative"):
         write_comparison(path, compared)

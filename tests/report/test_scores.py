@@ -18,9 +18,9 @@ from bae_lens.report.scores import (
 )
 from bae_lens.scoring.comsem_result import ComSemResult, LatentRun, Votes
 from bae_lens.scoring.intruder_result import LatentTrials, Tally
-from tests.report.helpers import make_comsem, make_evidence, make_intruder
+from tests.report.helpers import make_comsem, make_intruder, make_records
 
-EVIDENCE = make_evidence(12)
+EVIDENCE = make_records(12)
 INTRUDER = make_intruder(EVIDENCE, 4)
 MENDED = make_comsem(EVIDENCE, 3)
 RELEASED = make_comsem(EVIDENCE, 3, "released", phrase="words")
@@ -54,10 +54,10 @@ def test_what_has_no_answers_has_no_value():
 
 
 def test_columns_of_comsem():
-    released, mended = list_columns(BOTH)
-    assert mended.name == "ComSem score"
-    assert dict(mended.values) == {0: pytest.approx(0.906), 1: 0.5, 2: mended.values[0]}
-    assert mended.beside == "guessing, or no pattern: 0.5"
+    released, balanced = list_columns(BOTH)
+    assert balanced.name == "ComSem score"
+    assert dict(balanced.values) == {0: pytest.approx(0.906), 1: 0.5, 2: balanced.values[0]}
+    assert balanced.beside == "guessing, or no pattern: 0.5"
     assert released.name == "ComSem score, released"
     assert dict(released.values) == {0: 1, 1: 0, 2: 1}
     assert released.beside == "no pattern: 0"
@@ -85,8 +85,8 @@ def test_what_judges_said():
     assert list(said) == [0, 1, 2]
     assert [(own.run, own.phrase) for own in said[0]] == [
         ("released", "words 0, 0"),
-        ("mended, 1", "words like 0, 0"),
-        ("mended, 2", "words like 0, 1"),
+        ("balanced, 1", "words like 0, 0"),
+        ("balanced, 2", "words like 0, 1"),
     ]
     assert [(own.status, own.score) for own in said[1]] == [
         *[("no pattern", None)] * 2,
@@ -98,7 +98,7 @@ def test_what_judges_said():
 def test_sections_have_all_of_the_results_tables():
     sections = list_sections([INTRUDER, *BOTH])
     assert [section.title for section in sections] == [
-        *("Intruder test", "ComSem, released", "ComSem, mended"),
+        *("Intruder test", "ComSem, released", "ComSem, balanced"),
         "How far the protocols are apart",
     ]
     for section, result in zip(sections, [INTRUDER, *BOTH], strict=False):
@@ -107,13 +107,13 @@ def test_sections_have_all_of_the_results_tables():
             assert part in result.table()
         assert len(section.rows) == result.table().count("\n|") - 1
         assert not any(result.caveat in note for note in section.notes)
-    intruder, mended = sections[0], sections[2]
+    intruder, balanced = sections[0], sections[2]
     assert intruder.head == ["", "latents", "shuffled latents"]
     assert intruder.rows[0][0] == "accuracy, random intruder"
     assert "Chance is 0.200" in intruder.notes[0]
     # The title stands above it already.
-    assert mended.head == []
-    assert sections[3].rows[2][0] == "released − mended"
+    assert balanced.head == []
+    assert sections[3].rows[2][0] == "released − balanced"
     assert "says which is the intruder" in intruder.about
     assert all(section.about.endswith(".") for section in sections)
 
@@ -131,17 +131,17 @@ def test_means_stand_beside_their_controls():
     assert own.beside == "shuffled latents: 0.20 [0.20, 0.20]"
     assert means["ComSem score"].beside == "guessing, or no pattern: 0.5"
     assert own.about == list_columns([INTRUDER])[0].about != ""
-    assert means["explained, mended"].value.startswith("0.67 [")
+    assert means["explained, balanced"].value.startswith("0.67 [")
 
 
 @pytest.mark.parametrize(
     "changes", [{"n_latents": 13}, {"dictionary": "other"}, {"hook_name": "elsewhere"}]
 )
 def test_results_of_another_dictionary_are_refused(changes: dict[str, Any]):
-    with pytest.raises(ValueError, match=r"the evidence is of 12 latents of bae at blocks\.1"):
+    with pytest.raises(ValueError, match=r"the examples are of 12 latents of bae at blocks\.1"):
         check_results(EVIDENCE, [replace(INTRUDER, **changes)])
 
 
 def test_two_results_of_one_test_are_refused():
-    with pytest.raises(ValueError, match="got ComSem, mended, ComSem, mended"):
+    with pytest.raises(ValueError, match="got ComSem, balanced, ComSem, balanced"):
         check_results(EVIDENCE, [MENDED, ComSemResult.from_dict(MENDED.to_dict())])

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bae_lens.examples import EvidenceSettings, collect_evidence
+from bae_lens.examples import ExampleSettings, collect_examples
 from bae_lens.report import CodedSentence, collect_sentences
 from tests.helpers import (
     CONTEXT_SIZE,
@@ -22,7 +22,7 @@ from tests.helpers import (
     make_transcoder,
 )
 
-SETTINGS = EvidenceSettings(n_tokens=None, n_strongest=2, n_random=2, n_neighbours=0)
+SETTINGS = ExampleSettings(n_tokens=None, n_strongest=2, n_random=2, n_neighbors=0)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def with_hook(sae: Any) -> Any:
 
 def collected(model: Any, dictionary: Any, texts: Any, **options: Any) -> list[CodedSentence]:
     labels = options.get("labels")
-    evidence = collect_evidence(model, dictionary, texts, SETTINGS, labels=labels)
-    return collect_sentences(model, dictionary, texts, evidence, **options)
+    records = collect_examples(model, dictionary, texts, SETTINGS, labels=labels)
+    return collect_sentences(model, dictionary, texts, records, **options)
 
 
 def activations(model: Any, text: str) -> torch.Tensor:
@@ -82,13 +82,13 @@ def test_a_code_a_token(model):
 def test_bits_are_ranked_by_how_rare_their_value_is(model):
     sae = with_hook(make_bae())
     texts = texts_of(6)
-    evidence = collect_evidence(model, sae, texts, SETTINGS)
-    assert any(latent.when_off for latent in evidence.latents)
-    for sentence in collect_sentences(model, sae, texts, evidence, n_codes=5):
+    records = collect_examples(model, sae, texts, SETTINGS)
+    assert any(latent.when_off for latent in records.latents)
+    for sentence in collect_sentences(model, sae, texts, records, n_codes=5):
         [text] = [t for t in texts if "".join(sentence.strings).endswith(t)]
         bits = (sae.encode(activations(model, text)) != 0).tolist()
         for codes, own in zip(sentence.codes[1:], bits, strict=True):
-            fires = [x for x in evidence.latents if own[x.index] != x.when_off]
+            fires = [x for x in records.latents if own[x.index] != x.when_off]
             rare = sorted(fires, key=lambda x: (x.rate, x.index))[:5]
             assert [j for j, _ in codes] == [x.index for x in rare]
             assert [v for _, v in codes] == pytest.approx([-math.log2(x.rate) for x in rare])
@@ -131,6 +131,6 @@ def test_numbers_below_one_are_refused(model, name):
 
 def test_evidence_of_another_dictionary_is_refused(model):
     sae, other = with_hook(make_transcoder()), with_hook(make_clvq())
-    evidence = collect_evidence(model, other, texts_of(2), SETTINGS)
-    with pytest.raises(ValueError, match="evidence is of 10 latents, the dictionary has 40"):
-        collect_sentences(model, sae, texts_of(2), evidence)
+    records = collect_examples(model, other, texts_of(2), SETTINGS)
+    with pytest.raises(ValueError, match="collected is of 10 latents, the dictionary has 40"):
+        collect_sentences(model, sae, texts_of(2), records)

@@ -36,7 +36,7 @@ from tests.helpers import (
     runner_cfg,
 )
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class
-from tests.report.helpers import make_comsem, make_evidence, make_intruder
+from tests.report.helpers import make_comsem, make_intruder, make_records
 from tests.scoring.test_ranking import SETTINGS, THREE, Named, fair
 
 N_STEPS, REPLAYED = 12, 20 * BATCH
@@ -98,10 +98,10 @@ def _replay(folder: Path) -> None:
 
 
 def _results(folder: Path) -> None:
-    evidence = make_evidence(12, n_examples=3)
-    evidence.save(folder / "evidence.json")
-    make_intruder(evidence, 3).save(folder / "intruder.json")
-    make_comsem(evidence, 3).save(folder / "comsem.json")
+    records = make_records(12, n_examples=3)
+    records.save(folder / "evidence.json")
+    make_intruder(records, 3).save(folder / "intruder.json")
+    make_comsem(records, 3).save(folder / "comsem.json")
     make_result().save(folder / "concept_ablation.json")
     rank_dictionaries(THREE, Named("x", fair), SETTINGS).save(folder / "ranking.json")
     next(iter(RECOVERIES.values())).save(folder / "recovery.json")

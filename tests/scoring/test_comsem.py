@@ -19,7 +19,7 @@ from tests.examples.planted import (
     TOKEN,
     RuleJudge,
     class_encoder,
-    planted_evidence,
+    planted_records,
 )
 from tests.helpers import known
 from tests.scoring.chat_server import Raw, serving
@@ -71,7 +71,7 @@ def mean(interval) -> float:
 
 
 def result_of(rule=careful, settings=SETTINGS, **kwargs) -> ComSemResult:
-    return comsem_test(planted_evidence(), RuleJudge(rule), settings, **kwargs)
+    return comsem_test(planted_records(), RuleJudge(rule), settings, **kwargs)
 
 
 def test_planted_latents():
@@ -121,12 +121,12 @@ def test_hard_negatives_find_phrases_that_are_too_wide():
 
 
 def test_questions():
-    evidence = planted_evidence()
+    records = planted_records()
     judge = RuleJudge(careful)
 
-    result = comsem_test(evidence, judge, SETTINGS, encoder=class_encoder)
+    result = comsem_test(records, judge, SETTINGS, encoder=class_encoder)
 
-    by_text = {str(b.example.text): b.latents for b in evidence.background or ()}
+    by_text = {str(b.example.text): b.latents for b in records.corpus_tokens or ()}
     assert len(judge.of_kind("explain")) == 9
     tests = judge.of_kind("match")
     assert len(tests) == sum(
@@ -151,13 +151,13 @@ def test_questions():
 
 
 def test_released_protocol():
-    evidence = planted_evidence(n_examples=14)
+    records = planted_records(n_examples=14)
     judge = RuleJudge(careful)
 
-    result = comsem_test(replace(evidence, background=None), judge, RELEASED)
+    result = comsem_test(replace(records, corpus_tokens=None), judge, RELEASED)
 
     # The first five in the order of the corpus, then the next eight; nothing else.
-    order = sorted(e.text for e in evidence[PURE].random)
+    order = sorted(e.text for e in records[PURE].random)
     texts = [
         [int(t) for t in re.findall(r"before(\d+)", q.user)]
         for q in (judge.of_kind("explain")[0], *judge.of_kind("match")[:8])
@@ -235,14 +235,14 @@ def test_answers_that_are_none():
             return super().ask(questions)[:-1]
 
     with pytest.raises(ValueError, match="8 answers to 9 questions"):
-        comsem_test(planted_evidence(), Short(careful), SETTINGS)
+        comsem_test(planted_records(), Short(careful), SETTINGS)
 
 
 def test_evidence_that_is_too_little():
-    with pytest.raises(ValueError, match="n_background"):
-        comsem_test(replace(planted_evidence(), background=None), RuleJudge(careful))
+    with pytest.raises(ValueError, match="n_corpus_tokens"):
+        comsem_test(replace(planted_records(), corpus_tokens=None), RuleJudge(careful))
     with pytest.raises(ValueError, match="8 texts"):
-        comsem_test(planted_evidence(7), RuleJudge(careful))
+        comsem_test(planted_records(7), RuleJudge(careful))
 
 
 def test_through_an_endpoint_with_faults_and_limits(tmp_path):
@@ -262,12 +262,12 @@ def test_through_an_endpoint_with_faults_and_limits(tmp_path):
             return EndpointJudge(settings, tmp_path / "a.jsonl", sleep=lambda s: None)
 
         dry = DryRun(judge())
-        comsem_test(planted_evidence(), dry, SETTINGS, encoder=class_encoder)
+        comsem_test(planted_records(), dry, SETTINGS, encoder=class_encoder)
         assert server.requests == []
         for _ in range(2):
             with pytest.raises(LimitReached):
-                comsem_test(planted_evidence(), judge(40), SETTINGS, encoder=class_encoder)
-        found = comsem_test(planted_evidence(), judge(), SETTINGS, encoder=class_encoder)
+                comsem_test(planted_records(), judge(40), SETTINGS, encoder=class_encoder)
+        found = comsem_test(planted_records(), judge(), SETTINGS, encoder=class_encoder)
 
         expected = result_of(encoder=class_encoder)
         assert replace(found, judge="rule", caveat=expected.caveat) == expected
@@ -282,14 +282,14 @@ def test_through_an_endpoint_with_faults_and_limits(tmp_path):
 
 
 def test_what_is_shown_is_not_tested_where_texts_are_repeated():
-    evidence = planted_evidence()
-    own = evidence[PURE]
+    records = planted_records()
+    own = records[PURE]
     # Every one of the strongest is among the random ones again, as of another text.
     again = tuple(e._replace(text=e.text + 10**6) for e in own.strongest)
-    latents = (replace(own, random=(*again, *own.random)), *evidence.latents[1:])
+    latents = (replace(own, random=(*again, *own.random)), *records.latents[1:])
     judge = RuleJudge(lambda q: "cat" if q.kind == "explain" else "yes")
 
-    comsem_test(replace(evidence, latents=latents), judge, SETTINGS)
+    comsem_test(replace(records, latents=latents), judge, SETTINGS)
 
     # Latents are asked about in order, this one first, with as many questions each.
     explained, tested = judge.of_kind("explain"), judge.of_kind("match")

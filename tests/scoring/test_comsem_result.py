@@ -13,9 +13,9 @@ from bae_lens.scoring.comsem_result import (
     Votes,
     protocol_distance,
 )
-from tests.report.helpers import make_comsem, make_evidence
+from tests.report.helpers import make_comsem, make_records
 
-EVIDENCE = make_evidence(12)
+EVIDENCE = make_records(12)
 MENDED, RELEASED = make_comsem(EVIDENCE, 3), make_comsem(EVIDENCE, 3, "released")
 
 
@@ -44,7 +44,7 @@ def test_the_distance_of_protocols_by_hand():
     found = protocol_distance(MENDED, RELEASED)
     assert (found.n_latents, found.n_above) == (3, (2, 2, 2))
     for interval, mean in (
-        (found.mended, (2 * 0.90625 + 0.5) / 3),
+        (found.balanced, (2 * 0.90625 + 0.5) / 3),
         (found.released, 2 / 3),
         (found.difference, (2 * 0.09375 - 0.5) / 3),
     ):
@@ -54,7 +54,7 @@ def test_the_distance_of_protocols_by_hand():
 
 
 def test_other_results_have_no_distance():
-    with pytest.raises(ValueError, match="'mended' and then"):
+    with pytest.raises(ValueError, match="'balanced' and then"):
         protocol_distance(MENDED, MENDED)
     with pytest.raises(ValueError, match="same judge"):
         protocol_distance(MENDED, replace(RELEASED, judge="other"))

@@ -19,7 +19,7 @@ from tests.examples.planted import (
     TOKEN,
     RuleJudge,
     class_encoder,
-    planted_evidence,
+    planted_records,
 )
 from tests.helpers import known
 
@@ -28,7 +28,7 @@ SMALL = IntruderSettings(n_trials=15)
 
 def result_of(**overrides) -> IntruderResult:
     return intruder_test(
-        planted_evidence(), None, replace(SMALL, **overrides), encoder=class_encoder
+        planted_records(), None, replace(SMALL, **overrides), encoder=class_encoder
     )
 
 
@@ -45,27 +45,27 @@ def test_planted_latents_are_told_apart():
     assert mean(found[PURE].accuracy()) == mean(found[TOKEN].accuracy()) == 1
     assert mean(found[MIXED].accuracy()) < 0.5
     assert found[TOKEN].purity == 1 > found[PURE].purity
-    assert result.n_heard() == 2
+    assert result.n_passed() == 2
     assert result.chance == 0.2
     assert mean(result.accuracy(max_purity=0.5)) == pytest.approx(
         (1 + mean(found[MIXED].accuracy())) / 2
     )
     assert mean(result.accuracy()) > mean(result.accuracy(control=True))
-    assert mean(result.beyond_control()) == pytest.approx(
+    assert mean(result.excess_over_control()) == pytest.approx(
         mean(result.accuracy()) - mean(result.accuracy(control=True))
     )
 
 
 def test_trials():
-    evidence = planted_evidence()
+    records = planted_records()
     judge = RuleJudge(lambda q: q.choices[0])
 
-    result = intruder_test(evidence, judge, SMALL, encoder=class_encoder)
+    result = intruder_test(records, judge, SMALL, encoder=class_encoder)
 
     n = SMALL.n_trials * SMALL.n_seeds
     assert len(judge.asked) == 2 * 2 * 3 * n  # Kinds, controls, latents.
-    firing = {b.example.strings: b.latents for b in evidence.background or ()}
-    own = {e.strings for e in evidence[PURE].random}
+    firing = {b.example.strings: b.latents for b in records.corpus_tokens or ()}
+    own = {e.strings for e in records[PURE].random}
     for question in judge.asked[: 2 * n]:
         groups = [tuple(text) for [text] in question.groups]
         assert len(set(groups)) == SMALL.n_shown
@@ -80,14 +80,14 @@ def test_hard_intruders_are_alike():
     own = {found.latent: found for found in result.latents}
     # Other dogs are silent for the latent of one dog.
     judge = RuleJudge(lambda q: "1")
-    intruder_test(planted_evidence(), judge, replace(SMALL, n_hard=5), encoder=class_encoder)
+    intruder_test(planted_records(), judge, replace(SMALL, n_hard=5), encoder=class_encoder)
     hard = judge.asked[3 * 2 * 15 + 15 : 3 * 2 * 15 + 30]
     assert all(text.token.startswith(" dog") for q in hard for [text] in q.groups)
     assert mean(own[TOKEN].accuracy("hard")) == 1
 
 
 def test_other_judges_without_an_encoder_have_no_hard_ones():
-    result = intruder_test(planted_evidence(), RuleJudge(lambda q: "1"), SMALL)
+    result = intruder_test(planted_records(), RuleJudge(lambda q: "1"), SMALL)
     assert result.accuracy("hard") is None
     assert result.accuracy() is not None
     assert "–" in result.table()
@@ -97,7 +97,7 @@ def test_what_is_not_answered_counts_for_nothing():
     def rule(question: Question) -> str | None:
         return None if question.seed == 0 else "1"
 
-    result = intruder_test(planted_evidence(), RuleJudge(rule), SMALL)
+    result = intruder_test(planted_records(), RuleJudge(rule), SMALL)
     assert result.latents[0].random[0] == Tally(0, 0, 15)
     assert result.latents[0].by_seed()[0] is None
     assert result.accuracy() is not None
@@ -106,7 +106,7 @@ def test_what_is_not_answered_counts_for_nothing():
     assert f"{2 * n_each} trials are open" in result.table()
     assert "open" not in result_of().table()
     for answer in (None, "99"):
-        nothing = intruder_test(planted_evidence(), RuleJudge(lambda q, a=answer: a), SMALL)
+        nothing = intruder_test(planted_records(), RuleJudge(lambda q, a=answer: a), SMALL)
         assert nothing.accuracy() is None
         assert "0 of the 0 with any answer" in nothing.table()
 
@@ -119,9 +119,9 @@ def test_questions_are_asked_in_parts(monkeypatch):
             asked.append(len(questions))
             return super().ask(questions)
 
-    evidence, whole = planted_evidence(), result_of()
+    records, whole = planted_records(), result_of()
     monkeypatch.setattr(intruder, "_CASES_AT_ONCE", 2)
-    assert intruder_test(evidence, Counting(class_encoder), SMALL) == whole
+    assert intruder_test(records, Counting(class_encoder), SMALL) == whole
     assert asked == [2 * 2 * SMALL.n_trials * SMALL.n_seeds] * 3
 
 
@@ -149,10 +149,10 @@ def test_table_says_what_the_judge_cannot():
 
 
 def test_evidence_that_is_too_little():
-    with pytest.raises(ValueError, match="n_background"):
-        intruder_test(replace(planted_evidence(), background=None), encoder=class_encoder)
+    with pytest.raises(ValueError, match="n_corpus_tokens"):
+        intruder_test(replace(planted_records(), corpus_tokens=None), encoder=class_encoder)
     with pytest.raises(ValueError, match="4 texts"):
-        intruder_test(planted_evidence(3), encoder=class_encoder)
+        intruder_test(planted_records(3), encoder=class_encoder)
 
 
 @pytest.mark.parametrize(

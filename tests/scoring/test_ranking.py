@@ -9,18 +9,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from bae_lens.examples.records import Evidence
+from bae_lens.examples.records import LatentRecords
 from bae_lens.scoring.judges.embedding import EmbeddingJudge
 from bae_lens.scoring.judges.judge import Question
 from bae_lens.scoring.ranking import Comparison, Ranking, RankingSettings, rank_dictionaries
-from tests.examples.planted import MIXED, PURE, RuleJudge, class_encoder, planted_evidence
+from tests.examples.planted import MIXED, PURE, RuleJudge, class_encoder, planted_records
 from tests.helpers import known
 
 SETTINGS = RankingSettings(n_pairs=6)
 
 
-def dictionary_of(*latents: int) -> Evidence:
-    whole = planted_evidence()
+def dictionary_of(*latents: int) -> LatentRecords:
+    whole = planted_records()
     own = tuple(replace(whole[j], index=i) for i, j in enumerate(latents))
     return replace(whole, latents=own)
 

@@ -11,7 +11,7 @@ import torch
 from bae_lens import BAE, BAEConfig
 from bae_lens.concept_ablation import AblationSettings, Clusters
 from bae_lens.concept_ablation.concepts import describe
-from bae_lens.scoring.recoverability import RecoveryTask
+from bae_lens.scoring.recoverability import RecoverabilityTask
 from bae_lens.scoring.recoverability_result import GIVEN, OF_CONCEPT
 from tests.concept_ablation.helpers import (
     BAD,
@@ -36,12 +36,12 @@ def model() -> Any:
 
 
 @pytest.fixture(scope="module")
-def task(model: Any) -> RecoveryTask:
-    return RecoveryTask.prepare(model, HOOKS, ROWS, OTHERS, ablation=READ, verbose=False)
+def task(model: Any) -> RecoverabilityTask:
+    return RecoverabilityTask.prepare(model, HOOKS, ROWS, OTHERS, ablation=READ, verbose=False)
 
 
 @pytest.fixture(scope="module")
-def by_word(task: RecoveryTask) -> Clusters:
+def by_word(task: RecoverabilityTask) -> Clusters:
     """Clusters with a centroid of its own for "good" and "bad", and for the rest."""
     model: Any = task.texts.reader.model
     tokenizer = model.tokenizer
@@ -56,34 +56,36 @@ def by_word(task: RecoveryTask) -> Clusters:
 
 
 def test_that_concepts_of_the_deciding_word_tell_the_prediction(
-    task: RecoveryTask, by_word: Clusters
+    task: RecoverabilityTask, by_word: Clusters
 ) -> None:
-    recovery = task.recover(by_word)
+    recoverability = task.recover(by_word)
     words = task.texts.reader.texts.words
     salient = [words[i][w] for i, w in enumerate(task.texts.salient.word.tolist())]
     assert set(salient) <= {GOOD, BAD}
     for given in GIVEN:
-        assert recovery.score(given).mean == pytest.approx(1), given
-    assert recovery.n_concepts == 2
+        assert recoverability.score(given).mean == pytest.approx(1), given
+    assert recoverability.n_concepts == 2
 
 
-def test_that_one_concept_for_all_tells_nothing(task: RecoveryTask, by_word: Clusters) -> None:
-    recovery = task.recover(Clusters(by_word.centroids.mean(0, keepdim=True), LOWER_HOOK))
-    assert recovery.n_concepts == 1
+def test_that_one_concept_for_all_tells_nothing(
+    task: RecoverabilityTask, by_word: Clusters
+) -> None:
+    recoverability = task.recover(Clusters(by_word.centroids.mean(0, keepdim=True), LOWER_HOOK))
+    assert recoverability.n_concepts == 1
     for given in OF_CONCEPT:
-        assert recovery.score(given).mean == pytest.approx(0.5), given
+        assert recoverability.score(given).mean == pytest.approx(0.5), given
     # The reader could have told it from the text.
-    assert recovery.score("text").mean == pytest.approx(1)
+    assert recoverability.score("text").mean == pytest.approx(1)
 
 
 def test_that_concepts_are_those_that_ablation_removes(
-    task: RecoveryTask, by_word: Clusters
+    task: RecoverabilityTask, by_word: Clusters
 ) -> None:
     concepts = describe(by_word, task.texts.sample).active(task.texts.salient.lower, 1)[:, 0]
     assert task.recover(by_word).concepts == tuple(concepts.tolist())
 
 
-def test_that_predictions_are_recovered_and_not_labels(task: RecoveryTask) -> None:
+def test_that_predictions_are_recovered_and_not_labels(task: RecoverabilityTask) -> None:
     labels = 1 - task.texts.data.labels
     turned = replace(task.texts, data=replace(task.texts.data, labels=labels))
     turned.__dict__["salient"] = task.texts.salient
@@ -95,7 +97,7 @@ def test_that_predictions_are_recovered_and_not_labels(task: RecoveryTask) -> No
 def test_that_texts_that_are_asked_about_are_not_shown(model: Any) -> None:
     texts = [row["text"] for row in ROWS]
     references = [*OTHERS, *texts, *OTHERS]
-    task = RecoveryTask.prepare(model, HOOKS, ROWS, references, ablation=READ, verbose=False)
+    task = RecoverabilityTask.prepare(model, HOOKS, ROWS, references, ablation=READ, verbose=False)
     assert not set(task.shown_texts) & set(texts)
     others = set(OTHERS) - set(texts)
     # Each once, to learn from or to be shown.
@@ -103,12 +105,12 @@ def test_that_texts_that_are_asked_about_are_not_shown(model: Any) -> None:
     assert len(set(task.shown_texts)) == len(task.shown_texts) == len(others) // 2
     assert task.n_learned == len(others) - len(task.shown_texts)
     with pytest.raises(ValueError, match="reference texts that are not asked about"):
-        RecoveryTask.of(task.texts, texts)
+        RecoverabilityTask.of(task.texts, texts)
 
 
 def test_that_the_reader_reads_as_far_as_the_model(model: Any) -> None:
     settings = replace(READ, context_size=4)
-    task = RecoveryTask.prepare(model, HOOKS, ROWS, OTHERS, ablation=settings, verbose=False)
+    task = RecoverabilityTask.prepare(model, HOOKS, ROWS, OTHERS, ablation=settings, verbose=False)
     as_read = task.texts.reader.texts.as_read(task.texts.data.texts)
     # One of the four tokens is BOS.
     assert as_read == [" ".join(text.split()[:3]) for text in task.texts.data.texts]
@@ -116,15 +118,15 @@ def test_that_the_reader_reads_as_far_as_the_model(model: Any) -> None:
     assert task.recover(one).said["text"] == task.reader.read(as_read)
 
 
-def test_that_there_is_something_to_tell(task: RecoveryTask) -> None:
+def test_that_there_is_something_to_tell(task: RecoverabilityTask) -> None:
     one = replace(task.texts.data, labels=torch.zeros_like(task.texts.data.labels))
     vectors = (task.texts.vectors[0], torch.zeros_like(task.texts.vectors[1]))
     with pytest.raises(ValueError, match=r"predicts '.*' of each of the 40 texts"):
-        RecoveryTask.of(replace(task.texts, data=one, vectors=vectors), OTHERS)
+        RecoverabilityTask.of(replace(task.texts, data=one, vectors=vectors), OTHERS)
 
 
-def test_that_a_bit_that_is_mostly_on_is_no_concept(task: RecoveryTask) -> None:
-    """Its evidence is of tokens at which it is off."""
+def test_that_a_bit_that_is_mostly_on_is_no_concept(task: RecoverabilityTask) -> None:
+    """Its examples are tokens at which it is off."""
     lower = task.texts.sample.lower
     cfg = BAEConfig(d_in=lower.shape[1], d_sae=2)
     cfg.metadata.hook_name = LOWER_HOOK
@@ -134,24 +136,26 @@ def test_that_a_bit_that_is_mostly_on_is_no_concept(task: RecoveryTask) -> None:
         shares = torch.tensor([0.2, 0.8])
         bae.b_enc.copy_(-((lower - bae.b_dec) @ bae.W_enc).quantile(1 - shares, dim=0).diag())
         bae.scale.fill_(1.0)
-    evidence = task.collect(bae)
-    assert [own.when_off for own in evidence.latents] == [False, True]
+    records = task.collect(bae)
+    assert [own.when_off for own in records.latents] == [False, True]
     is_on = bae.encode(task.texts.salient.lower)[:, 0] > 0
-    assert task.recover(bae, evidence).concepts == tuple(-1 + is_on.int().numpy())
+    assert task.recover(bae, records).concepts == tuple(-1 + is_on.int().numpy())
 
 
-def test_that_evidence_must_be_of_the_dictionary(task: RecoveryTask, by_word: Clusters) -> None:
-    evidence = task.collect(by_word)
-    with pytest.raises(ValueError, match="The evidence is of"):
-        task.recover(Clusters(by_word.centroids[:2], LOWER_HOOK), evidence)
-    with pytest.raises(ValueError, match="evidence is of the classes x, y"):
-        task.recover(by_word, replace(evidence, class_names=("x", "y")))
+def test_that_evidence_must_be_of_the_dictionary(
+    task: RecoverabilityTask, by_word: Clusters
+) -> None:
+    records = task.collect(by_word)
+    with pytest.raises(ValueError, match="What was collected is of"):
+        task.recover(Clusters(by_word.centroids[:2], LOWER_HOOK), records)
+    with pytest.raises(ValueError, match="examples are of the classes x, y"):
+        task.recover(by_word, replace(records, class_names=("x", "y")))
 
 
 def test_that_a_class_without_tokens_is_never_the_commonest(
-    task: RecoveryTask, by_word: Clusters
+    task: RecoverabilityTask, by_word: Clusters
 ) -> None:
-    evidence = task.collect(by_word)
-    latents = tuple(replace(own, class_shares=(0.0, 1.0)) for own in evidence.latents)
-    evidence = replace(evidence, class_shares=(0.0, 1.0), latents=latents)
-    assert set(task.recover(by_word, evidence).said["class shares"]) == {1}
+    records = task.collect(by_word)
+    latents = tuple(replace(own, class_shares=(0.0, 1.0)) for own in records.latents)
+    records = replace(records, class_shares=(0.0, 1.0), latents=latents)
+    assert set(task.recover(by_word, records).said["class shares"]) == {1}

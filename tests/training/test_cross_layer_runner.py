@@ -84,7 +84,7 @@ def sae_cfg(kind: str, **overrides: Any) -> Any:
 
 
 def new_sae(kind: str, length: int = CONTEXT_SIZE) -> Any:
-    """A training SAE that is not initialised; for sequences of this length."""
+    """A training SAE that is not initialized; for sequences of this length."""
     sequences = {"sequence_length": length} if kind == "transformer" else {}
     return TrainingSAE.from_dict(sae_cfg(kind, **sequences).to_dict())
 
@@ -303,7 +303,7 @@ def test_positions_are_left_out_of_sequences(tmp_path: Path):
 
 
 class Calibrated(CrossLayerTrainingRunner):
-    """Keeps what the autoencoder is initialised with."""
+    """Keeps what the autoencoder is initialized with."""
 
     @override
     def _build(self, dataset: Any, model: Any, sae: Any) -> None:
@@ -445,7 +445,7 @@ def test_an_autoencoder_can_be_handed_over(tmp_path: Path, kind: str):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loaded", [True, False])
-def test_one_that_is_initialised_stays_so(tmp_path: Path, kind: str, loaded: bool):
+def test_one_that_is_initialized_stays_so(tmp_path: Path, kind: str, loaded: bool):
     sae = new_sae(kind)
     lower, upper = make_pairs(200, d_out=D_IN)
     sae.calibrate(pack_rows(lower + 5, 3 * upper))
@@ -490,10 +490,10 @@ def test_it_learns_which_cluster_a_token_is_of(kind: str, explained: float):
     # Below, a noisy mixture; above, the mean of each part: all there is to know is the cluster.
     n = 80 * BATCH
     cluster = torch.randint(N_CODES, (n,), generator=torch.Generator().manual_seed(0))
-    lower = make_centres(D_IN, 1)[cluster] + 0.3 * torch.randn(
+    lower = make_centers(D_IN, 1)[cluster] + 0.3 * torch.randn(
         n, D_IN, generator=torch.Generator().manual_seed(2)
     )
-    rows = pack_rows(lower, 10 * make_centres(D_IN, 3)[cluster] + 4)
+    rows = pack_rows(lower, 10 * make_centers(D_IN, 3)[cluster] + 4)
     torch.manual_seed(0)
     sae = new_sae(kind, 8)
     sae.calibrate(rows[:1024], BATCH)
@@ -523,7 +523,7 @@ def test_it_learns_which_cluster_a_token_is_of(kind: str, explained: float):
     assert 1 - missed > explained
 
 
-def make_centres(width: int, seed: int) -> Tensor:
+def make_centers(width: int, seed: int) -> Tensor:
     return 2 * torch.randn(N_CODES, width, generator=torch.Generator().manual_seed(seed))
 
 

@@ -11,7 +11,7 @@ from bae_lens.examples.corpus import TokenBlock
 from bae_lens.examples.reservoir import FiringKeys, Reservoir
 
 
-class BackgroundSample:
+class CorpusSample:
     """``n`` tokens of a corpus, each as likely as any other, in one pass and bounded memory.
 
     Which they are depends on the seed and on where a token stands, not on batches. Memory is a window

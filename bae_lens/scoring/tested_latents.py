@@ -10,99 +10,99 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bae_lens.examples.records import Evidence, Example
+from bae_lens.examples.records import Example, LatentRecords
 from bae_lens.scoring.judges.embedding import Embedder
 from bae_lens.scoring.judges.judge import MarkedText
 
 Which = Literal["random", "strongest"]
 
 
-class Silent(NamedTuple):
+class NonActivating(NamedTuple):
     """Random tokens of the corpus at which a latent is silent.
 
     Attributes:
         examples: the tokens.
-        likeness: mean cosine of each to the latent's examples; None without an encoder.
+        similarity: mean cosine of each to the latent's examples; None without an encoder.
     """
 
     examples: tuple[Example, ...]
-    likeness: NDArray[np.float64] | None
+    similarity: NDArray[np.float64] | None
 
     def hardest(self, n: int) -> tuple[Example, ...]:
         """The n most alike; none without an encoder."""
-        if self.likeness is None:
+        if self.similarity is None:
             return ()
-        order = np.argsort(-self.likeness, kind="stable")
+        order = np.argsort(-self.similarity, kind="stable")
         return tuple(self.examples[i] for i in order[:n])
 
 
 @dataclass(frozen=True, eq=False)
-class Subjects:
-    """The latents of an evidence as subjects of tests.
+class TestedLatents:
+    """The latents of the examples as subjects of tests.
 
     Args:
-        evidence: with a background.
+        records: with corpus tokens.
         embedder: of marked tokens, for hard negatives; None: there are none.
-        needs_silence: whether negatives are wanted.
+        needs_non_activating: whether negatives are wanted.
 
     Raises:
-        ValueError: if the evidence has no background, without which nobody knows where a latent is
+        ValueError: if the records have no corpus tokens, without which nobody knows where a latent is
             silent: two latents may fire at the same token.
     """
 
-    evidence: Evidence
+    records: LatentRecords
     embedder: Embedder | None = None
-    needs_silence: bool = True
+    needs_non_activating: bool = True
     _firing: list[frozenset[int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.needs_silence and not self.evidence.background:
+        if self.needs_non_activating and not self.records.corpus_tokens:
             raise ValueError(
-                "Negatives are tokens at which a latent is known to be silent, and this evidence has "
-                "none. Collect it with n_background above 0."
+                "Negatives are tokens at which a latent is known to be silent, and this examples has "
+                "none. Collect it with n_corpus_tokens above 0."
             )
-        firing = [frozenset(token.latents) for token in self.evidence.background or ()]
+        firing = [frozenset(token.latents) for token in self.records.corpus_tokens or ()]
         object.__setattr__(self, "_firing", firing)
 
     def examples(self, latent: int, which: Which = "random") -> tuple[Example, ...]:
-        """Of a latent, one a text: texts would otherwise be recognised, not what fires in them.
+        """Of a latent, one per text: texts would otherwise be recognized, not what fires in them.
 
         The strongest of a bit are a second random sample here, whatever their margins, so that scores
         of bits mean what they did before there were any.
         """
-        own = self.evidence[latent]
+        own = self.records[latent]
         if which == "random":
-            return one_a_text(own.random)
-        return one_a_text(own.strongest if own.more_random is None else own.more_random)
+            return one_per_text(own.random)
+        return one_per_text(own.strongest if own.more_random is None else own.more_random)
 
-    def silent(self, latent: int | None, examples: Sequence[Example]) -> Silent:
+    def silent(self, latent: int | None, examples: Sequence[Example]) -> NonActivating:
         """Tokens at which a latent is silent, in texts that none of its examples is from.
 
         Args:
             latent: which one; None: of something that is no latent, any token.
-            examples: what likeness is to.
+            examples: what similarity is to.
         """
-        background = self.evidence.background or ()
+        corpus_tokens = self.records.corpus_tokens or ()
         texts = {example.text for example in examples}
         kept = tuple(
             token.example
-            for token, firing in zip(background, self._firing, strict=True)
+            for token, firing in zip(corpus_tokens, self._firing, strict=True)
             if token.example.text not in texts and latent not in firing
         )
         if self.embedder is None or not kept:
-            return Silent(kept, None)
-        centre = self.embedder([MarkedText.of(e) for e in examples]).mean(0)
+            return NonActivating(kept, None)
+        center = self.embedder([MarkedText.of(e) for e in examples]).mean(0)
         vectors = self.embedder([MarkedText.of(e) for e in kept])
-        return Silent(kept, vectors @ centre)
+        return NonActivating(kept, vectors @ center)
 
     def with_texts(self, n: int) -> list[int]:
         """Latents whose random examples are from ``n`` texts at least, in order."""
-        return [own.index for own in self.evidence.latents if n_texts(own.random) >= n]
+        return [own.index for own in self.records.latents if n_texts(own.random) >= n]
 
     @property
     def n_firing(self) -> int:
         """Latents that fire at all."""
-        return sum(own.n_firings > 0 for own in self.evidence.latents)
+        return sum(own.n_firings > 0 for own in self.records.latents)
 
 
 def draw(latents: Sequence[int], n: int | None, seed: int) -> tuple[int, ...]:
@@ -122,7 +122,9 @@ def some(rng: np.random.Generator, examples: Sequence[Example], n: int) -> list[
     return [examples[i] for i in rng.permutation(len(examples))[:n]]
 
 
-def one_a_text(examples: Iterable[Example], besides: Iterable[Example] = ()) -> tuple[Example, ...]:
+def one_per_text(
+    examples: Iterable[Example], besides: Iterable[Example] = ()
+) -> tuple[Example, ...]:
     """The first of each text that none of ``besides`` is from.
 
     A corpus may have a text several times: examples that read the same are taken for one text's.
@@ -138,8 +140,8 @@ def one_a_text(examples: Iterable[Example], besides: Iterable[Example] = ()) -> 
 
 
 def n_texts(examples: Iterable[Example]) -> int:
-    """Texts that they are from, see ``one_a_text``."""
-    return len(one_a_text(examples))
+    """Texts that they are from, see ``one_per_text``."""
+    return len(one_per_text(examples))
 
 
 def _signs_of_text(example: Example) -> set[Any]:
@@ -148,6 +150,6 @@ def _signs_of_text(example: Example) -> set[Any]:
 
 
 def purity(examples: Sequence[Example]) -> float:
-    """Share of the commonest token, space and case aside; high by chance of few examples."""
+    """Share of the most frequent token, space and case aside; high by chance of few examples."""
     tokens = Counter(e.strings[e.marked].strip().casefold() for e in examples)
     return tokens.most_common(1)[0][1] / len(examples)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bae_lens.scoring.judges.embedding import Embedder
-from bae_lens.scoring.test_items import Subjects, draw, n_texts, one_a_text, purity, some
+from bae_lens.scoring.tested_latents import TestedLatents, draw, n_texts, one_per_text, purity, some
 from tests.examples.planted import (
     DEAD,
     MIXED,
@@ -16,46 +16,46 @@ from tests.examples.planted import (
     TOKEN,
     class_encoder,
     example,
-    planted_evidence,
+    planted_records,
 )
 
 
 def test_silence_is_known():
-    evidence = planted_evidence()
-    own = evidence[PURE].random
+    records = planted_records()
+    own = records[PURE].random
     # A text of the background in which the latent fires.
     shared = replace(
-        evidence,
-        background=tuple(
+        records,
+        corpus_tokens=tuple(
             b._replace(example=b.example._replace(text=own[0].text)) if i == 1 else b
-            for i, b in enumerate(evidence.background or ())
+            for i, b in enumerate(records.corpus_tokens or ())
         ),
     )
     for latent in (PURE, TOKEN, MIXED, DEAD):
-        silent = Subjects(shared).silent(latent, own)
+        silent = TestedLatents(shared).silent(latent, own)
         expected = [
             b.example
-            for i, b in enumerate(shared.background or ())
+            for i, b in enumerate(shared.corpus_tokens or ())
             if latent not in b.latents and i != 1
         ]
         assert list(silent.examples) == expected
         assert silent.hardest(3) == ()
-    assert len(Subjects(shared).silent(None, own).examples) == 59
+    assert len(TestedLatents(shared).silent(None, own).examples) == 59
 
 
 def test_hardest_are_the_most_alike():
-    subjects = Subjects(planted_evidence(), Embedder(class_encoder))
-    silent = subjects.silent(TOKEN, subjects.examples(TOKEN))
+    tested = TestedLatents(planted_records(), Embedder(class_encoder))
+    silent = tested.silent(TOKEN, tested.examples(TOKEN))
     hardest = silent.hardest(9)
     assert all(e.strings[e.marked].startswith(" dog") for e in hardest)
     assert len(hardest) == 9
 
 
 def test_enough_texts():
-    subjects = Subjects(planted_evidence(5))
-    assert subjects.with_texts(5) == [PURE, TOKEN, MIXED]
-    assert subjects.with_texts(6) == []
-    assert subjects.n_firing == 3
+    tested = TestedLatents(planted_records(5))
+    assert tested.with_texts(5) == [PURE, TOKEN, MIXED]
+    assert tested.with_texts(6) == []
+    assert tested.n_firing == 3
 
 
 def test_drawing():
@@ -74,8 +74,8 @@ def test_drawing():
 
 def test_one_a_text():
     first, second, other = example(1, " a"), example(1, " b"), example(2, " c")
-    assert one_a_text([other, first, second]) == (other, first)
-    assert one_a_text([first, other], besides=[second]) == (other,)
+    assert one_per_text([other, first, second]) == (other, first)
+    assert one_per_text([first, other], besides=[second]) == (other,)
     assert n_texts([other, first, second]) == 2
 
 
@@ -83,18 +83,18 @@ def test_a_text_that_is_twice_in_the_corpus_is_one_text():
     own = example(1, " a")
     again = own._replace(text=2, position=9)
     elsewhere = example(3, " b")._replace(text=2)
-    assert one_a_text([own, again]) == (own,)
-    assert one_a_text([again, elsewhere], besides=[own]) == ()
-    assert one_a_text([own._replace(marked=0), again]) == (own._replace(marked=0), again)
-    evidence = planted_evidence(5)
+    assert one_per_text([own, again]) == (own,)
+    assert one_per_text([again, elsewhere], besides=[own]) == ()
+    assert one_per_text([own._replace(marked=0), again]) == (own._replace(marked=0), again)
+    records = planted_records(5)
     doubled = tuple(
-        e._replace(text=e.text + 10**6 * i) for i in range(2) for e in evidence[PURE].random
+        e._replace(text=e.text + 10**6 * i) for i in range(2) for e in records[PURE].random
     )
-    latents = (replace(evidence[PURE], random=doubled), *evidence.latents[1:])
-    subjects = Subjects(replace(evidence, latents=latents))
-    assert PURE in subjects.with_texts(5)
-    assert PURE not in subjects.with_texts(6)
-    assert subjects.examples(PURE) == evidence[PURE].random
+    latents = (replace(records[PURE], random=doubled), *records.latents[1:])
+    tested = TestedLatents(replace(records, latents=latents))
+    assert PURE in tested.with_texts(5)
+    assert PURE not in tested.with_texts(6)
+    assert tested.examples(PURE) == records[PURE].random
 
 
 def test_purity():

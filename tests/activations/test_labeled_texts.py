@@ -1,4 +1,4 @@
-"""Labelled texts from files, datasets and rows, sampled and checked."""
+"""Labeled texts from files, datasets and rows, sampled and checked."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 
 from bae_lens import offline as demo
-from bae_lens.activations.labelled_texts import LabelledTexts, read_texts
+from bae_lens.activations.labeled_texts import LabeledTexts, read_texts
 from bae_lens.loading import hub
 
 ROWS = [
-    {"text": "a good film", "label": 1, "evidence": "good"},
-    {"text": "a bad\nfilm", "label": 0, "evidence": None},
-    {"text": 'good, "very" é', "label": 1, "evidence": "very"},
+    {"text": "a good film", "label": 1, "rationale": "good"},
+    {"text": "a bad\nfilm", "label": 0, "rationale": None},
+    {"text": 'good, "very" é', "label": 1, "rationale": "very"},
 ]
 
 
@@ -63,12 +63,12 @@ def as_csv_with_bom_and_crlf(path: Path) -> Path:
     ],
 )
 def test_texts_come_from_files_datasets_and_rows(tmp_path, source):
-    data = LabelledTexts.read(source(tmp_path))
+    data = LabeledTexts.read(source(tmp_path))
 
     assert data.texts == [row["text"] for row in ROWS]
     assert data.labels.tolist() == [1, 0, 1]
     assert data.label_names == ["0", "1"]
-    assert data.evidence == ["good", None, "very"]
+    assert data.rationales == ["good", None, "very"]
     data.check(1)
 
 
@@ -84,18 +84,18 @@ def test_texts_come_from_files_datasets_and_rows(tmp_path, source):
     ],
 )
 def test_labels_are_numbered_in_the_order_of_their_names(labels, names, numbers):
-    data = LabelledTexts.read([{"text": "a", "label": label} for label in labels])
+    data = LabeledTexts.read([{"text": "a", "label": label} for label in labels])
 
     assert data.label_names == names
     assert data.labels.tolist() == numbers
     assert data.labels.dtype == torch.long
-    assert data.evidence == [None] * 3
+    assert data.rationales == [None] * 3
 
 
 def test_columns_can_be_named():
     rows = [{"body": "a", "y": 0}, {"body": "b", "y": 1}]
 
-    assert LabelledTexts.read(rows, text_column="body", label_column="y").texts == ["a", "b"]
+    assert LabeledTexts.read(rows, text_column="body", label_column="y").texts == ["a", "b"]
 
 
 def test_a_name_is_that_of_the_reviews_or_of_the_hub(monkeypatch):
@@ -110,8 +110,8 @@ def test_a_name_is_that_of_the_reviews_or_of_the_hub(monkeypatch):
     )
     monkeypatch.setattr(hub, "hf_load_dataset", load)
 
-    assert len(LabelledTexts.read("bae-lens/movie-reviews", split="train")) == 3
-    assert len(LabelledTexts.read("stanfordnlp/imdb")) == 3
+    assert len(LabeledTexts.read("bae-lens/movie-reviews", split="train")) == 3
+    assert len(LabeledTexts.read("stanfordnlp/imdb")) == 3
     assert asked == [("bae-lens/movie-reviews", "train"), ("stanfordnlp/imdb", "test")]
 
 
@@ -124,7 +124,7 @@ def test_a_dataset_that_cannot_be_loaded_is_named(monkeypatch, error):
     why = "the hub cannot be reached|HF_HUB_OFFLINE" if error is ConnectionError else "the reason"
 
     with pytest.raises(ValueError, match=f"split 'test' of a dataset 'reviews' .*({why})"):
-        LabelledTexts.read("reviews")
+        LabeledTexts.read("reviews")
 
 
 def test_texts_alone_need_no_label(tmp_path):
@@ -187,23 +187,23 @@ def changed(number: int, **values: Any) -> list[dict[str, Any]]:
             changed(2, label="\ud800"),
             r"label of row 3 has '\\ud800' as character 1, half of a surr",
         ),
-        (changed(0, evidence="\udfff"), r"evidence of row 1 has '\\udfff' as character 1"),
+        (changed(0, rationale="\udfff"), r"rationale of row 1 has '\\udfff' as character 1"),
         (changed(2, text=["a"]), r"text of row 3 has to be a string; got \['a'\]"),
-        (changed(0, evidence=[1, 2]), "evidence of row 1 has to be a string or None"),
+        (changed(0, rationale=[1, 2]), "rationale of row 1 has to be a string or None"),
         (["a", "b"], "Row 1 has to be a mapping.*got a str"),
         (DatasetDict({"test": Dataset.from_list(ROWS)}), "give one split"),
     ],
 )
 def test_rows_that_cannot_be_used_are_named(rows, message):
     with pytest.raises(ValueError, match=message):
-        LabelledTexts.read(rows)
+        LabeledTexts.read(rows)
 
 
 @pytest.mark.parametrize("gap", [None, "", " \n", float("nan")])
 @pytest.mark.parametrize("at", [0, 1, 3])
 def test_rows_without_a_text_are_passed_over_and_counted(gap, at, caplog):
     rows = [{"text": text, "label": label} for text, label in (("a", 0), ("b", 1), ("c", 1))]
-    data = LabelledTexts.read([*rows[:at], {"text": gap, "label": None}, *rows[at:]])
+    data = LabeledTexts.read([*rows[:at], {"text": gap, "label": None}, *rows[at:]])
     assert (data.texts, data.labels.tolist()) == (["a", "b", "c"], [0, 1, 1])
     assert "1 of 4 rows have no text in the column 'text' and were passed over." in caplog.text
 
@@ -214,7 +214,7 @@ def test_a_file_of_half_a_surrogate_pair_is_refused_by_row_and_value(tmp_path: P
     rows = [{"text": "a", "label": "x"}, {"text": "b", "label": "y", field: "\ud800"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=rf"The {field} of row 2 has '\\ud800'") as caught:
-        LabelledTexts.read(path)
+        LabeledTexts.read(path)
     str(caught.value).encode()
 
 
@@ -222,7 +222,7 @@ def test_a_nul_is_a_character_like_another(tmp_path: Path):
     path = tmp_path / "data.jsonl"
     rows = [{"text": "a\0b", "label": "x\0"}, {"text": "c", "label": "y"}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    data = LabelledTexts.read(path)
+    data = LabeledTexts.read(path)
     assert data.texts == ["a\0b", "c"]
     assert data.label_names == ["x\0", "y"]
 
@@ -231,14 +231,14 @@ def test_a_name_that_stands_twice_in_a_row_is_refused(tmp_path: Path):
     path = tmp_path / "data.jsonl"
     path.write_text('{"text": "a", "label": 0}\n{"text": "a", "label": 0, "label": 1}\n')
     with pytest.raises(ValueError, match=r"line 2 is not JSON: 'label' stands twice in one object"):
-        LabelledTexts.read(path)
+        LabeledTexts.read(path)
 
 
 def test_the_hubs_mark_of_no_label_is_none():
     table = Dataset.from_dict({"text": ["a", "b"], "label": [-1, -1]})
     table = table.cast_column("label", ClassLabel(names=["neg", "pos"]))
     with pytest.raises(ValueError, match=r"2 of 2 rows have no label .*another split"):
-        LabelledTexts.read(table)
+        LabeledTexts.read(table)
 
 
 def named_classes(labels: list[int]) -> Dataset:
@@ -249,7 +249,7 @@ def named_classes(labels: list[int]) -> Dataset:
 @pytest.mark.parametrize("streams", [False, True])
 def test_classes_are_called_as_the_dataset_calls_them(streams):
     table: Any = named_classes([2, 0, 2, 0])
-    data = LabelledTexts.read(table.to_iterable_dataset() if streams else table)
+    data = LabeledTexts.read(table.to_iterable_dataset() if streams else table)
 
     # In its own order, without those that no text has.
     assert data.label_names == ["pos", "neg"]
@@ -260,21 +260,21 @@ def test_classes_are_called_as_the_dataset_calls_them(streams):
 def test_a_data_frame_is_its_rows(label):
     table = pd.DataFrame({"text": ["a", "b"], "label": ["x", label]}, index=[7, 7])
 
-    data = LabelledTexts.read(table)
+    data = LabeledTexts.read(table)
 
     assert data.texts == ["a", "b"]
     assert set(data.label_names) == {"x", str(int(label))}
     assert read_texts(table, 1) == ["a"]
     gap = pd.DataFrame({"text": ["a", None, "c"], "label": [0, 1, 1]})
-    assert LabelledTexts.read(gap).texts == ["a", "c"]
+    assert LabeledTexts.read(gap).texts == ["a", "c"]
     with pytest.raises(ValueError, match="no row"):
-        LabelledTexts.read(pd.DataFrame({"text": [], "label": []}))
+        LabeledTexts.read(pd.DataFrame({"text": [], "label": []}))
 
 
 @pytest.mark.parametrize("name", ["gone.csv", "gone.jsonl", "folder/gone.json", Path("gone")])
 def test_a_file_that_is_not_there_is_named(name):
     with pytest.raises(FileNotFoundError, match="gone"):
-        LabelledTexts.read(name)
+        LabeledTexts.read(name)
 
 
 @pytest.mark.parametrize(
@@ -295,28 +295,28 @@ def test_a_file_that_is_not_there_is_named(name):
 )
 def test_a_file_that_is_broken_is_named_with_the_line(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=message):
-        LabelledTexts.read(str(write(tmp_path / name, content)))
+        LabeledTexts.read(str(write(tmp_path / name, content)))
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path):
     path = write(tmp_path / "a.csv", "text,label\né,0\n", "latin-1")
     with pytest.raises(ValueError, match=r"a\.csv has to be UTF-8"):
-        LabelledTexts.read(path)
+        LabeledTexts.read(path)
 
 
 def test_what_stands_for_nothing_in_pandas_is_a_text(tmp_path):
     path = write(tmp_path / "a.csv", "text,label\nNA,0\nnull,1\n")
 
-    assert LabelledTexts.read(path).texts == ["NA", "null"]
+    assert LabeledTexts.read(path).texts == ["NA", "null"]
 
 
 # Sampling
 
 
-def make_labelled(counts: list[int]) -> LabelledTexts:
+def make_labeled(counts: list[int]) -> LabeledTexts:
     labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     texts = [f"text {i}" for i in range(len(labels))]
-    return LabelledTexts(texts, labels, [f"class {i}" for i in range(len(counts))], [*texts])
+    return LabeledTexts(texts, labels, [f"class {i}" for i in range(len(counts))], [*texts])
 
 
 @pytest.mark.parametrize(
@@ -331,20 +331,20 @@ def make_labelled(counts: list[int]) -> LabelledTexts:
     ],
 )
 def test_a_sample_keeps_the_shares(counts, n, expected):
-    data = make_labelled(counts)
+    data = make_labeled(counts)
 
     sample = data.sample(n)
 
     assert sample.labels.bincount(minlength=len(counts)).tolist() == expected
     assert sample.label_names == data.label_names
     assert len(set(sample.texts)) == len(sample)
-    for text, label, evidence in zip(sample.texts, sample.labels, sample.evidence, strict=True):
-        assert evidence == text
+    for text, label, rationales in zip(sample.texts, sample.labels, sample.rationales, strict=True):
+        assert rationales == text
         assert data.labels[data.texts.index(text)] == label
 
 
 def test_a_sample_is_shuffled_and_the_same_again():
-    data = make_labelled([30, 30])
+    data = make_labeled([30, 30])
 
     assert data.sample(20, seed=1).texts == data.sample(20, seed=1).texts
     assert data.sample(20, seed=1).texts != data.sample(20, seed=2).texts
@@ -355,12 +355,12 @@ def test_a_sample_is_shuffled_and_the_same_again():
 
 
 def test_every_fold_needs_every_class():
-    make_labelled([6, 4]).check(4)
+    make_labeled([6, 4]).check(4)
     with pytest.raises(ValueError, match=r"Each of 5 folds .* 6 of 'class 0', 4 of 'class 1'\."):
-        make_labelled([6, 4]).check(5)
+        make_labeled([6, 4]).check(5)
     with pytest.raises(ValueError, match="two classes at least; got 6 of 'class 0', 0 of"):
-        make_labelled([6, 0]).check(1)
+        make_labeled([6, 0]).check(1)
     with pytest.raises(ValueError, match="0 … 1"):
-        LabelledTexts(["a", "b"], torch.tensor([0, 2]), ["x", "y"], [None] * 2).check(1)
-    with pytest.raises(ValueError, match="2 texts, 1 labels and 2 evidences"):
-        LabelledTexts(["a", "b"], torch.tensor([0]), ["x", "y"], [None] * 2).check(1)
+        LabeledTexts(["a", "b"], torch.tensor([0, 2]), ["x", "y"], [None] * 2).check(1)
+    with pytest.raises(ValueError, match="2 texts, 1 labels and 2 rationales"):
+        LabeledTexts(["a", "b"], torch.tensor([0]), ["x", "y"], [None] * 2).check(1)

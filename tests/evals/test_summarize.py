@@ -20,7 +20,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
 from bae_lens import BAE
-from bae_lens.evals import CodeStatistics, MagnitudeQuantiser, summarise_code
+from bae_lens.evals import CodeStatistics, MagnitudeQuantizer, summarize_code
 from tests.helpers import (
     D_IN,
     D_SAE,
@@ -60,11 +60,11 @@ def explained(x: Tensor, recons: Tensor) -> float:
 # A BAE
 
 
-def test_summarise_code_equals_a_plain_reference():
+def test_summarize_code_equals_a_plain_reference():
     sae = make_bae()
     x = make_activations(101)
 
-    code, explained_variance, _ = summarise_code(sae, x.split(40))
+    code, explained_variance, _ = summarize_code(sae, x.split(40))
 
     with torch.no_grad():
         shifted = x - sae.b_dec
@@ -79,24 +79,24 @@ def test_summarise_code_equals_a_plain_reference():
     assert explained_variance == pytest.approx(explained(x, recons), rel=1e-5)
 
 
-def test_summarise_code_takes_an_iterator_and_leaves_no_gradients():
+def test_summarize_code_takes_an_iterator_and_leaves_no_gradients():
     sae = make_bae()
 
-    code, _, _ = summarise_code(sae, iter([make_activations(10)]))
+    code, _, _ = summarize_code(sae, iter([make_activations(10)]))
 
     assert code.n_tokens == 10
     assert all(p.grad is None for p in sae.parameters())
 
 
-def test_summarise_code_of_a_sae_that_reshapes_heads():
+def test_summarize_code_of_a_sae_that_reshapes_heads():
     # The rows of a store are flat at hook_z, where a loaded SAE expects heads.
     sae, x = make_bae(), make_activations(50)
     reshaping = make_bae(reshape_activations="hook_z")
     reshaping.cfg.metadata.hook_name = "blocks.0.attn.hook_z"
 
-    code, explained_variance, _ = summarise_code(reshaping, [x])
+    code, explained_variance, _ = summarize_code(reshaping, [x])
 
-    expected, expected_variance, _ = summarise_code(sae, [x])
+    expected, expected_variance, _ = summarize_code(sae, [x])
     assert code.to_dict() == expected.to_dict()
     assert explained_variance == expected_variance
     assert reshaping.hook_z_reshaping_mode
@@ -114,7 +114,7 @@ def test_raw_densities_of_a_saved_bae_are_those_of_its_training(tmp_path):
     training.save_inference_model(tmp_path)
 
     sae = SAE.load_from_disk(tmp_path)
-    code, _, _ = summarise_code(sae, [x])
+    code, _, _ = summarize_code(sae, [x])
 
     assert isinstance(sae, BAE)
     assert int(sae.flipped.sum()) == n_mostly_on
@@ -133,7 +133,7 @@ def test_a_training_bae_counts_with_the_polarity_it_has():
     training = make_training_bae()
     x = make_activations(500)
 
-    code, _, _ = summarise_code(training, [x])
+    code, _, _ = summarize_code(training, [x])
 
     torch.testing.assert_close(code.firing_rates, record_firing_rates(training, x))
     assert code.max_density == pytest.approx(code.firing_rates.max().item())
@@ -157,7 +157,7 @@ def test_pairs_of_dense_latents_of_a_saved_bae_are_those_of_its_training(tmp_pat
     training.save_inference_model(tmp_path)
 
     sae = SAE.load_from_disk(tmp_path)
-    before, after = (summarise_code(s, [x], pair_counts=True).code for s in (training, sae))
+    before, after = (summarize_code(s, [x], pair_counts=True).code for s in (training, sae))
 
     assert isinstance(sae, BAE)
     assert sae.flipped[[2, 4]].all()
@@ -175,10 +175,10 @@ def test_pairs_of_dense_latents_of_a_saved_bae_are_those_of_its_training(tmp_pat
 def test_a_one_bit_code_ignores_the_resolution_of_magnitudes(make_sae):
     sae, x = make_sae(), make_activations(100)
 
-    evaluation = summarise_code(sae, [x], magnitude_bits=3)
+    evaluation = summarize_code(sae, [x], magnitude_bits=3)
 
-    without = summarise_code(sae, [x])
-    assert evaluation.quantised_explained_variance is None
+    without = summarize_code(sae, [x])
+    assert evaluation.quantized_explained_variance is None
     assert evaluation.code.to_dict() == without.code.to_dict()
     assert evaluation.code.is_one_bit
     assert evaluation.code.magnitude_bits is None
@@ -188,10 +188,10 @@ def test_a_one_bit_code_ignores_the_resolution_of_magnitudes(make_sae):
 # An SAE with magnitudes
 
 
-def test_quantised_magnitudes_of_a_topk_equal_a_plain_reference():
+def test_quantized_magnitudes_of_a_topk_equal_a_plain_reference():
     sae, x, bits = make_topk(), make_activations(120), 1.5
 
-    code, explained_variance, quantised = summarise_code(sae, x.split(50), magnitude_bits=bits)
+    code, explained_variance, quantized = summarize_code(sae, x.split(50), magnitude_bits=bits)
 
     with torch.no_grad():
         acts = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).relu()
@@ -213,29 +213,29 @@ def test_quantised_magnitudes_of_a_topk_equal_a_plain_reference():
     assert explained_variance == pytest.approx(
         explained(x, acts @ sae.W_dec.detach() + sae.b_dec.detach()), rel=1e-5
     )
-    assert quantised == pytest.approx(
+    assert quantized == pytest.approx(
         explained(x, restored @ sae.W_dec.detach() + sae.b_dec.detach()), rel=1e-4
     )
     assert code.magnitude_bits == bits
     assert code.magnitude_entropy == pytest.approx(cost, rel=1e-9)
     assert code.description_length == pytest.approx(code.marginal_entropy + cost)
-    assert quantised != pytest.approx(explained_variance, rel=1e-3)
+    assert quantized != pytest.approx(explained_variance, rel=1e-3)
 
 
-def test_finely_quantised_magnitudes_explain_what_unquantised_ones_do():
+def test_finely_quantized_magnitudes_explain_what_unquantized_ones_do():
     sae, x = make_topk(), make_activations(100)
 
-    coarse, fine = (summarise_code(sae, [x], magnitude_bits=bits) for bits in (2, 12))
+    coarse, fine = (summarize_code(sae, [x], magnitude_bits=bits) for bits in (2, 12))
 
-    assert fine.quantised_explained_variance == pytest.approx(fine.explained_variance, abs=1e-4)
+    assert fine.quantized_explained_variance == pytest.approx(fine.explained_variance, abs=1e-4)
     assert coarse.explained_variance == fine.explained_variance
     assert known(coarse.code.magnitude_entropy) < known(fine.code.magnitude_entropy)
 
 
 def test_without_a_resolution_magnitudes_have_no_length():
-    evaluation = summarise_code(make_topk(), [make_activations(100)])
+    evaluation = summarize_code(make_topk(), [make_activations(100)])
 
-    assert evaluation.quantised_explained_variance is None
+    assert evaluation.quantized_explained_variance is None
     assert evaluation.code.magnitude_entropy is None
     assert evaluation.code.description_length is None
     assert not evaluation.code.is_one_bit
@@ -251,11 +251,11 @@ def test_magnitudes_that_already_include_the_norm_of_the_decoder():
     folded.cfg.rescale_acts_by_decoder_norm = False
     x = make_activations(200)
 
-    one, other = (summarise_code(s, [x], magnitude_bits=3) for s in (sae, folded))
+    one, other = (summarize_code(s, [x], magnitude_bits=3) for s in (sae, folded))
 
     assert one.code.to_dict() == about(other.code.to_dict(), 1e-2)
-    assert one.quantised_explained_variance == pytest.approx(
-        other.quantised_explained_variance, rel=1e-3
+    assert one.quantized_explained_variance == pytest.approx(
+        other.quantized_explained_variance, rel=1e-3
     )
 
 
@@ -271,7 +271,7 @@ def test_a_sae_whose_activations_are_sparse_tensors():
     x = make_activations(100)
     assert sparse.encode(x).is_sparse
 
-    evaluation, expected = (summarise_code(s, [x], magnitude_bits=3) for s in (sparse, dense))
+    evaluation, expected = (summarize_code(s, [x], magnitude_bits=3) for s in (sparse, dense))
 
     assert evaluation.code.to_dict() == expected.code.to_dict()
     assert evaluation[1:] == pytest.approx(expected[1:], rel=1e-6)
@@ -282,11 +282,11 @@ def test_a_dead_sae_is_counted_as_one():
     with torch.no_grad():
         sae.b_enc.fill_(-1e3)
 
-    evaluation = summarise_code(sae, [make_activations(50)], magnitude_bits=3)
+    evaluation = summarize_code(sae, [make_activations(50)], magnitude_bits=3)
 
     assert evaluation.code.dead_share == 1
     assert evaluation.code.description_length == 0
-    assert evaluation.quantised_explained_variance is None
+    assert evaluation.quantized_explained_variance is None
 
 
 @pytest.mark.parametrize("make_sae", [make_bae, make_topk])
@@ -294,13 +294,13 @@ def test_a_scaling_factor_that_is_not_folded_in_yet(make_sae):
     sae, folded, x = make_sae(), make_sae(), make_activations(100)
     folded.fold_activation_norm_scaling_factor(2.0)
 
-    one = summarise_code(sae, [x], ActivationScaler(2.0), magnitude_bits=4)
+    one = summarize_code(sae, [x], ActivationScaler(2.0), magnitude_bits=4)
 
-    other = summarise_code(folded, [x], magnitude_bits=4)
+    other = summarize_code(folded, [x], magnitude_bits=4)
     assert one.code.to_dict() == about(other.code.to_dict(), 1e-9)
     assert one.explained_variance == pytest.approx(other.explained_variance, rel=1e-5)
-    quantised = (one.quantised_explained_variance, other.quantised_explained_variance)
-    assert quantised == (None, None) or quantised[0] == pytest.approx(quantised[1], rel=1e-4)
+    quantized = (one.quantized_explained_variance, other.quantized_explained_variance)
+    assert quantized == (None, None) or quantized[0] == pytest.approx(quantized[1], rel=1e-4)
 
 
 # Settings and errors
@@ -310,16 +310,16 @@ def test_a_scaling_factor_that_is_not_folded_in_yet(make_sae):
 def test_settings_of_the_statistics_are_passed_on(make_sae):
     sae, x = make_sae(), make_activations(100)
 
-    code, _, _ = summarise_code(
+    code, _, _ = summarize_code(
         sae, x.split(30), pair_counts=True, minibatch_size=16, magnitude_bits=2
     )
 
     with torch.no_grad():
         acts = sae.encode(x)
-        quantiser = None
+        quantizer = None
         if make_sae is make_topk:
-            quantiser = MagnitudeQuantiser.fit(acts[:30], sae.W_dec, 2)
-    expected = CodeStatistics(D_SAE, True, None, 16, quantiser)
+            quantizer = MagnitudeQuantizer.fit(acts[:30], sae.W_dec, 2)
+    expected = CodeStatistics(D_SAE, True, None, 16, quantizer)
     expected.update(acts)
     assert code.to_dict() == about(expected.compute(sae.W_dec).to_dict(), 1e-12)
     assert code.n_distinct_codes is not None
@@ -327,7 +327,7 @@ def test_settings_of_the_statistics_are_passed_on(make_sae):
 
 
 def test_pairs_are_not_counted_unless_asked_for():
-    code, _, _ = summarise_code(make_bae(), [make_activations(50)])
+    code, _, _ = summarize_code(make_bae(), [make_activations(50)])
 
     assert code.chow_liu_entropy is None
     assert code.minibatch_size == 1024
@@ -336,12 +336,12 @@ def test_pairs_are_not_counted_unless_asked_for():
 
 def test_no_activations_are_refused():
     with pytest.raises(ValueError, match="no activations"):
-        summarise_code(make_bae(), [])
+        summarize_code(make_bae(), [])
 
 
 def test_a_negative_resolution_is_refused():
     with pytest.raises(ValueError, match="magnitude_bits must be a number from 0 to 16"):
-        summarise_code(make_topk(), [make_activations(50)], magnitude_bits=-1)
+        summarize_code(make_topk(), [make_activations(50)], magnitude_bits=-1)
 
 
 def test_heads_are_reshaped_again_after_an_error():
@@ -350,6 +350,6 @@ def test_heads_are_reshaped_again_after_an_error():
     sae.turn_on_forward_pass_hook_z_reshaping()
 
     with pytest.raises(RuntimeError):
-        summarise_code(sae, [torch.ones(3, D_IN + 1)])
+        summarize_code(sae, [torch.ones(3, D_IN + 1)])
 
     assert sae.hook_z_reshaping_mode

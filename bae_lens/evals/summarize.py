@@ -16,7 +16,7 @@ from bae_lens.checks.fields import Number, check, whole
 from bae_lens.dictionaries import Dictionary, decoder_vectors, is_one_bit, is_one_hot
 from bae_lens.evals.code_statistics import CodeStatistics
 from bae_lens.evals.code_summary import CodeSummary
-from bae_lens.evals.magnitudes import MAX_BITS, MagnitudeQuantiser
+from bae_lens.evals.magnitudes import MAX_BITS, MagnitudeQuantizer
 from bae_lens.evals.outliers import OutlierScores
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "decoder_vectors",
     "is_one_bit",
     "is_one_hot",
-    "summarise_code",
+    "summarize_code",
 ]
 
 
@@ -44,23 +44,23 @@ class Reconstructed(NamedTuple):
 
 
 class CodeEvaluation(NamedTuple):
-    """What ``summarise_code`` returns.
+    """What ``summarize_code`` returns.
 
     Attributes:
         code: statistics of the code.
         explained_variance: 1 − Σ‖x − x̂‖² / Σ‖x − mean‖² over all batches (SAELens'
             ``explained_variance``); x is what is to be rebuilt.
-        quantised_explained_variance: the same with the magnitudes quantised as they are for
-            ``code.description_length``; None without a quantiser.
+        quantized_explained_variance: the same with the magnitudes quantized as they are for
+            ``code.description_length``; None without a quantizer.
     """
 
     code: CodeSummary
     explained_variance: float
-    quantised_explained_variance: float | None
+    quantized_explained_variance: float | None
 
 
 @torch.no_grad()
-def summarise_code(
+def summarize_code(
     sae: SAE[Any],
     activations: Iterable[Tensor | Reconstructed],
     activation_scaler: ActivationScaler | None = None,
@@ -81,8 +81,8 @@ def summarise_code(
         pair_counts: see ``CodeStatistics``.
         minibatch_size: see ``CodeStatistics``. Shuffle the activations to have the minibatches of
             training.
-        magnitude_bits: resolution at which the magnitudes of a real-valued code are quantised. The
-            quantiser is fitted on the first batch, which is scored with the others; where nothing fires
+        magnitude_bits: resolution at which the magnitudes of a real-valued code are quantized. The
+            quantizer is fitted on the first batch, which is scored with the others; where nothing fires
             in it, there is none. Ignored for a one-bit code.
         outlier_scores: says which tokens are outliers, which are left out here, and takes in all of
             them; None: none are left out.
@@ -96,8 +96,8 @@ def summarise_code(
         "magnitude_bits", magnitude_bits, Number(least=0, most=MAX_BITS, or_none=True)
     )
     code: CodeStatistics | None = None
-    plain, quantised = ExplainedVarianceCalculator(), ExplainedVarianceCalculator()
-    quantiser: MagnitudeQuantiser | None = None
+    plain, quantized = ExplainedVarianceCalculator(), ExplainedVarianceCalculator()
+    quantizer: MagnitudeQuantizer | None = None
     dictionary = Dictionary(sae, activation_scaler or ActivationScaler())
     for batch in activations:
         is_given = isinstance(batch, Reconstructed)
@@ -113,22 +113,22 @@ def summarise_code(
         if code is None:
             has_magnitudes = dictionary.kind.is_real_valued and bool((acts != 0).any())
             if magnitude_bits is not None and has_magnitudes:
-                quantiser = MagnitudeQuantiser.fit(acts, dictionary.decoder_vectors, magnitude_bits)
+                quantizer = MagnitudeQuantizer.fit(acts, dictionary.decoder_vectors, magnitude_bits)
             code = CodeStatistics(
-                dictionary.n_latents, pair_counts, dictionary.flipped, minibatch_size, quantiser
+                dictionary.n_latents, pair_counts, dictionary.flipped, minibatch_size, quantizer
             )
         code.update(acts)
         plain.add_batch(sae_output=outputs, hidden_acts=targets)
-        if quantiser is not None:
-            restored = dictionary.decode(quantiser.quantise(acts))
+        if quantizer is not None:
+            restored = dictionary.decode(quantizer.quantize(acts))
             if is_given:
                 # What the output has beside the decoded code: a skip connection, or nothing.
                 restored = restored + (outputs - dictionary.decode(acts))
-            quantised.add_batch(sae_output=restored, hidden_acts=targets)
+            quantized.add_batch(sae_output=restored, hidden_acts=targets)
     if code is None:
-        raise ValueError("There are no activations to summarise a code over.")
+        raise ValueError("There are no activations to summarize a code over.")
     return CodeEvaluation(
         code.compute(sae.W_dec),
         plain.compute(),
-        None if quantiser is None else quantised.compute(),
+        None if quantizer is None else quantized.compute(),
     )

@@ -32,7 +32,7 @@ _FILES = (".jsonl", ".json", ".csv", ".txt")  # of _READERS
 
 
 @dataclass(frozen=True, eq=False)
-class LabelledTexts:
+class LabeledTexts:
     """Texts of two classes or more.
 
     Attributes:
@@ -40,14 +40,14 @@ class LabelledTexts:
         labels: class of each, 0 … C − 1.
         label_names: what each class is called in the data: in the order of a dataset that names its
             classes, else sorted, by value if all are integers.
-        evidence: the span of each text that a person marked as the reason for its label; None
+        rationales: the span of each text that a person marked as the reason for its label; None
             where nobody did.
     """
 
     texts: list[str]
     labels: Int[Tensor, " n"]
     label_names: list[str]
-    evidence: list[str | None]
+    rationales: list[str | None]
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -60,7 +60,7 @@ class LabelledTexts:
         text_column: str = "text",
         label_column: str = "label",
         split: str = "test",
-    ) -> LabelledTexts:
+    ) -> LabeledTexts:
         """Texts from a file, a dataset, a dataset's name or rows. Row numbers in errors begin at 1.
 
         Rows without a text, or with nothing but space, are passed over with a logged warning.
@@ -69,7 +69,8 @@ class LabelledTexts:
             data: a ``.csv`` file with a header; a ``.jsonl`` or ``.json`` file with an object a
                 line; a ``.txt`` file with a text a line, which has no labels;
                 ``"bae-lens/movie-reviews"`` or a name on the hub; a loaded dataset, one split of it;
-                a DataFrame; or rows by column. A column ``evidence`` is read if there is one.
+                a DataFrame; or rows by column. A column ``rationale``, or ``evidence``, is read
+                if there is one.
             text_column: name of the column of texts.
             label_column: name of the column of labels: integers (as floats, too, which pandas makes
                 of them), booleans or strings; where the dataset names its classes (``ClassLabel``),
@@ -87,7 +88,9 @@ class LabelledTexts:
         rows = _read_rows(data, text=text_column, label=label_column)
         numbered = _with_text(rows, text_column)
         texts = [str(row[text_column]) for _, row in numbered]
-        evidence = [_evidence_of(row.get("evidence"), i) for i, row in numbered]
+        rationales = [
+            _rationale_of(row.get("rationale", row.get("evidence")), i) for i, row in numbered
+        ]
         labels = [(i, row.get(label_column)) for i, row in numbered]
         if known is not None:
             labels = [(i, named_class(label, known, i)) for i, label in labels]
@@ -107,9 +110,9 @@ class LabelledTexts:
             )
         number_of = {name: i for i, name in enumerate(label_names)}
         labels = torch.tensor([number_of[cast(str, name)] for name in names])
-        return cls(texts, labels, label_names, evidence)
+        return cls(texts, labels, label_names, rationales)
 
-    def sample(self, n: int, seed: int = 0) -> LabelledTexts:
+    def sample(self, n: int, seed: int = 0) -> LabeledTexts:
         """At most ``n`` of the texts in random order, the classes' shares as near as can be.
 
         Args:
@@ -134,11 +137,11 @@ class LabelledTexts:
         for label, n_wanted in enumerate(take.tolist()):
             kept[(labels == label).nonzero()[:n_wanted]] = True
         chosen = order[kept]
-        return LabelledTexts(
+        return LabeledTexts(
             [self.texts[i] for i in chosen.tolist()],
             self.labels[chosen],
             self.label_names,
-            [self.evidence[i] for i in chosen.tolist()],
+            [self.rationales[i] for i in chosen.tolist()],
         )
 
     def check(self, n_folds: int) -> None:
@@ -148,10 +151,10 @@ class LabelledTexts:
             ValueError: if not, with the number of examples of each class.
         """
         n_classes = len(self.label_names)
-        if not len(self.texts) == len(self.labels) == len(self.evidence):
+        if not len(self.texts) == len(self.labels) == len(self.rationales):
             raise ValueError(
-                f"Every text has a label and an evidence, which may be None; got {len(self.texts)} "
-                f"texts, {len(self.labels)} labels and {len(self.evidence)} evidences."
+                f"Every text has a label and a rationale, which may be None; got {len(self.texts)} "
+                f"texts, {len(self.labels)} labels and {len(self.rationales)} rationales."
             )
         if not ((self.labels >= 0) & (self.labels < n_classes)).all():
             raise ValueError(f"labels have to be 0 … {n_classes - 1}, as label_names names them.")
@@ -175,7 +178,7 @@ def read_texts(
     text_column: str = "text",
     split: str = "train",
 ) -> list[str]:
-    """The first ``n`` texts, or all, of what ``LabelledTexts.read`` takes, labelled or not.
+    """The first ``n`` texts, or all, of what ``LabeledTexts.read`` takes, labeled or not.
 
     Raises:
         FileNotFoundError: if ``data`` is meant for a file that is not there.
@@ -305,12 +308,12 @@ def _with_text(rows: list[Mapping[str, Any]], column: str) -> list[tuple[int, Ma
     return kept
 
 
-def _evidence_of(value: Any, row: int) -> str | None:
+def _rationale_of(value: Any, row: int) -> str | None:
     if _missing(value):
         return None
     if not isinstance(value, str):
-        raise ValueError(f"The evidence of row {row} has to be a string or None; got {value!r}.")
-    return check_text(value, f"The evidence of row {row}")
+        raise ValueError(f"The rationale of row {row} has to be a string or None; got {value!r}.")
+    return check_text(value, f"The rationale of row {row}")
 
 
 def _label_name(value: Any, row: int) -> str | None:

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from bae_lens.examples import Evidence
+from bae_lens.examples import LatentRecords
 from bae_lens.examples.collect import Collector
 from bae_lens.examples.corpus import NOTHING, TokenBlock, place_dtype
-from bae_lens.examples.records import EvidenceSettings
+from bae_lens.examples.records import ExampleSettings
 from bae_lens.examples.token_text import TokenStrings
-from tests.examples.planted import planted_evidence
+from tests.examples.planted import planted_records
 
-SMALL = EvidenceSettings(n_tokens=None, n_left=1, n_right=1, n_background=50)
+SMALL = ExampleSettings(n_tokens=None, n_left=1, n_right=1, n_corpus_tokens=50)
 
 
 def block(acts: np.ndarray) -> TokenBlock:
@@ -34,19 +34,19 @@ def acts_of(n: int = 400, n_latents: int = 6) -> np.ndarray:
     return np.random.default_rng(0).random((n, n_latents)) < rates
 
 
-def background(acts: np.ndarray, size: int, strength: Any = "activation", **overrides):
+def corpus_tokens(acts: np.ndarray, size: int, strength: Any = "activation", **overrides):
     collector = Collector(acts.shape[1], strength, replace(SMALL, **overrides), 0)
     whole = block(acts)
     for begin in range(0, len(acts), size):
         collector.update(whole[begin : begin + size])
-    return collector.background_tokens(TokenStrings(None)), collector.when_off
+    return collector.corpus_tokens(TokenStrings(None)), collector.when_off
 
 
 @pytest.mark.parametrize("size", [1, 37, 400])
 @pytest.mark.parametrize("strength", ["activation", "surprise"])
 def test_what_fires_at_each(size, strength):
     acts = acts_of()
-    tokens, when_off = background(acts, size, strength)
+    tokens, when_off = corpus_tokens(acts, size, strength)
 
     assert when_off.tolist() == [False] * 3 + [strength == "surprise"] * 3
     assert tokens is not None
@@ -59,13 +59,17 @@ def test_what_fires_at_each(size, strength):
 
 def test_batches_do_not_matter_and_the_seed_does():
     acts = acts_of()
-    assert background(acts, 1)[0] == background(acts, 400)[0] != background(acts, 400, seed=1)[0]
+    assert (
+        corpus_tokens(acts, 1)[0]
+        == corpus_tokens(acts, 400)[0]
+        != corpus_tokens(acts, 400, seed=1)[0]
+    )
 
 
 def test_every_token_is_as_likely():
     counts = np.zeros(400)
     for seed in range(200):
-        for token in background(acts_of(), 400, seed=seed)[0] or ():
+        for token in corpus_tokens(acts_of(), 400, seed=seed)[0] or ():
             counts[10 * token.example.text + token.example.position] += 1
     # Binomial, 200 trials of 1/8: 25 ± 4.7.
     assert counts.sum() == 200 * 50
@@ -74,15 +78,15 @@ def test_every_token_is_as_likely():
 
 
 def test_few_tokens_and_none():
-    assert len(background(acts_of(20), 400)[0] or ()) == 20
-    assert background(acts_of(20), 400, n_background=0)[0] is None
+    assert len(corpus_tokens(acts_of(20), 400)[0] or ()) == 20
+    assert corpus_tokens(acts_of(20), 400, n_corpus_tokens=0)[0] is None
 
 
 def test_json_and_back(tmp_path):
-    evidence = planted_evidence()
-    evidence.save(tmp_path / "e.json")
-    assert Evidence.load(tmp_path / "e.json") == evidence
+    records = planted_records()
+    records.save(tmp_path / "e.json")
+    assert LatentRecords.load(tmp_path / "e.json") == records
 
-    values = evidence.to_dict()
-    del values["background"]
-    assert Evidence.from_dict(values) == replace(evidence, background=None)
+    values = records.to_dict()
+    del values["corpus_tokens"]
+    assert LatentRecords.from_dict(values) == replace(records, corpus_tokens=None)
