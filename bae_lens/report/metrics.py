@@ -115,6 +115,8 @@ _EXPLANATIONS = {
     "total_tokens_eval_reconstruction": "Tokens behind the scores of the model with the reconstruction.",
     "total_tokens_eval_sparsity_variance": "Tokens behind the reconstruction's quality and sparsity.",
 }
+# In files of an older version.
+_OLD_NAMES = {"quantised_explained_variance": "quantized_explained_variance"}
 
 
 class Metric(NamedTuple):
@@ -177,6 +179,7 @@ def _tokens_of(explained: Metric, values: Mapping[str, Any]) -> str:
 
 def _metrics(group: str, values: Mapping[str, Any]) -> Iterator[Metric]:
     for name, value in values.items():
+        name = _OLD_NAMES.get(name, name)
         if isinstance(value, Mapping):
             yield from _metrics(str(name), value)
         elif value is None or isinstance(value, (bool, int, float, str)):
