@@ -155,7 +155,7 @@ class SalientTokens:
     missing: float | None = None
 
 
-@renamed_fields(concept_in_evidence="concept_in_rationale")
+@renamed_fields(concept_in_evidence="concept_in_rationale", beyond="excess_over")
 @dataclass(frozen=True)
 class ConceptAblationResult(ResultOfWeights):
     """Result of ``concept_ablation``.

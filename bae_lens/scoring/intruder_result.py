@@ -11,6 +11,7 @@ from typing_extensions import Self
 from bae_lens.charts import Level, Panel, sorted_scores
 from bae_lens.checks.consistency import check_counts, check_indices, check_lengths
 from bae_lens.checks.fields import Number, check_fields, whole
+from bae_lens.checks.old_names import renamed_fields
 from bae_lens.files.json_file import ResultOfWeights
 from bae_lens.results import Table
 from bae_lens.stats import Interval, mean_interval, seed_agreement, shown, wilson
@@ -121,6 +122,7 @@ class LatentTrials:
         return cls(**own)
 
 
+@renamed_fields(n_heard="n_passed", beyond_control="excess_over_control")
 @dataclass(frozen=True)
 class IntruderResult(ResultOfWeights):
     """Result of ``intruder_test``.

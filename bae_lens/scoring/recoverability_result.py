@@ -13,6 +13,7 @@ from typing_extensions import Self
 from bae_lens.charts import Level, intervals
 from bae_lens.checks.consistency import check_indices, check_lengths, check_that
 from bae_lens.checks.fields import check_fields, whole
+from bae_lens.checks.old_names import renamed_fields
 from bae_lens.files.json_file import ResultOfWeights
 from bae_lens.results import Table
 from bae_lens.scoring.bag_of_words import CANNOT_TELL
@@ -60,6 +61,7 @@ class RecoverabilitySettings:
         )
 
 
+@renamed_fields(beyond="excess_over")
 @dataclass(frozen=True)
 class Recoverability(ResultOfWeights):
     """What a bag-of-words classifier tells of a model's predictions from a dictionary's concepts.
