@@ -18,6 +18,7 @@ from unittest.mock import patch
 import torch
 from common import D_IN, collect
 from torch import Tensor
+from writing import add_write_argument, written
 
 from bae_lens import TrainingBAEConfig
 from bae_lens.evals import CodeSummary, summarize_code
@@ -90,17 +91,8 @@ def train(
     return Row(code, explained_variance, covariance)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--layers", type=int, nargs="+", default=[8, 15])
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--tokens", type=int, default=200_000)
-    parser.add_argument("--held_out_tokens", type=int, default=65_536)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--quick", action="store_true", help="20,000 tokens, 100 steps, layer 15")
-    args = parser.parse_args()
+def measure_and_report(args: argparse.Namespace) -> None:
+    """Run everything that the arguments ask for, and print its tables."""
     if args.quick:
         args.layers, args.steps, args.tokens, args.held_out_tokens = [15], 100, 20_000, 8_192
 
@@ -123,6 +115,22 @@ def main() -> None:
                 f"| {row.code.dense_share_10:.1%} | {row.code.dead_share:.1%} |",
                 flush=True,
             )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--layers", type=int, nargs="+", default=[8, 15])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--tokens", type=int, default=200_000)
+    parser.add_argument("--held_out_tokens", type=int, default=65_536)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--quick", action="store_true", help="20,000 tokens, 100 steps, layer 15")
+    add_write_argument(parser)
+    args = parser.parse_args()
+    with written("bae_recipe", args):
+        measure_and_report(args)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from typing import Any
 from concept_ablation_trials import CLVQ, DATASETS, METHODS, VARIANTS, Plan, collect, fit, run_cell
 from cross_layer import table
 from cross_layer_data import TASKS
+from writing import add_write_argument, written
 
 from bae_lens.charts import save_figure
 from bae_lens.concept_ablation import AblationRow, ConceptAblationResult
@@ -451,6 +452,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--output", type=Path, help="JSON file; what it has is not repeated")
     parser.add_argument("--cache", type=Path, help="folder that keeps activations and dictionaries")
+    add_write_argument(parser)
     args = parser.parse_args(argv)
     args.methods = [CLVQ, *VARIANTS] if args.vary else args.methods
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
@@ -469,8 +471,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     return Plan(args.data, tuple(args.datasets), blocks=blocks, **options)
 
 
-def main() -> None:
-    args = parse()
+def measure_and_report(args: argparse.Namespace) -> None:
+    """Run everything that the arguments ask for, and print its tables."""
     plan = make_plan(args)
     cells = Cells(args.output, asdict(plan) | {"seeds": args.seeds, "methods": args.methods})
     with tempfile.TemporaryDirectory() as temporary:
@@ -485,6 +487,12 @@ def main() -> None:
     compare(found)
     if args.output is not None:
         plot(found, args.output.with_suffix(".png"))
+
+
+def main() -> None:
+    args = parse()
+    with written("concept_ablation", args):
+        measure_and_report(args)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ from cross_layer_trials import (
 )
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
+from writing import add_write_argument, written
 
 from bae_lens import TrainingCLVQVAE
 from bae_lens.activations.replay import ReplayedActivations
@@ -364,6 +365,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--timed_steps", type=int, default=24, help="of each kind, for the ratio")
     parser.add_argument("--output", type=Path, help="JSON file; what it has is not repeated")
     parser.add_argument("--cache", type=Path, help="folder that keeps the activations")
+    add_write_argument(parser)
     args = parser.parse_args(argv)
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
     return args
@@ -377,8 +379,8 @@ def make_tasks(args: argparse.Namespace) -> list[Task]:
     return [replace(TASKS[name], **options) for name in ([args.model] if args.model else TASKS)]
 
 
-def main() -> None:
-    args = parse()
+def measure_and_report(args: argparse.Namespace) -> None:
+    """Run everything that the arguments ask for, and print its tables."""
     tasks = make_tasks(args)
     results = Results(args.output, tasks)
     with tempfile.TemporaryDirectory() as temporary:
@@ -404,6 +406,12 @@ def main() -> None:
             print()
             print_targets(found)
     results.write()
+
+
+def main() -> None:
+    args = parse()
+    with written("cross_layer", args):
+        measure_and_report(args)
 
 
 if __name__ == "__main__":

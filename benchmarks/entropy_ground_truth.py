@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from writing import add_write_argument, written
 
 from bae_lens import CodeStatistics, TrainingBAE, TrainingBAEConfig
 from bae_lens.entropy import estimate_entropy
@@ -202,20 +203,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    variants = (*SURROGATES, RELEASE)
-    parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
-    parser.add_argument("--variants", nargs="+", choices=variants, default=variants)
-    parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--tokens", type=int, default=32_768)
-    parser.add_argument("--held_out_tokens", type=int, default=65_536)
-    parser.add_argument(
-        "--json", type=Path, help="rows as they come, one per line; what it has is not repeated"
-    )
-    parser.add_argument("--quick", action="store_true", help="four sources; one seed unless given")
-    args = parser.parse_args()
+def measure_and_report(args: argparse.Namespace) -> None:
+    """Run everything that the arguments ask for, and print its tables."""
     if args.quick:
         args.sources = list(QUICK)
     args.seeds = args.seeds or ([0] if args.quick else [0, 1, 2])
@@ -238,6 +227,25 @@ def main() -> None:
                     file.write(json.dumps(rows[key]) + "\n")
         title = f"surrogate {variant}" if variant != RELEASE else "recipe as released"
         print(f"\n{title}\n\n{table([rows[key] for key in keys])}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    variants = (*SURROGATES, RELEASE)
+    parser.add_argument("--sources", nargs="+", choices=list(SOURCES), default=list(SOURCES))
+    parser.add_argument("--variants", nargs="+", choices=variants, default=variants)
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--held_out_tokens", type=int, default=65_536)
+    parser.add_argument(
+        "--json", type=Path, help="rows as they come, one per line; what it has is not repeated"
+    )
+    parser.add_argument("--quick", action="store_true", help="four sources; one seed unless given")
+    add_write_argument(parser)
+    args = parser.parse_args()
+    with written("entropy_ground_truth", args):
+        measure_and_report(args)
 
 
 if __name__ == "__main__":

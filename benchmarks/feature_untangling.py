@@ -49,6 +49,7 @@ from untangling_trials import (
     run_trial,
     synthetic_task,
 )
+from writing import add_write_argument, written
 
 from bae_lens.charts import save_figure
 from bae_lens.files.whole import write_text
@@ -428,6 +429,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, help="folder that keeps the activations for a next run"
     )
+    add_write_argument(parser)
     args = parser.parse_args(argv)
     args.archs = args.archs or (list(NAMES) if args.full else DEFAULT_ARCHS)
     args.sets = args.sets or (sets if args.full else ["lm", "synth-heavy"])
@@ -439,8 +441,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def main() -> None:
-    args = parse()
+def measure_and_report(args: argparse.Namespace) -> None:
+    """Run everything that the arguments ask for, and print its tables."""
     tasks = make_tasks(args)
     results = Results(args.json, list(tasks.values()))
     with tempfile.TemporaryDirectory() as temporary:
@@ -455,6 +457,12 @@ def main() -> None:
     report(tasks, rows, results.rows.values(), args.seeds)
     if args.plot is not None:
         plot(tasks, rows, args.seeds, args.plot)
+
+
+def main() -> None:
+    args = parse()
+    with written("feature_untangling", args):
+        measure_and_report(args)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ from interpretability_trials import (
     validate,
 )
 from untangling_trials import NAMES, OURS, Task, Trial, lm_task, prepare
+from writing import add_write_argument, written
 
 from bae_lens.scoring import IntruderResult
 from bae_lens.scoring.recoverability_result import GIVEN, OF_CONCEPT, Given, Recoverability
@@ -364,28 +365,12 @@ def report_heard_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
         table(header, lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
-    parser.add_argument("--data", help="folder of labeled texts")
-    parser.add_argument("--datasets", nargs="+", choices=[*DATASETS], help="default: by --data")
-    parser.add_argument("--parts", nargs="+", choices=["latents", "codes"], default=None)
-    parser.add_argument("--methods", nargs="+", choices=CODES, default=list(CODES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3])
-    parser.add_argument("--n_latents", type=int, default=200, help="tested a dictionary")
-    parser.add_argument("--n_tokens", type=int, default=40_000, help="read with each dictionary")
-    parser.add_argument(
-        "--n_texts_read", type=int, default=2400, help="half to learn from, half to show"
-    )
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--cache", type=Path, help="folder for activations and dictionaries")
-    parser.add_argument("--output", type=Path, help="JSON file; goes on where it ended")
-    args = parser.parse_args()
+def measure_and_report(args: argparse.Namespace) -> None:
+    """Run everything that the arguments ask for, and print its tables."""
     args.parts = args.parts or ["latents", "codes"]
     names = args.datasets or (["eraser", "jigsaw", "ag_news"] if args.data else ["movies"])
     if args.data is None and names != ["movies"]:
-        parser.error("--datasets other than movies need --data, the folder of their files.")
+        raise SystemExit("--datasets other than movies need --data, the folder of their files.")
     args.listening = {"n_latents": args.n_latents, "n_tokens": args.n_tokens}
     task = lm_task(15, l0s=L0S, entropies=ENTROPIES)
     args.levels = range(len(L0S))
@@ -406,6 +391,29 @@ def main() -> None:
     if "latents" in args.parts:
         report_latents(cells.cells, task, trials(task, args, cells.cells))
     report_codes(cells.cells, args.methods)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    parser.add_argument("--data", help="folder of labeled texts")
+    parser.add_argument("--datasets", nargs="+", choices=[*DATASETS], help="default: by --data")
+    parser.add_argument("--parts", nargs="+", choices=["latents", "codes"], default=None)
+    parser.add_argument("--methods", nargs="+", choices=CODES, default=list(CODES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3])
+    parser.add_argument("--n_latents", type=int, default=200, help="tested a dictionary")
+    parser.add_argument("--n_tokens", type=int, default=40_000, help="read with each dictionary")
+    parser.add_argument(
+        "--n_texts_read", type=int, default=2400, help="half to learn from, half to show"
+    )
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cache", type=Path, help="folder for activations and dictionaries")
+    parser.add_argument("--output", type=Path, help="JSON file; goes on where it ended")
+    add_write_argument(parser)
+    args = parser.parse_args()
+    with written("interpretability", args):
+        measure_and_report(args)
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -45,6 +45,7 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.training.sae_trainer import SAETrainer
 from speed_timing import available_bytes, peak_megabytes, take_turns, timed
 from torch import Tensor
+from writing import add_write_argument, written
 
 from bae_lens import TrainingBAE, TrainingBAEConfig
 from bae_lens.activations.replay import ReplayedActivations
@@ -475,11 +476,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small shapes")
     parser.add_argument("--costs", action="store_true", help="check the cost model, nothing else")
     parser.add_argument("--output", type=Path, help="JSON file")
+    add_write_argument(parser)
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse(argv)
+def measure_and_report(args: argparse.Namespace) -> None:
+    """Run everything that the arguments ask for, and print its tables."""
     torch.set_num_threads(args.threads)
     if args.costs:
         show_costs(args.device)
@@ -495,6 +497,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_text(args.output, json.dumps(found, indent=1))
     for part in args.parts:
         RUN[part][1](found[part])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    with written("speed", args):
+        measure_and_report(args)
 
 
 if __name__ == "__main__":

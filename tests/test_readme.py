@@ -47,3 +47,28 @@ def test_files_and_commands_that_it_names_exist():
     makefile = (root / "Makefile").read_text()
     for target in re.findall(r"^make (\w+)", README, re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_it_is_a_front_door():
+    assert len(README.splitlines()) <= 250
+
+
+def test_its_tables_of_results_are_rows_of_the_pages_that_it_links_to():
+    root = Path(__file__).parents[1]
+    results = README[README.index("## Results") : README.index("## Documentation")]
+    pages = re.findall(r"\]\((benchmarks/results/\w+\.md)\)", results)
+    there = {line for page in pages for line in (root / page).read_text("utf-8").splitlines()}
+    rows = [line for line in results.splitlines() if line.startswith("| ")]
+    assert len(rows) > 20
+    for row in rows:
+        assert row in there, row
+
+
+def test_figures_of_its_prose_stand_in_the_pages():
+    root = Path(__file__).parents[1]
+    text = "".join(path.read_text("utf-8") for path in (root / "benchmarks/results").glob("*.md"))
+    before = README[: README.index("## In an existing workflow")]
+    figures = re.findall(r"\b0\.\d{3}\b", before)
+    assert figures
+    for figure in figures:
+        assert figure in text, figure
