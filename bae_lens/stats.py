@@ -40,7 +40,7 @@ def paired_bootstrap(
     That another probe, fold or seed would have given other differences is not in it.
 
     Args:
-        differences: one an example, between two conditions.
+        differences: one per example, between two conditions.
         seed: of the draws.
         n_resamples: how many times as many examples are drawn.
         level: share of the resampled means between the bounds.
@@ -51,7 +51,7 @@ def paired_bootstrap(
     """
     if differences.ndim != 1 or not len(differences) or not differences.isfinite().all():
         raise ValueError(
-            "differences have to be finite numbers, one an example; got shape "
+            "differences have to be finite numbers, one per example; got shape "
             f"{tuple(differences.shape)} with {int((~differences.isfinite()).sum())} NaN or infinite."
         )
     if n_resamples < 1 or not 0 < level < 1:
@@ -96,7 +96,7 @@ def balanced_interval(
     bootstrap interval.
 
     Args:
-        values: one an example.
+        values: one per example.
         classes: of the examples.
         groups: examples of one group are drawn together, since one cause makes or mars them all; None:
             each is drawn by itself. Draws in which a class is missing are left out; where all are, the

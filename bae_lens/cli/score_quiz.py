@@ -1,4 +1,4 @@
-"""``bae-lens score-quiz ANSWERS … --key KEY``: what people told from views of concepts."""
+"""``bae-lens score-quiz ANSWERS … --key KEY``: what people told from words and contexts of concepts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "answers",
         nargs="+",
         metavar="ANSWERS",
-        help="files that readers saved from the page of bae-lens quiz, one a reader",
+        help="files that readers saved from the page of bae-lens quiz, one per reader",
     )
     parser.add_argument(
         "--key", required=True, help="of the quiz: the file that was written beside its page"

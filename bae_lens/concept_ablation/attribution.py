@@ -15,7 +15,7 @@ from bae_lens.nn import widened
 
 Attribution = Literal["integrated_gradients", "gradient_x_activation"]
 
-# Scores of sentence vectors [batch, d], one a vector; which texts they are of is told.
+# Scores of sentence vectors [batch, d], one per vector; which texts they are of is told.
 Score = Callable[[Tensor, Int[Tensor, " batch"]], Float[Tensor, " batch"]]
 
 

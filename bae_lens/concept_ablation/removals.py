@@ -36,7 +36,7 @@ class Removal(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Subspace:
-    """The projection on a subspace, one an example.
+    """The projection on a subspace, one per example.
 
     Attributes:
         basis: orthonormal rows, or rows of zeros (``orthonormal_basis``).

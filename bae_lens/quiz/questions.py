@@ -32,12 +32,12 @@ class QuizSettings:
         n_texts (int): Texts that are asked about, of each dictionary the same; fewer where there are
             fewer.
         n_controls (int): Controls of each dictionary, ``n_texts`` at most.
-        n_words (int): Words of a view at most.
-        n_contexts (int): Contexts of a view at most.
+        n_words (int): Words of a concept that are shown at most.
+        n_contexts (int): Contexts of a concept that are shown at most.
         seed (int): Of the draw, the order of questions, and the intervals of the scores.
 
     Raises:
-        ValueError: if a value is outside its range, or views would be empty.
+        ValueError: if a value is outside its range, or nothing would be shown.
     """
 
     n_texts: int = 12
@@ -94,7 +94,7 @@ class QuizKey(JsonResult):
         quiz: a hash of what the page asks.
         class_names: the answers there are.
         dictionaries: their names.
-        n_questions: different views. One that several items share is asked once.
+        n_questions: different sets of words and contexts. One that several items share is asked once.
         items: of all dictionaries.
         n_texts: texts that have been scored.
         n_with_concepts: those in which every dictionary has a concept, of which some were drawn.
@@ -146,7 +146,7 @@ def write_quiz(
 ) -> QuizKey:
     """Write a page that asks people what the model predicted, and beside it the key of its answers.
 
-    The page shows the views of concepts one by one, of all dictionaries mixed in random order; it holds
+    The page shows words and contexts of concepts one by one, of all dictionaries mixed in random order; it holds
     no answer, no name of a dictionary and no number of a latent. All dictionaries are asked about the
     same texts, drawn at random from those in which each has a concept, of every predicted class as many
     where there are enough. Beside these stand controls: the same texts with the concept of another one,
@@ -158,7 +158,7 @@ def write_quiz(
     Args:
         path: of the page; its key is written beside it, see ``key_path``.
         recoveries: of each dictionary by name, all by one ``RecoverabilityTask``.
-        records: of each of them; views are of it.
+        records: of each of them; words and contexts are of it.
         settings: see ``QuizSettings``.
 
     Returns:

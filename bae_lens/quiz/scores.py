@@ -1,4 +1,4 @@
-"""What people told from the views of a quiz."""
+"""What people told from the words and contexts of a quiz."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class QuizAnswers:
     Attributes:
         quiz: see ``QuizKey.quiz``.
         reader: what the reader is called.
-        answers: one a question at most.
+        answers: one per question at most.
     """
 
     quiz: str
@@ -225,12 +225,12 @@ class QuizResult(JsonResult):
         notes = [
             f"{n_asked} texts, the same of each dictionary, drawn from {key.n_with_concepts} of "
             f"{key.n_texts} in which every dictionary has a concept, in {key.n_questions} questions: a "
-            "view that several items share is asked once, and its answer counts for each. Balanced "
+            "question that several items share is asked once, and its answer counts for each. Balanced "
             f"over the classes that the model predicts; chance is {self.chance:.3f}, and so much is "
             '"cannot tell" worth; what is unanswered is left out. 95 % bootstrap intervals over '
             "texts; that other readers differ is not in them. A control shows a text's class with the "
-            "concept of another text, of another class where there is one: it is at chance where views "
-            "tell nothing, and below it where they tell the class.",
+            "concept of another text, of another class where there is one: it is at chance where "
+            "words and contexts tell nothing, and below it where they tell the class.",
             "Median seconds a question: "
             + ", ".join(f"{r} {shown(self.median_seconds(r), 1)}" for r in self.readers)
             + ".",

@@ -120,10 +120,10 @@ def _balanced_case(tested: TestedLatents, latent: int, s: int, settings: ComSemS
     n_random = settings.n_shown - len(strongest)
     explained = some(rng, [*strongest, *others[:n_random]], settings.n_shown)
     positives = others[n_random:][: settings.n_positive]
-    silent = tested.silent(latent, [*explained, *positives])
+    non_activating = tested.non_activating(latent, [*explained, *positives])
     n_hard = len(positives) // 2 if tested.embedder is not None else 0
-    hard = some(rng, silent.hardest(settings.n_hard), n_hard)
-    rest = [e for e in silent.examples if e not in hard]
+    hard = some(rng, non_activating.hardest(settings.n_hard), n_hard)
+    rest = [e for e in non_activating.examples if e not in hard]
     random = some(rng, rest, len(positives) - len(hard))
     kinds: tuple[tuple[Role, Sequence[Example]], ...] = (
         ("positive", positives),

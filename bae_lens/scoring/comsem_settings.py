@@ -26,7 +26,7 @@ class ComSemSettings:
             bits from a second random sample), the others random, each from another text.
         n_positive (int): Further random examples that the phrase is tested on, at most.
         n_min_positive (int): At least. Latents with fewer texts are not tested.
-        n_hard (int): Hard negatives are drawn from so many silent tokens, those most like the
+        n_hard (int): Hard negatives are drawn from so many non-activating tokens, those most like the
             latent's examples.
         n_seeds (int): How often all is drawn anew.
         compare_phrases (bool): Ask whether the phrases of two seeds say the same.

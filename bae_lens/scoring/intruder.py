@@ -136,8 +136,8 @@ def _shuffled(case: _Case, tested: TestedLatents, enough: Sequence[int], seed: i
 
 
 def _trials(case: _Case, tested: TestedLatents, settings: IntruderSettings) -> list[_Trial]:
-    silent = tested.silent(case.non_activating_of, case.examples)
-    pools = {"random": silent.examples, "hard": silent.hardest(settings.n_hard)}
+    non_activating = tested.non_activating(case.non_activating_of, case.examples)
+    pools = {"random": non_activating.examples, "hard": non_activating.hardest(settings.n_hard)}
     trials = []
     for s in range(settings.n_seeds):
         is_control = int(case.non_activating_of is None)

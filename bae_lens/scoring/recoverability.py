@@ -26,13 +26,13 @@ class RecoverabilityTask:
 
     The CLVQ-VAE paper has people tell a model's prediction from a concept's word cloud or sentences.
     In their place a logistic regression on words, which knows what words mean for the prediction
-    from one half of the reference texts, and sees only what a view shows, which is of the other half:
-    neither of the texts that are asked about nor of those that it knows. Its own limits are those of
+    from one half of the reference texts, and sees only words and contexts of concepts, which are of the
+    other half: neither of the texts that are asked about nor of those that it knows. Its own limits are those of
     the row ``"text"``.
 
     Attributes:
         texts: labeled texts, probes and salient tokens.
-        shown_texts: reference texts that views are of.
+        shown_texts: reference texts that the words and contexts are of.
         shown_predictions: what the probes predict of them.
         n_learned: reference texts that the reader has learned from.
         reader: fitted on those, as far as the model reads them.
@@ -65,7 +65,7 @@ class RecoverabilityTask:
             hook_names: where concepts are read, and where the probe reads.
             dataset: labeled texts that are asked about, as for ``AblationTask.prepare``.
             reference_texts: other texts of the same kind, without labels: the reader learns
-                from one half of them, and views are of the other.
+                from one half of them, and words and contexts are of the other.
             settings: the defaults if omitted.
             ablation: how texts are read, probes fitted and salient tokens found; nothing is ablated.
             verbose: show progress bars.
@@ -123,7 +123,7 @@ class RecoverabilityTask:
     def collect(
         self, dictionary: SAE[Any] | Clusters, settings: ExampleSettings | None = None
     ) -> LatentRecords:
-        """Examples of the texts that views are of, with the predictions as their classes.
+        """Examples of the texts that words and contexts are of, with the predictions as their classes.
 
         They are cut to as many tokens as those that are asked about, and read without a template.
 
@@ -192,11 +192,11 @@ class RecoverabilityTask:
             -1 if latent >= 0 and records[latent].when_off else latent
             for latent in found.active(task.salient.lower, 1)[:, 0].tolist()
         )
-        views = {
+        shown = {
             latent: words_and_contexts_of(records, latent, settings.n_words, settings.n_contexts)
             for latent in set(concepts) - {-1}
         }
-        of_texts = [views.get(latent, WordsAndContexts((), ())) for latent in concepts]
+        of_texts = [shown.get(latent, WordsAndContexts((), ())) for latent in concepts]
         words = [" ".join(view.words) for view in of_texts]
         contexts = ["\n".join(context.text for context in view.contexts) for view in of_texts]
         read = self.reader.read

@@ -79,7 +79,7 @@ class Recoverability(ResultOfWeights):
             tokens, where the concept fires in the reference texts: what the concept tells if not put
             in words; ``"word"``: the salient token's word alone; ``"text"``: the whole text.
         n_learned: texts that the reader learned from.
-        n_shown: other texts, which views are of.
+        n_shown: other texts, which words and contexts are of.
         settings: of the task.
     """
 
@@ -110,8 +110,8 @@ class Recoverability(ResultOfWeights):
         """Balanced accuracy over the classes that are predicted, with its 95 % bootstrap interval.
 
         "Cannot tell" counts as a guess. Of what a concept shows the bootstrap is over concepts or over
-        texts, whichever leaves more open: a view that misleads does so for all texts of its concept.
-        That other texts would have shown other views is in neither.
+        texts, whichever leaves more open: what misleads does so for all texts of its concept.
+        That other texts would have shown other words and contexts is in neither.
 
         Raises:
             ValueError: if nothing was told from that.
@@ -175,9 +175,9 @@ class Recoverability(ResultOfWeights):
             [
                 f"{self.dictionary}, concepts of {self.hook_names[0]}. What the probe predicts of "
                 f"{len(self.predictions)} texts: {classes}; chance is {self.chance:.3f}. They have "
-                f"{self.n_concepts} different concepts; of {n_unreadable} texts the view has no word that "
-                f"the reader knows. It learned from {self.n_learned} other texts, and views are of "
-                f"{self.n_shown} others still. 95 % bootstrap intervals over concepts or texts, the wider."
+                f"{self.n_concepts} different concepts; in {n_unreadable} texts "
+                "the concept shows no word that the classifier knows. It learned from "
+                f"{self.n_learned} other texts, and words and contexts are of {self.n_shown} others still. 95 % bootstrap intervals over concepts or texts, the wider."
             ],
         )
 

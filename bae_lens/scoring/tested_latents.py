@@ -1,4 +1,4 @@
-"""What a latent is tested on: texts in which it fires, and tokens at which it is silent."""
+"""What a latent is tested on: texts in which it fires, and tokens at which it does not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Which = Literal["random", "strongest"]
 
 
 class NonActivating(NamedTuple):
-    """Random tokens of the corpus at which a latent is silent.
+    """Random tokens of the corpus at which a latent does not fire.
 
     Attributes:
         examples: the tokens.
@@ -46,8 +46,8 @@ class TestedLatents:
         needs_non_activating: whether negatives are wanted.
 
     Raises:
-        ValueError: if the records have no corpus tokens, without which nobody knows where a latent is
-            silent: two latents may fire at the same token.
+        ValueError: if the records have no corpus tokens, without which nobody knows where a latent
+            does not fire: two latents may fire at the same token.
     """
 
     records: LatentRecords
@@ -58,8 +58,8 @@ class TestedLatents:
     def __post_init__(self) -> None:
         if self.needs_non_activating and not self.records.corpus_tokens:
             raise ValueError(
-                "Negatives are tokens at which a latent is known to be silent, and this examples has "
-                "none. Collect it with n_corpus_tokens above 0."
+                "Negatives are tokens at which a latent is known not to fire, and there are "
+                "none. Collect examples with n_corpus_tokens above 0."
             )
         firing = [frozenset(token.latents) for token in self.records.corpus_tokens or ()]
         object.__setattr__(self, "_firing", firing)
@@ -75,8 +75,8 @@ class TestedLatents:
             return one_per_text(own.random)
         return one_per_text(own.strongest if own.more_random is None else own.more_random)
 
-    def silent(self, latent: int | None, examples: Sequence[Example]) -> NonActivating:
-        """Tokens at which a latent is silent, in texts that none of its examples is from.
+    def non_activating(self, latent: int | None, examples: Sequence[Example]) -> NonActivating:
+        """Tokens at which a latent does not fire, in texts that none of its examples is from.
 
         Args:
             latent: which one; None: of something that is no latent, any token.

@@ -12,7 +12,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-import writing  # noqa: E402
+import writing  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 NAMES = [
     path.stem for path in BENCHMARKS.glob("*.py") if "with written(" in path.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Texts in which a latent fires, and tokens at which it is silent."""
+"""Texts in which a latent fires, and tokens at which it does not."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ def test_silence_is_known():
         ),
     )
     for latent in (PURE, TOKEN, MIXED, DEAD):
-        silent = TestedLatents(shared).silent(latent, own)
+        non_activating = TestedLatents(shared).non_activating(latent, own)
         expected = [
             b.example
             for i, b in enumerate(shared.corpus_tokens or ())
             if latent not in b.latents and i != 1
         ]
-        assert list(silent.examples) == expected
-        assert silent.hardest(3) == ()
-    assert len(TestedLatents(shared).silent(None, own).examples) == 59
+        assert list(non_activating.examples) == expected
+        assert non_activating.hardest(3) == ()
+    assert len(TestedLatents(shared).non_activating(None, own).examples) == 59
 
 
 def test_hardest_are_the_most_alike():
     tested = TestedLatents(planted_records(), Embedder(class_encoder))
-    silent = tested.silent(TOKEN, tested.examples(TOKEN))
-    hardest = silent.hardest(9)
+    non_activating = tested.non_activating(TOKEN, tested.examples(TOKEN))
+    hardest = non_activating.hardest(9)
     assert all(e.strings[e.marked].startswith(" dog") for e in hardest)
     assert len(hardest) == 9
 
