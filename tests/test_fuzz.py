@@ -35,7 +35,7 @@ RESULTS: dict[str, Any] = {
     "comsem.json": ComSemResult.load,
     "concept_ablation.json": ConceptAblationResult.load,
     "ranking.json": Ranking.load,
-    "recoverability.json": Recoverability.load,
+    "recovery.json": Recoverability.load,
     "quiz.key.json": QuizKey.load,
     "answers.json": QuizAnswers.load,
     "judge_answers.jsonl": AnswerCache,

@@ -50,7 +50,7 @@ class ComSemSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.protocol == "mended":
+        if isinstance(self.protocol, str) and self.protocol == "mended":
             # What an older version called it, in files that it wrote.
             object.__setattr__(self, "protocol", "balanced")
         check_fields(
