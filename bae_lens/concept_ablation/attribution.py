@@ -88,6 +88,7 @@ def attribute(
             gradient += float(weight) * torch.autograd.grad(total, x)[0]
     scores = (gradient * widened(change)).sum(-1)
     with torch.no_grad():
-        whole = scored(lower) - scored(start)
+        # A probe's score is on the CPU, wherever the model is.
+        whole = (scored(lower) - scored(start)).to(scores.device)
     missing = (whole - scores.sum(1)).abs() / whole.abs().clamp(min=1e-6)
     return Attributed(scores.cpu(), missing.cpu(), lower.cpu())
