@@ -127,7 +127,9 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         feature_acts, hidden_pre = self.encode_with_hidden_pre(sae_in)
         sae_out = self.decode(feature_acts)
         rates = BatchRates.of(feature_acts, self.scale)
-        mse_loss = self.mse_loss_fn(sae_out, sae_in).sum(dim=-1).mean()
+        # On a GPU the loss of two types has no gradient.
+        dtype = torch.promote_types(sae_out.dtype, sae_in.dtype)
+        mse_loss = self.mse_loss_fn(sae_out.to(dtype), sae_in.to(dtype)).sum(dim=-1).mean()
         of_bits = self._penalties(step_input, feature_acts, rates)
 
         rates = rates.detach()
