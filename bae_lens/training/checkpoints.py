@@ -194,9 +194,9 @@ def restore_random_state(path: Path) -> None:
         return
     state = _load(path / RANDOM_STATE_FILENAME)
     torch.set_rng_state(state.pop("cpu"))
-    if torch.cuda.is_available():
-        for name, value in state.items():
-            torch.cuda.set_rng_state(value, name)
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda:{i}" in state:
+            torch.cuda.set_rng_state(state[f"cuda:{i}"], i)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from datasets import Dataset
 from sae_lens import SAE
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.activations_store import ActivationsStore
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bae_lens import CrossLayerTrainingRunner, TrainingRunner
+from bae_lens.training.checkpoints import RANDOM_STATE_FILENAME, restore_random_state
 from tests.helpers import (
     BATCH,
     D_SAE,
@@ -284,6 +285,21 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
         load_file(tmp_path / n / "output/sae_weights.safetensors") for n in ("whole", "b")
     )
     assert all(torch.equal(whole[name], other[name]) for name in whole)
+
+
+def test_random_numbers_of_a_machine_with_more_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    state = {f"cuda:{i}": torch.full((16,), i, dtype=torch.uint8) for i in (0, 1, 7)}
+    save_file({"cpu": torch.get_rng_state(), **state}, tmp_path / RANDOM_STATE_FILENAME)
+    restored: dict[int, Any] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, i: restored.update({i: s.clone()}))
+
+    restore_random_state(tmp_path)
+
+    assert {i: int(s[0]) for i, s in restored.items()} == {0: 0, 1: 1}
 
 
 # Signals
