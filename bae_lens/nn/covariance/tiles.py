@@ -10,6 +10,8 @@ from torch import Tensor
 # A tile of 1,024 × 1,024 floats fits a core's cache and still feeds the matrix units; a GPU wants fewer
 # and larger ones.
 _TILE, _TILE_GPU = 1024, 4096
+# Since torch 2.8.
+_HAS_WIDER_PRODUCT = "dtype" in torch.ops.aten.mm.overloads()
 
 
 def tiles_value_and_grad(
@@ -72,6 +74,6 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """Summed in float32 and left there, where a product of bfloat16 would be rounded to it."""
     if a.dtype != torch.bfloat16:
         return a @ b
-    if a.is_cuda:
+    if a.is_cuda and _HAS_WIDER_PRODUCT:
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
