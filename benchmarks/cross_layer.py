@@ -59,6 +59,7 @@ from cross_layer_trials import (
     run_group,
 )
 from sae_lens.training.sae_trainer import SAETrainer
+from speed_timing import timed
 from torch import Tensor
 from writing import add_write_argument, written
 
@@ -173,8 +174,8 @@ class PassThrough(EMACodebook):
     """In the quantizer's place: what comes in goes out, and nothing is counted."""
 
     def quantize(self, z: Tensor, *_: Any, **__: Any) -> Quantized:  # pyright: ignore[reportIncompatibleMethodOverride]
-        index = torch.zeros(len(z), dtype=torch.int64)
-        nothing = torch.zeros(1)
+        index = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        nothing = torch.zeros(1, device=z.device)
         return Quantized(
             z.detach(), index, index, nothing.expand(len(z)), nothing.expand(len(z), self.n_codes)
         )
@@ -190,7 +191,7 @@ def without_quantizer(sae: TrainingCLVQVAE) -> TrainingCLVQVAE:
     return identity
 
 
-def step_seconds(trial: Trial, decoder: str, n_steps: int) -> dict[str, float]:
+def step_seconds(trial: Trial, decoder: str, n_steps: int, device: str = "cpu") -> dict[str, float]:
     """Medians of steps that take turns, and their ratio."""
     task = trial.task
     # How the codebook begins makes no difference to a step's time.
@@ -198,19 +199,19 @@ def step_seconds(trial: Trial, decoder: str, n_steps: int) -> dict[str, float]:
     sae.calibrate(initialization_rows(trial), task.batch_size)
     length = sae.cfg.sequence_length or 1
     rows = trial.train.rows if length > 1 else trial.train.packed
-    batches = ReplayedActivations(rows, task.batch_size, trial.seed, sequence_length=length)
-    config = trainer_config(WARM_UP + n_steps, task.batch_size, task.lr_token)
+    batches = ReplayedActivations(
+        rows.to(device), task.batch_size, trial.seed, sequence_length=length
+    )
+    config = trainer_config(WARM_UP + n_steps, task.batch_size, task.lr_token, device)
     trainers: dict[str, SAETrainer[Any, Any]] = {
-        name: SAETrainer(config, model, batches)
+        name: SAETrainer(config, model.to(device), batches)
         for name, model in (("quantizer", sae), ("identity", without_quantizer(sae)))
     }
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(WARM_UP + n_steps):
         batch = next(batches)
         for name, trainer in trainers.items():
-            start = time.perf_counter()
-            trainer.step(batch)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(timed(lambda t=trainer, b=batch: t.step(b), device))
             trainer.n_training_steps += 1
     medians = {name: statistics.median(times[WARM_UP:]) for name, times in seconds.items()}
     return medians | {"ratio": medians["quantizer"] / medians["identity"]}

@@ -92,7 +92,8 @@ def penalty_calls(codes: Tensor, methods: Sequence[str]) -> dict[str, Callable[[
     calls: dict[str, Callable[[], object]] = {}
     for name in methods:
         fits = name != "torch.cov" or COV_MATRICES * 4 * d**2 < available_bytes(str(codes.device))
-        if fits and (costs[name] < LONGEST or not is_cpu):
+        # Pairs are SciPy's wherever the code is.
+        if fits and (costs[name] < LONGEST or not (is_cpu or name == "pairs")):
             penalty: Any = by_torch_cov if name == "torch.cov" else off_diagonal_covariance
             kwargs = {} if name == "torch.cov" else {"method": name, "is_binary": True}
             calls[name] = lambda penalty=penalty, kwargs=kwargs: run(lambda x: penalty(x, **kwargs))
@@ -245,7 +246,7 @@ def quantizer_part(args: argparse.Namespace) -> dict[str, Any]:
     split = Split(torch.zeros(n_sequences, task.length), rows, task.d_in)
     trial = Trial(task, 0, split, split, None)
     for decoder in ("token", "transformer"):
-        found["steps"][decoder] = step_seconds(trial, decoder, args.rounds * 3)
+        found["steps"][decoder] = step_seconds(trial, decoder, args.rounds * 3, args.device)
     for n_codes in (512,) if args.quick else (512, 4096):
         distances = torch.rand(4096, n_codes, generator=generator).to(args.device)
         calls = {
