@@ -1,6 +1,6 @@
 """Modules that have moved, importable under their old names for one release, with a warning.
 
-Saved files name no module, so nothing of theirs depends on this; it goes with the release after 0.2.
+Saved files name no module, so nothing of theirs depends on this; it goes with the next release.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class Scoring:
         )
 
     def check(self, records: LatentRecords, file: str) -> None:
-        """Check that evidence which was collected elsewhere has what scores need.
+        """Check that examples which was collected elsewhere has what scores need.
 
         Raises:
             ValueError: if it has not, and scores were asked for.

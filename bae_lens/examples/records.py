@@ -366,7 +366,7 @@ class LatentRecords(ResultOfWeights):
 def check_records_of(
     records: LatentRecords, n_latents: int, sha256: str, what: str = "What was collected"
 ) -> None:
-    """Check that evidence is of a dictionary.
+    """Check that records are of a dictionary.
 
     Args:
         records: whatever somebody gives.
