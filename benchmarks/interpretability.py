@@ -369,8 +369,6 @@ def measure_and_report(args: argparse.Namespace) -> None:
     """Run everything that the arguments ask for, and print its tables."""
     args.parts = args.parts or ["latents", "codes"]
     names = args.datasets or (["eraser", "jigsaw", "ag_news"] if args.data else ["movies"])
-    if args.data is None and names != ["movies"]:
-        raise SystemExit("--datasets other than movies need --data, the folder of their files.")
     args.listening = {"n_latents": args.n_latents, "n_tokens": args.n_tokens}
     task = lm_task(15, l0s=L0S, entropies=ENTROPIES)
     args.levels = range(len(L0S))
@@ -412,6 +410,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file; goes on where it ended")
     add_write_argument(parser)
     args = parser.parse_args()
+    if args.data is None and args.datasets not in (None, ["movies"]):
+        parser.error("--datasets other than movies need --data, the folder of their files.")
     with written("interpretability", args):
         measure_and_report(args)
 

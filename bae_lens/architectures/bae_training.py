@@ -68,6 +68,8 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         super().__init__(cfg, use_error_term)
         # Mirrors n_updates > 0, so that no step has to ask the device.
         self._is_calibrated = cfg.initial_firing_rate is None
+        # Of the step that is under way, for calculate_aux_loss.
+        self._rates: BatchRates | None = None
         self.register_load_state_dict_post_hook(_note_loaded_calibration)
 
     @override
@@ -130,7 +132,9 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         # On a GPU the loss of two types has no gradient.
         dtype = torch.promote_types(sae_out.dtype, sae_in.dtype)
         mse_loss = self.mse_loss_fn(sae_out.to(dtype), sae_in.to(dtype)).sum(dim=-1).mean()
-        of_bits = self._penalties(step_input, feature_acts, rates)
+        self._rates = rates
+        of_bits = self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
+        self._rates = None
 
         rates = rates.detach()
         self._update_statistics(
@@ -164,12 +168,10 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        """The losses beside ``mse_loss``, from a step's activations alone."""
-        return self._penalties(step_input, feature_acts, BatchRates.of(feature_acts, self.scale))
-
-    def _penalties(
-        self, step_input: TrainStepInput, feature_acts: Tensor, rates: BatchRates
-    ) -> dict[str, Tensor]:
+        """The losses beside ``mse_loss``; a subclass may have others, as of any SAE of SAELens."""
+        rates = self._rates
+        if rates is None:
+            rates = BatchRates.of(feature_acts, self.scale)
         return penalties(
             self.cfg,
             step_input.coefficients,

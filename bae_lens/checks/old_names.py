@@ -13,7 +13,7 @@ C = TypeVar("C", bound=type)
 
 
 def renamed_fields(**new_of_old: str) -> Callable[[C], C]:
-    """Class decorator, above ``dataclass``: takes and answers to old names of fields, with a warning.
+    """Class decorator, above ``dataclass``: takes old names of fields, and answers to those of methods too, with a warning.
 
     >>> from dataclasses import dataclass
     >>> @renamed_fields(centre="center")

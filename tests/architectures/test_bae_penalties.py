@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bae_lens.architectures import bae_penalties
+from bae_lens.architectures import TrainingBAE, bae_penalties
 from bae_lens.architectures.bae_penalties import BatchRates
 from bae_lens.nn import entropy_of_rates
 from tests.helpers import (
@@ -122,3 +122,17 @@ def test_rates_have_the_gradient_of_a_mean():
     BatchRates.of(acts, torch.ones(5)).firing_rate.sum().backward()
 
     torch.testing.assert_close(grad_of(acts), torch.full((61, 5), 1 / 61))
+
+
+def test_a_subclass_has_its_own_auxiliary_losses():
+    class WithAnother(TrainingBAE):
+        def calculate_aux_loss(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+            return super().calculate_aux_loss(*args, **kwargs) | {"other": self.W_dec.sum()}
+
+    plain, sae, x = make_training_bae(), make_training_bae(), make_activations(61)
+    sae.__class__ = WithAnother
+
+    output, expected = train_step(sae, x), train_step(plain, x)
+
+    torch.testing.assert_close(output.loss, expected.loss + output.losses["other"])
+    assert output.losses.keys() == expected.losses.keys() | {"other"}
