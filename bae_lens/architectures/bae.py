@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from bae_lens.architectures.bae_base import OneBitSAE
+from bae_lens.architectures.bae_base import BAEBase
 from bae_lens.architectures.bae_config import BAEConfig, TrainingBAEConfig
 from bae_lens.architectures.bae_polarity import to_inference
 from bae_lens.architectures.bae_training import TrainingBAE
@@ -29,7 +29,7 @@ from bae_lens.nn import SURROGATES, binarize
 __all__ = ["BAE", "BAEConfig", "TrainingBAE", "TrainingBAEConfig"]
 
 
-class BAE(OneBitSAE):
+class BAE(BAEBase):
     """Binary Autoencoder for inference: ``encode`` gives ``scale`` or 0, never anything between.
 
     A gradient with respect to its activations is exact, also where they are 0. Below them, at the
@@ -54,12 +54,16 @@ class BAE(OneBitSAE):
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        return partial(binarize, **_surrogate_of(self.cfg))
+        return partial(binarize, **self.surrogate_options())
+
+    @override
+    def surrogate_options(self) -> dict[str, Any]:
+        return _surrogate_of(self.cfg)
 
     @override
     def encode(self, x: Tensor) -> Tensor:
         """Bits times ``scale``: ``[..., d_in]`` → ``[..., d_sae]``."""
-        return self.acts_and_pre(self.process_sae_in(x), self.b_enc)[0]
+        return self.encoded(self.process_sae_in(x), self.b_enc).acts
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:

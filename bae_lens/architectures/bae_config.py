@@ -22,8 +22,11 @@ from bae_lens.checks.fields import (
 )
 from bae_lens.nn import SURROGATES, Surrogate
 
+# Those that training and inference share.
+_CODE_FIELDS: Mapping[str, Rule] = {"n_levels": whole(1), "feedback_steps": whole(0)}
 _TRAINING_FIELDS: Mapping[str, Rule] = {
     **TRAINING_SAE_FIELDS,
+    **_CODE_FIELDS,
     "surrogate": OneOf(SURROGATES),
     "temperature": positive(),
     "initial_firing_rate": Number(above=0, below=1, or_none=True),
@@ -44,11 +47,17 @@ _TRAINING_FIELDS: Mapping[str, Rule] = {
 
 @dataclass
 class BAEConfig(SAEConfig):
-    """Configuration class for a BAE; all its fields are those of ``SAEConfig``.
+    """Configuration class for a BAE; its other fields are those of ``SAEConfig``.
 
     Raises:
         ValueError: if a value is of another type than its field's or outside its range.
     """
+
+    n_levels: int = 1
+    """Thresholds a latent, see ``TrainingBAEConfig``."""
+
+    feedback_steps: int = 0
+    """How often the encoder takes in what its code has left, see ``TrainingBAEConfig``."""
 
     @override
     @classmethod
@@ -57,7 +66,7 @@ class BAEConfig(SAEConfig):
 
     @override
     def __post_init__(self) -> None:
-        check_fields(self, SAE_FIELDS)
+        check_fields(self, {**SAE_FIELDS, **_CODE_FIELDS})
         super().__post_init__()
 
 
@@ -86,6 +95,14 @@ class TrainingBAEConfig(TrainingSAEConfig):
 
     normalize_activations: str = "expected_average_only_in"  # type: ignore[assignment]
     """How SAELens scales the inputs; the default gives them mean norm √d_in."""
+
+    n_levels: int = 1
+    """Thresholds that a latent has, all on one direction. It is off or at one of so many levels, each
+    worth more than the one below, and the entropy is that of the level. 1 is the paper's code: a bit."""
+
+    feedback_steps: int = 0
+    """How often the encoder takes in what its code has left: the residual's encoding is added to the
+    pre-activations, with a gain that each latent learns, and they are quantized anew."""
 
     surrogate: Surrogate = "sigmoid"
     """Gradient of the one-bit step: ``"sigmoid"``, ``"identity"`` (what the authors' release does in

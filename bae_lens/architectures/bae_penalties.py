@@ -1,8 +1,8 @@
-"""The penalties of a BAE's training step: entropy, covariance and density of the minibatch's bits."""
+"""The penalties of a BAE's training step: entropy, covariance and density of the minibatch's code."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,18 +15,24 @@ from bae_lens.nn import entropy_of_rates, off_diagonal_covariance
 # The density penalty begins below the density that must not be passed, so that held-out text,
 # which varies about the minibatch's mean, does not pass it either.
 _DENSITY_MARGIN = 0.8
+# Counts of each level before any is seen.
+_LEVEL_PRIOR = 0.5
 
 
 class BatchRates(NamedTuple):
     """A minibatch's firing rates, computed once a step for penalties, budget, log and statistics.
 
     Attributes:
-        firing_rate: share of the minibatch's tokens on which each bit is on.
-        entropy: Σ_j H₂ of these, in bits per token.
+        firing_rate: share of the minibatch's tokens on which each latent is on.
+        entropy: of the code, in bits per token: Σ_j H₂ of these, and what the levels add.
+        level_shares: share of tokens on which each latent is at each level from 1; None for bits.
+        level_entropy: what of the entropy the level given firing is; None for bits.
     """
 
     firing_rate: Float[Tensor, " d_sae"]
     entropy: Float[Tensor, ""]
+    level_shares: Float[Tensor, "d_sae L"] | None = None
+    level_entropy: Float[Tensor, ""] | None = None
 
     @classmethod
     def of(
@@ -39,16 +45,48 @@ class BatchRates(NamedTuple):
         firing_rate = (counts + (counts.round() - counts).detach()) / len(acts)
         return cls(firing_rate, entropy_of_rates(firing_rate))
 
+    @classmethod
+    def of_levels(
+        cls,
+        counts: Float[Tensor, "d_sae L"],
+        n: int,
+        level_shares: Float[Tensor, "d_sae L"],
+        n_before: Float[Tensor, ""],
+    ) -> BatchRates:
+        """The rates of a code of levels; differentiable.
+
+        The entropy of a latent is that of its level, being off included: H₂(p) + p·H(level | on). The
+        first is the minibatch's, as for a bit. The second would be biased low by (L − 1)/(2·n·ln 2) bits
+        a latent, which at small budgets makes levels free, and has an infinite gradient at a level that
+        the minibatch lacks. So it is what the minibatch's levels cost by a code made from the batches
+        before: Σ_l q_l·(−log₂ r_l) with q_l the minibatch's shares and r_l those of the running mean
+        given firing, by the estimator of Krichevsky and Trofimov, who add half a count to each level.
+        Being of data that the code has not seen, it is no lower than the entropy on held-out tokens.
+
+        Args:
+            counts: rows in which each threshold is passed.
+            n: rows.
+            level_shares: running mean of the shares of levels.
+            n_before: rows that it is a mean of.
+        """
+        passed = counts / n
+        shares = passed - torch.nn.functional.pad(passed[:, 1:], (0, 1))
+        seen = level_shares * n_before + _LEVEL_PRIOR
+        price = -torch.log2(seen / seen.sum(1, keepdim=True))
+        level_entropy = (shares * price).sum()
+        firing_rate = passed[:, 0]
+        entropy = entropy_of_rates(firing_rate) + level_entropy
+        return cls(firing_rate, entropy, shares, level_entropy)
+
     def detach(self) -> BatchRates:
         """The same numbers without a graph."""
-        return BatchRates(self.firing_rate.detach(), self.entropy.detach())
+        return BatchRates(*(None if x is None else x.detach() for x in self))  # type: ignore[arg-type]
 
 
 def penalties(
     cfg: TrainingBAEConfig,
     coefficients: Mapping[str, float],
-    feature_acts: Float[Tensor, "*batch d_sae"],
-    scale: Float[Tensor, " d_sae"],
+    bits: Callable[[], Float[Tensor, "*batch d_sae"]],
     rates: BatchRates,
     entropy_multiplier: Float[Tensor, ""],
     has_started: Bool[Tensor, ""],
@@ -58,9 +96,8 @@ def penalties(
     Args:
         cfg: floor of the entropy, and cap of the density.
         coefficients: those of ``"entropy"``, ``"covariance"`` and ``"density"`` at this step.
-        feature_acts: each 0 or its ``scale``.
-        scale: what a bit is worth.
-        rates: those of ``feature_acts``.
+        bits: gives what is on, as zeros and ones with a gradient.
+        rates: of the code.
         entropy_multiplier: what the budget has made of the entropy's coefficient.
         has_started: whether the entropy term's first step has come.
     """
@@ -69,7 +106,7 @@ def penalties(
     losses = {"entropy_loss": coefficients["entropy"] * entropy_multiplier * is_on * entropy}
     # Not computed where it weighs nothing.
     losses["covariance_loss"] = (
-        coefficients["covariance"] * off_diagonal_covariance(feature_acts / scale, is_binary=True)
+        coefficients["covariance"] * off_diagonal_covariance(bits(), is_binary=True)
         if coefficients["covariance"] > 0
         else entropy.new_zeros(())
     )

@@ -13,7 +13,7 @@ from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepO
 from torch import Tensor
 from typing_extensions import override
 
-from bae_lens.architectures.bae_base import OneBitSAE
+from bae_lens.architectures.bae_base import BAEBase, Encoded
 from bae_lens.architectures.bae_config import TrainingBAEConfig
 from bae_lens.architectures.bae_penalties import (
     BatchRates,
@@ -45,26 +45,28 @@ _DENSE = 0.1
 _FIRING_RATE_STEPS = 100
 
 
-class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
+class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
     """Binary Autoencoder under training, on SAELens' own trainer.
 
     Losses beside SAELens' ``mse_loss``: ``entropy_loss``, ``covariance_loss``, ``density_loss``.
     State beside the weights, whatever the model's dtype and saved with every checkpoint: float32
     ``firing_rate`` [d_sae] (running mean over about 100 steps), int64 ``n_updates`` (steps behind it;
     0 before calibration), and float32 ``log_entropy_multiplier`` (where the budget has moved the
-    coefficient).
+    coefficient). With several levels a latent also float32 ``level_shares`` [d_sae, n_levels], the
+    running mean of the share of tokens at each level from 1.
     """
 
-    float32_buffers = ("firing_rate", "log_entropy_multiplier")
+    float32_buffers = ("firing_rate", "level_shares", "log_entropy_multiplier")
 
     cfg: TrainingBAEConfig
     firing_rate: Tensor
+    level_shares: Tensor
     n_updates: Tensor
     log_entropy_multiplier: Tensor
 
     def __init__(self, cfg: TrainingBAEConfig, use_error_term: bool = False):
         if cfg.target_entropy_bits is not None:
-            check_budget(cfg.target_entropy_bits, cfg.d_sae, cfg.max_density)
+            check_budget(cfg.target_entropy_bits, cfg.d_sae, cfg.max_density, cfg.n_levels)
         super().__init__(cfg, use_error_term)
         # Mirrors n_updates > 0, so that no step has to ask the device.
         self._is_calibrated = cfg.initial_firing_rate is None
@@ -77,13 +79,20 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         super().initialize_weights()
         rates = torch.zeros(self.cfg.d_sae, dtype=torch.float32, device=self.device)
         self.register_buffer("firing_rate", rates)
+        if self.cfg.n_levels > 1:
+            shares = rates[:, None].repeat(1, self.cfg.n_levels)
+            self.register_buffer("level_shares", shares)
         # A whole number: as a float it would count no further than 2²⁴.
         self.register_buffer("n_updates", torch.zeros((), dtype=torch.int64, device=self.device))
         self.register_buffer("log_entropy_multiplier", torch.zeros_like(rates[0]))
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        return partial(binarize, surrogate=self.cfg.surrogate, temperature=self.cfg.temperature)
+        return partial(binarize, **self.surrogate_options())
+
+    @override
+    def surrogate_options(self) -> dict[str, Any]:
+        return {"surrogate": self.cfg.surrogate, "temperature": self.cfg.temperature}
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -100,7 +109,11 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
 
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Bits times ``scale``, and pre-activations, both ``[..., d_sae]``."""
+        """Activations and pre-activations, both ``[..., d_sae]``."""
+        encoded = self._encoded(x)
+        return encoded.acts, encoded.pre
+
+    def _encoded(self, x: Tensor) -> Encoded:
         sae_in, b_enc = self.process_sae_in(x), self.b_enc
         # A hook may bring in a gradient of its own.
         may_have_grad = x.requires_grad or bool(self.hook_sae_input._forward_hooks)
@@ -110,7 +123,7 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             sae_in = sae_in.detach()
             moved = (self.b_dec.detach() - self.b_dec)[None]
             b_enc = b_enc + (moved @ self.W_enc.detach())[0]
-        return self.acts_and_pre(sae_in, b_enc)
+        return self.encoded(sae_in, b_enc)
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -126,9 +139,9 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         if not self._is_calibrated:
             with torch.autocast(self.device.type, enabled=False):
                 self.calibrate(sae_in)
-        feature_acts, hidden_pre = self.encode_with_hidden_pre(sae_in)
+        feature_acts, hidden_pre, counts = self._encoded(sae_in)
         sae_out = self.decode(feature_acts)
-        rates = BatchRates.of(feature_acts, self.scale)
+        rates = self._rates_of(feature_acts, counts)
         # On a GPU the loss of two types has no gradient.
         dtype = torch.promote_types(sae_out.dtype, sae_in.dtype)
         mse_loss = self.mse_loss_fn(sae_out.to(dtype), sae_in.to(dtype)).sum(dim=-1).mean()
@@ -137,9 +150,7 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         self._rates = None
 
         rates = rates.detach()
-        self._update_statistics(
-            rates.firing_rate, budget_spent(self.cfg, rates.entropy, sae_in, sae_out)
-        )
+        self._update_statistics(rates, budget_spent(self.cfg, rates.entropy, sae_in, sae_out))
         dense = self.firing_rate > (self.cfg.max_density or _DENSE)
         metrics: dict[str, Any] = {
             "entropy": rates.entropy,
@@ -148,6 +159,8 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             "covariance": partial(covariance_of, feature_acts.detach()),
             "dense_rate": dense.float().mean(),
         }
+        if rates.level_entropy is not None:
+            metrics["level_entropy"] = rates.level_entropy
         if step_input.dead_neuron_mask is not None:
             metrics["dead_rate"] = step_input.dead_neuron_mask.float().mean()
         return TrainStepOutput(
@@ -171,19 +184,27 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         """The losses beside ``mse_loss``; a subclass may have others, as of any SAE of SAELens."""
         rates = self._rates
         if rates is None:
-            rates = BatchRates.of(feature_acts, self.scale)
+            _, counts = self.quantized(hidden_pre)
+            rates = self._rates_of(feature_acts, counts)
+        is_one_bit = self.cfg.n_levels == 1
         return penalties(
             self.cfg,
             step_input.coefficients,
-            feature_acts,
-            self.scale,
+            lambda: feature_acts / self.scale if is_one_bit else self.activation_fn(hidden_pre),
             rates,
             self.log_entropy_multiplier.exp(),
             self.n_updates >= self.cfg.entropy_start_step,
         )
 
+    def _rates_of(self, feature_acts: Tensor, counts: Tensor | None) -> BatchRates:
+        if counts is None:
+            return BatchRates.of(feature_acts, self.scale)
+        n = feature_acts[..., 0].numel()
+        n_before = n * self.n_updates.clamp(max=_FIRING_RATE_STEPS)
+        return BatchRates.of_levels(counts, n, self.level_shares, n_before)
+
     @torch.no_grad()
-    def _update_statistics(self, rate: Tensor, spent: Tensor | None) -> None:
+    def _update_statistics(self, rates: BatchRates, spent: Tensor | None) -> None:
         if spent is not None:
             moved = follow_budget(self.log_entropy_multiplier, spent)
             has_started = self.n_updates >= self.cfg.entropy_start_step
@@ -193,7 +214,9 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
         self.n_updates.add_(1)
         # A plain mean at first, so that the start needs no correction.
         weight = (1 / self.n_updates).clamp(min=1 / _FIRING_RATE_STEPS)
-        self.firing_rate.lerp_(rate.float(), weight)
+        self.firing_rate.lerp_(rates.firing_rate.float(), weight)
+        if rates.level_shares is not None:
+            self.level_shares.lerp_(rates.level_shares.float(), weight)
 
     @torch.compiler.disable()
     @torch.no_grad()
@@ -220,6 +243,7 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
             self.W_dec,
             rate,
             self.cfg.apply_b_dec_to_input,
+            self.cfg.n_levels,
         )
         for name, value in weights.items():
             getattr(self, name).copy_(value)
@@ -229,12 +253,17 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
 
     @property
     def mostly_on(self) -> Tensor:
-        """Bits ``[d_sae]`` that are on more often than off, which saving for inference inverts."""
-        return is_mostly_on(self.firing_rate)
+        """Latents ``[d_sae]`` that are at their highest level more often than off, which saving for
+        inference inverts."""
+        return is_mostly_on(self.firing_rate, self._level_shares)
+
+    @property
+    def _level_shares(self) -> Tensor | None:
+        return self.level_shares if self.cfg.n_levels > 1 else None
 
     def fold_log_sparsity(self, log_sparsity: Tensor) -> Tensor:
-        """SAELens' log10 firing rates ``[d_sae]``, as they are after the inversion of bits."""
-        return inverted_log_sparsity(log_sparsity, self.mostly_on)
+        """SAELens' log10 firing rates ``[d_sae]``, as they are after the inversion of latents."""
+        return inverted_log_sparsity(log_sparsity, self.mostly_on, self._level_shares)
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
@@ -257,15 +286,17 @@ class TrainingBAE(Float32Buffers, OneBitSAE, TrainingSAE[TrainingBAEConfig]):
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
-        """Save as a ``BAE``: bits that are mostly on are inverted, ``metadata.l0`` with them."""
+        """Save as a ``BAE``: latents that are mostly on are inverted, ``metadata.l0`` with them."""
         check_finite_weights(self)
         return save_whole(path, self._save_inference_model)
 
     def _save_inference_model(self, folder: Path) -> tuple[Path, Path]:
         weights_path, cfg_path = super().save_inference_model(folder)
         if self.mostly_on.any():
-            # Of an inverted bit of rate p, 1 − p is left.
-            change = (1 - 2 * self.firing_rate[self.mostly_on]).sum().item()
+            # An inverted latent is off where it was at its highest level, which of a bit is where it was on.
+            shares, rate = self._level_shares, self.firing_rate
+            highest = rate if shares is None else shares[:, -1]
+            change = (1 - rate - highest)[self.mostly_on].sum().item()
             change_l0(cfg_path, lambda l0: l0 + change)
         return weights_path, cfg_path
 

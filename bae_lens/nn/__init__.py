@@ -8,6 +8,7 @@ from bae_lens.nn.decode import decode_sparse
 from bae_lens.nn.decoders import CausalTransformerDecoder, TokenDecoder
 from bae_lens.nn.encoder import AdaptiveResidualEncoder
 from bae_lens.nn.entropy import binary_entropy, entropy_of_rates, marginal_entropy
+from bae_lens.nn.feedback import with_feedback
 from bae_lens.nn.joint_entropy import (
     ChowLiuTree,
     chance_co_firing,
@@ -16,6 +17,13 @@ from bae_lens.nn.joint_entropy import (
     miller_madow_correction,
     mutual_information,
     plug_in_entropy,
+)
+from bae_lens.nn.levels import (
+    LevelCode,
+    heights_of,
+    inverse_softplus,
+    quantize_levels,
+    thresholds_of,
 )
 from bae_lens.nn.one_hot import one_hot
 from bae_lens.nn.polarity import flip_bits
@@ -38,6 +46,7 @@ __all__ = [
     "ChowLiuTree",
     "EMACodebook",
     "Float32Buffers",
+    "LevelCode",
     "Quantized",
     "Surrogate",
     "TokenDecoder",
@@ -53,6 +62,8 @@ __all__ = [
     "entropy_of_rates",
     "flip_bits",
     "follow_budget",
+    "heights_of",
+    "inverse_softplus",
     "marginal_entropy",
     "miller_madow_correction",
     "mutual_information",
@@ -62,10 +73,13 @@ __all__ = [
     "orthonormal_basis",
     "plug_in_entropy",
     "prune_bits",
+    "quantize_levels",
     "sample_codes",
     "select_bits",
     "squared_distances",
     "straight_through",
     "subspace_rank",
+    "thresholds_of",
     "widened",
+    "with_feedback",
 ]

@@ -49,11 +49,20 @@ def binarize(
         >>> pre.grad.tolist()
         [1.0, 1.0, 1.0]
     """
+    check_surrogate(surrogate, temperature)
+    return _Binarize.apply(pre, surrogate, temperature)  # pyright: ignore[reportReturnType]
+
+
+def check_surrogate(surrogate: str, temperature: float) -> None:
+    """Refuse what no step can have for a gradient.
+
+    Raises:
+        ValueError: if ``surrogate`` is not one of the three names or ``temperature`` is not positive.
+    """
     if surrogate not in SURROGATES:
         raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}; got {surrogate!r}.")
     if not temperature > 0:
         raise ValueError(f"temperature must be greater than 0; got {temperature}.")
-    return _Binarize.apply(pre, surrogate, temperature)  # pyright: ignore[reportReturnType]
 
 
 class _Binarize(torch.autograd.Function):

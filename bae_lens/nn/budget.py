@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from jaxtyping import Float
@@ -44,22 +45,35 @@ def follow_budget(log_multiplier: Float[Tensor, ""], spent: Float[Tensor, ""]) -
     return (log_multiplier + step).clamp(-_LIMIT, _LIMIT)
 
 
-def check_budget(target: float, d_sae: int, max_density: float | None) -> None:
+def check_budget(target: float, d_sae: int, max_density: float | None, n_levels: int = 1) -> None:
     """Refuse a budget that no code of this size can use, and warn of one that the cap forbids.
 
+    A latent of L levels carries at most log₂(L + 1) bits, and H₂(c) + c·log₂ L where it fires on a share c
+    of tokens.
+
+    Args:
+        target: bits per token.
+        d_sae: latents.
+        max_density: cap of their density.
+        n_levels: levels L beside being off.
+
     Raises:
-        ValueError: if ``target`` is more than one bit per latent.
+        ValueError: if ``target`` is more than all latents can carry.
     """
-    if target > d_sae:
+    most = d_sae * math.log2(n_levels + 1)
+    if target > most:
+        of_what = f"{d_sae} bits" if n_levels == 1 else f"{d_sae} latents of {n_levels} levels"
         raise ValueError(
-            f"target_entropy is {target:g} bits per token, but {d_sae} bits (d_sae) carry at most "
-            f"{d_sae}. Lower the target, raise d_sae, or set target_entropy to None."
+            f"target_entropy is {target:g} bits per token, but {of_what} (d_sae) carry at most "
+            f"{most:g}. Lower the target, raise d_sae, or set target_entropy to None."
         )
-    density = 0.5 if max_density is None else min(max_density, 0.5)
-    reachable = d_sae * binary_entropy(torch.tensor(density)).item()
+    balanced = n_levels / (n_levels + 1)
+    density = balanced if max_density is None else min(max_density, balanced)
+    of_latent = binary_entropy(torch.tensor(density)).item() + density * math.log2(n_levels)
+    reachable = d_sae * of_latent
     if target > reachable:
         logger.warning(
-            "target_entropy is %g bits per token, but %d bits of density at most %g (max_density) "
+            "target_entropy is %g bits per token, but %d latents of density at most %g (max_density) "
             "carry no more than %.0f: the entropy will stay below its target.",
             *(target, d_sae, density, reachable),
         )

@@ -1,10 +1,17 @@
-"""Where a one-bit code starts: thresholds and scales from a first batch."""
+"""Where a code of bits or levels starts: thresholds and scales from a first batch."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from bae_lens.nn.levels import heights_of, inverse_softplus, quantize_levels, thresholds_of
+
+# Between two thresholds, and in the height of a level, where a batch has many equal values.
+_LEAST_GAP = 1e-3
 
 
 def calibrated_weights(
@@ -13,6 +20,7 @@ def calibrated_weights(
     W_dec: Float[Tensor, "d_sae d_in"],
     firing_rate: float,
     apply_b_dec_to_input: bool,
+    n_levels: int = 1,
 ) -> dict[str, Tensor]:
     """Weights with which every bit fires on ``firing_rate`` of this batch.
 
@@ -26,9 +34,13 @@ def calibrated_weights(
         W_enc, W_dec: what to start from.
         firing_rate: share of the batch on which a bit is to be on, between 0 and 1.
         apply_b_dec_to_input: whether the autoencoder subtracts ``b_dec`` from its input.
+        n_levels: thresholds a latent. The higher ones start at quantiles of what pre-activations are
+            above the first one, over all latents together, so that every level is as frequent; heights
+            start in proportion to the mean pre-activation of each level.
 
     Returns:
-        New ``W_enc``, ``b_enc``, ``W_dec`` and ``b_dec``, computed in float32 or more, of the dtype of ``W_enc``.
+        New ``W_enc``, ``b_enc``, ``W_dec`` and ``b_dec``, and with several levels ``threshold_gaps`` and
+        ``level_heights``, computed in float32 or more, of the dtype of ``W_enc``.
 
     Raises:
         ValueError: if there are fewer than two rows, a value is NaN or infinite, or so large that a
@@ -58,12 +70,21 @@ def calibrated_weights(
     # x·W_enc = (x − mean)·W_enc + mean·W_enc, where the autoencoder does not subtract the mean.
     if not apply_b_dec_to_input:
         b_enc = b_enc - mean @ W_enc
+    levels: dict[str, Tensor] = {}
+    code = (pre > threshold).to(W_dec.dtype)
+    if n_levels > 1:
+        levels = _calibrated_levels(pre, threshold, n_levels)
+        thresholds, heights = (
+            thresholds_of(levels["threshold_gaps"]),
+            heights_of(levels["level_heights"]),
+        )
+        code = quantize_levels(pre - threshold, thresholds, heights).acts.to(W_dec.dtype)
     # Least squares over one scale s of min ‖s·R − X‖², both centered: s = ⟨R, X⟩ / ‖R‖².
-    recons = (pre > threshold).to(W_dec.dtype) @ W_dec
+    recons = code @ W_dec
     recons = recons - recons.mean(0)
     scale = (recons * centered).sum() / recons.square().sum().clamp(min=1e-8)
     W_dec = W_dec * scale.clamp(min=1e-3)
-    weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": mean}
+    weights = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": mean} | levels
     weights = {name: value.to(dtype) for name, value in weights.items()}
     for name, value in weights.items():
         if not value.isfinite().all():
@@ -72,3 +93,28 @@ def calibrated_weights(
                 "would be set to NaN or infinity. Check the hook point."
             )
     return weights
+
+
+def _calibrated_levels(
+    pre: Float[Tensor, "n d_sae"], threshold: Float[Tensor, " d_sae"], n_levels: int
+) -> dict[str, Tensor]:
+    """Gaps and heights, the same for all latents: of a single one a batch shows too few firings."""
+    latent_is_on = pre > threshold
+    above = (pre - threshold)[latent_is_on].sort().values
+    base = threshold.expand_as(pre)[latent_is_on].mean()
+    bounds = torch.linspace(0, len(above), n_levels + 1).round().long().tolist()
+    edges = torch.stack([above[min(i, len(above) - 1)] for i in bounds[1:-1]])
+    gaps = edges.diff(prepend=edges.new_zeros(1)).clamp(min=_LEAST_GAP)
+    # What each level stands for: the mean of the pre-activations that have it.
+    means = torch.stack(
+        [
+            above[min(i, len(above) - 1) : max(j, i + 1)].mean() + base
+            for i, j in itertools.pairwise(bounds)
+        ]
+    )
+    heights = means.diff() / means[0].clamp(min=_LEAST_GAP)
+    n = pre.shape[1]
+    return {
+        "threshold_gaps": inverse_softplus(gaps).expand(n, -1).clone(),
+        "level_heights": inverse_softplus(heights.clamp(min=_LEAST_GAP)).expand(n, -1).clone(),
+    }

@@ -23,7 +23,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 class Float32Buffers(nn.Module):
-    """Mixin: ``.to(dtype)`` casts the weights, but not the running statistics named here.
+    """Mixin: ``.to(dtype)`` casts the weights, but not the running statistics named here, as far as there are any.
 
     A running mean or count in bfloat16 stands still as soon as a step is smaller than its rounding.
     A state that is loaded takes their dtypes, and those of whole numbers.
@@ -33,7 +33,7 @@ class Float32Buffers(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Statistics keep their precision and only follow the device.
-        kept = {name: getattr(self, name) for name in self.float32_buffers}
+        kept = {name: getattr(self, name) for name in self.float32_buffers if name in self._buffers}
         super()._apply(fn, recurse)
         for name, value in kept.items():
             moved = getattr(self, name)

@@ -1,0 +1,72 @@
+"""Iterated encoding: what a code leaves of its input is encoded again and added to the pre-activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def with_feedback(
+    pre: Float[Tensor, "*batch d_sae"],
+    centered: Float[Tensor, "*batch d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    gain: Float[Tensor, " d_sae"],
+    reconstruct: Callable[[Tensor], Tensor],
+    steps: int,
+) -> Float[Tensor, "*batch d_sae"]:
+    """Pre-activations after so many times ``pre ← pre + gain ⊙ (x − b_dec − x̂(pre))·W_enc``.
+
+    A linear threshold lets latents that mean the same fire together; what is explained already, by
+    whichever latent, is taken off the pre-activations here. It is a step of iterated shrinkage with a
+    learned gain a latent, as in LISTA (Gregor and LeCun, 2010), and not in arXiv 2509.20997.
+
+    The residual is a constant for the gradient: ``W_enc`` learns from what it does to residuals as from
+    what it does to the input, ``gain`` learns how much of it to take, and nothing is learned through the
+    codes of the steps before the last. With R the sum of the residuals of all steps, what is added is
+    gain ⊙ R·W_enc, so that the backward pass takes one matrix product however many steps there are.
+
+    Args:
+        pre: pre-activations.
+        centered: the input less ``b_dec``.
+        W_enc: the encoder.
+        gain: how much of its residual each latent takes in.
+        reconstruct: from pre-activations to what their code decodes to, without ``b_dec``.
+        steps: how often; with 0, ``pre`` comes back as it is.
+    """
+    if steps == 0:
+        return pre
+    with torch.no_grad():
+        current, residuals, encoded = pre, torch.zeros_like(centered), torch.zeros_like(pre)
+        for _ in range(steps):
+            residual = centered - reconstruct(current)
+            residuals = residuals + residual
+            encoded = encoded + residual @ W_enc
+            current = pre + gain * encoded
+    return _AddEncoded.apply(pre, residuals, encoded, W_enc, gain)  # pyright: ignore[reportReturnType]
+
+
+class _AddEncoded(torch.autograd.Function):
+    """``pre + gain ⊙ encoded`` with ``encoded = residuals @ W_enc``, which is known already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pre: Tensor, residuals: Tensor, encoded: Tensor, W_enc: Tensor, gain: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(residuals, encoded, gain)
+        ctx.dtype = W_enc.dtype
+        return (pre + gain * encoded).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
+        residuals, encoded, gain = ctx.saved_tensors
+        d_in, d_sae = residuals.shape[-1], encoded.shape[-1]
+        flat = grad.reshape(-1, d_sae)
+        of_gain = (flat * encoded.reshape(-1, d_sae)).sum(0).to(gain.dtype)
+        # gain stands for a column of W_enc as a whole.
+        of_W_enc = residuals.reshape(-1, d_in).to(grad.dtype).T @ flat
+        return grad, None, None, (of_W_enc * gain).to(ctx.dtype), of_gain
