@@ -7,6 +7,8 @@ dictionary of centroids, and in the context ``flat_heads`` an SAE takes heads as
 What SAELens' interface does not tell, the architecture is asked for. It may have:
 
 * ``code_kind``: what its code is made of, see ``CodeKind``; without it, real numbers;
+* ``level_values``, ``[d_sae, L]``: of a code of L > 1 levels, the values that each latent can have where it fires,
+  in ascending order;
 * ``code_distances(x, among)``: of a one-hot code, how far each token is from each code;
 * ``flipped``, ``[d_sae]``: True for a latent whose polarity was inverted when the SAE was saved;
 * ``output_is_decoded_code``: False where ``sae(x)`` is more than ``decode(encode(x))``;
@@ -145,6 +147,15 @@ class Dictionary:
     def flipped(self) -> Bool[Tensor, " n_latents"] | None:
         """True for latents whose polarity was inverted when the SAE was saved; None where none can be."""
         return getattr(self.source, "flipped", None)
+
+    @property
+    def level_values(self) -> Float[Tensor, "n_latents L"] | None:
+        """The values that each latent can have where it fires, in ascending order; None unless they are a few."""
+        n_values = self.kind.n_values
+        if n_values is None or n_values == 1:
+            return None
+        source: Any = self.source
+        return source.level_values.detach()
 
     # Where it reads and writes
 

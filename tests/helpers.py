@@ -225,6 +225,10 @@ def make_training_bae(seed: int = 0, **overrides: Any) -> TrainingBAE:
             (sae.b_enc, 1.0),
         ):
             weight.copy_(scale * torch.randn(weight.shape, generator=generator))
+        # Of those there are where it has several levels, or feedback.
+        for name in ("threshold_gaps", "level_heights", "feedback_gain"):
+            if (weight := getattr(sae, name, None)) is not None:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
     sae._is_calibrated = True
     return sae
 
@@ -232,10 +236,11 @@ def make_training_bae(seed: int = 0, **overrides: Any) -> TrainingBAE:
 def make_bae(seed: int = 0, **overrides: Any) -> BAE:
     """A BAE for inference with random weights and a scale that is not one."""
     cfg = BAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, **overrides})
-    source = make_training_bae(seed, d_in=cfg.d_in, d_sae=cfg.d_sae)
+    of_code = {"n_levels": cfg.n_levels, "feedback_steps": cfg.feedback_steps}
+    source = make_training_bae(seed, d_in=cfg.d_in, d_sae=cfg.d_sae, **of_code)
     sae = BAE(cfg)
     generator = torch.Generator().manual_seed(seed + 1)
-    state = {name: source.state_dict()[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    state = {name: source.state_dict()[name] for name, _ in sae.named_parameters()}
     state["scale"] = 0.5 + torch.rand(cfg.d_sae, generator=generator)
     state["flipped"] = torch.zeros(cfg.d_sae, dtype=torch.bool)
     sae.load_state_dict(state)

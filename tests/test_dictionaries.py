@@ -31,9 +31,12 @@ from tests.helpers import (
 )
 
 N_TOPK = 24
+LEVELS = CodeKind(n_values=3)
 SAES: dict[str, tuple[Any, CodeKind, int]] = {
     "bae": (make_bae, ONE_BIT, D_SAE),
     "training bae": (make_training_bae, ONE_BIT, D_SAE),
+    "bae of levels": (lambda: make_bae(n_levels=3), LEVELS, D_SAE),
+    "training bae of levels": (lambda: make_training_bae(n_levels=3), LEVELS, D_SAE),
     "clvq_vae": (lambda: make_clvq(d_out=D_OUT), ONE_HOT, N_CODES),
     "training clvq_vae": (lambda: make_training_clvq(d_out=D_OUT), ONE_HOT, N_CODES),
     "topk": (lambda: make_topk(), REAL_VALUED, N_TOPK),
@@ -58,15 +61,17 @@ def test_what_an_sae_is(name):
 
     assert (dictionary.kind, dictionary.n_latents) == (kind, n_latents)
     assert dictionary.hook_names == (HOOK, HOOK_OUT)
+    if kind != LEVELS:
+        assert dictionary.level_values is None
     assert dictionary.writes_elsewhere
     assert dictionary.d_in == D_IN
     assert dictionary.d_out == (D_OUT if "vq" in name or name == "transcoder" else D_IN)
     sae: Any = dictionary.source
     assert dictionary.name == sae.cfg.architecture()
     assert dictionary.weights_sha256 == weights_sha256(sae)
-    assert is_one_bit(sae) == (kind is not REAL_VALUED)
+    assert is_one_bit(sae) == (kind.n_values == 1)
     assert is_one_hot(sae) == (kind is ONE_HOT)
-    assert (dictionary.flipped is None) == (name != "bae")
+    assert (dictionary.flipped is None) == (name not in ("bae", "bae of levels"))
 
 
 @pytest.mark.parametrize("name", SAES)
@@ -202,3 +207,15 @@ def test_a_code_of_levels_is_neither_of_bits_nor_real_valued():
 def test_a_hook_point_has_to_be_named():
     with pytest.raises(ValueError, match="names no hook point"):
         _ = Dictionary(make_bae()).hook_names
+
+
+@pytest.mark.parametrize("name", ["bae of levels", "training bae of levels"])
+def test_values_of_levels_are_those_of_the_code(name):
+    dictionary = dictionary_of(name)
+
+    values = dictionary.level_values
+
+    assert values is not None
+    assert not values.requires_grad
+    for column, own in zip(dictionary.encode(make_activations(500)).T, values, strict=True):
+        assert {*column.unique().tolist()} <= {0.0, *own.tolist()}

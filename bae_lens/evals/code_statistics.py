@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bae_lens.checks.fields import Flag, check, whole
 from bae_lens.evals.code_summary import CodeSummary, spread_of_l0
-from bae_lens.evals.magnitudes import MagnitudeQuantizer, magnitude_entropy
+from bae_lens.evals.magnitudes import LevelCounter, MagnitudeQuantizer, magnitude_entropy
 from bae_lens.nn import (
     binary_entropy,
     chance_co_firing,
@@ -54,10 +54,12 @@ class CodeStatistics:
         minibatch_size: tokens per minibatch, for the entropy of one. Rows are cut into minibatches in
             the order given, across updates; an unfinished one does not count.
         quantizer: gives the magnitudes of a real-valued code a length in bits.
+        level_values: ``[d_sae, L]``, the values that each latent of a code of levels can have where it
+            fires, in ascending order (``sae.level_values``): each level is counted then.
 
     Raises:
-        ValueError: if a number is none or outside its range, or ``flipped`` or ``quantizer`` does not
-            fit.
+        ValueError: if a number is none or outside its range, ``flipped``, ``quantizer`` or
+            ``level_values`` does not fit, or both of these are given.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class CodeStatistics:
         flipped: Tensor | None = None,
         minibatch_size: int = 1024,
         quantizer: MagnitudeQuantizer | None = None,
+        level_values: Tensor | None = None,
     ) -> None:
         d_sae = check("d_sae", d_sae, whole(1))
         pair_counts = check("pair_counts", pair_counts, Flag())
@@ -77,20 +80,28 @@ class CodeStatistics:
                 f"flipped must be bools of shape ({d_sae},), one per latent; got "
                 f"{self.flipped.dtype} of shape {tuple(self.flipped.shape)}."
             )
-        if quantizer is not None and len(quantizer.norms) != d_sae:
+        if quantizer is not None and level_values is not None:
             raise ValueError(
-                f"These statistics are of {d_sae} latents; the quantizer is of {len(quantizer.norms)} latents."
+                "A code of levels is counted exactly, at no resolution: give level_values or quantizer, "
+                "not both."
             )
         self.minibatch_size = minibatch_size
         self.quantizer = quantizer
+        self.levels = None if level_values is None else LevelCounter(level_values)
+        for name, cells in (("quantizer is", quantizer), ("level_values are", self.levels)):
+            if cells is not None and cells.d_sae != d_sae:
+                raise ValueError(
+                    f"These statistics are of {d_sae} latents; the {name} of {cells.d_sae} latents."
+                )
         self.n_tokens = 0
         self.n_fired = torch.zeros(d_sae, dtype=torch.int64)
         self.l0_counts = torch.zeros(d_sae + 1, dtype=torch.int64)
         # Of the values at which each latent fires.
         self.smallest = torch.full((d_sae,), torch.inf, dtype=torch.float64)
         self.largest = torch.full((d_sae,), -torch.inf, dtype=torch.float64)
+        cells = self._cells
         self.cell_counts = (
-            None if quantizer is None else torch.zeros(d_sae, quantizer.n_cells, dtype=torch.int64)
+            None if cells is None else torch.zeros(d_sae, cells.n_cells, dtype=torch.int64)
         )
         self.co_fired = torch.zeros(d_sae, d_sae, dtype=torch.int32) if pair_counts else None
         self.distinct: Counter[bytes] = Counter()
@@ -103,6 +114,11 @@ class CodeStatistics:
     def d_sae(self) -> int:
         """Number of latents."""
         return len(self.n_fired)
+
+    @property
+    def _cells(self) -> MagnitudeQuantizer | LevelCounter | None:
+        """What magnitudes are counted by."""
+        return self.quantizer if self.levels is None else self.levels
 
     @torch.no_grad()
     def update(self, acts: Tensor) -> None:
@@ -121,8 +137,8 @@ class CodeStatistics:
         self.l0_counts += torch.bincount(fired.sum(1), minlength=self.d_sae + 1).cpu()
         if len(fired) > 0:
             self._note_extremes(acts, fired)
-        if self.quantizer is not None and self.cell_counts is not None:
-            self.cell_counts += self.quantizer.count(acts).cpu()
+        if self._cells is not None and self.cell_counts is not None:
+            self.cell_counts += self._cells.count(acts).cpu()
         if self.co_fired is not None:
             self._count_pairs(fired, self.co_fired)
             packed = np.packbits(fired.cpu().numpy(), axis=1)
@@ -142,12 +158,11 @@ class CodeStatistics:
         """
         if not torch.equal(self.flipped, other.flipped):
             raise ValueError("Only statistics of the same code (d_sae, flipped) can be merged.")
-        quantizers = (self.quantizer, other.quantizer)
         same = {
             "pair_counts": self.pair_counts == other.pair_counts,
             "minibatch_size": self.minibatch_size == other.minibatch_size,
-            "quantizer": quantizers == (None, None)
-            or (None not in quantizers and self.quantizer.is_same(other.quantizer)),  # type: ignore[union-attr, arg-type]
+            "quantizer": _are_same(self.quantizer, other.quantizer),
+            "level_values": _are_same(self.levels, other.levels),
         }
         for name, is_same in same.items():
             if not is_same:
@@ -185,12 +200,15 @@ class CodeStatistics:
         if self.n_tokens == 0:
             raise ValueError("No token was counted: call update() with at least one row first.")
         rates = self.n_fired.double() / self.n_tokens
-        raw = torch.where(self.flipped, 1 - rates, rates)
-        folded = torch.minimum(rates, 1 - rates)
+        at_top = self._at_top(rates)
+        raw = torch.where(self.flipped, 1 - at_top, rates)
+        folded = torch.minimum(rates, 1 - at_top)
         dense = (raw > _DENSE).nonzero().squeeze(1)
         marginal = binary_entropy(rates).sum().item()
         joint = self._joint_entropies()
         is_one_bit = bool((self.smallest >= self.largest).all())
+        if self.levels is not None:
+            is_one_bit = self.levels.n_cells == 1
         magnitudes = self._magnitude_entropy(is_one_bit)
         support = marginal
         if self.pair_counts:
@@ -333,6 +351,16 @@ class CodeStatistics:
         )
         return dict(zip(names, values, strict=True))
 
+    def _at_top(self, rates: Tensor) -> Tensor:
+        """Share of tokens at which each latent has the highest of its values.
+
+        Where polarity is inverted, that is where it did not fire before. Of any other code than one of
+        levels it is taken for the rate at which it fires.
+        """
+        if self.levels is None or self.cell_counts is None:
+            return rates
+        return self.cell_counts[:, -1].double() / self.n_tokens
+
     def _magnitude_entropy(self, is_one_bit: bool) -> float | None:
         # Few tokens can make any code look like one of bits, so cells have the first word.
         if self.cell_counts is not None:
@@ -348,11 +376,16 @@ class CodeStatistics:
         return sum(int((unit[i + 1 :] @ row < _ANTIPODAL).sum()) for i, row in enumerate(unit))
 
     def _exclusive_pairs(self, dense: Tensor) -> int | None:
-        """Pairs among ``dense`` that never fire together, in the polarity of training."""
-        if not self.pair_counts:
+        """Pairs among ``dense`` that never fire together, in the polarity of training.
+
+        None where a latent of several levels was inverted: who fires together with its highest level is
+        not counted.
+        """
+        fired, flipped = self.n_fired[dense], self.flipped[dense]
+        has_levels = self.levels is not None and self.levels.n_cells > 1
+        if not self.pair_counts or (has_levels and flipped.any()):
             return None
         n_pairs = 0
-        fired, flipped = self.n_fired[dense], self.flipped[dense]
         for i, latent in enumerate(dense.tolist()):
             both = self._co_fired_with(latent)[dense]
             # How often the two fire together if one of them, or both, is inverted.
@@ -361,3 +394,10 @@ class CodeStatistics:
                 both = torch.where(flipped, self.n_tokens - fired, fired) - both
             n_pairs += int((both[i + 1 :] == 0).sum())
         return n_pairs
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two parts count into the same cells, or there is neither."""
+    if one is None or other is None:
+        return one is other
+    return one.is_same(other)

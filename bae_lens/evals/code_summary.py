@@ -15,7 +15,9 @@ class CodeSummary:
 
     *Raw* is the code with the polarity it was trained with; *folded* counts a latent that is on for
     more than half of the tokens by how often it is off, min(p, 1 − p), since that is when it says
-    something. Folding hides always-on latents, so both are given.
+    something. Folding hides always-on latents, so both are given. A latent of several levels is off, seen
+    from the other end, at its highest one: with q_L the share of tokens there, raw is 1 − q_L where
+    it was inverted, and folded min(p, 1 − q_L).
 
     What was not asked for, or cannot be known, is None.
 
@@ -32,7 +34,8 @@ class CodeSummary:
             was never off).
         antipodal_dense_pairs: pairs of latents denser than 10 % whose decoder directions have a
             cosine below −0.9, raw. Needs the decoder.
-        exclusive_dense_pairs: pairs of such latents that never fire together, raw. Needs pair counts.
+        exclusive_dense_pairs: pairs of such latents that never fire together, raw. Needs pair counts;
+            not known where one of them has several levels and was inverted.
         marginal_entropy: Σ_j H₂(p_j) over all tokens, in bits per token: an upper bound of the
             entropy of which latents fire, reached only by independent latents.
         minibatch_entropy: the same of one minibatch, as in training, averaged over minibatches: what
@@ -50,11 +53,15 @@ class CodeSummary:
         plug_in_ceiling: log₂ of the number of tokens, which ``plug_in_entropy`` cannot pass; near
             it, it only says how many tokens there were.
         n_distinct_codes: distinct codes seen.
-        is_one_bit: whether every latent had one value only where it fired.
-        magnitude_entropy: bits per token of the quantized magnitudes, given which latents fire; 0
-            for a one-bit code, None for others without a quantizer. Of the frequencies on these very
-            tokens, and so a little low where cells are many.
-        magnitude_bits: resolution of those, see ``MagnitudeQuantizer``.
+        is_one_bit: whether every latent had one value only where it fired; of a code of levels,
+            whether it can only have one.
+        magnitude_entropy: bits per token of how strongly latents fire, given which do. Of a code of
+            levels, of the level: Σ_j p_j·H(level | j fires), exact but for the sample. Of other codes, of the
+            quantized magnitudes; 0 for a one-bit code, None without a quantizer. Of the frequencies
+            on these very tokens, and so a little low where cells are many: by about
+            (L − 1)/(2·n·ln 2) bits for each latent that has L of them among n tokens.
+        magnitude_bits: resolution of quantized magnitudes, see ``MagnitudeQuantizer``; None of levels,
+            for which none is chosen.
         support_entropy: bits per token of which latents fire: the marginal entropy less the total
             correlation, of which what chance alone would show is not counted; without pair counts,
             the marginal entropy, which does not compare with it.

@@ -1,4 +1,7 @@
-"""Magnitudes of a real-valued code, quantized, so that the code has a length in bits."""
+"""Magnitudes in cells that can be counted, so that a code has a length in bits.
+
+Those of a real-valued code are quantized; a code of levels has cells of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bae_lens.checks.fields import Number, check
+from bae_lens.nn import check_level_values, level_indices
 
 # At 0 bits a cell is so many times the root mean square of the magnitudes wide. Cells reach to so many
 # times it in either direction, so that a few outliers cannot ask for gigabytes of them.
@@ -51,6 +55,11 @@ class MagnitudeQuantizer:
         """Whether both put values into the same cells."""
         mine, theirs = ((q.step, q.first_cell, q.n_cells) for q in (self, other))
         return mine == theirs and torch.equal(self.norms.cpu(), other.norms.cpu())
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return len(self.norms)
 
     @property
     def n_cells(self) -> int:
@@ -126,6 +135,43 @@ class MagnitudeQuantizer:
         scaled = acts[fired].float() * self.norms.to(acts.device)[latent]
         cell = (scaled / self.step).floor().long() - self.first_cell
         return latent * self.n_cells + cell.clamp(0, self.n_cells - 1)
+
+
+class LevelCounter:
+    """Counts the levels of a code whose latents have few values, which the SAE knows: no resolution is chosen.
+
+    Args:
+        values: ``[d_sae, L]``, the values of each latent where it fires, in ascending order.
+
+    Raises:
+        ValueError: if they are not that.
+    """
+
+    def __init__(self, values: Float[Tensor, "d_sae L"]) -> None:
+        check_level_values(values)
+        self.values = values.detach().clone()
+
+    def is_same(self, other: LevelCounter) -> bool:
+        """Whether both are of the same values."""
+        mine, theirs = (levels.values.double().cpu() for levels in (self, other))
+        return torch.equal(mine, theirs)
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return len(self.values)
+
+    @property
+    def n_cells(self) -> int:
+        """Levels a latent, 0 not among them."""
+        return self.values.shape[1]
+
+    def count(self, acts: Float[Tensor, "n d_sae"]) -> Int[Tensor, "d_sae L"]:
+        """How many tokens have each level of each latent, where it fires."""
+        levels = level_indices(acts, self.values)
+        fired = levels > 0
+        flat = fired.nonzero()[:, 1] * self.n_cells + levels[fired] - 1
+        return torch.bincount(flat, minlength=self.values.numel()).reshape(self.values.shape)
 
 
 def magnitude_entropy(cell_counts: Int[Tensor, "d_sae n_cells"], n_tokens: int) -> float:

@@ -51,7 +51,8 @@ class CodeEvaluation(NamedTuple):
         explained_variance: 1 − Σ‖x − x̂‖² / Σ‖x − mean‖² over all batches (SAELens'
             ``explained_variance``); x is what is to be rebuilt.
         quantized_explained_variance: the same with the magnitudes quantized as they are for
-            ``code.description_length``; None without a quantizer.
+            ``code.description_length``; None without a quantizer, as for bits and levels, of which
+            that length is without any rounding.
     """
 
     code: CodeSummary
@@ -83,7 +84,7 @@ def summarize_code(
             training.
         magnitude_bits: resolution at which the magnitudes of a real-valued code are quantized. The
             quantizer is fitted on the first batch, which is scored with the others; where nothing fires
-            in it, there is none. Ignored for a one-bit code.
+            in it, there is none. Ignored for a code of bits or levels, whose values are counted as they are.
         outlier_scores: says which tokens are outliers, which are left out here, and takes in all of
             them; None: none are left out.
 
@@ -115,7 +116,12 @@ def summarize_code(
             if magnitude_bits is not None and has_magnitudes:
                 quantizer = MagnitudeQuantizer.fit(acts, dictionary.decoder_vectors, magnitude_bits)
             code = CodeStatistics(
-                dictionary.n_latents, pair_counts, dictionary.flipped, minibatch_size, quantizer
+                dictionary.n_latents,
+                pair_counts,
+                dictionary.flipped,
+                minibatch_size,
+                quantizer,
+                dictionary.level_values,
             )
         code.update(acts)
         plain.add_batch(sae_output=outputs, hidden_acts=targets)

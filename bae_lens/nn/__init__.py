@@ -18,6 +18,7 @@ from bae_lens.nn.joint_entropy import (
     mutual_information,
     plug_in_entropy,
 )
+from bae_lens.nn.level_index import check_level_values, level_indices
 from bae_lens.nn.levels import (
     LevelCode,
     heights_of,
@@ -55,6 +56,7 @@ __all__ = [
     "calibrated_weights",
     "chance_co_firing",
     "check_budget",
+    "check_level_values",
     "chow_liu_entropy",
     "chow_liu_tree",
     "component",
@@ -64,6 +66,7 @@ __all__ = [
     "follow_budget",
     "heights_of",
     "inverse_softplus",
+    "level_indices",
     "marginal_entropy",
     "miller_madow_correction",
     "mutual_information",

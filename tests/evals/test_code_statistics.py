@@ -26,7 +26,7 @@ from bae_lens.nn import (
     miller_madow_correction,
     plug_in_entropy,
 )
-from tests.helpers import known, support_bits
+from tests.helpers import about, known, support_bits
 
 
 def code_with_rates(rates: list[float], n: int = 1000) -> Tensor:
@@ -532,6 +532,142 @@ def test_a_quantizer_of_another_width_is_refused():
         CodeStatistics(4, quantizer=quantizer_of(random_acts(20, 3)))
 
 
+# Levels
+
+VALUES = torch.tensor([[1.0, 2.0, 4.0], [0.1, 0.2, 0.3], [3.0, 5.0, 5.5], [1.0, 1.5, 9.0]])
+
+
+def acts_at(levels: Tensor, values: Tensor = VALUES) -> Tensor:
+    table = torch.cat([torch.zeros_like(values[:, :1]), values], 1)
+    return table[torch.arange(len(table)), levels]
+
+
+def random_levels(n: int, seed: int = 0) -> Tensor:
+    """Of ``VALUES``: half of them 0, and the last latent at one level only where it fires."""
+    levels = torch.randint(0, 6, (n, 4), generator=torch.Generator().manual_seed(seed))
+    levels = torch.where(levels > 3, 0, levels)
+    levels[:, 3] = levels[:, 3].clamp(max=1)
+    return levels
+
+
+def test_the_level_of_a_latent_that_fires_costs_its_entropy():
+    # Of 8 tokens latent 0 fires on 4, at levels 1, 1, 2, 3: 1.5 bits each; latent 1 on 2, at levels
+    # 1, 3: 1 bit each; latent 2 always at level 2: nothing.
+    levels = torch.tensor([[1, 1, 2, 0, 3, 0, 0, 0], [0, 0, 0, 1, 0, 0, 3, 0], [2] * 8, [0] * 8]).T
+
+    code = summary_of(acts_at(levels), level_values=VALUES)
+
+    assert code.magnitude_entropy == pytest.approx((4 * 1.5 + 2 * 1) / 8)
+    assert code.support_entropy == code.marginal_entropy == pytest.approx(1 + entropy_bits(0.25))
+    assert code.description_length == pytest.approx(2 + entropy_bits(0.25))
+    assert (code.is_one_bit, code.magnitude_bits) == (False, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_levels_add_up_with_the_support_to_the_entropy_of_each_latents_value(dtype):
+    levels = random_levels(500)
+    values = VALUES.to(dtype)
+
+    code = summary_of(acts_at(levels, values), level_values=values)
+
+    shares = [levels[:, j].bincount().double() / 500 for j in range(4)]
+    expected = sum(-torch.xlogy(q, q).sum().item() / math.log(2) for q in shares)
+    assert code.description_length == pytest.approx(expected)
+
+
+def test_counting_levels_changes_nothing_else():
+    acts = acts_at(random_levels(300))
+    every = {"pair_counts": True, "minibatch_size": 50, "W_dec": torch.eye(4)}
+
+    code, plain = summary_of(acts, level_values=VALUES, **every), summary_of(acts, **every)
+
+    own = {"magnitude_entropy": code.magnitude_entropy}
+    own["description_length"] = plain.support_entropy + known(code.magnitude_entropy)
+    # Counted from the other end, a latent of levels is off at the highest one.
+    own |= {name: getattr(code, name) for name in FOLDED}
+    assert code.to_dict() == plain.to_dict() | own
+    assert known(code.magnitude_entropy) > 1
+
+
+FOLDED = ("l0_folded", "dense_share_10_folded", "dense_share_1_folded")
+
+
+def test_a_code_of_levels_is_not_one_bit_though_few_tokens_show_one_value():
+    code = summary_of(VALUES[:, 1].expand(5, -1), level_values=VALUES)
+
+    assert not code.is_one_bit
+    assert code.magnitude_entropy == 0
+
+
+def test_one_level_a_latent_is_a_code_of_bits():
+    acts = acts_at(random_levels(50).clamp(max=1))
+
+    code = summary_of(acts, level_values=VALUES[:, :1])
+
+    assert code.to_dict() == summary_of(acts).to_dict()
+    assert code.is_one_bit
+
+
+def test_densities_of_inverted_latents_of_levels_are_those_of_training():
+    levels = random_levels(400)
+    flipped = torch.tensor([True, False, True, False])
+    inverted = torch.where(flipped, 3 - levels, levels)
+
+    raw = summary_of(acts_at(levels), level_values=VALUES).to_dict()
+    code = summary_of(acts_at(inverted), flipped, level_values=VALUES).to_dict()
+
+    names = (*FOLDED, "l0_raw", "dense_share_10", "dense_share_1", "max_density", "always_on_share")
+    assert {n: code[n] for n in names} == about({n: raw[n] for n in names}, 1e-12)
+    assert code["l0"] != raw["l0"]
+
+
+def test_pairs_of_inverted_latents_of_levels_are_not_known():
+    acts = acts_at(random_levels(100))
+    on = torch.tensor([False, True, False, False])
+
+    known_pairs, unknown = (
+        summary_of(acts, flipped, pair_counts=True, level_values=VALUES) for flipped in (None, on)
+    )
+
+    assert known_pairs.exclusive_dense_pairs == 0
+    assert unknown.exclusive_dense_pairs is None
+
+
+def test_levels_are_merged():
+    acts, parts = acts_at(random_levels(90)), []
+    for rows in acts.split(40):
+        parts.append(CodeStatistics(4, level_values=VALUES.clone()))
+        parts[-1].update(rows)
+
+    for part in parts[1:]:
+        parts[0].merge(part)
+
+    whole = summary_of(acts, level_values=VALUES)
+    assert parts[0].compute().to_dict() == about(whole.to_dict(), 1e-12)
+
+
+def test_values_may_change_after_the_statistics_were_made():
+    values = VALUES.clone()
+    statistics = CodeStatistics(4, level_values=values)
+    values.mul_(10)
+    statistics.update(acts_at(random_levels(50)))
+
+    expected = summary_of(acts_at(random_levels(50)), level_values=VALUES)
+    assert statistics.compute().magnitude_entropy == expected.magnitude_entropy
+
+
+def test_levels_and_a_resolution_are_not_both():
+    with pytest.raises(ValueError, match="level_values or quantizer, not both"):
+        CodeStatistics(4, quantizer=quantizer_of(random_acts(20, 4)), level_values=VALUES)
+
+
+def test_levels_of_another_width_are_refused():
+    with pytest.raises(ValueError, match="of 3 latents; the level_values are of 4"):
+        CodeStatistics(3, level_values=VALUES)
+    with pytest.raises(ValueError, match="must ascend"):
+        CodeStatistics(4, level_values=-VALUES)
+
+
 # What may be counted
 
 
@@ -829,10 +965,15 @@ def test_different_codes_are_not_merged(one, other):
         one.merge(other)
 
 
-@pytest.mark.parametrize("name", ["pair_counts", "minibatch_size", "quantizer"])
+@pytest.mark.parametrize("name", ["pair_counts", "minibatch_size", "quantizer", "level_values"])
 def test_different_settings_are_not_merged(name):
     acts = random_acts(20, 2)
-    setting = {"pair_counts": True, "minibatch_size": 7, "quantizer": quantizer_of(acts)}[name]
+    setting = {
+        "pair_counts": True,
+        "minibatch_size": 7,
+        "quantizer": quantizer_of(acts),
+        "level_values": VALUES[:2],
+    }[name]
     one, other = CodeStatistics(2), CodeStatistics(2, **{name: setting})
     other.update(acts)
     before = copy.deepcopy(state_of(one))
@@ -842,6 +983,13 @@ def test_different_settings_are_not_merged(name):
             first.merge(second)
 
     assert_same_state(one, before)
+
+
+def test_codes_of_other_levels_are_not_merged():
+    one = CodeStatistics(4, level_values=VALUES)
+    for other in (VALUES + 1, VALUES[:, :2]):
+        with pytest.raises(ValueError, match="level_values differs"):
+            one.merge(CodeStatistics(4, level_values=other))
 
 
 def test_flipped_of_another_width_is_refused():

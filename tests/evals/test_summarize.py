@@ -185,6 +185,58 @@ def test_a_one_bit_code_ignores_the_resolution_of_magnitudes(make_sae):
     assert evaluation.code.description_length == evaluation.code.marginal_entropy
 
 
+# A BAE with several levels
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("make_sae", [make_bae, make_training_bae])
+def test_levels_are_counted_as_a_plain_reference_has_them(make_sae, dtype):
+    sae, x = make_sae(n_levels=3, feedback_steps=1, dtype=dtype), make_activations(600)
+
+    evaluation = summarize_code(sae, x.split(250), pair_counts=True, magnitude_bits=3)
+
+    code = evaluation.code
+    with torch.no_grad():
+        acts = torch.cat([sae.encode(part) for part in x.split(250)]).double()
+    cost = 0.0
+    for column in acts.T:
+        n_each = column[column != 0].unique(return_counts=True)[1].tolist()
+        cost -= sum(n * math.log2(n / sum(n_each)) for n in n_each) / 600
+    assert len({len(column.unique()) for column in acts.T} & {3, 4}) > 0
+    assert code.magnitude_entropy == pytest.approx(cost)
+    assert code.description_length == code.support_entropy + known(code.magnitude_entropy)
+    assert (code.is_one_bit, code.magnitude_bits) == (False, None)
+    assert evaluation.quantized_explained_variance is None
+
+
+def test_a_saved_bae_of_levels_has_the_densities_and_the_entropy_of_its_training(tmp_path):
+    training = make_training_bae(dtype="float64", n_levels=3)
+    with torch.no_grad():
+        training.b_enc.add_(1.5)
+    x = make_activations(2000).double()
+    with torch.no_grad():
+        levels = (training.encode(x)[..., None] >= training.level_values - 1e-9).double().mean(0)
+        training.firing_rate.copy_(levels[:, 0])
+        training.level_shares.copy_(levels - torch.nn.functional.pad(levels[:, 1:], (0, 1)))
+    training.save_inference_model(tmp_path)
+
+    sae = SAE.load_from_disk(tmp_path)
+    before, after = (summarize_code(s, [x], pair_counts=True).code for s in (training, sae))
+
+    assert isinstance(sae, BAE)
+    assert 5 < int(sae.flipped.sum()) < D_SAE
+    raw = ("l0_raw", "dense_share_10", "dense_share_1", "max_density", "always_on_share")
+    folded = ("l0_folded", "dense_share_10_folded", "dense_share_1_folded")
+    for name in (*raw, *folded):
+        assert getattr(after, name) == pytest.approx(getattr(before, name)), name
+    assert after.l0 < before.l0 - 1
+    # Which end a latent is counted from moves bits between the two, and changes nothing in all.
+    assert after.marginal_entropy + known(after.magnitude_entropy) == pytest.approx(
+        before.marginal_entropy + known(before.magnitude_entropy)
+    )
+    assert after.marginal_entropy != pytest.approx(before.marginal_entropy)
+
+
 # An SAE with magnitudes
 
 

@@ -1,0 +1,76 @@
+"""Which of its values each latent of a code of levels has."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bae_lens.nn.precision import widened
+
+
+def check_level_values(values: Float[Tensor, "d_sae L"]) -> None:
+    """Check the values that latents of a code of levels can have.
+
+    Raises:
+        ValueError: if they are not finite floats of two dimensions, with one value a latent or more, in
+            ascending order.
+    """
+    if values.ndim != 2 or values.shape[1] == 0 or not values.is_floating_point():
+        raise ValueError(
+            "level_values must be floats of shape [d_sae, L], the L values of each latent where it fires; "
+            f"got {values.dtype} of shape {tuple(values.shape)}."
+        )
+    if not values.isfinite().all():
+        raise ValueError("level_values must be finite; some of them are NaN or infinite.")
+    descends = (values[:, 1:] < values[:, :-1]).any(1).nonzero().flatten()
+    if len(descends) > 0:
+        latent = int(descends[0])
+        raise ValueError(
+            "level_values must ascend for each latent, level 1 first; those of latent "
+            f"{latent} are {values[latent].tolist()}."
+        )
+
+
+@torch.no_grad()
+def level_indices(
+    acts: Float[Tensor, "*batch d_sae"], level_values: Float[Tensor, "d_sae L"]
+) -> Int[Tensor, "*batch d_sae"]:
+    """The level of each latent: 0 where its activation is 0, else 1 … L, that of the nearest value.
+
+    Nearest, so that activations may be rounded to another dtype than the values. Where a narrow dtype
+    rounds two neighboring values to one, it is the lower of the two levels.
+
+    Args:
+        acts: dense activations, finite.
+        level_values: the values that each latent can have where it fires, in ascending order.
+
+    Returns:
+        Levels, int32.
+
+    Raises:
+        ValueError: if the shapes do not fit together, or the values are none that
+            ``check_level_values`` takes.
+
+    Examples:
+        >>> values = torch.tensor([[1.0, 1.5, 4.0], [2.0, 2.5, 3.0]])
+        >>> level_indices(torch.tensor([[4.0, 0.0], [1.0, 2.5]]), values).tolist()
+        [[3, 0], [1, 2]]
+    """
+    check_level_values(level_values)
+    if acts.ndim == 0 or acts.shape[-1] != len(level_values):
+        raise ValueError(
+            f"These values are of {len(level_values)} latents; got activations of shape "
+            f"{tuple(acts.shape)}."
+        )
+    values = widened(level_values).to(acts.device)
+    boundaries = (values[:, 1:] + values[:, :-1]) / 2
+    fired = acts != 0
+    latents, fired_acts = fired.nonzero()[:, -1], widened(acts[fired])
+    levels = torch.ones_like(latents, dtype=torch.int32)
+    # One boundary at a time: memory is by what fires, and not L times that.
+    for boundary in boundaries.T:
+        levels += fired_acts > boundary[latents]
+    indices = torch.zeros(acts.shape, dtype=torch.int32, device=acts.device)
+    indices[fired] = levels
+    return indices
