@@ -88,15 +88,13 @@ def _quantize(
     temperature: float,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(pre.dtype, torch.float32)
-    if pre.device.type == "cpu":
+    if _lists_entries(pre):
         on = _On.of(pre, thresholds)
         acts = torch.zeros_like(pre)
         values = heights.cumsum(1).to(pre.dtype)
         acts.view(-1)[on.entry] = values[on.latent, on.level]
         # Those at a level or above it.
-        counts = on.summed(None, thresholds.shape).to(dtype)
-        return acts, counts
-    # What a device would wait for, the number of entries that are on, is not asked for there.
+        return acts, on.summed(None, thresholds.shape).to(dtype)
     acts = torch.zeros_like(pre)
     counts = []
     for threshold, height in zip(thresholds.unbind(1), heights.unbind(1), strict=True):
@@ -134,7 +132,7 @@ def _quantize_grad(
             grad_thresholds[level] -= term.sum(0)
             total = term if level == 0 else total.add_(term)
         grad_pre[rows] = total
-    if pre.device.type == "cpu":
+    if _lists_entries(pre):
         on = _On.of(pre, thresholds)
         grad_heights = on.summed(grad_acts.reshape(-1)[on.entry].to(wide), heights.shape)
     else:
@@ -231,6 +229,11 @@ class _StepGradient:
             shifted = self.pre - threshold
             return shifted * (1 - shifted)
         return torch.ones_like(threshold)
+
+
+def _lists_entries(pre: Tensor) -> bool:
+    """Whether to go by a list of the entries that are on: a device would wait for its length."""
+    return pre.device.type == "cpu"
 
 
 def _rows_at_a_time(pre: Tensor) -> int:

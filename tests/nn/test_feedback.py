@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bae_lens.nn import binarize, with_feedback
+from tests.helpers import grad_of
+
+N, D_IN, D_SAE = 11, 6, 9
+
+
+def draw(*batch, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    W_enc, gain = rand(D_IN, D_SAE).requires_grad_(), rand(D_SAE).requires_grad_()
+    return rand(*batch, D_IN), W_enc, rand(D_SAE, D_IN), gain
+
+
+def plainly(x, W_enc, W_dec, gain, steps):
+    """The definition, step by step, by autograd: residuals are constants."""
+    pre = x @ W_enc
+    for _ in range(steps):
+        residual = (x - binarize(pre) @ W_dec).detach()
+        pre = pre + gain * (residual @ W_enc)
+    return pre
+
+
+def with_ours(x, W_enc, W_dec, gain, steps):
+    return with_feedback(x @ W_enc, x, W_enc, gain, lambda pre: binarize(pre) @ W_dec, steps)
+
+
+@pytest.mark.parametrize("batch", [(N,), (3, 5)])
+@pytest.mark.parametrize("steps", [0, 1, 2, 4])
+def test_values_and_gradients_are_those_of_the_definition(steps, batch):
+    given, other = draw(*batch), draw(*batch)
+
+    pre, expected = with_ours(*given, steps), plainly(*other, steps)
+    weight = torch.linspace(-1, 1, pre.numel(), dtype=torch.float64).reshape(pre.shape)
+    (pre * weight).sum().backward()
+    (expected * weight).sum().backward()
+
+    torch.testing.assert_close(pre, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(grad_of(given[1]), grad_of(other[1]), rtol=1e-10, atol=1e-12)
+    if steps > 0:
+        torch.testing.assert_close(grad_of(given[3]), grad_of(other[3]), rtol=1e-10, atol=1e-12)
+
+
+def test_without_a_gain_nothing_is_added():
+    x, W_enc, W_dec, _ = draw(N)
+
+    pre = with_ours(x, W_enc, W_dec, torch.zeros(D_SAE, dtype=torch.float64), 3)
+
+    assert torch.equal(pre, x @ W_enc)
+
+
+def test_of_two_latents_that_mean_the_same_the_weaker_one_is_silenced():
+    """Without feedback both fire, and the reconstruction overshoots."""
+    W_enc = torch.tensor([[1.0, 0.6]])
+    W_dec = torch.tensor([[1.0], [1.0]])
+    x = torch.tensor([[1.0]])
+    bias = torch.tensor([-0.3, -0.3])
+
+    def decoded(pre):
+        return binarize(pre) @ W_dec
+
+    before = x @ W_enc + bias
+    after = with_feedback(before, x, W_enc, torch.tensor([0.5, 1.0]), decoded, 1)
+
+    assert decoded(before).item() == 2
+    assert decoded(after).item() == 1
+    assert after[0, 0] > 0 > after[0, 1]
+
+
+def test_it_compiles():
+    x, W_enc, W_dec, gain = draw(N)
+    expected = with_ours(x, W_enc, W_dec, gain, 2)
+
+    compiled = torch.compile(with_ours, backend="aot_eager", fullgraph=True)
+
+    torch.testing.assert_close(compiled(x, W_enc, W_dec, gain, 2), expected)
