@@ -113,7 +113,9 @@ def test_nothing_but_the_pre_activations_is_kept_for_backward():
     pre, thresholds, heights = draw()
     kept = []
 
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.append(t.numel()) or t, lambda t: t
+    ):
         quantize_levels(pre, thresholds, heights)
 
     assert sorted(kept) == sorted([N * D, D * L, D * L])
