@@ -162,6 +162,119 @@ def wilson(k: int, n: int) -> Interval | None:
     return Interval(share, max(center - half, 0.0), min(center + half, 1.0))
 
 
+class Stratified(NamedTuple):
+    """A sample of values, with what another is to be compared with it at.
+
+    Attributes:
+        values: one per example.
+        strata: class of each example, such as that of how often a latent fires.
+        groups: which examples have a cause in common, such as the seed of their dictionary; None: none
+            have.
+    """
+
+    values: Sequence[float]
+    strata: Sequence[int]
+    groups: Sequence[Hashable] | None = None
+
+
+class StandardizedDifference(NamedTuple):
+    """Difference of two samples' means at equal strata.
+
+    Attributes:
+        interval: the difference, with its 95 % percentile bootstrap interval.
+        n_matched: sum of the weights.
+        n_strata: strata that both samples have.
+    """
+
+    interval: Interval
+    n_matched: int
+    n_strata: int
+
+
+def standardized_difference(
+    one: Stratified, other: Stratified, seed: int = 0, n_resamples: int = 2000
+) -> StandardizedDifference | None:
+    """Difference of two samples' means as if both had the same shares of the strata.
+
+    Within each stratum s, the mean of ``one`` less that of ``other``; of these the mean with weights
+    min(n_one,s, n_other,s), the same for both. Strata that only one of them has are left out, so that
+    it says little of the samples where ``n_matched`` is small beside them. What differs within a
+    stratum is not adjusted for.
+
+    The interval is over groups drawn with replacement, of each sample by itself, and over their
+    examples; weights are those of what is drawn. Of a few groups it is too narrow. Draws without a
+    common stratum are left out; where all are, it is as wide as the values.
+
+    Args:
+        one: the sample that the other is subtracted from.
+        other: the other.
+        seed: of the draws.
+        n_resamples: how many times as many groups and examples are drawn.
+
+    Returns:
+        None where the samples have no stratum in common.
+
+    Raises:
+        ValueError: if a sample has not as many strata, or groups, as values.
+    """
+    strata = sorted({*one.strata, *other.strata})
+    rng = np.random.default_rng(seed)
+    (mean,), (weights,) = _standardized(*(_by_stratum(own, strata) for own in (one, other)))
+    if np.isnan(mean):
+        return None
+    means, _ = _standardized(*(_by_stratum(own, strata, rng, n_resamples) for own in (one, other)))
+    means = means[~np.isnan(means)]
+    span = np.ptp([*one.values, *other.values])
+    low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (-span, span)
+    interval = Interval(float(mean), float(low), float(high))
+    return StandardizedDifference(interval, int(weights.sum()), int((weights > 0).sum()))
+
+
+def _by_stratum(
+    sample: Stratified,
+    strata: Sequence[int],
+    rng: np.random.Generator | None = None,
+    n_resamples: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Number of values in each stratum and their sum, ``[n_resamples, n_strata]``; drawn, if there is an rng."""
+    values = np.asarray(sample.values, dtype=np.float64)
+    groups = [0] * len(values) if sample.groups is None else list(sample.groups)
+    if not len(values) == len(sample.strata) == len(groups):
+        raise ValueError(
+            "A sample must have as many strata, and groups, as values; got "
+            f"{len(values)} values, {len(sample.strata)} strata and {len(groups)} groups."
+        )
+    number = {name: i for i, name in enumerate(dict.fromkeys(groups))}
+    of_group = np.array([number[group] for group in groups], dtype=np.int64)
+    of_stratum = np.searchsorted(strata, sample.strata)
+    times = np.ones((n_resamples, len(number)), dtype=np.int64)
+    if rng is not None and number:
+        times = rng.multinomial(len(number), np.full(len(number), 1 / len(number)), n_resamples)
+    counts, sums = np.zeros((2, n_resamples, len(strata)))
+    for i in range(len(number)):
+        # Examples of one stratum and value are drawn as one kind, which comes to the same.
+        own = np.stack([of_stratum[of_group == i], values[of_group == i]])
+        kinds, n = np.unique(own, axis=1, return_counts=True)
+        n_drawn = np.tile(n, (n_resamples, 1))
+        if rng is not None:
+            n_drawn = rng.multinomial(times[:, i] * n.sum(), n / n.sum())
+        is_of = kinds[0][:, None] == np.arange(len(strata))
+        counts += n_drawn @ is_of
+        sums += n_drawn @ (is_of * kinds[1][:, None])
+    return counts, sums
+
+
+def _standardized(
+    one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted mean of the strata's differences, NaN without a common one, and the weights."""
+    (n_one, sum_one), (n_other, sum_other) = one, other
+    weights = np.minimum(n_one, n_other)
+    difference = sum_one / np.maximum(n_one, 1) - sum_other / np.maximum(n_other, 1)
+    with np.errstate(invalid="ignore"):
+        return (weights * difference).sum(1) / weights.sum(1), weights
+
+
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | None:
     """Spearman's; None of fewer than three pairs, or where one of them never changes."""
     if len(one) < 3 or len(set(one)) == 1 or len(set(other)) == 1:

@@ -32,13 +32,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -46,6 +42,7 @@ from typing import Any
 from concept_ablation_trials import CLVQ, DATASETS, METHODS, VARIANTS, Plan, collect, fit, run_cell
 from cross_layer import table
 from cross_layer_data import TASKS
+from workers import Workers
 from writing import add_write_argument, written
 
 from bae_lens.charts import save_figure
@@ -91,24 +88,6 @@ class Cells:
             write_text(self.path, json.dumps({"plan": self.plan, "cells": self.cells}))
 
 
-def run_jobs(jobs: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]], workers: int) -> Any:
-    """In processes of one thread each; yields names and what they gave, as they end."""
-    os.environ["TQDM_DISABLE"] = "1"
-    os.environ["OMP_NUM_THREADS"] = "1"
-    start = time.time()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(f, *args): name for name, (f, args) in jobs.items()}
-        try:
-            for i, future in enumerate(as_completed(futures)):
-                result, name = future.result(), futures[future]
-                minutes = (time.time() - start) / 60
-                print(f"[{i + 1}/{len(futures)}, {minutes:.0f} min] {name}", flush=True)
-                yield name, result
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
 def run(plan: Plan, args: argparse.Namespace, cells: Cells, folder: Path) -> None:
     """Train the dictionaries that are wanted, and ablate them in each cell."""
     left = {
@@ -126,8 +105,6 @@ def run(plan: Plan, args: argparse.Namespace, cells: Cells, folder: Path) -> Non
         for model in models
         for method in args.methods
     }
-    for _ in run_jobs(trainings, args.workers):
-        pass
     ablations = {
         key: (
             run_cell,
@@ -135,8 +112,11 @@ def run(plan: Plan, args: argparse.Namespace, cells: Cells, folder: Path) -> Non
         )
         for key, pair in left.items()
     }
-    for key, cell in run_jobs(ablations, args.workers):
-        cells.add(key, cell)
+    with Workers(args.workers) as workers:
+        for _ in workers.run(trainings):
+            pass
+        for key, cell in workers.run(ablations):
+            cells.add(key, cell)
 
 
 # Tables

@@ -194,11 +194,10 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 # Dictionaries
 
 
-def load_model(model: str) -> Any:
+def load_model(model: str, device: str = "cpu") -> Any:
     hooks = TASKS[model]
-    return demo.load_model(
-        hooks.model_name, "TransformerBridge" if hooks.is_encoder else "HookedTransformer"
-    )
+    kind = "TransformerBridge" if hooks.is_encoder else "HookedTransformer"
+    return demo.load_model(hooks.model_name, kind, device)
 
 
 def collect(plan: Plan, model: str, folder: Path) -> None:

@@ -2,17 +2,23 @@
 
     python benchmarks/interpretability.py --data DIR --cache bench_output --output interpretability.json
     python benchmarks/interpretability.py --quick         # minutes: little data, few steps, one seed
+    python benchmarks/interpretability.py --parts latents --device cuda --workers 14 --minutes 8 \\
+        --cache bench_output --output interpretability.json
 
 **Latents.** BAE and SAELens' TopK, BatchTopK and JumpReLU after block 15, all of the same width and
 trained on the same activations with the same batches and steps. Five levels: budgets of 19 to 300 bits a
 token for BAE, L0 2 to 48 for the others, whose magnitudes come on top of the bits that are printed. At
-each level each has the learning rate, of four, that explains the most of held-out activations; nothing is
-chosen by what is measured here. The control is a TopK SAE with random directions that was not trained.
-The same held-out text is read with each; of the latents that fire in enough texts, an equal number is
-drawn and given the intruder test with the offline judge. A latent is *heard* if the intruder is found in
-80 % of trials, by chance in 20 %; "in all" is the share that is heard times the number of latents with
-enough texts. That a latent is heard may be for a single token: the column "not one token" counts those
-whose most frequent token makes up at most half of the examples.
+each level each has the learning rate, of those given, that explains the most of held-out activations;
+nothing is chosen by what is measured here. The control is a TopK SAE with random directions that was not
+trained. The same held-out text is read with each; of the latents that fire in enough texts, an equal
+number is drawn and given the intruder test with the offline judge. A latent is *heard* if the intruder is
+found in 80 % of trials, by chance in 20 %; "in all" is the share that is heard times the number of latents
+with enough texts. That a latent is heard may be for a single token: the column "not one token" counts
+those whose most frequent token makes up at most half of the examples.
+
+Latents that fire seldom may be heard more often, and one code may have more of these. So the share that is
+heard is printed by how often latents fire, too, and each BAE's less each other's at equal firing rates
+(``equal_rates.py``).
 
 **Codes.** CLVQ-VAE, VQ-VAE and k-means as ``concept_ablation.py`` trains them (512 codes, after block 10;
 TopK SAE and BAE with 2,048 latents for comparison, one seed), and as a control the activations of 512 random
@@ -20,37 +26,58 @@ tokens as centroids. What the probe predicts of a text is told by a classifier o
 the salient token's concept alone, whose words and contexts are from other texts, which it does not know.
 Beside it: the concept's class shares, the salient word alone, and the whole text. DIR holds the
 labeled texts, by the names in ``concept_ablation_trials.DATASETS``; without it movie reviews are read.
+
+Of what ``--cache`` and ``--output`` hold nothing is measured again. After ``--minutes`` nothing else is
+begun, and tables are of what there is: the levels of the target come first, then the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from concept_ablation import Cells, run_jobs
+import torch
+from concept_ablation import Cells
 from concept_ablation_trials import DATASETS, Plan, collect, fit
 from cross_layer import table
+from equal_rates import (
+    LEAST_MATCHED,
+    N_BINS,
+    ScoredLatent,
+    by_rate,
+    differences,
+    scored_latents,
+    signed,
+)
 from interpretability_trials import (
     ARCHITECTURES,
     CODES,
+    COMPARED,
+    CONTROLS,
     ENTROPIES,
     L0S,
     MODEL,
+    NO_CAP,
     PEERS,
     RANDOM,
+    TARGETED,
     TOKENS,
     Listening,
     listen,
+    read_corpus,
     recover_cell,
     validate,
 )
 from untangling_trials import NAMES, OURS, Task, Trial, lm_task, prepare
+from workers import Job, Workers
 from writing import add_write_argument, written
 
 from bae_lens.scoring import IntruderResult
@@ -59,6 +86,8 @@ from bae_lens.stats import Interval, wilson
 
 # With the token purity that they may have at most.
 KINDS = (("latents that are heard", 1.0), ("of them not one token", 0.5))
+# Of the number of latents that are not for one token, over the best peer's.
+TARGET = 1.3
 QUICK_TASK: dict[str, Any] = {
     "steps": 30,
     "n_train": 8192,
@@ -82,63 +111,101 @@ def candidates(task: Task, args: argparse.Namespace) -> list[Trial]:
     that it has with it."""
     return [
         Trial(task.name, arch, level, lr, args.seeds[0])
+        for level in by_interest(args.levels)
         for arch in ARCHITECTURES
-        if arch != "bae_no_cap"
-        for level in args.levels
+        if not arch.endswith(NO_CAP)
         for lr in args.learning_rates
     ]
 
 
 def trials(task: Task, args: argparse.Namespace, cells: dict[str, Any]) -> list[Trial]:
-    """Each at the learning rate that explains the most of the activations held out for validation."""
+    """Each at the learning rate that explains the most of the activations held out for validation; those
+    for which none is known are left out."""
     best: dict[tuple[str, int], tuple[float, float]] = {}
     for trial in candidates(task, args):
-        if cell := cells.get(f"validation/{trial.key}"):
+        cell = cells.get(f"validation/{trial.key}")
+        if cell and not math.isnan(cell["validation_ev"]):
             place = trial.arch, trial.level
             own = (cell["validation_ev"], trial.lr)
             best[place] = max(best.get(place, own), own)
+    for level in args.levels:
+        best[RANDOM, level] = (0.0, 0.0)
     return [
-        Trial(task.name, arch, level, lr, seed)
+        Trial(task.name, arch, level, best[place][1], seed)
         for seed in args.seeds
-        for level in args.levels
+        for level in by_interest(args.levels)
         for arch in (*ARCHITECTURES, RANDOM)
-        for lr in [0.0 if arch == RANDOM else best[arch.removesuffix("_no_cap"), level][1]]
+        if (place := (arch.removesuffix(NO_CAP), level)) in best
     ]
 
 
-def run(task: Task, plan: Plan, args: argparse.Namespace, cells: Cells, folder: Path) -> None:
-    """All that is not in the file yet."""
+def by_interest(levels: Sequence[int]) -> list[int]:
+    """Those that the target is about first, for the case that time runs out."""
+    return sorted(levels, key=lambda level: (level not in TARGETED, level))
 
-    def finish(jobs: dict[str, Any]) -> None:
-        left = {key: job for key, job in jobs.items() if key not in cells.cells}
-        for key, cell in run_jobs(left, args.workers):
-            cells.add(key, cell)
 
-    jobs: dict[str, Any] = {}
-    if "codes" in args.parts:
-        collect(plan, MODEL, folder)
-        methods = [m for m in args.methods if m != TOKENS]
-        trainings = {
-            f"{method}, seed {seed}": (fit, (plan, MODEL, method, seed, folder))
-            for seed in args.seeds
-            for method in methods
-            if method not in PEERS or seed == args.seeds[0]
-        }
-        for _ in run_jobs(trainings, args.workers):
-            pass
-        for name in plan.datasets:
+def run(task: Task, plan: Plan, args: argparse.Namespace, cells: Cells, folder: Path) -> list[str]:
+    """All that is not in the file yet, or what there is time for; returns what failed."""
+    failed: dict[str, BaseException] = {}
+    with Workers(args.workers, args.minutes) as workers:
+
+        def finish(jobs: dict[str, Job]) -> None:
+            # Cells of before firing rates were kept are measured again.
+            left = {
+                key: job
+                for key, job in jobs.items()
+                if key not in cells.cells
+                or (key.startswith("latents/") and "rates" not in cells.cells[key])
+            }
+            for key, cell in workers.run(left, failed):
+                if cell is not None:
+                    cells.add(key, cell)
+
+        if "codes" in args.parts:
+            if not workers.is_time_out:
+                collect(plan, MODEL, folder)
+            finish(trainings_of_codes(plan, args, folder))
             # A reading of the texts and their attributions, for all dictionaries together.
-            own = (plan, name, args.methods, args.seeds, folder, args.n_texts_read)
-            jobs[f"codes/{name}"] = (recover_cell, own)
-    if "latents" in args.parts:
-        prepare([task], folder, "cpu")
-        for trial in candidates(task, args):
-            jobs[f"validation/{trial.key}"] = (validate, (trial, task, folder))
-    finish(jobs)
-    if "latents" in args.parts:
-        listening = Listening(**args.listening)
-        own = trials(task, args, cells.cells)
-        finish({f"latents/{t.key}": (listen, (t, task, folder, listening)) for t in own})
+            own = (args.methods, args.seeds, folder, args.n_texts_read)
+            finish({f"codes/{d}": (recover_cell, (plan, d, *own)) for d in plan.datasets})
+        if "latents" in args.parts:
+            if not workers.is_time_out:
+                prepare([task], folder, args.device)
+            listening = Listening(**args.listening)
+
+            def validations(among: Sequence[int]) -> dict[str, Job]:
+                own = [t for t in candidates(task, args) if t.level in among]
+                return {
+                    f"validation/{t.key}": (validate, (t, task, folder, args.device)) for t in own
+                }
+
+            def tests(among: Sequence[int]) -> dict[str, Job]:
+                own = [t for t in trials(task, args, cells.cells) if t.level in among]
+                return {
+                    f"latents/{t.key}": (listen, (t, task, folder, listening, args.device))
+                    for t in own
+                }
+
+            first = [level for level in args.levels if level in TARGETED]
+            others = [level for level in args.levels if level not in TARGETED]
+            reader = Trial(task.name, RANDOM, args.levels[0], 0.0, args.seeds[0])
+            corpus: Job = (read_corpus, (reader, task, folder, listening, args.device))
+            finish({"the text that is read": corpus} | validations(first))
+            finish(tests(first) | validations(others))
+            finish(tests(others))
+    if workers.n_left_out:
+        print("Out of time: tables are of what there is; the same command goes on.")
+    return list(failed)
+
+
+def trainings_of_codes(plan: Plan, args: argparse.Namespace, folder: Path) -> dict[str, Job]:
+    """Of all dictionaries of codes that are asked for; they are kept in the folder."""
+    return {
+        f"{method}, seed {seed}": (fit, (plan, MODEL, method, seed, folder))
+        for seed in args.seeds
+        for method in args.methods
+        if method != TOKENS and (method not in COMPARED or seed == args.seeds[0])
+    }
 
 
 # Latents
@@ -151,25 +218,36 @@ def passed(result: IntruderResult, *, control: bool = False, max_purity: float =
     return sum(s is not None and s.mean >= result.settings.threshold for s in scores)
 
 
+def share_passed(result: IntruderResult, *, control: bool = False) -> float | None:
+    """Of the latents, or controls, that were tested; None where none were."""
+    n = len(result.latents)
+    return passed(result, control=control) / n if n else None
+
+
 def in_all(result: IntruderResult, max_purity: float = 1.0) -> float:
     """Of the dictionary's latents, by the share of those tested."""
-    return passed(result, max_purity=max_purity) / len(result.latents) * result.n_enough
+    n = len(result.latents)
+    return passed(result, max_purity=max_purity) / n * result.n_enough if n else 0.0
 
 
 def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) -> None:
     found = {t: cells[f"latents/{t.key}"] for t in asked if f"latents/{t.key}" in cells}
     if not found:
         return
+    order = [*ARCHITECTURES, RANDOM]
+    found = dict(sorted(found.items(), key=lambda p: (p[0].level, order.index(p[0].arch))))
     results = {t: IntruderResult.from_dict(cell["result"]) for t, cell in found.items()}
-    first = next(iter(results.values()))
+    first = next((r for r in results.values() if r.latents), next(iter(results.values())))
     print(f"\n# Latents: {task.title}, {task.d_in} → {task.d_sae}\n")
     print(
-        f"Intruder test, {len(first.latents)} latents each at most; judge: {first.judge}.\n"
+        f"Intruder test, {first.settings.n_latents} latents each at most; judge: {first.judge}.\n"
         f"{first.caveat}"
     )
+    if missing := [t.key for t in asked if t not in found]:
+        print(f"\nNot measured: {len(missing)} of {len(asked)} ({', '.join(missing)}).")
     for level in dict.fromkeys(t.level for t in found):
         own = [t for t in found if t.level == level]
-        print(f"\n## Level {level}: {task.entropies[level]:g} bits, L0 {task.l0s[level]:g}\n")
+        print(f"\n## Level {level}: {level_title(task, level)}\n")
         header = [
             "",
             "lr",
@@ -191,8 +269,8 @@ def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) ->
             ]
             columns += [
                 [float(r.n_enough) for r in many],
-                [passed(r) / len(r.latents) for r in many],
-                [passed(r, control=True) / len(r.control) for r in many],
+                [share_passed(r) for r in many],
+                [share_passed(r, control=True) for r in many],
                 [in_all(r) for r in many],
                 [in_all(r, 0.5) for r in many],
                 [mean(r.purity()) for r in many],
@@ -204,11 +282,13 @@ def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) ->
             digits = (1, 0, 3, 0, 2, 2, 0, 0, 2, 3, 3, 3, 2)
             cells_of = [spread(c, d) for c, d in zip(columns, digits, strict=True)]
             lr = "–" if arch == RANDOM else f"{same[0].lr:g}"
-            lines.append([NAMES.get(arch, arch), lr, *cells_of])
+            lines.append([name_of(arch), lr, *cells_of])
         table(header, lines)
-        for what, limit in KINDS:
-            ratios(own, results, what, limit)
+        print("Share that passes, by how often a latent fires, with its Wilson interval:\n")
+        print(by_rate(latents_of({t: found[t] for t in own})).markdown())
     summarize_latents(found, results, task)
+    report_best_peers(results, task)
+    report_equal_rates(found, task)
 
 
 def summarize_latents(
@@ -228,32 +308,101 @@ def summarize_latents(
                 spread([of[t] for t in found if (t.arch, t.level) == (arch, level)], digits)
                 for level in levels
             )
-            lines.append([NAMES.get(arch, arch), *by_level])
-        titles = [f"{task.entropies[level]:g} bits, L0 {task.l0s[level]:g}" for level in levels]
-        table(["", *titles], lines)
+            lines.append([name_of(arch), *by_level])
+        table(["", *(level_title(task, level) for level in levels)], lines)
 
 
-def ratios(
-    own: Sequence[Trial], results: dict[Trial, IntruderResult], what: str, max_purity: float
-) -> None:
-    """BAE's number over that of the best peer of the same seed."""
-    for arch in (a for a in OURS if any(t.arch == a for t in own)):
-        found, best = [], []
-        for trial in (t for t in own if t.arch == arch):
-            peers = {
-                NAMES[t.arch]: in_all(results[t], max_purity)
-                for t in own
-                if t.seed == trial.seed and t.arch not in (*OURS, RANDOM)
-            }
-            if not peers:
-                continue
-            name = max(peers, key=lambda p: peers[p])
-            best.append(name)
-            found.append(
-                in_all(results[trial], max_purity) / peers[name] if peers[name] else float("nan")
-            )
-        names = ", ".join(dict.fromkeys(best))
-        print(f"{NAMES[arch]} over the best peer ({names}), {what}: {spread(found, 2)}")
+def report_best_peers(results: dict[Trial, IntruderResult], task: Task) -> None:
+    """Each BAE's number of latents over that of the best peer of the same seed; what the target is of."""
+    levels = list(dict.fromkeys(t.level for t in results))
+    for what, limit in KINDS:
+        print(f"\n## {what[0].upper()}{what[1:]}: over the best peer's\n")
+        lines = []
+        for arch in (a for a in OURS if any(t.arch == a for t in results)):
+            cells_of = []
+            for level in levels:
+                ratios, names = over_best_peer(results, arch, level, limit)
+                cells_of.append(f"{spread(ratios, 2)} ({', '.join(names)})" if names else "–")
+            lines.append([name_of(arch), *cells_of])
+        table(["", *(level_title(task, level) for level in levels)], lines)
+    seeds = {t.seed for t in results}
+    absent = [
+        f"{name_of(arch)} at level {level}, seed {seed}"
+        for level in levels
+        for arch in PEERS
+        for seed in seeds
+        if not any((t.arch, t.level, t.seed) == (arch, level, seed) for t in results)
+    ]
+    targeted = ", ".join(map(str, TARGETED))
+    print(
+        f"In brackets, who the best peer of each seed is. The target is {TARGET:g} or more at levels {targeted}, "
+        "of those that are not for one token."
+    )
+    if absent:
+        print(f"Of these peers there is nothing yet to compare with: {'; '.join(absent)}.")
+
+
+def over_best_peer(
+    results: dict[Trial, IntruderResult], arch: str, level: int, max_purity: float
+) -> tuple[list[float | None], list[str]]:
+    """Of each seed an architecture's number over that of the best peer, and who these are."""
+    ratios: list[float | None] = []
+    best: dict[str, None] = {}
+    for trial in (t for t in results if (t.arch, t.level) == (arch, level)):
+        peers = {
+            name_of(t.arch): in_all(results[t], max_purity)
+            for t in results
+            if (t.level, t.seed) == (level, trial.seed) and t.arch in PEERS
+        }
+        if not peers:
+            continue
+        name = max(peers, key=lambda p: peers[p])
+        best[name] = None
+        own = in_all(results[trial], max_purity)
+        ratios.append(own / peers[name] if peers[name] else None)
+    return ratios, list(best)
+
+
+def report_equal_rates(found: dict[Trial, Any], task: Task) -> None:
+    """Shares that pass by firing rate, and each BAE's less each other's at equal rates."""
+    latents = latents_of(found)
+    levels = {level: level_title(task, level) for level in dict.fromkeys(t.level for t in found)}
+    print("\n## All levels: share that passes, by how often a latent fires\n")
+    print(by_rate(latents).markdown())
+    pairs = [
+        (name_of(one), name_of(other))
+        for one in OURS
+        for other in (*PEERS, *CONTROLS)
+        if name_of(one) in latents and name_of(other) in latents
+    ]
+    for what, limit in KINDS:
+        print(f"\n## {what[0].upper()}{what[1:]}: difference of shares at equal firing rates\n")
+        print(differences(latents, pairs, levels, limit).markdown())
+    print(
+        f"\nOf the latents tested, in {N_BINS} bins a decade of the share of held-out tokens at which a latent "
+        "fires (of a bit that is mostly on: is off): the difference within each bin that both have, weighted by "
+        "the smaller of the two counts, with its 95 % bootstrap interval over seeds and latents (of no width "
+        f"where none pass); then the sum of the weights, of which less than {LEAST_MATCHED} are too few."
+    )
+
+
+def latents_of(found: dict[Trial, Any]) -> dict[str, list[ScoredLatent]]:
+    """Those tested, by the name of their architecture."""
+    latents: dict[str, list[ScoredLatent]] = {}
+    for trial, cell in found.items():
+        # A file of before firing rates were kept has none until its cells are measured again.
+        if "rates" in cell:
+            own = scored_latents(cell, trial.level, trial.seed)
+            latents.setdefault(name_of(trial.arch), []).extend(own)
+    return latents
+
+
+def name_of(arch: str) -> str:
+    return NAMES.get(arch, arch)
+
+
+def level_title(task: Task, level: int) -> str:
+    return f"{task.entropies[level]:g} bits, L0 {task.l0s[level]:g}"
 
 
 def mean(interval: Interval | None) -> float | None:
@@ -319,10 +468,6 @@ def pooled(intervals: Sequence[Interval]) -> Interval:
     return Interval(*np.mean(intervals, axis=0).tolist())
 
 
-def signed(interval: Interval) -> str:
-    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
-
-
 def summarize_codes(found: dict[str, Any], methods: Sequence[str]) -> None:
     """CLVQ-VAE less each of the others, by dataset."""
     if len(methods) < 2 or not found:
@@ -371,7 +516,7 @@ def measure_and_report(args: argparse.Namespace) -> None:
     names = args.datasets or (["eraser", "jigsaw", "ag_news"] if args.data else ["movies"])
     args.listening = {"n_latents": args.n_latents, "n_tokens": args.n_tokens}
     task = lm_task(15, l0s=L0S, entropies=ENTROPIES)
-    args.levels = range(len(L0S))
+    args.levels = args.levels or range(len(L0S))
     plan = Plan(args.data, tuple(names))
     if args.quick:
         args.seeds, args.levels, args.learning_rates = args.seeds[:1], [2], [4e-3]
@@ -382,29 +527,49 @@ def measure_and_report(args: argparse.Namespace) -> None:
     settings = {"task": asdict(task), "plan": asdict(replace(plan, data=None))}
     settings |= {"listening": args.listening, "n_texts_read": args.n_texts_read}
     cells = Cells(args.output, settings)
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        run(task, plan, args, cells, folder)
+        try:
+            failed += run(task, plan, args, cells, folder)
+        except BrokenProcessPool as error:
+            failed.append(f"a process died ({error})")
     if "latents" in args.parts:
         report_latents(cells.cells, task, trials(task, args, cells.cells))
     report_codes(cells.cells, args.methods)
+    if failed:
+        raise SystemExit(f"Failed, and tables are without it: {'; '.join(failed)}.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
     parser.add_argument("--data", help="folder of labeled texts")
     parser.add_argument("--datasets", nargs="+", choices=[*DATASETS], help="default: by --data")
-    parser.add_argument("--parts", nargs="+", choices=["latents", "codes"], default=None)
+    parser.add_argument(
+        "--parts", nargs="+", choices=["latents", "codes"], help="default: both", default=None
+    )
     parser.add_argument("--methods", nargs="+", choices=CODES, default=list(CODES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--levels", nargs="+", type=int, choices=range(len(L0S)), help="of sparsity; default: all"
+    )
     parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3])
     parser.add_argument("--n_latents", type=int, default=200, help="tested a dictionary")
     parser.add_argument("--n_tokens", type=int, default=40_000, help="read with each dictionary")
     parser.add_argument(
         "--n_texts_read", type=int, default=2400, help="half to learn from, half to show"
     )
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument(
+        "--device", default="cpu", help="of the latents' part; dictionaries of codes are on the CPU"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="then nothing else is begun; tables are printed",
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cache", type=Path, help="folder for activations and dictionaries")
     parser.add_argument("--output", type=Path, help="JSON file; goes on where it ended")
@@ -412,6 +577,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.data is None and args.datasets not in (None, ["movies"]):
         parser.error("--datasets other than movies need --data, the folder of their files.")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {args.device}: torch finds no GPU here.")
     with written("interpretability", args):
         measure_and_report(args)
 

@@ -20,26 +20,43 @@ from concept_ablation_trials import (
     unlabeled_texts,
 )
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
-from untangling_trials import Task, Trial, explained_variance, load, metadata, train
+from untangling_trials import (
+    EVAL_BATCH,
+    OURS,
+    Task,
+    Trial,
+    explained_variance,
+    load,
+    metadata,
+    train,
+)
 
 from bae_lens.concept_ablation import AblationTask, Clusters
+from bae_lens.dictionaries import Dictionary
 from bae_lens.evals.code_statistics import CodeStatistics
-from bae_lens.examples import ExampleSettings, collect_examples
+from bae_lens.examples import ExampleSettings, LatentRecords, collect_examples
 from bae_lens.files.whole import whole_file, whole_folder
-from bae_lens.scoring import IntruderSettings, ModelEncoder, intruder_test
+from bae_lens.scoring import IntruderResult, IntruderSettings, ModelEncoder, intruder_test
 from bae_lens.scoring.recoverability import RecoverabilityTask
 from bae_lens.scoring.recoverability_result import RecoverabilitySettings
+from bae_lens.scoring.tested_latents import TestedLatents
 
 MODEL = "smollm2"
 # Bits of a BAE and L0 of the others, each half of the next, but for L0 48 and 300 bits, the middle of
 # feature_untangling.py: from where few of a BAE's bits are heard to where peers lose most of their latents.
 ENTROPIES = (18.75, 37.5, 75, 150, 300)
 L0S = (2, 4, 8, 16, 48)
+# Levels of the target: 38, 75 and 150 bits.
+TARGETED = (1, 2, 3)
 RANDOM, TOKENS = "random directions", "random tokens"
 ARCHITECTURES = ("bae", "bae_no_cap", "topk", "batchtopk", "jumprelu")
-# Those of latents are there for comparison, with the first seed.
-PEERS = ("TopK SAE", "BAE")
-CODES = ("CLVQ-VAE", "VQ-VAE", "k-means", TOKENS, *PEERS)
+NO_CAP = "_no_cap"
+# There to tell what is the encoder's and what the code's; SAELens has no such architecture.
+CONTROLS = ()
+PEERS = tuple(arch for arch in ARCHITECTURES if arch not in (*OURS, *CONTROLS))
+# Among the dictionaries of codes those of latents, with the first seed.
+COMPARED = ("TopK SAE", "BAE")
+CODES = ("CLVQ-VAE", "VQ-VAE", "k-means", TOKENS, *COMPARED)
 
 
 @dataclass(frozen=True)
@@ -53,17 +70,22 @@ class Listening:
     def test(self, seed: int = 0) -> IntruderSettings:
         return IntruderSettings(n_latents=self.n_latents, n_trials=self.n_trials, seed=seed)
 
+    def examples(self) -> ExampleSettings:
+        return ExampleSettings(
+            n_tokens=self.n_tokens, n_random=20, n_strongest=1, n_neighbors=0, n_top_tokens=0
+        )
+
 
 @lru_cache(maxsize=1)
-def encoder() -> ModelEncoder:
-    return ModelEncoder.minilm()
+def encoder(device: str = "cpu") -> ModelEncoder:
+    return ModelEncoder.minilm(device)
 
 
 @lru_cache(maxsize=1)
-def remembering_model(folder: Path) -> Any:
+def remembering_model(folder: Path, device: str = "cpu") -> Any:
     """The language model, which reads each batch of the corpus once: all dictionaries are shown the same
     text, and what stands at a hook point is kept in files."""
-    model = load_model(MODEL)
+    model = load_model(MODEL, device)
     read = model.run_with_cache
     folder.mkdir(exist_ok=True)
 
@@ -75,70 +97,104 @@ def remembering_model(folder: Path) -> Any:
             _, cache = read(tokens, **options)
             with whole_file(path) as partial:
                 torch.save({name: cache[name].clone() for name in options["names_filter"]}, partial)
-        return None, torch.load(path)
+        return None, torch.load(path, map_location=device)
 
     model.run_with_cache = run_with_cache
     return model
 
 
-def validate(trial: Trial, task: Task, folder: Path) -> dict[str, Any]:
+def read_corpus(trial: Trial, task: Task, folder: Path, listening: Listening, device: str) -> None:
+    """The text that all dictionaries are shown, so that workers need not read it side by side."""
+    torch.set_num_threads(1)
+    collect(random_directions(trial, task, folder, device), folder, listening, device)
+
+
+def validate(trial: Trial, task: Task, folder: Path, device: str) -> dict[str, Any]:
     """One training, for the choice of its learning rate; what a worker process does."""
     torch.set_num_threads(1)
     splits = load(folder / task.filename)
-    sae = trained(trial, task, splits["train"], folder)
+    sae = trained(trial, task, splits["train"], folder, device)
     return {"validation_ev": explained_variance(sae, splits["validation"])}
 
 
-def listen(trial: Trial, task: Task, folder: Path, listening: Listening) -> dict[str, Any]:
+def listen(
+    trial: Trial, task: Task, folder: Path, listening: Listening, device: str
+) -> dict[str, Any]:
     """One training and its intruder test; what a worker process does."""
     torch.set_num_threads(1)
     splits = load(folder / task.filename)
     if trial.arch == RANDOM:
-        sae = random_directions(trial, task, splits["train"])
+        sae = random_directions(trial, task, folder, device)
     else:
-        sae = trained(trial, task, splits["train"], folder)
-    # The same text for all, from a split that nothing was trained on.
-    settings = ExampleSettings(
-        n_tokens=listening.n_tokens, n_random=20, n_strongest=1, n_neighbors=0, n_top_tokens=0
+        sae = trained(trial, task, splits["train"], folder, device)
+    records = collect(sae, folder, listening, device)
+    result = told_apart(records, listening.test(), device)
+    asked = Dictionary(sae)
+    code = CodeStatistics(
+        sae.cfg.d_sae, True, flipped=asked.flipped, level_values=asked.level_values
     )
-    model = remembering_model(folder / "seen")
-    records = collect_examples(model, sae, None, settings, exclude_outlier_tokens=False)
-    result = intruder_test(records, None, listening.test(), encoder=encoder())
-    code = CodeStatistics(sae.cfg.d_sae, pair_counts=True, flipped=getattr(sae, "flipped", None))
     with torch.no_grad():
-        for batch in splits["test"].split(4096):
-            code.update(sae.encode(batch))
+        for batch in splits["test"].split(EVAL_BATCH):
+            code.update(sae.encode(batch.to(device)))
     summary = code.compute(sae.W_dec)
     return {
         "explained_variance": None
         if trial.arch == RANDOM
         else explained_variance(sae, splits["test"]),
         "l0": summary.l0,
-        "bits": summary.support_entropy,
+        # Of levels theirs too, which the budget is of; of real numbers without their magnitudes.
+        "bits": summary.support_entropy + (summary.magnitude_entropy or 0.0),
         "result": result.to_dict(),
+        # How often each tested latent fires in the text that it is tested on.
+        "rates": [records[latent.latent].rate for latent in result.latents],
     }
 
 
-def trained(trial: Trial, task: Task, acts: torch.Tensor, folder: Path) -> SAE[Any]:
+def collect(sae: SAE[Any], folder: Path, listening: Listening, device: str) -> LatentRecords:
+    """What is seen of an SAE in the same text for all, from a split that nothing was trained on."""
+    model = remembering_model(folder / "seen", device)
+    return collect_examples(model, sae, None, listening.examples(), exclude_outlier_tokens=False)
+
+
+def told_apart(records: LatentRecords, settings: IntruderSettings, device: str) -> IntruderResult:
+    """The intruder test, in which a dictionary that nobody could be asked about has no latents."""
+    if TestedLatents(records).with_texts(settings.n_shown - 1):
+        return intruder_test(records, None, settings, encoder=encoder(device))
+    return IntruderResult(
+        dictionary=records.dictionary,
+        hook_name=records.hook_name,
+        judge="nobody",
+        caveat="",
+        settings=settings,
+        n_latents=len(records),
+        n_firing=TestedLatents(records).n_firing,
+        n_enough=0,
+        latents=(),
+        control=(),
+    )
+
+
+def trained(trial: Trial, task: Task, acts: torch.Tensor, folder: Path, device: str) -> SAE[Any]:
     """From the cache if it is there."""
     path = folder / f"{trial.key.replace('/', '-')}-{task.d_sae}-{task.steps}"
     if not path.exists():
-        sae = train(trial, task, acts, "cpu")
+        sae = train(trial, task, acts, device)
         with whole_folder(path) as partial:
             sae.save_model(partial)
-    return SAE.load_from_disk(path).eval()
+    return SAE.load_from_disk(path, device=device).eval()
 
 
-def random_directions(trial: Trial, task: Task, acts: torch.Tensor) -> TopKSAE:
+def random_directions(trial: Trial, task: Task, folder: Path, device: str) -> TopKSAE:
     """TopK of as many latents as its peers have on, along random directions from the mean."""
-    cfg = TopKSAEConfig(d_in=task.d_in, d_sae=task.d_sae, k=int(task.l0s[trial.level]))
+    k = int(task.l0s[trial.level])
+    cfg = TopKSAEConfig(d_in=task.d_in, d_sae=task.d_sae, k=k, device=device)
     vars(cfg.metadata).update(metadata(task))
     sae = TopKSAE(cfg)
     generator = torch.Generator().manual_seed(trial.seed)
     directions = torch.randn(task.d_sae, task.d_in, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
     with torch.no_grad():
-        sae.b_dec.copy_(acts.mean(0))
+        sae.b_dec.copy_(load(folder / task.filename)["train"].mean(0))
         sae.W_dec.copy_(directions)
         sae.W_enc.copy_(directions.T)
     return sae.eval()
@@ -173,7 +229,7 @@ def recover_cell(
     recoverabilities: dict[str, Any] = {}
     intruders: dict[str, Any] = {}
     for seed in seeds:
-        for method in methods if seed == seeds[0] else [m for m in methods if m not in PEERS]:
+        for method in methods if seed == seeds[0] else [m for m in methods if m not in COMPARED]:
             if method == TOKENS:
                 dictionary = random_tokens(plan, folder, seed)
             else:

@@ -7,12 +7,14 @@ import pytest
 from scipy.stats import binomtest, spearmanr
 
 from bae_lens.stats import (
+    Stratified,
     balanced_interval,
     krippendorff_alpha,
     mean_interval,
     rank_correlation,
     seed_agreement,
     shown,
+    standardized_difference,
     wider,
     wilson,
 )
@@ -106,3 +108,73 @@ def test_alpha_of_the_package():
     for other in (1, 2):
         once = np.array([[0, other, 0], [0, other, other]])
         assert krippendorff_alpha(once, "nominal") == pytest.approx(1 - (2 / 6) / (18 / 30))
+
+
+def stratified(
+    means: dict[int, float], sizes: dict[int, int], n_groups: int | None = None
+) -> Stratified:
+    """Of each stratum so many zeros and ones, with this mean; groups take turns."""
+    values, strata = [], []
+    for stratum, n in sizes.items():
+        n_ones = round(means[stratum] * n)
+        values += [1.0] * n_ones + [0.0] * (n - n_ones)
+        strata += [stratum] * n
+    groups = None if n_groups is None else [i % n_groups for i in range(len(values))]
+    return Stratified(values, strata, groups)
+
+
+def test_a_standardized_difference_is_of_equal_shares_of_the_strata():
+    # More of the one's are in the stratum where all are low: its mean is lower (0.4 against 0.6), though
+    # it is higher in each stratum.
+    one = stratified({-6: 0.25, -5: 1.0}, {-6: 8, -5: 2})
+    other = stratified({-6: 0.0, -5: 0.75}, {-6: 2, -5: 8})
+    found = standardized_difference(one, other)
+    assert found is not None
+    assert found.interval.mean == pytest.approx(0.25)
+    assert (found.n_matched, found.n_strata) == (4, 2)
+    reverse = standardized_difference(other, one)
+    assert reverse is not None
+    assert reverse.interval.mean == pytest.approx(-0.25)
+
+
+def test_strata_are_weighted_by_the_smaller_count_and_those_of_one_alone_are_left_out():
+    one = stratified({0: 0.5, 1: 1.0, 2: 1.0}, {0: 30, 1: 10, 2: 500})
+    other = stratified({0: 0.0, 1: 0.0, 3: 1.0}, {0: 40, 1: 100, 3: 500})
+    found = standardized_difference(one, other)
+    assert found is not None
+    assert found.interval.mean == pytest.approx((30 * 0.5 + 10 * 1.0) / 40)
+    assert (found.n_matched, found.n_strata) == (40, 2)
+    assert standardized_difference(one, Stratified([0.0], [7])) is None
+    assert standardized_difference(one, Stratified([], [])) is None
+
+
+def test_the_interval_of_a_standardized_difference_is_over_examples_and_groups():
+    one = stratified({0: 0.7, 1: 0.5}, {0: 400, 1: 400})
+    other = stratified({0: 0.4, 1: 0.4}, {0: 400, 1: 400})
+    found = standardized_difference(one, other)
+    assert found is not None
+    # Half of the variance of each stratum's difference, weights aside.
+    variance = sum(p * (1 - p) / 400 for p in (0.7, 0.5, 0.4, 0.4)) / 4
+    half = 1.96 * variance**0.5
+    assert found.interval.low == pytest.approx(0.2 - half, abs=0.01)
+    assert found.interval.high == pytest.approx(0.2 + half, abs=0.01)
+    assert found == standardized_difference(one, other)
+    # Groups that do not differ widen it little, those that do, much.
+    alike = standardized_difference(one._replace(groups=[i % 4 for i in range(800)]), other)
+    by_value = sorted(range(800), key=lambda i: one.values[i])
+    groups = np.zeros(800, dtype=int)
+    groups[by_value] = np.arange(800) // 200
+    apart = standardized_difference(one._replace(groups=groups.tolist()), other)
+    assert alike is not None
+    assert apart is not None
+    widths = [f.interval.high - f.interval.low for f in (found, alike, apart)]
+    assert widths[1] < 1.6 * widths[0]
+    assert widths[2] > 3 * widths[0]
+
+
+def test_a_sample_has_a_stratum_and_a_group_for_each_value():
+    fine = Stratified([0.0, 1.0], [0, 0])
+    with pytest.raises(ValueError, match="2 values, 1 strata"):
+        standardized_difference(Stratified([0.0, 1.0], [0]), fine)
+    with pytest.raises(ValueError, match="2 values, 2 strata and 1 groups"):
+        standardized_difference(fine, fine._replace(groups=[0]))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from bae_lens.examples.records import CorpusToken
 from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
 from tests.report.helpers import make_intruder, make_records
 
@@ -45,7 +46,7 @@ def listened(n_passed: int, n_enough: int = 100, purity: float = 0.2) -> dict[st
         result, latents=of(n_passed), control=of(max(n_passed - 1, 0)), n_enough=n_enough
     )
     numbers = {"explained_variance": 0.5, "l0": 4.0, "bits": 20.0}
-    return {**numbers, "result": result.to_dict()}
+    return {**numbers, "result": result.to_dict(), "rates": [0.001 * (j + 1) for j in range(10)]}
 
 
 def told(view: list[int], n_concepts: int = 3) -> dict[str, Any]:
@@ -101,26 +102,144 @@ def test_the_report_compares_with_the_best_peer_of_the_same_seed(capsys):
     benchmark.report_latents(cells, TASK, asked)
 
     out = capsys.readouterr().out
-    # The control with random directions is no peer.
-    assert "BAE over the best peer (TopK), latents that are heard: 1.50 ± 0.00" in out
-    assert "BAE, no cap over the best peer (TopK), latents that are heard: 0.50 ± 0.00" in out
-    lines = [line for line in out.splitlines() if line.startswith("| BAE  ")]
-    cells_of = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    # A level each, and then over levels.
-    for own in cells_of[:2]:
+    # Of each level its numbers, and shares by firing rate.
+    for level in (0, 2):
+        own, shares = rows_of(out, "BAE", f"## Level {level}:")
+        ends = [share.partition("[")[0] + share.partition("] ")[2] for share in shares[1:]]
+        assert ends == ["1.00 of 6", "0.50 of 12", "0.00 of 2"]
         assert own[6:10] == ["0.60 ± 0.00", "0.50 ± 0.00", "60 ± 0", "60 ± 0"]
-    assert [own[1:] for own in cells_of[2:]] == [["60 ± 0"] * 2] * 2 + [["0.500 ± 0.000"] * 2]
+    assert rows_of(out, "BAE", "## All levels: latents that are heard") == [
+        ["BAE", *["60 ± 0"] * 2]
+    ]
+    # The control with random directions is no peer.
+    best = "## Of them not one token: over the best peer's"
+    assert rows_of(out, "BAE", best) == [["BAE", *["1.50 ± 0.00 (TopK)"] * 2]]
+    assert rows_of(out, "BAE, no cap", best) == [["BAE, no cap", *["0.50 ± 0.00 (TopK)"] * 2]]
+    assert "nothing yet to compare with" not in out
+    assert "Not measured" not in out
+    # Both have the same rates: of 20 latents 12 and 8 pass.
+    equal = "## Of them not one token: difference of shares at equal firing rates"
+    [[_, *differences]] = rows_of(out, "BAE less TopK", equal)
+    assert all(cell.startswith("+0.20 [") and cell.endswith(", 20") for cell in differences[:2])
+    assert all(cell.startswith("+0.20 [") and cell.endswith(", 40") for cell in differences[2:])
+    assert not rows_of(out, f"BAE less {trials.RANDOM}", equal)
 
 
-def test_random_directions_are_k_of_them_from_the_mean():
+def rows_of(out: str, name: str, within: str) -> list[list[str]]:
+    """Cells of the lines of a table that begin with a name, up to the next heading after some text."""
+    part = out[out.index(within) + len(within) :].split("\n#")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()]
+    return [cells for cells in lines if cells and cells[0] == name]
+
+
+def test_a_report_of_what_there_is_names_what_is_missing(capsys):
+    asked = benchmark.trials(TASK, ARGS, validated())
+    cells = {f"latents/{t.key}": listened(6 if t.arch == "bae" else 4) for t in asked}
+    gone = [t for t in asked if (t.arch, t.level, t.seed) == ("topk", 2, 4)]
+    del cells[f"latents/{gone[0].key}"]
+    # Of before firing rates were kept.
+    old = [f"latents/{t.key}" for t in asked if t.arch == "jumprelu"]
+    for key in old:
+        del cells[key]["rates"]
+
+    benchmark.report_latents(cells, TASK, asked)
+
+    out = capsys.readouterr().out
+    assert f"Not measured: 1 of {len(asked)} ({gone[0].key})." in out
+    assert "nothing yet to compare with: TopK at level 2, seed 4." in out
+    assert "BAE less TopK" in out
+    assert "BAE less JumpReLU" not in out
+
+
+def test_a_dictionary_of_which_nobody_can_be_asked_has_no_latents_that_are_heard(capsys):
+    records = make_records(12)
+    records = replace(records, latents=tuple(replace(r, random=()) for r in records.latents))
+    token = CorpusToken(make_records(2).latents[0].strongest[0], ())
+    records = replace(records, corpus_tokens=(token,))
+    nothing = trials.told_apart(records, benchmark.Listening().test(), "cpu")
+    assert (nothing.n_enough, nothing.latents) == (0, ())
+    assert benchmark.in_all(nothing) == 0
+    assert benchmark.share_passed(nothing) is None
+    asked = benchmark.trials(TASK, ARGS, validated())
+    cells = {f"latents/{t.key}": listened(6) for t in asked}
+    for trial in asked:
+        if trial.arch != "bae":
+            cells[f"latents/{trial.key}"] |= {"result": nothing.to_dict(), "rates": []}
+
+    benchmark.report_latents(cells, TASK, asked)
+
+    out = capsys.readouterr().out
+    assert rows_of(out, "TopK", "## All levels: latents that are heard") == [
+        ["TopK", "0 ± 0", "0 ± 0"]
+    ]
+    # Nothing can be told over nothing.
+    best = "## Of them not one token: over the best peer's"
+    assert rows_of(out, "BAE", best)[0][1].startswith("– (")
+
+
+def test_levels_of_the_target_come_first():
+    assert benchmark.by_interest(range(5)) == [1, 2, 3, 0, 4]
+    found = benchmark.trials(TASK, ARGS, validated())
+    assert [(t.seed, t.level) for t in found if t.arch == "bae"] == [(3, 2), (3, 0), (4, 2), (4, 0)]
+
+
+class InPlace:
+    """Workers that do their work here, and all of it."""
+
+    n_left_out = 0
+    is_time_out = False
+
+    def __init__(self, *args: Any) -> None:
+        self.asked: list[str] = []
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *args: Any) -> None:
+        pass
+
+    def run(self, jobs: dict[str, Any], failed: Any = None) -> Any:
+        for name, (function, arguments) in jobs.items():
+            self.asked.append(name)
+            yield name, function(*arguments)
+
+
+def test_only_what_is_missing_is_measured(monkeypatch, tmp_path):
+    workers = InPlace()
+    monkeypatch.setattr(benchmark, "Workers", lambda *args: workers)
+    monkeypatch.setattr(benchmark, "prepare", lambda *args: None)
+    monkeypatch.setattr(benchmark, "read_corpus", lambda *args: None)
+    monkeypatch.setattr(benchmark, "validate", lambda *args: {"validation_ev": 0.5})
+    monkeypatch.setattr(benchmark, "listen", lambda *args: listened(5))
+    parts = {"parts": ["latents"], "workers": 1, "minutes": 1, "device": "cpu"}
+    args = Namespace(**vars(ARGS), **parts, listening={})
+    cells = benchmark.Cells(tmp_path / "cells.json", {})
+    assert benchmark.run(TASK, None, args, cells, tmp_path) == []
+    n_candidates = len(benchmark.candidates(TASK, args))
+    asked = benchmark.trials(TASK, args, cells.cells)
+    assert len(workers.asked) == 1 + n_candidates + len(asked)
+    # The levels of the target first, and nobody is listened to before its rate is chosen.
+    assert workers.asked.index(f"latents/{asked[0].key}") == 1 + n_candidates // 2
+    # All of it is in the file; what has no firing rates is measured again.
+    cells = benchmark.Cells(tmp_path / "cells.json", {})
+    del cells.cells[f"latents/{asked[3].key}"]["rates"]
+    del cells.cells[f"latents/{asked[5].key}"]
+    workers.asked.clear()
+    benchmark.run(TASK, None, args, cells, tmp_path)
+    again = [f"latents/{asked[i].key}" for i in (3, 5)]
+    assert sorted(workers.asked[1:]) == sorted(again)
+
+
+def test_random_directions_are_k_of_them_from_the_mean(tmp_path):
     trial = benchmark.Trial(TASK.name, trials.RANDOM, 1, 0.0, 0)
     acts = torch.randn(64, TASK.d_in, generator=torch.Generator().manual_seed(0)) + 5
-    sae = trials.random_directions(trial, TASK, acts)
+    torch.save({"train": acts}, tmp_path / TASK.filename)
+    sae = trials.random_directions(trial, TASK, tmp_path, "cpu")
     assert (sae.encode(acts) != 0).sum(1).tolist() == [4] * 64
     assert sae.cfg.metadata.hook_name == "blocks.15.hook_resid_post"
     # Centered: no direction is on for most of the tokens.
     assert (sae.encode(acts) != 0).float().mean(0).max() < 0.5
-    same = trials.random_directions(trial, TASK, acts)
+    same = trials.random_directions(trial, TASK, tmp_path, "cpu")
     assert torch.equal(same.W_dec, sae.W_dec)
 
 
