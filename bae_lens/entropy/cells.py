@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from bae_lens.architectures.bae import TrainingBAEConfig
 from bae_lens.checks.fields import Device, ListOf, Number, check_fields, positive, shown, whole
 from bae_lens.entropy.estimate import estimate_entropy
+from bae_lens.entropy.pruning import check_prunable
 from bae_lens.entropy.result import GAUSSIAN, ProfileRow
 
 
@@ -43,8 +44,8 @@ class Settings:
     """How each cell is measured; for the fields see ``entropy_profile`` and ``estimate_entropy``.
 
     Raises:
-        ValueError: if a value is of another type or outside its range, or there are no seeds or the
-            same one twice.
+        ValueError: if a value is of another type or outside its range, there are no seeds or the
+            same one twice, or ``cfg`` has several levels a latent or feedback.
     """
 
     max_unexplained: float
@@ -73,6 +74,8 @@ class Settings:
         )
         if not isinstance(self.cfg, (TrainingBAEConfig, type(None))):
             raise ValueError(f"cfg must be a TrainingBAEConfig or None; got {shown(self.cfg)}.")
+        if self.cfg is not None:
+            check_prunable(self.cfg)
 
     def config_for(self, d_in: int) -> TrainingBAEConfig:
         """What is trained on vectors of this width.

@@ -1,233 +1,97 @@
 """Lossless storage of a BAE's codes, close to their entropy.
 
 As in the authors' release, a vector is kept as the indices of the bits in which it differs from a
-*majority code*. Here the bits come back exactly, and ``CodeIndices.to_bytes`` is a real file format.
+*majority code*; of a BAE with several levels a latent, as the indices of the latents whose level differs,
+and that level. Here the code comes back exactly, and ``to_bytes`` is a real file format.
 """
 
 from __future__ import annotations
 
-import io
-import math
-import struct
-import zlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from bae_lens.architectures.bae import BAE, TrainingBAE
-from bae_lens.checks.fields import check, shown, whole
-from bae_lens.entropy.rice import (
-    INCONSISTENT,
-    rice_decode,
-    rice_encode,
-    rice_parameters,
-    take,
-    take_bits,
-)
+from bae_lens.checks.fields import check, whole
+from bae_lens.entropy.stored_codes import MAX_LEVELS, CodeIndices, CodeLevels, read_codes
+from bae_lens.evals.magnitudes import magnitude_entropy
 from bae_lens.files.json_file import finite_or_none
-from bae_lens.nn import binary_entropy
+from bae_lens.nn import binary_entropy, level_indices
 
-# The last byte is the version of the format. A CRC-32 of everything after it follows.
-_MAGIC = b"BAEC\x01"
-# Number of leading dimensions, d_sae, number of indices.
-_SIZES = struct.Struct("<BIQ")
-# Vectors without a bit that differs take no space in a file, so that its size says little of how many
-# there are. So many are believed in any case, and so many more for each byte.
-_FEW_VECTORS, _VECTORS_A_BYTE = 2**22, 64
-
-
-@dataclass(frozen=True, eq=False)
-class CodeIndices:
-    """Codes of n vectors as the bits that differ from a majority code, on the CPU.
-
-    Attributes:
-        shape: leading shape of the vectors; n is its product.
-        majority: ``[d_sae]``, the code that all are compared with.
-        lengths: ``[n]``, how many bits differ, int32.
-        indices: which bits differ, int32: vector after vector, ascending in each.
-
-    Raises:
-        ValueError: if these do not fit together.
-    """
-
-    shape: tuple[int, ...]
-    majority: Bool[Tensor, " d_sae"]
-    lengths: Int32[Tensor, " n"]
-    indices: Int32[Tensor, " n_indices"]
-
-    def __post_init__(self) -> None:
-        dtypes = (self.majority.dtype, self.lengths.dtype, self.indices.dtype)
-        if dtypes != (torch.bool, torch.int32, torch.int32) or self.majority.ndim != 1:
-            raise ValueError(
-                "majority must be bools of one dimension, lengths and indices int32; got "
-                f"{', '.join(map(str, dtypes))}, majority of shape {tuple(self.majority.shape)}."
-            )
-        n, d_sae = math.prod(self.shape), len(self.majority)
-        if (
-            self.lengths.shape != (n,)
-            or (self.lengths < 0).any()
-            or self.indices.shape != (int(self.lengths.sum()),)
-        ):
-            raise ValueError(
-                f"For {n} vectors lengths must be {n} counts that add up to the number of indices; got "
-                f"{tuple(self.lengths.shape)} that add up to {int(self.lengths.sum())}, and indices "
-                f"of shape {tuple(self.indices.shape)}."
-            )
-        places = torch.repeat_interleave(self.lengths).long() * d_sae + self.indices
-        out_of_range = (self.indices < 0) | (self.indices >= d_sae)
-        if out_of_range.any() or (places.diff() <= 0).any():
-            raise ValueError(
-                f"indices must ascend within each vector, none twice, from 0 to {d_sae - 1}."
-            )
-
-    def bits(self) -> Bool[Tensor, "*shape d_sae"]:
-        """The codes themselves, exactly."""
-        bits = self.majority.repeat(len(self.lengths), 1)
-        bits[torch.repeat_interleave(self.lengths), self.indices] = ~self.majority[self.indices]
-        return bits.reshape(*self.shape, len(self.majority))
-
-    @property
-    def bits_per_vector(self) -> float:
-        """8·len(to_bytes())/n: as really stored, header and majority code included.
-
-        Raises:
-            ValueError: if there is no vector.
-        """
-        if len(self.lengths) == 0:
-            raise ValueError("Bits per vector are not defined where there is no vector.")
-        return 8 * len(self.to_bytes()) / len(self.lengths)
-
-    def to_bytes(self) -> bytes:
-        """The codes as a file, which ``from_bytes`` reads back exactly.
-
-        Stored latent by latent: on how many vectors it differs, and the gaps between these, in Rice
-        codes whose parameter follows from that number. (Gaps between the indices of one vector would
-        mix latents of all rates, and take more.) That comes within a few per cent of the marginal
-        entropy; that latents depend on each other is not made use of.
-        """
-        n, d_sae, latents = len(self.lengths), len(self.majority), self.indices.numpy()
-        vectors = np.repeat(np.arange(n), self.lengths.numpy())[np.argsort(latents, kind="stable")]
-        counts = np.bincount(latents, minlength=d_sae)
-        previous = np.concatenate(([-1], vectors))[:-1]
-        previous[(np.cumsum(counts) - counts)[counts > 0]] = -1
-        payload = b"".join(
-            (
-                _SIZES.pack(len(self.shape), d_sae, len(latents)),
-                struct.pack(f"<{len(self.shape)}Q", *self.shape),
-                np.packbits(self.majority.numpy()).tobytes(),
-                rice_encode(counts, rice_parameters(len(latents), d_sae)),
-                rice_encode(vectors - previous - 1, rice_parameters(n - counts, counts)),
-            )
-        )
-        return _MAGIC + struct.pack("<I", zlib.crc32(payload)) + payload
-
-    @classmethod
-    def from_bytes(cls, data: bytes, max_vectors: int | None = None) -> CodeIndices:
-        """Read what ``to_bytes`` wrote. Memory is by the size of the data, whatever they claim.
-
-        Args:
-            data: of a file.
-            max_vectors: that are read; None: about 4 million, or 64 a byte where that is more.
-
-        Raises:
-            ValueError: if the data are something else, cut short, damaged or followed by more, or say
-                that they are of more vectors.
-        """
-        start = len(_MAGIC) + 4
-        if data[: len(_MAGIC)] != _MAGIC:
-            raise ValueError(
-                f"Not codes of a BAE, or not in this version of the format: {len(data)} bytes that "
-                f"begin with {data[: len(_MAGIC)]!r}, not {_MAGIC!r}."
-            )
-        if data[len(_MAGIC) : start] != struct.pack("<I", zlib.crc32(data[start:])):
-            raise ValueError("These codes are cut short or damaged: their checksum is wrong.")
-        stream = io.BytesIO(data[start:])
-        n_dims, d_sae, n_indices = _SIZES.unpack(take(stream, _SIZES.size))
-        shape = struct.unpack(f"<{n_dims}Q", take(stream, 8 * n_dims))
-        n = math.prod(shape)
-        limit = _FEW_VECTORS + _VECTORS_A_BYTE * len(data) if max_vectors is None else max_vectors
-        if n > limit or max(shape, default=0) >= 2**63:
-            raise ValueError(
-                f"These codes say that they are of shape {shown(shape)}, more than the {limit} vectors that "
-                f"{len(data)} bytes are believed to hold. Give max_vectors if that is right."
-            )
-        majority = take_bits(stream, d_sae).astype(bool)
-        # Every index has a bit at least.
-        if n_indices > min(8 * len(data), n * d_sae):
-            raise ValueError(INCONSISTENT)
-        counts = rice_decode(stream, rice_parameters(n_indices, d_sae))
-        if counts.max(initial=0) > n or counts.sum() != n_indices:
-            raise ValueError(INCONSISTENT)
-        steps = 1 + rice_decode(stream, rice_parameters(n - counts, counts))
-        if steps.max(initial=0) > n or stream.read(1):
-            raise ValueError(INCONSISTENT)
-        passed = np.cumsum(np.concatenate(([0], steps)))
-        vectors = passed[1:] - np.repeat(passed[np.cumsum(counts) - counts], counts) - 1
-        if vectors.max(initial=-1) >= n:
-            raise ValueError(INCONSISTENT)
-        latents = np.repeat(np.arange(d_sae, dtype=np.int32), counts)
-        return cls(
-            shape,
-            torch.from_numpy(majority),
-            torch.from_numpy(np.bincount(vectors, minlength=n).astype(np.int32)),
-            torch.from_numpy(latents[np.argsort(vectors, kind="stable")]),
-        )
+__all__ = [
+    "CodeIndices",
+    "CodeLevels",
+    "CompressionReport",
+    "compression_report",
+    "decode_from_indices",
+    "encode_to_indices",
+    "read_codes",
+]
 
 
 @torch.no_grad()
 def encode_to_indices(
     sae: BAE | TrainingBAE,
     x: Float[Tensor, "*shape d_in"],
-    majority: Bool[Tensor, " d_sae"] | None = None,
+    majority: Bool[Tensor, " d_sae"] | UInt8[Tensor, " d_sae"] | None = None,
     batch_size: int = 4096,
-) -> CodeIndices:
-    """Encode vectors, and keep the bits that differ from a majority code.
+) -> CodeIndices | CodeLevels:
+    """Encode vectors, and keep the bits or levels that differ from a majority code.
 
-    A bit is on where ``sae.encode(x) != 0``. Where a pre-activation is 0 but for rounding, that may
-    depend on ``batch_size``. All bits are in memory at once, a byte each; so they are in decoding.
+    A bit is on where ``sae.encode(x) != 0``; levels are those of ``bae_lens.nn.level_indices``. Where a
+    pre-activation is at a threshold but for rounding, they may depend on ``batch_size``. The whole code
+    is in memory at once, a byte a latent; so it is in decoding.
 
     Args:
-        sae: of one bit a latent.
+        sae: a BAE.
         x: vectors scaled as the SAE takes them, dense or sparse, of any dtype.
-        majority: the code to compare with; None for the bits that are on in more than half of these
-            very vectors. What comes back is the same for any, but not how much there is to store.
+        majority: the code to compare with, bools of a BAE of bits, and of one of levels uint8; None for
+            the bits that are on in more than half of these very vectors, or the most frequent levels.
+            What comes back is the same for any, but not how much there is to store.
         batch_size: vectors at a time.
+
+    Returns:
+        ``CodeLevels`` of a BAE with several levels a latent, else ``CodeIndices``.
 
     Raises:
         TypeError: if the SAE is not a BAE or TrainingBAE.
         ValueError: if x has not the SAE's width or, in its dtype, values that are not finite; if
-            ``majority`` is not d_sae bools; if the SAE normalizes each input by itself or reshapes
-            heads.
+            ``majority`` is not d_sae bools or levels; if the SAE normalizes each input by itself, reshapes
+            heads, or has more than 255 levels.
     """
     d_sae, rows = sae.cfg.d_sae, _checked_rows(sae, x)
-    if majority is not None and (majority.dtype != torch.bool or majority.shape != (d_sae,)):
+    n_levels = sae.level_values.shape[1]
+    kind, what = (torch.bool, "bools") if n_levels == 1 else (torch.uint8, "levels in uint8")
+    if majority is not None and (majority.dtype != kind or majority.shape != (d_sae,)):
         raise ValueError(
-            f"majority must be {d_sae} bools; got {majority.dtype} of shape {tuple(majority.shape)}."
+            f"majority must be {d_sae} {what}; got {majority.dtype} of shape {tuple(majority.shape)}."
         )
     batches = rows.split(check("batch_size", batch_size, whole(1)))
-    bits = torch.cat([(sae.encode(batch.to(sae.device)) != 0).cpu() for batch in batches])
-    majority = 2 * bits.sum(0) > len(bits) if majority is None else majority.cpu().clone()
-    differs = bits != majority
-    return CodeIndices(
-        tuple(x.shape[:-1]),
-        majority,
-        differs.sum(1, dtype=torch.int32),
-        differs.nonzero()[:, 1].int(),
-    )
+    if n_levels == 1:
+        code = torch.cat([(sae.encode(batch.to(sae.device)) != 0).cpu() for batch in batches])
+        majority = 2 * code.sum(0) > len(code) if majority is None else majority.cpu().clone()
+    else:
+        code = torch.cat([_levels(sae, batch.to(sae.device)) for batch in batches])
+        majority = _most_frequent(code, n_levels) if majority is None else majority.cpu().clone()
+    differs = code != majority
+    lengths, indices = differs.sum(1, dtype=torch.int32), differs.nonzero()[:, 1].int()
+    shape = tuple(x.shape[:-1])
+    if n_levels == 1:
+        return CodeIndices(shape, majority, lengths, indices)
+    return CodeLevels(shape, majority, lengths, indices, code[differs], n_levels)
 
 
 @torch.no_grad()
 def decode_from_indices(
-    sae: BAE | TrainingBAE, codes: CodeIndices, batch_size: int = 4096
+    sae: BAE | TrainingBAE, codes: CodeIndices | CodeLevels, batch_size: int = 4096
 ) -> Float[Tensor, "*shape d_in"]:
     """``sae.decode(sae.encode(x))`` from stored codes, but for the rounding of other batch sizes.
 
     Raises:
         TypeError, ValueError: if the SAE is none that ``encode_to_indices`` takes, or the codes are
-            of another width.
+            of another width or other levels.
     """
     _check_sae(sae)
     batch_size = check("batch_size", batch_size, whole(1))
@@ -235,8 +99,20 @@ def decode_from_indices(
         raise ValueError(
             f"These codes have {len(codes.majority)} bits each, but the SAE has {sae.cfg.d_sae}."
         )
-    batches = codes.bits().reshape(-1, sae.cfg.d_sae).split(batch_size)
-    x_hat = [sae.decode(bits.to(sae.device, sae.dtype) * sae.scale) for bits in batches]
+    values = sae.level_values
+    n_levels = codes.n_levels if isinstance(codes, CodeLevels) else 1
+    if n_levels != values.shape[1]:
+        raise ValueError(
+            f"These codes are of {n_levels} levels a latent, but the SAE has {values.shape[1]}."
+        )
+    code = codes.dense() if isinstance(codes, CodeLevels) else codes.bits()
+    values = torch.cat([torch.zeros_like(values[:, :1]), values], 1)
+    latents = torch.arange(len(values), device=values.device)
+    x_hat = []
+    for batch in code.reshape(-1, sae.cfg.d_sae).split(batch_size):
+        batch = batch.to(sae.device)
+        acts = batch.to(sae.dtype) * sae.scale if n_levels == 1 else values[latents, batch.long()]
+        x_hat.append(sae.decode(acts))
     return torch.cat(x_hat).reshape(*codes.shape, sae.cfg.d_in)
 
 
@@ -244,20 +120,22 @@ def decode_from_indices(
 class CompressionReport:
     """What a code takes to store and what it loses. Bits are bits per vector.
 
-    The bits of the code are kept exactly; the vectors are not. float16 keeps them nearly as they are,
+    The code is kept exactly; the vectors are not. float16 keeps them nearly as they are,
     so read ``ratio_to_float16`` with the two unexplained variances beside it.
 
     Attributes:
         n_vectors: vectors stored.
         bits: as really stored, with these vectors' share of header and majority code.
         float16_bits: 16·d_in, of the vectors themselves.
-        fixed_width_bits: ceil(log₂ d_sae) for each index, and nothing for lengths and majority code:
-            the least that the authors' release needs.
-        marginal_entropy: Σ_j H₂(p_j) over these vectors.
+        fixed_width_bits: ceil(log₂ d_sae) for each index (and of levels ceil(log₂ L) for which), and nothing for
+            lengths and majority code: the least that the authors' release needs.
+        marginal_entropy: Σ_j H₂(p_j) over these vectors, p_j the share on which latent j fires.
         ratio_to_float16: ``float16_bits / bits``.
         float16_unexplained_variance: Σ‖x − float16(x)‖² / Σ‖x − mean‖². Infinite where a value is
             beyond float16; not defined for vectors that do not vary.
         code_unexplained_variance: the same for the reconstruction from the code.
+        level_entropy: Σ_j p_j·H(level | latent j fires) over these vectors, which with
+            ``marginal_entropy`` is what a code of levels takes; 0 of bits.
     """
 
     n_vectors: int
@@ -268,6 +146,7 @@ class CompressionReport:
     ratio_to_float16: float
     float16_unexplained_variance: float
     code_unexplained_variance: float
+    level_entropy: float = 0.0
 
     def to_dict(self) -> dict[str, float | None]:
         """For JSON, with None for what is infinite or not defined."""
@@ -292,27 +171,53 @@ def compression_report(
     def unexplained(approximation: Tensor) -> float:
         return ((rows.double() - approximation.double()).square().sum() / variance).item()
 
+    fixed_width, level_entropy = (d_sae - 1).bit_length(), 0.0
     # H₂(p) = H₂(1 − p): how often a bit differs tells as much as how often it is on.
     rate = torch.bincount(codes.indices, minlength=d_sae).double() / n
+    if isinstance(codes, CodeLevels):
+        counts = _level_counts(codes.dense().reshape(n, -1), codes.n_levels)
+        rate, level_entropy = 1 - counts[:, 0] / n, magnitude_entropy(counts[:, 1:], n)
+        fixed_width += (codes.n_levels - 1).bit_length()
     return CompressionReport(
         n_vectors=n,
         bits=bits,
         float16_bits=16 * sae.cfg.d_in,
-        fixed_width_bits=len(codes.indices) / n * (d_sae - 1).bit_length(),
+        fixed_width_bits=len(codes.indices) / n * fixed_width,
         marginal_entropy=binary_entropy(rate).sum().item(),
         ratio_to_float16=16 * sae.cfg.d_in / bits,
         float16_unexplained_variance=unexplained(rows.half()),
         code_unexplained_variance=unexplained(x_hat),
+        level_entropy=level_entropy,
     )
+
+
+def _levels(sae: BAE | TrainingBAE, x: Tensor) -> UInt8[Tensor, "n d_sae"]:
+    return level_indices(sae.encode(x), sae.level_values).to(torch.uint8).cpu()
+
+
+def _level_counts(levels: UInt8[Tensor, "n d_sae"], n_levels: int) -> Tensor:
+    """``[d_sae, n_levels + 1]``, vectors at each level of each latent."""
+    return torch.stack([(levels == level).sum(0) for level in range(n_levels + 1)], 1)
+
+
+def _most_frequent(levels: UInt8[Tensor, "n d_sae"], n_levels: int) -> UInt8[Tensor, " d_sae"]:
+    """Of those that are equally frequent, the lowest."""
+    return _level_counts(levels, n_levels).argmax(1).to(torch.uint8)
 
 
 def _check_sae(sae: BAE | TrainingBAE) -> None:
     if not isinstance(sae, (BAE, TrainingBAE)):
-        raise TypeError(f"Only a BAE's code is bits and nothing else; got a {type(sae).__name__}.")
+        raise TypeError(
+            f"Only a BAE's code is bits or levels and nothing else; got a {type(sae).__name__}."
+        )
+    if sae.cfg.n_levels > MAX_LEVELS:
+        raise ValueError(
+            f"Codes are stored of {MAX_LEVELS} levels a latent at most; this SAE has {sae.cfg.n_levels}."
+        )
     if sae.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm"):
         raise ValueError(
             f"With normalize_activations={sae.cfg.normalize_activations!r} the output needs the norm "
-            "of each input, which the bits do not hold."
+            "of each input, which the code does not hold."
         )
     if sae.hook_z_reshaping_mode:
         raise ValueError(

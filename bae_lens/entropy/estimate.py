@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bae_lens.architectures.bae import BAE, TrainingBAE, TrainingBAEConfig
 from bae_lens.checks.fields import ListOf, Number, check
-from bae_lens.entropy.pruning import prune
+from bae_lens.entropy.pruning import check_prunable, prune
 from bae_lens.evals import CodeEvaluation, CodeSummary, summarize_code
 from bae_lens.training.fit import fit_activations
 
@@ -95,13 +95,14 @@ def estimate_entropy(
         max_unexplained: share of the variance that may be left unexplained: the fidelity at which
             the entropy is taken. Entropies at different fidelities do not compare.
         cfg: what to train; the default recipe with four bits an input dimension and no density cap
-            (which would forbid a fair bit) if omitted. ``initial_firing_rate`` is taken from ``starts``.
+            (which would forbid a fair bit) if omitted. ``initial_firing_rate`` is taken from ``starts``;
+            one bit a latent, and no feedback.
         starts: firing rates that bits start from, one training each.
         steps, batch_size, lr, seed, device: see ``fit_activations``.
 
     Raises:
-        ValueError: if there are too few vectors, they are not all finite, they do not vary, or no start is
-            given.
+        ValueError: if there are too few vectors, they are not all finite, they do not vary, no start is
+            given, or ``cfg`` has several levels a latent or feedback.
     """
     starts = check("starts", starts, ListOf(Number(above=0, below=1)))
     max_unexplained = check("max_unexplained", max_unexplained, Number(least=0, below=1))
@@ -116,6 +117,7 @@ def estimate_entropy(
             )
     d_in = activations.shape[1]
     cfg = cfg or TrainingBAEConfig(d_in=d_in, d_sae=4 * d_in, max_density=None)
+    check_prunable(cfg)
 
     def score(sae: BAE | TrainingBAE, vectors: Tensor) -> CodeEvaluation:
         return summarize_code(sae, vectors.to(device).split(4096), pair_counts=True)

@@ -5,9 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bae_lens.architectures.bae import BAE, BAEConfig, TrainingBAE
+from bae_lens.architectures.bae import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
 from bae_lens.checks.fields import Number, check
 from bae_lens.nn import chow_liu_entropy, prune_bits, select_bits
+
+
+def check_prunable(cfg: BAEConfig | TrainingBAEConfig) -> None:
+    """Check that the code of a BAE is bits that do not depend on the decoder.
+
+    Raises:
+        ValueError: if it has several levels a latent, or feedback.
+    """
+    if cfg.n_levels > 1 or cfg.feedback_steps > 0:
+        raise ValueError(
+            "Only a BAE of one bit a latent and without feedback is pruned: its bits are chosen among, and "
+            "stay as they are with another decoder. This one has "
+            f"n_levels={cfg.n_levels}, feedback_steps={cfg.feedback_steps}."
+        )
 
 
 @torch.no_grad()
@@ -20,7 +34,7 @@ def prune(sae: BAE | TrainingBAE, activations: Tensor, max_unexplained: float) -
     is kept. Both take d_sae³ operations: seconds for a thousand bits.
 
     Args:
-        sae: a trained BAE, its input scale folded in (as ``SAETrainer.fit`` leaves it).
+        sae: a trained BAE of one bit a latent, its input scale folded in (as ``SAETrainer.fit`` leaves it).
         activations: ``[n, d_in]``, many more than there are bits.
         max_unexplained: share of their variance that may be left unexplained, see
             ``bae_lens.nn.prune_bits``. Where all bits leave more than that, what is redundant goes.
@@ -30,8 +44,10 @@ def prune(sae: BAE | TrainingBAE, activations: Tensor, max_unexplained: float) -
 
     Raises:
         ValueError: if there are not at least twice as many activations as bits that vary,
-            ``max_unexplained`` is not between 0 and 1, a value is NaN or infinite, or no bit varies.
+            ``max_unexplained`` is not between 0 and 1, a value is NaN or infinite, or no bit varies;
+            or the BAE has several levels a latent, or feedback.
     """
+    check_prunable(sae.cfg)
     max_unexplained = check("max_unexplained", max_unexplained, Number(least=0, below=1))
     if not activations.isfinite().all():
         raise ValueError("The activations have NaN or infinite values; no decoder can be fitted.")

@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from bae_lens.concept_ablation import ConceptAblationResult, LabeledTexts
-from bae_lens.entropy.compression import CodeIndices, encode_to_indices
+from bae_lens.entropy.compression import encode_to_indices, read_codes
 from bae_lens.examples import LatentRecords
 from bae_lens.quiz import QuizKey
 from bae_lens.quiz.questions import key_path, write_quiz
@@ -94,10 +94,11 @@ def _answers(key: QuizKey) -> bytes:
 
 
 def _codes(random: Random, folder: Path) -> Iterator[Trial]:
-    codes = encode_to_indices(make_training_bae(), make_activations(50))
-    content = codes.to_bytes()
-    for name, bad, is_told in damaged_bytes(content, random):
-        yield Trial(name, partial(CodeIndices.from_bytes, bad), ("code", "Code", "BAE"), is_told)
+    saes = (make_training_bae(), make_training_bae(n_levels=3))
+    contents = [encode_to_indices(sae, make_activations(50)).to_bytes() for sae in saes]
+    for damaged in zip(*(damaged_bytes(content, random) for content in contents), strict=False):
+        for name, bad, is_told in damaged:
+            yield Trial(name, partial(read_codes, bad), ("code", "Code", "BAE"), is_told)
 
 
 def _metric_log(random: Random, folder: Path) -> Iterator[Trial]:
@@ -190,7 +191,7 @@ FILES = (
     _result(Ranking, lambda: rank_dictionaries(THREE, Named("x", fair), SETTINGS), "settings"),
     _of_key(QuizKey, lambda key: key),
     _of_key(QuizAnswers, _answers),
-    Reader("CodeIndices.from_bytes", "damaged bytes", "codes of a BAE, with a checksum", _codes),
+    Reader("read_codes", "damaged bytes", "codes of a BAE, with a checksum", _codes),
     Reader("read_metric_log", "damaged JSON lines", "one object of numbers a line", _metric_log),
     Reader("LabeledTexts.read, JSONL", "damaged rows", "text and label a row", _labeled_texts),
     Reader("LabeledTexts.read, CSV", "damaged CSV", "a header, text and label a row", _csv_texts),

@@ -20,12 +20,14 @@ from torch import Tensor
 from bae_lens import BAE
 from bae_lens.entropy.compression import (
     CodeIndices,
+    CodeLevels,
     CompressionReport,
     compression_report,
     decode_from_indices,
     encode_to_indices,
+    read_codes,
 )
-from bae_lens.nn import marginal_entropy
+from bae_lens.nn import level_indices, marginal_entropy
 from tests.helpers import (
     D_IN,
     D_SAE,
@@ -62,7 +64,8 @@ def independent_bits(rates: Tensor, n: int, seed: int = 0) -> CodeIndices:
     )
 
 
-def assert_same(one: CodeIndices, other: CodeIndices) -> None:
+def assert_same(one: CodeIndices | CodeLevels, other: CodeIndices | CodeLevels) -> None:
+    assert type(one) is type(other)
     assert one.shape == other.shape
     for name in ("majority", "lengths", "indices"):
         expected, actual = getattr(one, name), getattr(other, name)
@@ -480,6 +483,116 @@ def test_bits_per_vector_are_those_of_the_file():
     assert codes.bits_per_vector == 8 * len(codes.to_bytes()) / 50
 
 
+# Levels
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("feedback_steps", [0, 2])
+@pytest.mark.parametrize("make", [make_bae, make_training_bae])
+def test_levels_and_reconstruction_are_those_of_the_sae(make, feedback_steps, dtype):
+    sae = make(n_levels=3, feedback_steps=feedback_steps, dtype=dtype)
+    x = make_activations(200).reshape(2, 100, D_IN)
+    with torch.no_grad():
+        acts = sae.encode(x)
+        recons, values = sae.decode(acts), sae.level_values
+
+    codes = encode_to_indices(sae, x)
+    assert isinstance(codes, CodeLevels)
+    read = read_codes(codes.to_bytes())
+    assert isinstance(read, CodeLevels)
+
+    assert torch.equal(read.dense(), level_indices(acts, values).byte())
+    assert read.dense().unique().tolist() == [0, 1, 2, 3]
+    assert torch.equal(read.bits(), acts != 0)
+    assert torch.equal(decode_from_indices(sae, read), recons)
+
+
+def test_the_majority_is_the_most_frequent_level():
+    sae, x = make_bae(n_levels=3), make_activations(300)
+    with torch.no_grad():
+        sae.b_enc.add_(1)
+        levels = level_indices(sae.encode(x), sae.level_values)
+
+    codes = encode_to_indices(sae, x)
+
+    for column, level in zip(levels.T, codes.majority.tolist(), strict=True):
+        counts = column.bincount(minlength=4).tolist()
+        assert counts.index(max(counts)) == level
+    assert len(codes.majority.unique()) > 2
+    assert isinstance(codes, CodeLevels)
+    assert torch.equal(codes.dense(), levels.byte())
+
+
+def test_any_majority_gives_the_same_levels():
+    sae, x = make_bae(n_levels=3), make_activations(100)
+    majority = torch.arange(D_SAE).remainder(4).byte()
+
+    codes = encode_to_indices(sae, x, majority)
+
+    expected = encode_to_indices(sae, x)
+    assert isinstance(codes, CodeLevels)
+    assert isinstance(expected, CodeLevels)
+    assert torch.equal(codes.majority, majority)
+    assert torch.equal(read_codes(codes.to_bytes()).bits(), expected.bits())
+    assert torch.equal(codes.dense(), expected.dense())
+    for wrong in (majority.bool(), majority.int(), majority[1:]):
+        with pytest.raises(ValueError, match=f"{D_SAE} levels in uint8"):
+            encode_to_indices(sae, x, wrong)
+
+
+def test_codes_of_a_bae_of_bits_are_in_the_first_version_whatever_its_feedback():
+    codes = encode_to_indices(make_bae(feedback_steps=2), make_activations(50))
+
+    assert isinstance(codes, CodeIndices)
+    assert codes.to_bytes().startswith(b"BAEC\x01")
+
+
+def test_report_of_levels_equals_a_plain_reference():
+    sae, x = make_bae(n_levels=3), make_activations(600)
+    with torch.no_grad():
+        acts = sae.encode(x)
+    entropy = 0.0
+    for column in acts.T:
+        shares = column.unique(return_counts=True)[1].double() / 600
+        entropy -= torch.xlogy(shares, shares).sum().item() / math.log(2)
+
+    report = compression_report(sae, x)
+
+    assert report.marginal_entropy == pytest.approx(marginal_entropy((acts != 0).double()).item())
+    assert report.marginal_entropy + report.level_entropy == pytest.approx(entropy)
+    assert report.level_entropy > 1
+    codes = encode_to_indices(sae, x)
+    assert report.bits == codes.bits_per_vector
+    # 40 latents, of which one takes 6 bits, and 3 levels, of which one takes 2.
+    assert report.fixed_width_bits == pytest.approx(len(codes.indices) / 600 * 8)
+    unexplained = (x - decode_from_indices(sae, codes)).square().sum() / (
+        x - x.mean(0)
+    ).square().sum()
+    assert report.code_unexplained_variance == pytest.approx(unexplained.item(), rel=1e-4)
+
+
+def test_a_report_that_was_saved_without_levels_loads():
+    scalars = compression_report(make_bae(), make_activations(20)).to_dict()
+    assert scalars.pop("level_entropy") == 0
+
+    assert CompressionReport(**scalars).level_entropy == 0  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(("n_coded", "n_of_sae"), [(1, 3), (3, 1), (3, 2)])
+def test_codes_of_other_levels_are_refused(n_coded, n_of_sae):
+    codes = encode_to_indices(make_bae(n_levels=n_coded), make_activations(5))
+
+    with pytest.raises(
+        ValueError, match=f"of {n_coded} levels a latent, but the SAE has {n_of_sae}"
+    ):
+        decode_from_indices(make_bae(n_levels=n_of_sae), codes)
+
+
+def test_more_levels_than_a_byte_holds_are_refused():
+    with pytest.raises(ValueError, match="255 levels a latent at most; this SAE has 256"):
+        encode_to_indices(make_bae(n_levels=256, d_sae=2), make_activations(5))
+
+
 # Report
 
 
@@ -566,9 +679,9 @@ def test_a_sae_that_normalizes_each_input_is_refused(how):
     sae = make_bae(normalize_activations=how)
     codes = encode_to_indices(make_bae(), make_activations(5))
 
-    with pytest.raises(ValueError, match="norm of each input, which the bits do not hold"):
+    with pytest.raises(ValueError, match="norm of each input, which the code does not hold"):
         encode_to_indices(sae, make_activations(5))
-    with pytest.raises(ValueError, match="norm of each input, which the bits do not hold"):
+    with pytest.raises(ValueError, match="norm of each input, which the code does not hold"):
         decode_from_indices(sae, codes)
 
 

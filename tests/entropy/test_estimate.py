@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +121,12 @@ def test_a_fidelity_out_of_reach_is_warned_of(caplog):
 def test_vectors_that_have_no_entropy_to_find_are_refused(train, held_out, message):
     with pytest.raises(ValueError, match=message):
         estimate_entropy(train, held_out, 0.3, small_cfg(), steps=5, batch_size=BATCH)
+
+
+@pytest.mark.parametrize("overrides", [{"n_levels": 2}, {"feedback_steps": 1}])
+def test_a_code_that_is_not_pruned_is_refused_before_it_is_trained(overrides):
+    with pytest.raises(ValueError, match="one bit a latent and without feedback"):
+        estimate_entropy(*DATA, 0.3, replace(small_cfg(), **overrides), steps=10**9)
 
 
 def test_no_start_is_refused():

@@ -292,6 +292,7 @@ def test_the_rate_of_a_gaussian_is_that_of_reverse_water_filling(variances, unex
         ({"vectors_per_sequence": 2}, "from 1 to 1, the width of the narrowest range"),
         ({"vectors_per_sequence": 0}, "vectors_per_sequence must be a whole number of at least 1"),
         ({"batch_size": 81}, "A cell has 80 training vectors .* fewer than batch_size = 81"),
+        ({"cfg": small_cfg(n_levels=3)}, "one bit a latent and without feedback.*n_levels=3"),
         ({"cfg": small_cfg(d_sae=41)}, r"fewer than 2 × cfg.d_sae = 82"),
         (
             {"cfg": small_cfg(d_in=8, target_entropy=None)},

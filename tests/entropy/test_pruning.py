@@ -98,3 +98,12 @@ def test_activations_that_are_not_finite_are_refused():
 
     with pytest.raises(ValueError, match="NaN or infinite"):
         prune(make_bae(), x, 0.5)
+
+
+@pytest.mark.parametrize("make", [make_training_bae, make_bae])
+@pytest.mark.parametrize("overrides", [{"n_levels": 2}, {"feedback_steps": 1}])
+def test_levels_and_feedback_are_refused(make, overrides):
+    ((name, value),) = overrides.items()
+
+    with pytest.raises(ValueError, match=f"one bit a latent and without feedback.*{name}={value}"):
+        prune(make(**overrides), make_activations(500), 0.5)
