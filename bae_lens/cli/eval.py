@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--magnitude_bits",
         type=float,
         default=4,
-        help="resolution at which magnitudes are counted in the description length",
+        help="resolution at which magnitudes of a real-valued code are counted in the description length",
     )
     add_outlier_argument(parser)
     parser.add_argument(

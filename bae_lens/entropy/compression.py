@@ -97,7 +97,7 @@ def decode_from_indices(
     batch_size = check("batch_size", batch_size, whole(1))
     if len(codes.majority) != sae.cfg.d_sae:
         raise ValueError(
-            f"These codes have {len(codes.majority)} bits each, but the SAE has {sae.cfg.d_sae}."
+            f"These codes have {len(codes.majority)} latents each, but the SAE has {sae.cfg.d_sae}."
         )
     values = sae.level_values
     n_levels = codes.n_levels if isinstance(codes, CodeLevels) else 1

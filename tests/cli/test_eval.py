@@ -64,9 +64,9 @@ KNOWN = {
 }
 
 
-def save(folder: Path, is_non_activating: bool = False, **metadata: Any) -> Path:
+def save(folder: Path, is_non_activating: bool = False, n_levels: int = 1, **metadata: Any) -> Path:
     """A saved SAE; a silent one has no bit that fires and gives back zeros."""
-    sae = make_bae()
+    sae = make_bae(n_levels=n_levels)
     if is_non_activating:
         with torch.no_grad():
             sae.b_enc.fill_(-1e4)
@@ -211,6 +211,17 @@ def test_pairs_and_magnitudes_are_counted_as_asked(folder):
     assert paired["plug_in_entropy"] <= paired["chow_liu_entropy"] <= paired["marginal_entropy"]
     assert without["chow_liu_entropy"] is None
     assert without["description_length"] == without["marginal_entropy"]
+
+
+def test_levels_are_counted_with_nothing_asked(tmp_path, capsys):
+    run(folder := save(tmp_path / "sae", n_levels=3))
+
+    code = strict_json(folder / "eval_metrics.json")["code"]
+    assert (code["is_one_bit"], code["magnitude_bits"]) == (False, None)
+    assert code["description_length"] == pytest.approx(
+        code["support_entropy"] + code["magnitude_entropy"]
+    )
+    assert f"{code['magnitude_entropy']:.4f}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("excluded", [True, False, [0]])

@@ -238,6 +238,20 @@ def test_of_two_bits_that_are_on_the_rarer_comes_first():
     assert latents.active(sample.lower, 1).unique().numel() > 1
 
 
+def test_of_latents_of_levels_the_one_that_writes_most_comes_first():
+    sae = between(make_bae(n_levels=3), LOWER_HOOK, None)
+    sample = pairs(D_IN)
+
+    latents = describe(sae, sample)
+
+    with torch.no_grad():
+        acts, norms = sae.encode(sample.lower), sae.W_dec.norm(dim=1)
+    for own, ids in zip(acts * norms, latents.active(sample.lower, 5), strict=True):
+        ids = ids[ids >= 0]
+        torch.testing.assert_close(own[ids], own.topk(len(ids)).values)
+        assert (own[ids] > 0).all()
+
+
 def test_a_latent_is_a_row_of_the_decoder_or_a_column_of_the_encoder():
     encoder, decoder = noise(D_IN, 20), noise(20, D_IN, seed=1)
     sae, sample, ids = sae_of(W_enc=encoder, W_dec=decoder), pairs(), torch.tensor([[3, -1]])

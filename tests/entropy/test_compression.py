@@ -699,7 +699,7 @@ def test_a_sae_that_reshapes_heads_says_what_to_do():
 def test_codes_of_another_width_are_refused():
     codes = encode_to_indices(make_bae(), make_activations(5))
 
-    with pytest.raises(ValueError, match=f"{D_SAE} bits each, but the SAE has 20"):
+    with pytest.raises(ValueError, match=f"{D_SAE} latents each, but the SAE has 20"):
         decode_from_indices(make_bae(d_sae=20), codes)
 
 

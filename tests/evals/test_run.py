@@ -307,6 +307,23 @@ def test_magnitudes_are_counted_at_the_resolution_asked_for(model):
     )
 
 
+def test_levels_are_counted_as_they_are_whatever_the_resolution(model):
+    sae = describe(make_bae(n_levels=3, feedback_steps=1))
+
+    one, other = (
+        run_evals(sae, store_of(sae, model), model, n_code_tokens=900, magnitude_bits=bits)[0][
+            "code"
+        ]
+        for bits in (1, None)
+    )
+
+    assert one == other
+    assert (one["is_one_bit"], one["magnitude_bits"]) == (False, None)
+    assert one["quantized_explained_variance"] is None
+    assert one["magnitude_entropy"] > 0.1
+    assert one["description_length"] == support_bits(one) + one["magnitude_entropy"]
+
+
 def architectures(folder: Path) -> dict[str, SAE[Any]]:
     """SAELens' own, random, as they are loaded from disk."""
     size: dict[str, Any] = {"d_in": D_IN, "d_sae": D_SAE}

@@ -30,6 +30,8 @@ from tests.helpers import (
 LATENTS = {
     "bae": make_bae,
     "training bae": make_training_bae,
+    "bae with feedback": lambda: make_bae(feedback_steps=2),
+    "bae of levels": lambda: make_bae(n_levels=3, feedback_steps=1),
     "transcoder": make_transcoder,
     "topk": lambda: TopKSAE(TopKSAEConfig(d_in=D_IN, d_sae=24, k=3)),
 }
@@ -65,11 +67,29 @@ def test_latents_fire_where_their_code_is_not_zero(kind, monkeypatch):
 
     acts = sae.encode(x).detach()
     acts = acts if acts.layout == torch.strided else acts.to_dense()
-    is_bit = "bae" in kind
+    is_bit = "bae" in kind and kind != "bae of levels"
     expected = (acts != 0).float() if is_bit else acts
     torch.testing.assert_close(torch.from_numpy(found), expected.float())
     assert (found != 0).any()
     assert make_coder(sae).strength == ("surprise" if is_bit else "activation")
+
+
+def test_margins_are_those_of_the_pre_activations_that_decide():
+    sae, x = make_bae(feedback_steps=2), make_activations(40)
+    with torch.no_grad():
+        encoded = sae.encoded(sae.process_sae_in(x), sae.b_enc)
+
+    code, margins = make_coder(sae).firings_with_margins(x)
+
+    assert margins is not None
+    torch.testing.assert_close(torch.from_numpy(margins), encoded.pre.abs().half())
+    assert ((encoded.pre > 0).numpy() == (code.toarray() != 0)).all()
+
+
+def test_a_code_of_levels_has_strengths_and_no_margins():
+    _, margins = make_coder(make_bae(n_levels=3)).firings_with_margins(make_activations(5))
+
+    assert margins is None
 
 
 @pytest.mark.parametrize("kind", CODES)
