@@ -40,7 +40,8 @@ class CodeSummary:
             entropy of which latents fire, reached only by independent latents.
         minibatch_entropy: the same of one minibatch, as in training, averaged over minibatches: what
             arXiv 2509.20997 reports. Low by about m/(2·n·ln 2) bits, for m latents that vary among n
-            tokens, and lower still where a minibatch is not a fair sample (consecutive tokens).
+            tokens, and lower still where a minibatch is not a fair sample (consecutive tokens). What
+            the training of a code of levels logs has their entropy in it.
         minibatch_entropy_miller_madow: with that much added.
         minibatch_size, n_minibatches: tokens per minibatch, and whole minibatches seen.
         chow_liu_entropy: the marginal entropy less what a tree of pairwise dependences explains: a
@@ -49,7 +50,8 @@ class CodeSummary:
         total_correlation: what the tree explains, in bits per token.
         chance_total_correlation: what a tree of the same kind finds in *independent* latents with
             these rates and so many tokens: the part of ``total_correlation`` that is noise.
-        plug_in_entropy: entropy of the distinct codes seen, in bits per token.
+        plug_in_entropy: entropy of the distinct codes seen, in bits per token; codes differ here, and in
+            all entropies above, in which latents fire, and not in how strongly.
         plug_in_ceiling: log₂ of the number of tokens, which ``plug_in_entropy`` cannot pass; near
             it, it only says how many tokens there were.
         n_distinct_codes: distinct codes seen.

@@ -268,6 +268,7 @@ def test_memory_does_not_grow_with_the_corpus():
 DICTIONARIES = {
     "bae": make_bae,
     "training bae": make_training_bae,
+    "bae of levels": lambda: make_bae(n_levels=3, feedback_steps=1),
     "transcoder": make_transcoder,
     "clvq_vae": lambda: make_clvq(d_out=D_IN, decoder="token"),
     "clusters": lambda: Clusters(
