@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bae_lens.checks.fields import Number, check
-from bae_lens.nn import check_level_values, level_indices
+from bae_lens.nn import check_level_values, level_counts
 
 # At 0 bits a cell is so many times the root mean square of the magnitudes wide. Cells reach to so many
 # times it in either direction, so that a few outliers cannot ask for gigabytes of them.
@@ -168,10 +168,7 @@ class LevelCounter:
 
     def count(self, acts: Float[Tensor, "n d_sae"]) -> Int[Tensor, "d_sae L"]:
         """How many tokens have each level of each latent, where it fires."""
-        levels = level_indices(acts, self.values)
-        fired = levels > 0
-        flat = fired.nonzero()[:, 1] * self.n_cells + levels[fired] - 1
-        return torch.bincount(flat, minlength=self.values.numel()).reshape(self.values.shape)
+        return level_counts(acts, self.values)
 
 
 def magnitude_entropy(cell_counts: Int[Tensor, "d_sae n_cells"], n_tokens: int) -> float:

@@ -18,7 +18,7 @@ from bae_lens.nn.joint_entropy import (
     mutual_information,
     plug_in_entropy,
 )
-from bae_lens.nn.level_index import check_level_values, level_indices
+from bae_lens.nn.level_index import check_level_values, level_counts, level_indices
 from bae_lens.nn.levels import (
     LevelCode,
     heights_of,
@@ -66,6 +66,7 @@ __all__ = [
     "follow_budget",
     "heights_of",
     "inverse_softplus",
+    "level_counts",
     "level_indices",
     "marginal_entropy",
     "miller_madow_correction",

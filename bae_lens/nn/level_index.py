@@ -57,20 +57,48 @@ def level_indices(
         >>> level_indices(torch.tensor([[4.0, 0.0], [1.0, 2.5]]), values).tolist()
         [[3, 0], [1, 2]]
     """
+    _check_shapes(acts, level_values)
+    entries, _, levels = _fired(acts, level_values)
+    indices = torch.zeros(acts.shape, dtype=torch.int32, device=acts.device)
+    indices.view(-1)[entries] = levels
+    return indices
+
+
+@torch.no_grad()
+def level_counts(
+    acts: Float[Tensor, "*batch d_sae"], level_values: Float[Tensor, "d_sae L"]
+) -> Int[Tensor, "d_sae L"]:
+    """In how many rows each latent is at each of its levels from 1, as ``level_indices`` tells them.
+
+    Examples:
+        >>> values = torch.tensor([[1.0, 1.5, 4.0], [2.0, 2.5, 3.0]])
+        >>> level_counts(torch.tensor([[4.0, 0.0], [1.0, 2.5]]), values).tolist()
+        [[1, 0, 1], [0, 1, 0]]
+    """
+    _check_shapes(acts, level_values)
+    _, latents, levels = _fired(acts, level_values)
+    cells = latents * level_values.shape[1] + levels - 1
+    return torch.bincount(cells, minlength=level_values.numel()).reshape(level_values.shape)
+
+
+def _check_shapes(acts: Tensor, level_values: Tensor) -> None:
     check_level_values(level_values)
     if acts.ndim == 0 or acts.shape[-1] != len(level_values):
         raise ValueError(
             f"These values are of {len(level_values)} latents; got activations of shape "
             f"{tuple(acts.shape)}."
         )
+
+
+def _fired(acts: Tensor, level_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where activations are not 0: which entries of the flattened tensor, which latents, which levels."""
     values = widened(level_values).to(acts.device)
     boundaries = (values[:, 1:] + values[:, :-1]) / 2
-    fired = acts != 0
-    latents, fired_acts = fired.nonzero()[:, -1], widened(acts[fired])
+    acts = acts.reshape(-1)
+    entries = acts.nonzero()[:, 0]
+    latents, fired_acts = entries % len(values), widened(acts[entries])
     levels = torch.ones_like(latents, dtype=torch.int32)
     # One boundary at a time: memory is by what fires, and not L times that.
-    for boundary in boundaries.T:
+    for boundary in boundaries.T.contiguous():
         levels += fired_acts > boundary[latents]
-    indices = torch.zeros(acts.shape, dtype=torch.int32, device=acts.device)
-    indices[fired] = levels
-    return indices
+    return entries, latents, levels

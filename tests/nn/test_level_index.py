@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bae_lens.nn import check_level_values, level_indices
+from bae_lens.nn import check_level_values, level_counts, level_indices
 
 
 def random_values(d_sae: int, n_levels: int, seed: int = 0) -> Tensor:
@@ -40,6 +40,11 @@ def test_levels_come_back_from_their_values(seed, shape, d_sae, n_levels):
 
     assert torch.equal(found, levels.int())
     assert found.dtype == torch.int32
+    counts = level_counts(acts_at(levels, values), values)
+    rows = levels.reshape(-1, d_sae)
+    expected = [[(column == level).sum() for level in range(1, n_levels + 1)] for column in rows.T]
+    assert counts.tolist() == expected
+    assert counts.dtype == torch.int64
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -104,3 +109,5 @@ def test_values_of_no_levels_are_refused(values, message):
 def test_activations_of_another_width_are_refused(shape):
     with pytest.raises(ValueError, match=r"of 3 latents; got activations of shape \("):
         level_indices(torch.zeros(shape), random_values(3, 2))
+    with pytest.raises(ValueError, match=r"of 3 latents; got activations of shape \("):
+        level_counts(torch.zeros(shape), random_values(3, 2))
