@@ -49,7 +49,7 @@ L0S = (2, 4, 8, 16, 48)
 # Levels of the target: 38, 75 and 150 bits.
 TARGETED = (1, 2, 3)
 RANDOM, TOKENS = "random directions", "random tokens"
-ARCHITECTURES = ("bae", "bae_no_cap", "topk", "batchtopk", "jumprelu")
+ARCHITECTURES = (*OURS, "topk", "batchtopk", "jumprelu")
 NO_CAP = "_no_cap"
 # There to tell what is the encoder's and what the code's; SAELens has no such architecture.
 CONTROLS = ()

@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from bae_lens.examples.records import CorpusToken
 from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
+from tests.helpers import CONTEXT_SIZE, D_IN, HOOK, make_activations, make_model, make_text
 from tests.report.helpers import make_intruder, make_records
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -22,6 +24,7 @@ trials: Any = importlib.import_module("interpretability_trials")
 benchmark: Any = importlib.import_module("interpretability")
 
 TASK = benchmark.lm_task(15, d_sae=32, n_train=64, n_validation=8, n_test=8, l0s=(2, 4, 8))
+PLACE = {"hook_name": HOOK, "context_size": CONTEXT_SIZE, "prepend_bos": True}
 ARGS = Namespace(seeds=[3, 4], levels=[0, 2], learning_rates=[1e-3, 2e-3])
 
 
@@ -241,6 +244,61 @@ def test_random_directions_are_k_of_them_from_the_mean(tmp_path):
     assert (sae.encode(acts) != 0).float().mean(0).max() < 0.5
     same = trials.random_directions(trial, TASK, tmp_path, "cpu")
     assert torch.equal(same.W_dec, sae.W_dec)
+
+
+@pytest.mark.parametrize("arch", ["bae", "topk", trials.RANDOM])
+@pytest.mark.parametrize("device", ["cpu", *["cuda"] * torch.cuda.is_available()])
+def test_a_cell_has_its_latents_with_their_firing_rates(monkeypatch, tmp_path, arch, device):
+    model, n_read = make_model().to(device), Counter[str]()
+
+    def load_model(*args: Any) -> Any:
+        n_read["loaded"] += 1
+        read = model.run_with_cache
+        n_read["read"] = 0
+
+        def run_with_cache(*args: Any, **options: Any) -> Any:
+            n_read["read"] += 1
+            return read(*args, **options)
+
+        monkeypatch.setattr(model, "run_with_cache", run_with_cache)
+        return model
+
+    seen: list[Any] = []
+
+    def collect_examples(model: Any, sae: Any, source: None, *args: Any, **options: Any) -> Any:
+        seen.append(trials_collect(model, sae, make_text(60), *args, **options))
+        return seen[-1]
+
+    def lengths(texts: Any) -> Any:
+        return np.array([[len(t.text), t.span[0] + 1, 1] for t in texts], dtype=float)
+
+    trials_collect = trials.collect_examples
+    monkeypatch.setattr(trials, "load_model", load_model)
+    monkeypatch.setattr(trials, "collect_examples", collect_examples)
+    monkeypatch.setattr(trials, "encoder", lambda device: lengths)
+    for module in (trials, sys.modules["untangling_trials"]):
+        monkeypatch.setattr(module, "metadata", lambda task: PLACE)
+    trials.remembering_model.cache_clear()
+    task = replace(TASK, d_in=D_IN, entropies=(4, 6, 8), n_train=512, n_test=256, steps=5)
+    acts = make_activations(512 + 8 + 256)
+    splits = dict(zip(("train", "validation", "test"), acts.split([512, 8, 256]), strict=True))
+    torch.save({name: part.clone() for name, part in splits.items()}, tmp_path / task.filename)
+    trial = benchmark.Trial(task.name, arch, 2, 1e-3, 0)
+    listening = benchmark.Listening(6, 400, 2)
+    trials.read_corpus(trial, task, tmp_path, listening, device)
+    n_batches = n_read["read"]
+
+    cell = trials.listen(trial, task, tmp_path, listening, device)
+
+    # The text was read once, for all dictionaries.
+    assert n_batches > 0
+    assert n_read == {"loaded": 1, "read": n_batches}
+    tested = [latent["latent"] for latent in cell["result"]["latents"]]
+    assert 0 < len(tested) <= 6
+    assert cell["rates"] == [seen[-1][j].n_firings / seen[-1].n_tokens for j in tested]
+    assert (cell["explained_variance"] is None) == (arch == trials.RANDOM)
+    assert cell["bits"] > 0
+    trials.remembering_model.cache_clear()
 
 
 # Codes
