@@ -51,6 +51,7 @@ from tests.helpers import (
 )
 
 BAE_STATISTICS = ("firing_rate", "n_updates", "log_entropy_multiplier")
+LEVEL_TENSORS = ("threshold_gaps", "level_heights", "feedback_gain", "level_shares")
 CLVQ_STATISTICS = ("ema_count", "ema_sum", "nearest_count", "nearest_distance")
 CLVQ_COUNTERS = ("steps_unused", "n_updates", "n_revived")
 UNITS = ("input_mean", "input_scale", "target_mean", "target_scale")
@@ -217,19 +218,20 @@ def _clvq(decoder: str) -> Architecture:
     )
 
 
-ARCHITECTURES = {
-    "bae": Architecture(
+def _bae(**code: int) -> Architecture:
+    """Of one bit a latent, or of the code that these fields give."""
+    return Architecture(
         name="bae",
         inference=(BAE, BAEConfig),
         training=(TrainingBAE, TrainingBAEConfig),
-        make=make_flipped_bae,
-        make_training=make_training_bae,
-        trained=trained_bae,
+        make=lambda **k: make_flipped_bae(**{**code, **k}),
+        make_training=lambda **k: make_training_bae(**{**code, **k}),
+        trained=lambda **k: trained_bae(**{**code, **k}),
         inputs=lambda: make_activations(20),
         batch=lambda n=BATCH, seed=0: make_sparse_activations(n, seed=seed),
         configs={
-            "defaults": training_cfg,
-            "a budget": lambda: training_cfg(target_entropy=5.0, surrogate="identity"),
+            "defaults": lambda: training_cfg(**code),
+            "a budget": lambda: training_cfg(target_entropy=5.0, surrogate="identity", **code),
             "paper": lambda: TrainingBAEConfig.paper(D_IN, entropy_start_step=7),
             "everything off": lambda: training_cfg(
                 initial_firing_rate=None,
@@ -239,6 +241,7 @@ ARCHITECTURES = {
             ),
             "everything else": _everything(
                 training_cfg,
+                **code,
                 surrogate="paper",
                 temperature=0.5,
                 target_entropy=12.5,
@@ -254,6 +257,7 @@ ARCHITECTURES = {
         inference_configs={
             "everything else": _everything(
                 BAEConfig,
+                **code,
                 d_in=8,
                 d_sae=24,
                 dtype="float64",
@@ -261,8 +265,13 @@ ARCHITECTURES = {
                 normalize_activations="layer_norm",
             )
         },
-        tensors=("W_enc", "b_enc", "scale", *BAE_STATISTICS),
-    ),
+        tensors=("W_enc", "b_enc", "scale", *BAE_STATISTICS, *(LEVEL_TENSORS if code else ())),
+    )
+
+
+ARCHITECTURES = {
+    "bae": _bae(),
+    "bae, levels and feedback": _bae(n_levels=3, feedback_steps=2),
     "clvq_vae, token": _clvq("token"),
     "clvq_vae, transformer": _clvq("transformer"),
     "topk_transcoder": Architecture(
