@@ -205,8 +205,12 @@ def batches_of(activations: Tensor, batch_size: int = BATCH) -> Iterator[Tensor]
 # Autoencoders and their training
 
 
+# Fields of a BAE's code that tests of many settings are run with; see the fixture ``code``.
+CODE: dict[str, int] = {}
+
+
 def training_cfg(**overrides: Any) -> TrainingBAEConfig:
-    return TrainingBAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, **overrides})
+    return TrainingBAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, **CODE, **overrides})
 
 
 def make_training_bae(seed: int = 0, **overrides: Any) -> TrainingBAE:
@@ -235,7 +239,7 @@ def make_training_bae(seed: int = 0, **overrides: Any) -> TrainingBAE:
 
 def make_bae(seed: int = 0, **overrides: Any) -> BAE:
     """A BAE for inference with random weights and a scale that is not one."""
-    cfg = BAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, **overrides})
+    cfg = BAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, **CODE, **overrides})
     of_code = {"n_levels": cfg.n_levels, "feedback_steps": cfg.feedback_steps}
     source = make_training_bae(seed, d_in=cfg.d_in, d_sae=cfg.d_sae, **of_code)
     sae = BAE(cfg)

@@ -36,11 +36,13 @@ class Encoded(NamedTuple):
         acts: activations, past their hook.
         pre: pre-activations that they come from, after feedback, past their hook.
         counts: rows in which each threshold is passed; None where there is one a latent.
+        zero: to be added to the reconstruction error, see ``quantize_levels``; None where nothing is.
     """
 
     acts: Float[Tensor, "*batch d_sae"]
     pre: Float[Tensor, "*batch d_sae"]
     counts: Float[Tensor, "d_sae L"] | None
+    zero: Float[Tensor, ""] | None
 
 
 class BAEBase(SAE[Any]):
@@ -103,24 +105,32 @@ class BAEBase(SAE[Any]):
         """Surrogate and temperature of the steps, by the names of ``binarize``'s arguments."""
         raise NotImplementedError
 
-    def quantized(self, pre: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Activations ``[..., d_sae]``, and the rows in which each threshold is passed if there are several."""
-        if self.cfg.n_levels == 1:
-            return self.activation_fn(pre) * self.scale, None
+    def quantized(self, pre: Tensor, curvature: Tensor | None = None) -> Encoded:
+        """Activations ``[..., d_sae]`` of pre-activations, and what the training wants to know of them.
+
+        Args:
+            pre: pre-activations ``[..., d_sae]``.
+            curvature: ``[d_sae]``, of the reconstruction error in each activation, before ``scale``.
+        """
+        if self.cfg.n_levels == 1 and curvature is None:
+            return Encoded(self.activation_fn(pre) * self.scale, pre, None, None)
         code = quantize_levels(
             pre.reshape(-1, pre.shape[-1]),
             self.thresholds,
             self.heights,
             **self.surrogate_options(),
+            curvature=curvature,
         )
-        return code.acts.reshape(pre.shape) * self.scale, code.counts
+        counts = None if self.cfg.n_levels == 1 else code.counts
+        return Encoded(code.acts.reshape(pre.shape) * self.scale, pre, counts, code.zero)
 
-    def encoded(self, sae_in: Tensor, b_enc: Tensor) -> Encoded:
+    def encoded(self, sae_in: Tensor, b_enc: Tensor, curvature: Tensor | None = None) -> Encoded:
         """Activations and pre-activations, past their hooks.
 
         Args:
             sae_in: what ``process_sae_in`` returned, ``[..., d_in]``.
             b_enc: the encoder's bias.
+            curvature: as ``quantized`` takes it.
         """
         pre = sae_in @ self.W_enc + b_enc
         if self.cfg.feedback_steps > 0:
@@ -130,12 +140,11 @@ class BAEBase(SAE[Any]):
                 centered,
                 self.W_enc,
                 self.feedback_gain,
-                lambda pre: decode_sparse(self.quantized(pre)[0], self.W_dec),
+                lambda pre: decode_sparse(self.quantized(pre).acts, self.W_dec),
                 self.cfg.feedback_steps,
             )
-        pre = self.hook_sae_acts_pre(pre)
-        acts, counts = self.quantized(pre)
-        return Encoded(self.hook_sae_acts_post(acts), pre, counts)
+        code = self.quantized(self.hook_sae_acts_pre(pre), curvature)
+        return code._replace(acts=self.hook_sae_acts_post(code.acts))
 
     def reconstruction(self, product: Tensor) -> Tensor:
         """What activations times ``W_dec`` become, past the hook: ``[..., d_in]``, in the input's units."""

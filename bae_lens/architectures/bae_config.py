@@ -29,6 +29,8 @@ _TRAINING_FIELDS: Mapping[str, Rule] = {
     **_CODE_FIELDS,
     "surrogate": OneOf(SURROGATES),
     "temperature": positive(),
+    "curvature_coefficient": Number(least=0, most=1),
+    "curvature_warm_up_steps": whole(0),
     "initial_firing_rate": Number(above=0, below=1, or_none=True),
     "entropy_coefficient": Number(least=0),
     "entropy_warm_up_steps": whole(0),
@@ -111,6 +113,15 @@ class TrainingBAEConfig(TrainingSAEConfig):
     temperature: float = 0.5
     """Width of the sigmoid surrogate."""
 
+    curvature_coefficient: float = 0.0
+    """How much of the error's curvature the gradient of a step takes in. At 0 a step has the gradient of an
+    infinitely small change, which takes latents just below a threshold for better than they are; at 1 that
+    of the step as it is. From the start on it silences latents that have not found anything yet, so warm
+    it up over half of the training or more."""
+
+    curvature_warm_up_steps: int = 0
+    """Steps of linear warm-up of the curvature."""
+
     initial_firing_rate: float | None = number_or_none(0.04)
     """Share of the first batch on which every bit fires at the start. On that batch the input is
     centered, the encoder scaled to pre-activations of unit variance, the thresholds set, and the
@@ -168,6 +179,13 @@ class TrainingBAEConfig(TrainingSAEConfig):
                 "The entropy coefficient can follow one target only: set target_entropy to None, or "
                 f"target_unexplained_variance; got {self.target_entropy!r} and "
                 f"{self.target_unexplained_variance}."
+            )
+        by_token = ("layer_norm", "constant_norm_rescale")
+        if self.curvature_coefficient > 0 and self.normalize_activations in by_token:
+            raise ValueError(
+                "The curvature of the reconstruction error differs between tokens that are scaled one by "
+                f"one: with normalize_activations={self.normalize_activations!r} set "
+                "curvature_coefficient to 0."
             )
 
     @property

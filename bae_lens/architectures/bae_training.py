@@ -102,6 +102,9 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
             "covariance": TrainCoefficientConfig(
                 cfg.covariance_coefficient, cfg.covariance_warm_up_steps
             ),
+            "curvature": TrainCoefficientConfig(
+                cfg.curvature_coefficient, cfg.curvature_warm_up_steps
+            ),
             "density": 0.0 if cfg.max_density is None else cfg.density_coefficient,
         }
 
@@ -113,7 +116,7 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
         encoded = self._encoded(x)
         return encoded.acts, encoded.pre
 
-    def _encoded(self, x: Tensor) -> Encoded:
+    def _encoded(self, x: Tensor, curvature: Tensor | None = None) -> Encoded:
         sae_in, b_enc = self.process_sae_in(x), self.b_enc
         # A hook may bring in a gradient of its own.
         may_have_grad = x.requires_grad or bool(self.hook_sae_input._forward_hooks)
@@ -123,7 +126,15 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
             sae_in = sae_in.detach()
             moved = (self.b_dec.detach() - self.b_dec)[None]
             b_enc = b_enc + (moved @ self.W_enc.detach())[0]
-        return self.encoded(sae_in, b_enc)
+        return self.encoded(sae_in, b_enc, curvature)
+
+    @torch.no_grad()
+    def _curvature(self, sae_in: Tensor, coefficient: float) -> Tensor | None:
+        """Of ``mse_loss`` in each latent's activation: 2‖scale·row‖² over the tokens, times a coefficient."""
+        if self.cfg.curvature_coefficient == 0:
+            return None
+        rows = (self.W_dec.float() * self.scale.float()[:, None]).square().sum(1)
+        return 2 * coefficient * rows * (self.cfg.d_in / sae_in.numel())
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -139,12 +150,15 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
         if not self._is_calibrated:
             with torch.autocast(self.device.type, enabled=False):
                 self.calibrate(sae_in)
-        feature_acts, hidden_pre, counts = self._encoded(sae_in)
+        curvature = self._curvature(sae_in, step_input.coefficients["curvature"])
+        feature_acts, hidden_pre, counts, zero = self._encoded(sae_in, curvature)
         sae_out = self.decode(feature_acts)
         rates = self._rates_of(feature_acts, counts)
         # On a GPU the loss of two types has no gradient.
         dtype = torch.promote_types(sae_out.dtype, sae_in.dtype)
         mse_loss = self.mse_loss_fn(sae_out.to(dtype), sae_in.to(dtype)).sum(dim=-1).mean()
+        if zero is not None:
+            mse_loss = mse_loss + zero
         self._rates = rates
         of_bits = self.calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
         self._rates = None
@@ -184,8 +198,7 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
         """The losses beside ``mse_loss``; a subclass may have others, as of any SAE of SAELens."""
         rates = self._rates
         if rates is None:
-            _, counts = self.quantized(hidden_pre)
-            rates = self._rates_of(feature_acts, counts)
+            rates = self._rates_of(feature_acts, self.quantized(hidden_pre).counts)
         is_one_bit = self.cfg.n_levels == 1
         return penalties(
             self.cfg,

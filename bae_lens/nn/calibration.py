@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bae_lens.nn.levels import heights_of, inverse_softplus, quantize_levels, thresholds_of
 
-# Between two thresholds, and in the height of a level, where a batch has many equal values.
-_LEAST_GAP = 1e-3
+# Between thresholds at the start, in standard deviations of a pre-activation.
+_LEVEL_GAP = 0.75
 
 
 def calibrated_weights(
@@ -34,9 +32,10 @@ def calibrated_weights(
         W_enc, W_dec: what to start from.
         firing_rate: share of the batch on which a bit is to be on, between 0 and 1.
         apply_b_dec_to_input: whether the autoencoder subtracts ``b_dec`` from its input.
-        n_levels: thresholds a latent. The higher ones start at quantiles of what pre-activations are
-            above the first one, over all latents together, so that every level is as frequent; heights
-            start in proportion to the mean pre-activation of each level.
+        n_levels: thresholds a latent. The higher ones start three quarters of a standard deviation apart,
+            and the heights in proportion to the pre-activations of each level. On-latents grow away from
+            the rest as the training goes on: thresholds at the first batch's quantiles, every level as
+            frequent, are soon all passed at once, and the code becomes one of bits again.
 
     Returns:
         New ``W_enc``, ``b_enc``, ``W_dec`` and ``b_dec``, and with several levels ``threshold_gaps`` and
@@ -73,7 +72,7 @@ def calibrated_weights(
     levels: dict[str, Tensor] = {}
     code = (pre > threshold).to(W_dec.dtype)
     if n_levels > 1:
-        levels = _calibrated_levels(pre, threshold, n_levels)
+        levels = _initial_levels(threshold, n_levels)
         thresholds, heights = (
             thresholds_of(levels["threshold_gaps"]),
             heights_of(levels["level_heights"]),
@@ -95,26 +94,17 @@ def calibrated_weights(
     return weights
 
 
-def _calibrated_levels(
-    pre: Float[Tensor, "n d_sae"], threshold: Float[Tensor, " d_sae"], n_levels: int
-) -> dict[str, Tensor]:
-    """Gaps and heights, the same for all latents: of a single one a batch shows too few firings."""
-    latent_is_on = pre > threshold
-    above = (pre - threshold)[latent_is_on].sort().values
-    base = threshold.expand_as(pre)[latent_is_on].mean()
-    bounds = torch.linspace(0, len(above), n_levels + 1).round().long().tolist()
-    edges = torch.stack([above[min(i, len(above) - 1)] for i in bounds[1:-1]])
-    gaps = edges.diff(prepend=edges.new_zeros(1)).clamp(min=_LEAST_GAP)
-    # What each level stands for: the mean of the pre-activations that have it.
-    means = torch.stack(
-        [
-            above[min(i, len(above) - 1) : max(j, i + 1)].mean() + base
-            for i, j in itertools.pairwise(bounds)
-        ]
-    )
-    heights = means.diff() / means[0].clamp(min=_LEAST_GAP)
-    n = pre.shape[1]
+def _initial_levels(threshold: Float[Tensor, " d_sae"], n_levels: int) -> dict[str, Tensor]:
+    """Gaps and heights, the same for all latents.
+
+    Args:
+        threshold: the first, in standard deviations above the mean.
+        n_levels: thresholds a latent.
+    """
+    gap = torch.full((len(threshold), n_levels - 1), _LEVEL_GAP, device=threshold.device)
+    # Levels stand for the middles between thresholds, counted from the mean.
+    height = _LEVEL_GAP / (threshold.mean().clamp(min=0) + _LEVEL_GAP / 2)
     return {
-        "threshold_gaps": inverse_softplus(gaps).expand(n, -1).clone(),
-        "level_heights": inverse_softplus(heights.clamp(min=_LEAST_GAP)).expand(n, -1).clone(),
+        "threshold_gaps": inverse_softplus(gap),
+        "level_heights": inverse_softplus(height.expand_as(gap)).contiguous(),
     }

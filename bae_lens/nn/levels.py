@@ -23,10 +23,12 @@ class LevelCode(NamedTuple):
     Attributes:
         acts: the sum of the heights of the thresholds that each one passes.
         counts: rows in which each threshold is passed, float32 (float64 for float64).
+        zero: to be added to the loss that ``curvature`` is of.
     """
 
     acts: Float[Tensor, "n d_sae"]
     counts: Float[Tensor, "d_sae L"]
+    zero: Float[Tensor, ""]
 
 
 def quantize_levels(
@@ -35,6 +37,7 @@ def quantize_levels(
     heights: Float[Tensor, "d_sae L"],
     surrogate: Surrogate = "sigmoid",
     temperature: float = 1.0,
+    curvature: Float[Tensor, " d_sae"] | None = None,
 ) -> LevelCode:
     """``acts_j = Σ_l heights_jl · 1[pre_j > thresholds_jl]``, and how often each threshold is passed.
 
@@ -48,6 +51,14 @@ def quantize_levels(
     * of ``thresholds_l``: the negated sum of the l-th term over the rows;
     * of ``heights_l``: the sum of g over the rows that pass the threshold.
 
+    g tells what an infinitely small change of an activation does, and a step is none: of a squared error
+    it is off by the square of the step. With the error's ``curvature`` κ in each activation, g is replaced
+    by what crossing the threshold really does, all other latents being as they are, a step of height:
+    g + κ·(m_l − act) with m_l the middle of the two values on either side of threshold l. Below a threshold
+    this is more than g, and above it less; the surrogate alone takes those below, which are many more, for
+    better than they are. How much a unit of the loss weighs, as after a gradient scaler, is read from the
+    gradient of ``zero``; where that is added to no loss, there is no such term.
+
     All in one backward pass, which keeps nothing but ``pre``. Of what is nowhere near a threshold the
     forward pass on the CPU reads nothing but the sign.
 
@@ -57,6 +68,8 @@ def quantize_levels(
         heights: what passing each threshold adds.
         surrogate: which derivative the backward pass uses for a step.
         temperature: width of the sigmoid; only ``"sigmoid"`` reads it.
+        curvature: second derivative of the loss with respect to each latent's activation, the same in
+            every row; None leaves the surrogate as it is.
 
     Raises:
         ValueError: if ``surrogate`` is unknown or ``temperature`` is not positive.
@@ -71,55 +84,61 @@ def quantize_levels(
         [[1.0, 1.0], [1.0, 0.0]]
     """
     check_surrogate(surrogate, temperature)
-    return LevelCode(*_quantize(pre, thresholds, heights, surrogate, float(temperature)))
+    return LevelCode(*_quantize(pre, thresholds, heights, curvature, surrogate, float(temperature)))
 
 
 # Operators of their own, so that a compiled training pass need not look into them: how much there is to
 # do depends on the data.
 @custom_op(
     "quantize_levels",
-    "(Tensor pre, Tensor thresholds, Tensor heights, str surrogate, float temperature) -> (Tensor, Tensor)",
+    "(Tensor pre, Tensor thresholds, Tensor heights, Tensor? curvature, str surrogate, float temperature) "
+    "-> (Tensor, Tensor, Tensor)",
 )
 def _quantize(
     pre: Tensor,
     thresholds: Tensor,
     heights: Tensor,
+    curvature: Tensor | None,  # noqa: ARG001
     surrogate: str,  # noqa: ARG001
     temperature: float,  # noqa: ARG001
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(pre.dtype, torch.float32)
+    zero = pre.new_zeros((), dtype=dtype)
     if _lists_entries(pre):
         on = _On.of(pre, thresholds)
-        acts = torch.zeros_like(pre)
-        values = heights.cumsum(1).to(pre.dtype)
-        acts.view(-1)[on.entry] = values[on.latent, on.level]
-        # Those at a level or above it.
-        return acts, on.summed(None, thresholds.shape).to(dtype)
-    acts = torch.zeros_like(pre)
-    counts = []
-    for threshold, height in zip(thresholds.unbind(1), heights.unbind(1), strict=True):
-        passes = pre > threshold
-        acts.addcmul_(passes.to(pre.dtype), height.to(pre.dtype).expand_as(pre))
-        counts.append(passes.sum(0, dtype=dtype))
-    return acts, torch.stack(counts, 1)
+        counts = on.summed(None, thresholds.shape).to(dtype)
+        return on.values(pre, heights), counts, zero
+    counts = [(pre > threshold).sum(0, dtype=dtype) for threshold in thresholds.unbind(1)]
+    return _values(pre, thresholds, heights), torch.stack(counts, 1), zero
 
 
 @custom_op(
     "quantize_levels_grad",
-    "(Tensor grad_acts, Tensor grad_counts, Tensor pre, Tensor thresholds, Tensor heights, "
-    "str surrogate, float temperature) -> (Tensor, Tensor, Tensor)",
+    "(Tensor grad_acts, Tensor grad_counts, Tensor grad_zero, Tensor pre, Tensor thresholds, "
+    "Tensor heights, Tensor? curvature, str surrogate, float temperature) -> (Tensor, Tensor, Tensor)",
 )
 def _quantize_grad(
     grad_acts: Tensor,
     grad_counts: Tensor,
+    grad_zero: Tensor,
     pre: Tensor,
     thresholds: Tensor,
     heights: Tensor,
+    curvature: Tensor | None,
     surrogate: str,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.promote_types(pre.dtype, torch.float32)
-    columns = [t.to(wide).T.contiguous() for t in (thresholds, heights, grad_counts)]
+    on = _On.of(pre, thresholds) if _lists_entries(pre) else None
+    costs, values = grad_counts.to(wide), None
+    if curvature is not None:
+        curvature = (curvature * grad_zero).to(wide)
+        # What of it is the same in every row is a cost of the level.
+        middles = heights.cumsum(1) - heights / 2
+        costs = costs + curvature[:, None] * heights * middles
+        values = _values(pre, thresholds, heights) if on is None else on.values(pre, heights)
+        values = values.to(wide)
+    columns = [t.to(wide).T.contiguous() for t in (thresholds, heights, costs)]
     grad_pre = torch.empty_like(pre)
     grad_thresholds = torch.zeros_like(columns[0])
     n_rows = _rows_at_a_time(pre)
@@ -127,13 +146,14 @@ def _quantize_grad(
         rows = slice(start, start + n_rows)
         step_gradient = _StepGradient.of(pre[rows].to(wide), surrogate, temperature)
         grad, total = grad_acts[rows].to(wide), grad_pre.new_zeros((), dtype=wide)
+        if curvature is not None and values is not None:
+            grad = torch.addcmul(grad, values[rows], curvature, value=-1)
         for level, (threshold, height, cost) in enumerate(zip(*columns, strict=True)):
             term = torch.addcmul(cost, grad, height).mul_(step_gradient.at(threshold))
             grad_thresholds[level] -= term.sum(0)
             total = term if level == 0 else total.add_(term)
         grad_pre[rows] = total
-    if _lists_entries(pre):
-        on = _On.of(pre, thresholds)
+    if on is not None:
         grad_heights = on.summed(grad_acts.reshape(-1)[on.entry].to(wide), heights.shape)
     else:
         passed = [(grad_acts * (pre > t)).sum(0, dtype=wide) for t in thresholds.unbind(1)]
@@ -150,36 +170,38 @@ def _(
     pre: Tensor,
     thresholds: Tensor,
     heights: Tensor,  # noqa: ARG001
+    curvature: Tensor | None,  # noqa: ARG001
     surrogate: str,  # noqa: ARG001
     temperature: float,  # noqa: ARG001
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(pre.dtype, torch.float32)
-    return torch.empty_like(pre), thresholds.new_empty(thresholds.shape, dtype=dtype)
+    counts = thresholds.new_empty(thresholds.shape, dtype=dtype)
+    return torch.empty_like(pre), counts, pre.new_empty((), dtype=dtype)
 
 
 @_quantize_grad.register_fake
 def _(
     grad_acts: Tensor,  # noqa: ARG001
     grad_counts: Tensor,  # noqa: ARG001
+    grad_zero: Tensor,  # noqa: ARG001
     pre: Tensor,
     thresholds: Tensor,
     heights: Tensor,
+    curvature: Tensor | None,  # noqa: ARG001
     surrogate: str,  # noqa: ARG001
     temperature: float,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(pre), torch.empty_like(thresholds), torch.empty_like(heights)
 
 
-def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG001
     *tensors, ctx.surrogate, ctx.temperature = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, grad_acts: Tensor, grad_counts: Tensor) -> tuple[Tensor | None, ...]:
-    grads = _quantize_grad(
-        grad_acts, grad_counts, *ctx.saved_tensors, ctx.surrogate, ctx.temperature
-    )
-    return *grads, None, None
+def _backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    grads = _quantize_grad(*grad_outputs, *ctx.saved_tensors, ctx.surrogate, ctx.temperature)
+    return *grads, None, None, None
 
 
 _quantize.register_autograd(_backward, setup_context=_keep_inputs)
@@ -201,11 +223,27 @@ class _On(NamedTuple):
         above = pre.reshape(-1)[entry, None] > thresholds[latent, 1:]
         return cls(entry, latent, above.sum(1))
 
+    def values(self, pre: Tensor, heights: Tensor) -> Tensor:
+        """The activations, 0 elsewhere."""
+        acts = torch.zeros_like(pre)
+        acts.view(-1)[self.entry] = heights.cumsum(1).to(pre.dtype)[self.latent, self.level]
+        return acts
+
     def summed(self, values: Tensor | None, shape: torch.Size) -> Tensor:
         """Per latent and threshold, the sum of the values (None: the number) of those that pass it."""
         cell = self.latent * shape[1] + self.level
         sums = torch.bincount(cell, values, minlength=math.prod(shape))
         return sums.reshape(shape).flip(1).cumsum(1).flip(1)
+
+
+def _values(pre: Tensor, thresholds: Tensor, heights: Tensor) -> Tensor:
+    """The activations, where entries are not listed."""
+    acts = torch.zeros_like(pre)
+    for threshold, height in zip(
+        thresholds.unbind(1), heights.to(pre.dtype).unbind(1), strict=True
+    ):
+        acts.addcmul_((pre > threshold).to(pre.dtype), height.expand_as(pre))
+    return acts
 
 
 class _StepGradient:

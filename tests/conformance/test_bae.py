@@ -54,6 +54,7 @@ from tests.conformance.cases import BAE_STATISTICS as STATISTICS
 from tests.conformance.cases import trained_bae as trained
 from tests.helpers import (
     BATCH,
+    CODE,
     CONTEXT_SIZE,
     D_IN,
     D_SAE,
@@ -92,6 +93,18 @@ HOOKS = (
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(
+    autouse=True,
+    params=[{}, {"n_levels": 3, "feedback_steps": 2}],
+    ids=["one bit", "levels and feedback"],
+)
+def code(request, monkeypatch):
+    """Every row holds for the code that a BAE has by default, and for one of levels with feedback."""
+    for name, value in request.param.items():
+        monkeypatch.setitem(CODE, name, value)
+    return request.param
 
 
 def assert_exact(sae: SAE[Any], folded: SAE[Any], x: Tensor, to_input=None, to_output=None) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -66,6 +68,46 @@ def test_gradients_are_those_of_steps_with_the_surrogate(surrogate, n_rows, monk
 
 
 @pytest.mark.usefixtures("_both_ways")
+@pytest.mark.parametrize("weight_of_loss", [1.0, 1024.0])
+def test_with_the_curvature_a_step_is_worth_what_crossing_it_changes(weight_of_loss):
+    """Of a squared error, for whichever side of whichever threshold a row is on."""
+    generator = torch.Generator().manual_seed(3)
+    row = torch.randn(D, 6, generator=generator, dtype=torch.float64)
+    x = torch.randn(N, 6, generator=generator, dtype=torch.float64)
+    pre, thresholds, heights = draw()
+    curvature = 2 * row.square().sum(1) / N
+
+    code = quantize_levels(pre, thresholds, heights, "sigmoid", TAU, curvature)
+    loss = (code.acts @ row - x).square().sum() / N + code.zero
+    (weight_of_loss * loss).backward()
+
+    expected = torch.zeros(N, D, dtype=torch.float64)
+    values = torch.cat([torch.zeros(D, 1, dtype=torch.float64), heights.detach().cumsum(1)], 1)
+    with torch.no_grad():
+        acts = plainly(pre, thresholds, heights)[0]
+        for i, j, level in itertools.product(range(N), range(D), range(L)):
+            errors = []
+            for value in values[j, level : level + 2]:
+                other = acts[i].clone()
+                other[j] = value
+                errors.append((other @ row - x[i]).square().sum() / N)
+            s = torch.sigmoid((pre[i, j] - thresholds[j, level]) / TAU)
+            expected[i, j] += (errors[1] - errors[0]) * s * (1 - s) / TAU
+    torch.testing.assert_close(grad_of(pre), weight_of_loss * expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("_both_ways")
+def test_a_curvature_of_no_loss_changes_nothing():
+    given, other = draw(), draw()
+
+    quantize_levels(*given, temperature=TAU, curvature=torch.ones(D)).acts.square().sum().backward()
+    quantize_levels(*other, temperature=TAU).acts.square().sum().backward()
+
+    for tensor, same in zip(given, other, strict=True):
+        assert torch.equal(grad_of(tensor), grad_of(same))
+
+
+@pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_one_level_of_height_one_is_binarize_to_the_last_bit(surrogate):
     pre = draw(torch.float32)[0]
@@ -123,8 +165,9 @@ def test_nothing_but_the_pre_activations_is_kept_for_backward():
 
 def test_a_compiled_step_is_the_same():
     def step(pre, thresholds, heights):
-        code = quantize_levels(pre, thresholds, heights, temperature=TAU)
-        return code.acts.square().sum() + code.counts[:, -1].sum()
+        curvature = 2 * torch.ones(D)
+        code = quantize_levels(pre, thresholds, heights, temperature=TAU, curvature=curvature)
+        return code.acts.square().sum() + code.counts[:, -1].sum() + code.zero
 
     given, other = draw(torch.float32), draw(torch.float32)
     step(*given).backward()
