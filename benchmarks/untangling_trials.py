@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -30,34 +29,62 @@ from sae_lens.synthetic import (
 )
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
+from untangling_peers import BATCHTOPK_FEEDBACK, BINARY
 
 from bae_lens import offline as demo
 from bae_lens.activations.held_out import held_out_store
 from bae_lens.activations.replay import ReplayedActivations
+from bae_lens.architectures.code_kind import REAL_VALUED, CodeKind
 from bae_lens.evals import CodeStatistics, MagnitudeQuantizer, run_evals
 from bae_lens.evals.magnitudes import magnitude_entropy
+from bae_lens.files.whole import whole_file
 from bae_lens.training.fit import trainer_config
 
+# What the BAEs of levels are; everything else of all BAEs is the default recipe.
+N_LEVELS, FEEDBACK_STEPS = 7, 2
+LEVELED: dict[str, Any] = {"n_levels": N_LEVELS}
+FED_BACK: dict[str, Any] = LEVELED | {"feedback_steps": FEEDBACK_STEPS}
+# Without the penalty on latents denser than the 10 % that are counted, since peers have no such penalty.
+NO_CAP: dict[str, Any] = {"max_density": None}
+RECIPES: dict[str, dict[str, Any]] = {
+    "bae": {},
+    "bae_no_cap": NO_CAP,
+    "bae_levels": LEVELED,
+    "bae_levels_no_cap": LEVELED | NO_CAP,
+    "bae_levels_feedback": FED_BACK,
+    "bae_levels_feedback_no_cap": FED_BACK | NO_CAP,
+}
 NAMES = {
     "bae": "BAE",
     "bae_no_cap": "BAE, no cap",
+    "bae_levels": "BAE, levels",
+    "bae_levels_no_cap": "BAE, levels, no cap",
+    "bae_levels_feedback": "BAE, levels and feedback",
+    "bae_levels_feedback_no_cap": "BAE, levels and feedback, no cap",
     "topk": "TopK",
     "batchtopk": "BatchTopK",
     "matryoshka_batchtopk": "Matryoshka",
     "jumprelu": "JumpReLU",
+    BINARY: "Binary sparse coding",
     "gated": "Gated",
     "standard": "Standard",
+    BATCHTOPK_FEEDBACK: "BatchTopK, feedback",
 }
-# The one as it is by default, and without its penalty on bits denser than the 10 % that are counted,
-# since the peers have no such penalty.
-OURS = ("bae", "bae_no_cap")
+OURS = tuple(RECIPES)
+# Tells what is the encoder's and what the code's. SAELens has no such architecture: it is no peer.
+CONTROLS = (BATCHTOPK_FEEDBACK,)
+PEERS = tuple(arch for arch in NAMES if arch not in (*OURS, *CONTROLS))
 # Which coefficient sets the sparsity of those that have no k.
 COEFFICIENTS = {"jumprelu": "l0", "gated": "l1", "standard": "l1"}
 # Widths of the nested dictionaries, as shares of d_sae.
 MATRYOSHKA = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1)
 LEVELS = LOW, MIDDLE, HIGH = (0, 1, 2)
+# Latents of a language model's SAE per dimension.
+WIDTH = 2
 RESOLUTIONS = (0, 1, 2, 3, 4, 6, 8)
 BATCH, EVAL_BATCH = 512, 4096
+# Test tokens whose errors are kept together, for intervals.
+BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -81,8 +108,10 @@ class Task:
 
     @property
     def filename(self) -> str:
-        sizes = (self.d_in, self.d_sae, self.n_train, self.n_validation, self.n_test)
-        return f"{self.name}-{'-'.join(map(str, sizes))}.pt"
+        # Synthetic data have as many features as d_sae says; a language model's are of any width.
+        source = f"lm-{self.layer}" if self.layer is not None else f"{self.name}-{self.d_sae}"
+        sizes = (self.d_in, self.n_train, self.n_validation, self.n_test)
+        return f"{source}-{'-'.join(map(str, sizes))}.pt"
 
 
 @dataclass(frozen=True)
@@ -102,13 +131,21 @@ class Trial:
 
 @dataclass
 class Row:
-    """One training, scored. ``points``: resolution of the magnitudes, bits per token, EV after it."""
+    """One training, scored.
+
+    Attributes:
+        points: resolution of the magnitudes, bits per token, EV after it; of a code whose latents have
+            one or several known values one point, without a resolution.
+        unexplained: for each point, of blocks of ``BLOCK`` test tokens, the squared error over the mean
+            block's variance, so that their mean is 1 - EV.
+    """
 
     trial: Trial
     validation_ev: float
     explained_variance: float
     code: dict[str, Any]
     points: list[tuple[float | None, float, float]]
+    unexplained: list[list[float]] = field(default_factory=list)
     ce: dict[str, float] = field(default_factory=dict)
     truth: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -118,13 +155,15 @@ class Row:
 # Activations
 
 
-def lm_task(layer: int, **overrides: Any) -> Task:
+def lm_task(layer: int, width: int = WIDTH, **overrides: Any) -> Task:
+    """Args: ``width`` is d_sae over d_in."""
+    is_default = width == WIDTH
     return replace(
         Task(
-            name=f"lm-{layer}",
-            title=f"SmolLM2-135M after block {layer}",
+            name=f"lm-{layer}" + ("" if is_default else f"-x{width}"),
+            title=f"SmolLM2-135M after block {layer}" + ("" if is_default else f", width x{width}"),
             d_in=D_IN,
-            d_sae=2 * D_IN,
+            d_sae=width * D_IN,
             steps=800,
             l0s=(16, 48, 128),
             entropies=(150, 300, 576),
@@ -144,7 +183,8 @@ def synthetic_task(heavy: bool, **overrides: Any) -> Task:
             d_in=128,
             d_sae=512,
             steps=1500,
-            l0s=(5, 10, 20),
+            # The sparsest is below the bits of the sparsest BAE.
+            l0s=(4, 10, 20),
             entropies=(40, 80, 160),
             n_train=400_000,
             n_test=65_536,
@@ -183,8 +223,10 @@ def synthetic_model(task: Task) -> SyntheticModel:
 
 def prepare(tasks: Sequence[Task], folder: Path, device: str) -> None:
     """Write the activations of all tasks, unless the folder has them."""
-    missing = [task for task in tasks if not (folder / task.filename).exists()]
-    if layers := [task.layer for task in missing if task.layer is not None]:
+    # Tasks of other widths share the activations.
+    by_file = {task.filename: task for task in tasks if not (folder / task.filename).exists()}
+    missing = list(by_file.values())
+    if layers := list(dict.fromkeys(task.layer for task in missing if task.layer is not None)):
         first = next(task for task in missing if task.layer is not None)
         n_train = first.n_train + first.n_validation
         seen = collect(layers, "train", n_train, device)
@@ -208,37 +250,43 @@ def save(task: Task, folder: Path, acts: Tensor) -> None:
     splits = dict(zip(("train", "validation", "test"), parts, strict=True))
     for name in ("validation", "test"):
         splits[name] = splits[name][torch.randperm(len(splits[name]), generator=generator)]
-    torch.save({name: part.clone() for name, part in splits.items()}, folder / task.filename)
+    with whole_file(folder / task.filename) as partial:
+        torch.save({name: part.clone() for name, part in splits.items()}, partial)
 
 
 @lru_cache(maxsize=1)
-def load(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, mmap=True)
+def load(path: Path, device: str = "cpu") -> dict[str, Tensor]:
+    """A process keeps those of its last task, on a GPU as well."""
+    splits: dict[str, Tensor] = torch.load(path, mmap=True)
+    return splits if device == "cpu" else {name: part.to(device) for name, part in splits.items()}
 
 
 # Training
 
 
 class L0Budget:
-    """Batches for a trainer whose sparsity coefficient follows an L0, as BAE's follows its entropy."""
+    """Batches for a trainer whose sparsity coefficient follows an L0, as BAE's follows its entropy.
+
+    All of it is arithmetic on the trainer's device, which a GPU need not be waited for.
+    """
 
     def __init__(
         self, batches: Iterator[Tensor], trainer: SAETrainer[Any, Any], name: str, target: float
     ) -> None:
         self.batches, self.trainer, self.target = batches, trainer, target
-        self.scheduler = trainer.coefficient_schedulers[name]
-        self.n_fired = 0.0
+        self.scheduler: Any = trainer.coefficient_schedulers[name]
+        self.n_fired: Tensor | float = 0.0
 
     def __iter__(self) -> L0Budget:
         return self
 
     def __next__(self) -> Tensor:
         if self.trainer.n_training_steps > 0:
-            n_fired = self.trainer.act_freq_scores.sum().item()
+            n_fired = self.trainer.act_freq_scores.sum(dtype=torch.float64)
             l0 = (n_fired - self.n_fired) / self.trainer.cfg.train_batch_size_samples
             self.n_fired = n_fired
-            off_by = max(-1.0, min(1.0, 3 * (l0 / self.target - 1)))
-            self.scheduler.final_value *= math.exp(0.02 * off_by)
+            off_by = (3 * (l0 / self.target - 1)).clamp(-1.0, 1.0)
+            self.scheduler.final_value *= (0.02 * off_by).exp()
         return next(self.batches)
 
 
@@ -248,9 +296,9 @@ def architecture(trial: Trial) -> str:
 
 
 def make_config(trial: Trial, task: Task, device: str) -> Any:
+    k, entropy = task.l0s[trial.level], task.entropies[trial.level]
     options: dict[str, Any] = {
-        "bae": {"target_entropy": task.entropies[trial.level]},
-        "bae_no_cap": {"target_entropy": task.entropies[trial.level], "max_density": None},
+        **{arch: {"target_entropy": entropy} | recipe for arch, recipe in RECIPES.items()},
         # SAELens' defaults leave the encoder out of the sparsity loss and start at a coefficient that
         # silences 99 % of latents; in a few hundred steps neither comes to an L0 of this size. These
         # are what its documentation calls Anthropic's setup.
@@ -260,10 +308,12 @@ def make_config(trial: Trial, task: Task, device: str) -> Any:
             "pre_act_loss_coefficient": 3e-6,
             "l0_coefficient": 0.1,
         },
-        "topk": {"k": int(task.l0s[trial.level])},
-        "batchtopk": {"k": float(task.l0s[trial.level])},
+        "topk": {"k": int(k)},
+        BINARY: {"k": int(k)},
+        "batchtopk": {"k": float(k)},
+        BATCHTOPK_FEEDBACK: {"k": float(k), "feedback_steps": FEEDBACK_STEPS},
         "matryoshka_batchtopk": {
-            "k": float(task.l0s[trial.level]),
+            "k": float(k),
             "matryoshka_widths": [round(share * task.d_sae) for share in MATRYOSHKA],
         },
     }
@@ -322,18 +372,43 @@ def explained_variance(sae: SAE[Any], acts: Tensor) -> float:
     return calculator.compute()
 
 
+class BlockedVariance(ExplainedVarianceCalculator):
+    """Explained variance that keeps the errors of each ``BLOCK`` tokens as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[Tensor] = []
+
+    def add_batch(self, sae_output: Tensor, hidden_acts: Tensor) -> None:
+        super().add_batch(sae_output=sae_output, hidden_acts=hidden_acts)
+        self.errors.append((hidden_acts - sae_output).double().square().sum(-1).cpu())
+
+    def unexplained(self) -> list[float]:
+        """Of each block over the mean block's variance, so that their mean is 1 - EV."""
+        blocks = torch.stack([block.sum() for block in torch.cat(self.errors).split(BLOCK)])
+        shares = blocks / blocks.mean() * (1 - self.compute())
+        return [float(f"{share:.5g}") for share in shares.tolist()]
+
+
 @torch.no_grad()
 def score_code(trial: Trial, task: Task, sae: SAE[Any], splits: dict[str, Tensor]) -> Row:
     """Code, explained variance and rate–distortion points on the test split."""
-    validation = splits["validation"].to(sae.device)
-    fitted_on = torch.cat([sae.encode(batch) for batch in validation.split(EVAL_BATCH)])
-    resolutions: Sequence[float] = () if trial.arch in OURS else RESOLUTIONS
-    quantizers = [MagnitudeQuantizer.fit(fitted_on, sae.W_dec, bits) for bits in resolutions]
+    is_real_valued = code_kind(sae).is_real_valued
+    quantizers: list[MagnitudeQuantizer] = []
+    if is_real_valued:
+        validation = splits["validation"].to(sae.device)
+        fitted_on = torch.cat([sae.encode(batch) for batch in validation.split(EVAL_BATCH)])
+        quantizers = [MagnitudeQuantizer.fit(fitted_on, sae.W_dec, bits) for bits in RESOLUTIONS]
+        del fitted_on
     cells = [torch.zeros_like(q.restored, dtype=torch.int64) for q in quantizers]
-    flipped = getattr(sae, "flipped", None)
-    code = CodeStatistics(sae.cfg.d_sae, pair_counts=True, flipped=flipped)
-    plain, first = ExplainedVarianceCalculator(), ExplainedVarianceCalculator()
-    quantized = [ExplainedVarianceCalculator() for _ in quantizers]
+    code = CodeStatistics(
+        sae.cfg.d_sae,
+        pair_counts=True,
+        flipped=getattr(sae, "flipped", None),
+        level_values=None if is_real_valued else level_values(sae),
+    )
+    plain, first = ExplainedVarianceCalculator(), BlockedVariance()
+    quantized = [BlockedVariance() for _ in quantizers]
     for batch in splits["test"].split(EVAL_BATCH):
         batch = batch.to(sae.device)
         is_first = code.n_tokens < task.n_quantized
@@ -347,18 +422,36 @@ def score_code(trial: Trial, task: Task, sae: SAE[Any], splits: dict[str, Tensor
                 restored = sae.decode(quantizer.quantize(acts))
                 calculator.add_batch(sae_output=restored, hidden_acts=batch)
     summary = code.compute(sae.W_dec)
-    support = summary.support_entropy
-    points: list[tuple[float | None, float, float]] = [
-        (bits, support + magnitude_entropy(cell, summary.n_tokens), calculator.compute())
-        for bits, cell, calculator in zip(resolutions, cells, quantized, strict=True)
-    ]
+    points: list[tuple[float | None, float, float]]
+    if is_real_valued:
+        support = summary.support_entropy
+        points = [
+            (bits, support + magnitude_entropy(cell, summary.n_tokens), calculator.compute())
+            for bits, cell, calculator in zip(RESOLUTIONS, cells, quantized, strict=True)
+        ]
+    else:
+        # Which latents fire, and at which of their values: exact, at no resolution.
+        assert summary.description_length is not None
+        points = [(None, summary.description_length, first.compute())]
     return Row(
         trial=trial,
         validation_ev=explained_variance(sae, splits["validation"]),
         explained_variance=plain.compute(),
         code=summary.to_dict(),
-        points=points or [(None, support, first.compute())],
+        points=points,
+        unexplained=[calculator.unexplained() for calculator in quantized or [first]],
     )
+
+
+def code_kind(sae: SAE[Any]) -> CodeKind:
+    return getattr(sae, "code_kind", REAL_VALUED)
+
+
+def level_values(sae: Any) -> Tensor:
+    """What each latent is worth where it fires, ``[d_sae, L]``."""
+    if sae.cfg.architecture() == BINARY:
+        return sae.scale.detach().expand(sae.cfg.d_sae, 1).contiguous()
+    return sae.level_values.detach()
 
 
 @lru_cache(maxsize=1)
@@ -395,7 +488,7 @@ def run_trial(trial: Trial, task: Task, folder: Path, device: str, score_ce: boo
     """Train and score; what a worker process does."""
     torch.set_num_threads(1)
     start = time.time()
-    splits = load(folder / task.filename)
+    splits = load(folder / task.filename, device)
     sae = train(trial, task, splits["train"], device)
     trained = time.time()
     row = score_code(trial, task, sae, splits)

@@ -48,7 +48,10 @@ class Workers:
         return time.monotonic() >= self.end
 
     def run(
-        self, jobs: Mapping[str, Job], failed: dict[str, BaseException] | None = None
+        self,
+        jobs: Mapping[str, Job],
+        failed: dict[str, BaseException] | None = None,
+        n_after: int = 0,
     ) -> Iterator[tuple[str, Any]]:
         """Names and what they gave, as they end; begun in the order given.
 
@@ -56,9 +59,10 @@ class Workers:
             jobs: by name.
             failed: where a job that raises is put, by its name, while the others go on; None: the
                 first one that raises ends them all, as the death of a process does in any case.
+            n_after: jobs that are to come after these, for the estimate of how long all will take.
         """
         waiting, running = list(jobs), dict[Future[Any], str]()
-        n_done = 0
+        n_done, first = 0, time.monotonic()
 
         def begin() -> None:
             # No more than there are processes: what was handed over could not be taken back.
@@ -74,8 +78,12 @@ class Workers:
             begin()
             for future, name in ended:
                 n_done += 1
-                minutes = (time.monotonic() - self.begin) / 60
-                said = f"[{n_done}/{len(jobs)}, {minutes:.0f} min] {name}"
+                now = time.monotonic()
+                left = (now - first) / n_done * (len(jobs) - n_done + n_after)
+                said = (
+                    f"[{n_done}/{len(jobs)}, {(now - self.begin) / 60:.0f} min, about {left / 60:.0f} "
+                    f"to go] {name}"
+                )
                 error = future.exception()
                 if error is None:
                     print(said, flush=True)

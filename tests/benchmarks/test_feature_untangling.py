@@ -15,7 +15,15 @@ import torch
 # Benchmarks are scripts: they import each other as their own folder lets them.
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 trials: Any = importlib.import_module("untangling_trials")
+tables: Any = importlib.import_module("untangling_report")
 benchmark: Any = importlib.import_module("feature_untangling")
+SHARES = (
+    "dense_share_10",
+    "dense_share_10_folded",
+    "dense_share_1",
+    "dense_share_1_folded",
+    "dead_share",
+)
 
 TASK = trials.synthetic_task(
     heavy=False,
@@ -27,40 +35,88 @@ TASK = trials.synthetic_task(
     n_train=4096,
     n_validation=2048,
     n_test=2048,
-    n_quantized=1024,
+    n_quantized=2048,
 )
 
 
-def row_of(points: list[tuple[float | None, float, float]], seed: int = 0, level: int = 1) -> Any:
-    return trials.Row(
-        trials.Trial("synth", "topk", level, 1e-3, seed), 0.5, 0.5, {"l0": 4.0}, points
-    )
+def row_of(
+    points: list[tuple[float | None, float, float]],
+    seed: int = 0,
+    level: int = 1,
+    arch: str = "topk",
+    lr: float = 1e-3,
+    **fields: Any,
+) -> Any:
+    trial = trials.Trial(TASK.name, arch, level, lr, seed)
+    code = dict.fromkeys(SHARES, 0.0) | {"l0": 4.0, "support_entropy": points[0][1]}
+    truth = {"f1_score": 0.5, "mcc": 0.5, "true_l0": 4.0}
+    return trials.Row(trial, 0.5, points[-1][2], code, points, **({"truth": truth} | fields))
 
 
 def test_a_pareto_front_keeps_what_no_point_beats():
     rows = [row_of([(0, 10.0, 0.5), (4, 30.0, 0.8)]), row_of([(0, 20.0, 0.4), (4, 25.0, 0.7)])]
 
-    assert benchmark.pareto(rows) == [(10.0, 0.5), (25.0, 0.7), (30.0, 0.8)]
+    assert [p[:2] for p in tables.pareto(rows)] == [(10.0, 0.5), (25.0, 0.7), (30.0, 0.8)]
 
 
 def test_an_envelope_is_concave():
     rows = [row_of([(0, 10.0, 0.5), (4, 20.0, 0.52), (6, 29.0, 0.69)]), row_of([(0, 30.0, 0.7)])]
 
-    assert benchmark.envelope(rows) == [(10.0, 0.5), (30.0, 0.7)]
-    assert benchmark.envelope([row_of([(0, 10.0, 0.5), (1, 20.0, 0.7), (2, 30.0, 0.8)])]) == [
-        (10.0, 0.5),
-        (20.0, 0.7),
-        (30.0, 0.8),
-    ]
+    assert [p[:2] for p in tables.envelope(rows)] == [(10.0, 0.5), (30.0, 0.7)]
+    bent = tables.envelope([row_of([(0, 10.0, 0.5), (1, 20.0, 0.7), (2, 30.0, 0.8)])])
+    assert [p[:2] for p in bent] == [(10.0, 0.5), (20.0, 0.7), (30.0, 0.8)]
 
 
 def test_interpolation_is_linear_between_constant_after_and_unknown_before():
     points = [(10.0, 0.5), (20.0, 0.7)]
 
-    assert benchmark.interpolate(points, 15.0) == pytest.approx(0.6)
-    assert benchmark.interpolate(points, 10.0) == 0.5
-    assert benchmark.interpolate(points, 99.0) == 0.7
-    assert math.isnan(benchmark.interpolate(points, 9.0))
+    assert tables.interpolate(points, 15.0) == pytest.approx(0.6)
+    assert tables.interpolate(points, 10.0) == 0.5
+    assert tables.interpolate(points, 99.0) == 0.7
+    assert math.isnan(tables.interpolate(points, 9.0))
+    assert math.isnan(tables.interpolate([], 9.0))
+
+
+def test_a_hull_is_reached_with_its_blocks():
+    hull = [tables.Point(10.0, 0.5, (0.4, 0.6)), tables.Point(20.0, 0.7, (0.2, 0.4))]
+
+    middle = tables.reached(hull, 15.0)
+
+    assert middle.ev == pytest.approx(0.6)
+    assert middle.unexplained == pytest.approx((0.3, 0.5))
+    assert tables.reached(hull, 99.0).ev == 0.7
+    assert tables.reached(hull, 9.0) is None
+    assert tables.reached([], 9.0) is None
+
+
+def test_a_comparison_is_with_the_peer_that_is_the_hardest_to_beat():
+    ours = [row_of([(None, 15.0, 0.62)], seed=s, arch="bae") for s in (0, 1, 2)]
+    curve: Any = [(0, 10.0, 0.5), (4, 20.0, 0.7)]
+    tried = {
+        "topk": [row_of(curve, seed=s) for s in (0, 1, 2)],
+        "batchtopk": [row_of([(0, 10.0, 0.65)], seed=s, arch="batchtopk") for s in (0, 1, 2)],
+    }
+
+    compared = tables.compare(ours, tried, ["topk", "batchtopk", "gated"], [0, 1, 2])
+
+    assert compared.differences["topk"] == pytest.approx([0.02] * 3)
+    assert compared.best(["topk", "batchtopk", "gated"]) == "batchtopk"
+    assert compared.mean("batchtopk") == pytest.approx(-0.03)
+    assert compared.interval("batchtopk") == pytest.approx((-0.03, -0.03))
+    assert compared.mean("gated") is None
+
+
+def test_the_interval_of_one_seed_is_over_blocks_of_tokens():
+    mine, theirs = [0.30, 0.40, 0.35, 0.35], [0.34, 0.44, 0.35, 0.35]
+    ours = [row_of([(None, 15.0, 0.65)], arch="bae", unexplained=[mine])]
+    tried = {"topk": [row_of([(0, 15.0, 0.63)], unexplained=[theirs])]}
+
+    compared = tables.compare(ours, tried, ["topk"], [0])
+    low, high = compared.interval("topk")
+
+    assert compared.mean("topk") == pytest.approx(0.02)
+    # Resamples of differences 0.04, 0.04, 0 and 0.
+    assert -1e-9 < low < 0.02 < high < 0.04 + 1e-9
 
 
 def test_the_best_point_is_the_cheapest_within_the_tolerance():
@@ -70,7 +126,7 @@ def test_the_best_point_is_the_cheapest_within_the_tolerance():
         (8, 90.0, 0.8),
     ]
 
-    assert benchmark.best_point(row_of(points)) == (3, 20.0, 0.795)
+    assert tables.best_point(row_of(points)) == (3, 20.0, 0.795)
 
 
 def test_results_are_resumed_from_their_file(tmp_path):
@@ -93,6 +149,113 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
         benchmark.Results(path, [trials.synthetic_task(heavy=False)])
 
 
+def test_a_file_of_another_recipe_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    benchmark.Results(path, [TASK]).add(row_of([(None, 10.0, 0.5)], arch="bae_levels"))
+    benchmark.Results(path, [TASK])
+    monkeypatch.setitem(benchmark.RECIPES, "bae_levels", {"n_levels": 3})
+
+    with pytest.raises(SystemExit, match="BAE, levels with another recipe"):
+        benchmark.Results(path, [TASK])
+
+
+def test_everyone_has_as_many_learning_rates():
+    assert set(benchmark.LEARNING_RATES) == set(trials.NAMES)
+    assert {len(rates) for rates in benchmark.LEARNING_RATES.values()} == {len(benchmark.RATES)}
+    grid = (1e-3, 2e-3, 4e-3, 8e-3)
+    assert benchmark.neighbors(grid, 2e-3) == [1e-3, 2e-3, 4e-3]
+    assert benchmark.neighbors(grid, 8e-3) == [2e-3, 4e-3, 8e-3]
+    assert benchmark.neighbors(grid, 1e-3) == [1e-3, 2e-3, 4e-3]
+    assert benchmark.neighbors([2e-3], 2e-3) == [2e-3]
+
+
+class InPlace:
+    """Stands in for the processes: gives rows whose rate of 4e-3 is the best, as long as there is time."""
+
+    def __init__(self, n_in_time: float = math.inf) -> None:
+        self.n_in_time, self.n_left_out = n_in_time, 0
+        self.asked: list[Any] = []
+
+    @property
+    def is_time_out(self) -> bool:
+        return len(self.asked) >= self.n_in_time
+
+    def run(self, jobs: Any, failed: Any, n_after: int) -> Any:
+        for name, (_, (trial, *_)) in jobs.items():
+            if self.is_time_out:
+                self.n_left_out += 1
+                continue
+            self.asked.append(trial)
+            row = row_of([(0, 10.0, 0.5), (1, 20.0, 0.6)])
+            row.trial, row.validation_ev = trial, -abs(math.log(trial.lr / 4e-3))
+            yield name, row
+
+
+def run_of(argv: list[str], workers: InPlace, monkeypatch: pytest.MonkeyPatch) -> Any:
+    args = benchmark.parse(argv)
+    args.work = Path()
+    monkeypatch.setattr(benchmark, "prepare", lambda *_: None)
+    parts = benchmark.make_parts(args)
+    results = benchmark.Results(None, [part.task for part in parts])
+    run = benchmark.Run(parts, results, workers, args)
+    n_to_come = run.n_to_come
+    run.everything()
+    if workers.n_in_time == math.inf:
+        assert len(workers.asked) == n_to_come
+        assert run.n_to_come == 0
+    return run
+
+
+ARCHS = ["--archs", "bae", "topk"]
+
+
+def test_rates_are_searched_at_one_layer_and_tried_again_elsewhere(monkeypatch):
+    workers = InPlace()
+    run = run_of(ARCHS, workers, monkeypatch)
+
+    def rates(task: str, arch: str = "bae") -> list[float]:
+        return sorted({t.lr for t in workers.asked if (t.task, t.arch) == (task, arch)})
+
+    for searched in ("lm-15", "synth", "synth-heavy"):
+        assert rates(searched) == list(benchmark.RATES)
+    for other in ("lm-8", "lm-22", "lm-15-x8"):
+        assert rates(other) == rates(other, "topk") == [2e-3, 4e-3, 8e-3]
+    # The searched tasks are done before those that need their rates.
+    order = [t.task for t in workers.asked]
+    assert order.index("lm-8") > max(i for i, t in enumerate(order) if t == "synth-heavy")
+    counted = {
+        pair: [(r.trial.level, r.trial.seed) for r in own] for pair, own in run.rows().items()
+    }
+    levels_and_seeds = [(0, 0), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert counted["lm-8", "bae"] == counted["synth", "topk"] == levels_and_seeds
+    # Wide: one seed, and only of peers what their curve needs.
+    assert counted["lm-15-x8", "bae"] == [(1, 0)]
+    assert counted["lm-15-x8", "topk"] == [(0, 0), (1, 0), (2, 0)]
+    assert {r.trial.lr for own in run.rows().values() for r in own} == {4e-3}
+
+
+def test_full_searches_and_trains_everything_everywhere(monkeypatch):
+    workers = InPlace()
+    run_of([*ARCHS, "--full", "--sets", "lm"], workers, monkeypatch)
+
+    tasks = {t.task for t in workers.asked}
+    assert tasks == {f"lm-{layer}{width}" for layer in (8, 15, 22) for width in ("", "-x8")}
+    # Six rates of the middle level, and nine of level and seed, one of which is among them.
+    assert len(workers.asked) == len(tasks) * 2 * (6 + 8)
+
+
+@pytest.mark.parametrize("n_in_time", [0, 1, 8, 14, 40, 100])
+def test_tables_and_plot_are_of_what_there_was_time_for(n_in_time, monkeypatch, capsys, tmp_path):
+    run = run_of(ARCHS, InPlace(n_in_time), monkeypatch)
+    tables.report(run.tasks, run.rows(), list(run.results.rows.values()), [0, 1, 2])
+    tables.plot(run.tasks, run.rows(), [0, 1, 2], tmp_path / "plot.png")
+
+    printed = capsys.readouterr().out
+    assert ("Nothing was measured." in printed) == (n_in_time < 100)
+    assert ("## Targets" in printed) == (n_in_time > 0)
+    assert (tmp_path / "plot.png").exists() == (n_in_time > 0)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("activations")
@@ -108,7 +271,8 @@ def test_every_architecture_is_trained_and_scored(arch, folder):
     )
     torch.set_num_threads(n_threads)
 
-    assert len(row.points) == (1 if arch in trials.OURS else len(trials.RESOLUTIONS))
+    is_exact = arch in (*trials.OURS, trials.BINARY)
+    assert len(row.points) == (1 if is_exact else len(trials.RESOLUTIONS))
     bits = [bits for _, bits, _ in row.points]
     assert bits == sorted(bits)
     assert min(bits) >= row.code["chow_liu_entropy"] - 1e-6
@@ -117,3 +281,6 @@ def test_every_architecture_is_trained_and_scored(arch, folder):
     assert row.explained_variance > 0.05
     assert 0 <= row.truth["f1_score"] <= 1
     assert row.truth["true_l0"] > 0
+    for (_, _, ev), blocks in zip(row.points, row.unexplained, strict=True):
+        assert len(blocks) == TASK.n_quantized / trials.BLOCK
+        assert sum(blocks) / len(blocks) == pytest.approx(1 - ev, abs=1e-4)

@@ -25,7 +25,7 @@ def test_what_fails_is_told_and_the_others_go_on(capsys):
     assert list(failed) == ["-1"]
     assert isinstance(failed["-1"], ValueError)
     out = capsys.readouterr().out
-    assert "[2/4, 0 min] -1 FAILED: ValueError" in out
+    assert "[2/4, 0 min, about 0 to go] -1 FAILED: ValueError" in out
     assert workers.n_left_out == 0
 
 
