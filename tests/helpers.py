@@ -56,6 +56,7 @@ from bae_lens import (
     TrainingCLVQVAEConfig,
 )
 from bae_lens.architectures.packed_rows import pack_rows
+from bae_lens.nn import level_indices
 from bae_lens.offline.minilm import _HeadlessBertAdapter
 
 D_IN, D_SAE = 16, 40
@@ -251,11 +252,21 @@ def make_bae(seed: int = 0, **overrides: Any) -> BAE:
     return sae
 
 
-def record_firing_rates(sae: TrainingBAE, x: Tensor) -> Tensor:
-    """Give a TrainingBAE the firing rates that it has on ``x``; returns them."""
+def levels_of(sae: BAE | TrainingBAE, x: Tensor) -> Tensor:
+    """The level of every latent, from 0."""
     with torch.no_grad():
-        rate = (sae.encode(x) != 0).float().mean(0)
+        return level_indices(sae.encode(x), sae.level_values)
+
+
+def record_firing_rates(sae: TrainingBAE, x: Tensor) -> Tensor:
+    """Give a TrainingBAE the firing rates and shares of levels that it has on ``x``; returns the former."""
+    levels = levels_of(sae, x)
+    with torch.no_grad():
+        rate = (levels > 0).float().mean(0)
         sae.firing_rate.copy_(rate)
+        if sae.cfg.n_levels > 1:
+            shares = [(levels == level + 1).float().mean(0) for level in range(sae.cfg.n_levels)]
+            sae.level_shares.copy_(torch.stack(shares, 1))
         sae.n_updates.fill_(1000)
     return rate
 
@@ -436,15 +447,15 @@ def support_bits(code: dict[str, Any]) -> float:
 def assert_same_code(
     expected: tuple[Tensor, Tensor, Tensor], actual: tuple[Tensor, Tensor], noise: float = 1e-4
 ) -> None:
-    """Bits and outputs agree, but for pre-activations that are rounding noise.
+    """Codes and outputs agree, but for pre-activations that are rounding noise.
 
     Args:
-        expected: bits, output and pre-activations, rows are tokens.
-        actual: bits and output.
+        expected: bits or levels, output and pre-activations (above a threshold), rows are tokens.
+        actual: bits or levels, and output.
         noise: pre-activations (of about unit size) below this may fall on either side.
     """
-    bits, out, pre = expected
-    differs = bits.bool() != actual[0].bool()
+    code, out, pre = expected
+    differs = code != actual[0]
     farthest = pre[differs].abs().max().item() if differs.any() else 0.0
     assert farthest < noise, f"a bit differs whose pre-activation is {farthest:.2g}"
     relative = (actual[1] - out).norm(dim=-1) / out.norm(dim=-1)

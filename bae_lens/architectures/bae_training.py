@@ -37,6 +37,7 @@ from bae_lens.nn import (
     check_budget,
     decode_sparse,
     follow_budget,
+    widened,
 )
 
 # What counts as dense where no cap says so, as in the literature.
@@ -97,16 +98,18 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
         cfg = self.cfg
-        return {
+        coefficients: dict[str, float | TrainCoefficientConfig] = {
             "entropy": TrainCoefficientConfig(cfg.entropy_coefficient, cfg.entropy_warm_up_steps),
             "covariance": TrainCoefficientConfig(
                 cfg.covariance_coefficient, cfg.covariance_warm_up_steps
             ),
-            "curvature": TrainCoefficientConfig(
-                cfg.curvature_coefficient, cfg.curvature_warm_up_steps
-            ),
             "density": 0.0 if cfg.max_density is None else cfg.density_coefficient,
         }
+        if cfg.curvature_coefficient > 0:
+            coefficients["curvature"] = TrainCoefficientConfig(
+                cfg.curvature_coefficient, cfg.curvature_warm_up_steps
+            )
+        return coefficients
 
     # Encoding and decoding
 
@@ -129,11 +132,11 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
         return self.encoded(sae_in, b_enc, curvature)
 
     @torch.no_grad()
-    def _curvature(self, sae_in: Tensor, coefficient: float) -> Tensor | None:
+    def _curvature(self, sae_in: Tensor, coefficient: float | None) -> Tensor | None:
         """Of ``mse_loss`` in each latent's activation: 2‖scale·row‖² over the tokens, times a coefficient."""
-        if self.cfg.curvature_coefficient == 0:
+        if coefficient is None:
             return None
-        rows = (self.W_dec.float() * self.scale.float()[:, None]).square().sum(1)
+        rows = (widened(self.W_dec) * self.scale[:, None]).square().sum(1)
         return 2 * coefficient * rows * (self.cfg.d_in / sae_in.numel())
 
     @override
@@ -150,7 +153,7 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
         if not self._is_calibrated:
             with torch.autocast(self.device.type, enabled=False):
                 self.calibrate(sae_in)
-        curvature = self._curvature(sae_in, step_input.coefficients["curvature"])
+        curvature = self._curvature(sae_in, step_input.coefficients.get("curvature"))
         feature_acts, hidden_pre, counts, zero = self._encoded(sae_in, curvature)
         sae_out = self.decode(feature_acts)
         rates = self._rates_of(feature_acts, counts)
