@@ -42,7 +42,9 @@ from bae_lens.training.fit import trainer_config
 
 # What the BAEs of levels are; everything else of all BAEs is the default recipe.
 N_LEVELS, FEEDBACK_STEPS = 7, 2
-LEVELED: dict[str, Any] = {"n_levels": N_LEVELS}
+# The curvature that their steps' gradients take in, and the share of the training over which it comes.
+CURVATURE, CURVATURE_WARM_UP = 0.5, 5 / 8
+LEVELED: dict[str, Any] = {"n_levels": N_LEVELS, "curvature_coefficient": CURVATURE}
 FED_BACK: dict[str, Any] = LEVELED | {"feedback_steps": FEEDBACK_STEPS}
 # Without the penalty on latents denser than the 10 % that are counted, since peers have no such penalty.
 NO_CAP: dict[str, Any] = {"max_density": None}
@@ -297,8 +299,12 @@ def architecture(trial: Trial) -> str:
 
 def make_config(trial: Trial, task: Task, device: str) -> Any:
     k, entropy = task.l0s[trial.level], task.entropies[trial.level]
+    ours = {
+        "target_entropy": entropy,
+        "curvature_warm_up_steps": round(CURVATURE_WARM_UP * task.steps),
+    }
     options: dict[str, Any] = {
-        **{arch: {"target_entropy": entropy} | recipe for arch, recipe in RECIPES.items()},
+        **{arch: ours | recipe for arch, recipe in RECIPES.items()},
         # SAELens' defaults leave the encoder out of the sparsity loss and start at a coefficient that
         # silences 99 % of latents; in a few hundred steps neither comes to an L0 of this size. These
         # are what its documentation calls Anthropic's setup.
