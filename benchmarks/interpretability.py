@@ -5,16 +5,18 @@
     python benchmarks/interpretability.py --parts latents --device cuda --workers 14 --minutes 8 \\
         --cache bench_output --output interpretability.json
 
-**Latents.** BAE and SAELens' TopK, BatchTopK and JumpReLU after block 15, all of the same width and
+**Latents.** The BAEs of ``feature_untangling.py``, their peers (SAELens' TopK, BatchTopK and JumpReLU, and
+binary sparse coding) and its BatchTopK with feedback, a control, after block 15, all of the same width and
 trained on the same activations with the same batches and steps. Five levels: budgets of 19 to 300 bits a
-token for BAE, L0 2 to 48 for the others, whose magnitudes come on top of the bits that are printed. At
-each level each has the learning rate, of those given, that explains the most of held-out activations;
-nothing is chosen by what is measured here. The control is a TopK SAE with random directions that was not
-trained. The same held-out text is read with each; of the latents that fire in enough texts, an equal
-number is drawn and given the intruder test with the offline judge. A latent is *heard* if the intruder is
-found in 80 % of trials, by chance in 20 %; "in all" is the share that is heard times the number of latents
-with enough texts. That a latent is heard may be for a single token: the column "not one token" counts
-those whose most frequent token makes up at most half of the examples.
+token for BAE, L0 2 to 48 for the others, whose magnitudes come on top of the bits that are printed. Each
+has the learning rate that explains the most of held-out activations: at the middle level of all those
+given, at the others of the best there and its neighbors. Nothing is chosen by what is measured here.
+Another control is a TopK SAE with random directions that was not trained. The same held-out text is read
+with each; of the latents that fire in enough texts, an equal number is drawn and given the intruder test
+with the offline judge. A latent is *heard* if the intruder is found in 80 % of trials, by chance in 20 %;
+"in all" is the share that is heard times the number of latents with enough texts. That a latent is heard
+may be for a single token: the column "not one token" counts those whose most frequent token makes up at
+most half of the examples.
 
 Latents that fire seldom may be heard more often, and one code may have more of these. So the share that is
 heard is printed by how often latents fire, too, and each BAE's less each other's at equal firing rates
@@ -27,7 +29,7 @@ the salient token's concept alone, whose words and contexts are from other texts
 Beside it: the concept's class shares, the salient word alone, and the whole text. DIR holds the
 labeled texts, by the names in ``concept_ablation_trials.DATASETS``; without it movie reviews are read.
 
-Of what ``--cache`` and ``--output`` hold nothing is measured again. After ``--minutes`` nothing else is
+Of what ``--cache`` and ``--output`` hold nothing is measured again, unless a recipe has changed. After ``--minutes`` nothing else is
 begun, and tables are of what there is: the levels of the target come first, then the others.
 """
 
@@ -57,11 +59,11 @@ from equal_rates import (
     scored_latents,
     signed,
 )
+from feature_untangling import RATES, neighbors
 from interpretability_trials import (
     ARCHITECTURES,
     CODES,
     COMPARED,
-    CONTROLS,
     ENTROPIES,
     L0S,
     MODEL,
@@ -73,10 +75,11 @@ from interpretability_trials import (
     Listening,
     listen,
     read_corpus,
+    recipe_of,
     recover_cell,
     validate,
 )
-from untangling_trials import NAMES, OURS, Task, Trial, lm_task, prepare
+from untangling_trials import CONTROLS, NAMES, OURS, Task, Trial, lm_task, prepare
 from workers import Job, Workers
 from writing import add_write_argument, written
 
@@ -106,37 +109,62 @@ QUICK_PLAN: dict[str, Any] = {
 }
 
 
-def candidates(task: Task, args: argparse.Namespace) -> list[Trial]:
-    """What learning rates are chosen by: each with the first seed. Without its cap a BAE has the one
-    that it has with it."""
-    return [
-        Trial(task.name, arch, level, lr, args.seeds[0])
-        for level in by_interest(args.levels)
-        for arch in ARCHITECTURES
-        if not arch.endswith(NO_CAP)
-        for lr in args.learning_rates
-    ]
+def searched(levels: Sequence[int]) -> int:
+    """The level at which all learning rates are tried."""
+    return sorted(levels)[len(levels) // 2]
+
+
+def candidates(task: Task, args: argparse.Namespace, cells: dict[str, Any]) -> list[Trial]:
+    """What learning rates are chosen by, each with the first seed: at one level all, at the others the best
+    one there and its neighbors, once it is known. Without its cap a BAE has the one that it has with it."""
+    grid, seed, middle = sorted(args.learning_rates), args.seeds[0], searched(args.levels)
+    found = []
+    for arch in (a for a in ARCHITECTURES if not a.endswith(NO_CAP)):
+        tried = [Trial(task.name, arch, middle, lr, seed) for lr in grid]
+        best = best_of(tried, cells)
+        found += tried
+        if best is not None:
+            rates = neighbors(grid, best.lr)
+            others = [level for level in args.levels if level != middle]
+            found += [replace(best, level=level, lr=lr) for level in others for lr in rates]
+    return found
+
+
+def best_of(tried: Sequence[Trial], cells: dict[str, Any]) -> Trial | None:
+    """The one that explains the most of the activations held out for validation, of those known."""
+    known = {t: cells[f"validation/{t.key}"] for t in tried if f"validation/{t.key}" in cells}
+    scores = {t: c["validation_ev"] for t, c in known.items() if not math.isnan(c["validation_ev"])}
+    return max(scores, key=lambda t: scores[t], default=None)
 
 
 def trials(task: Task, args: argparse.Namespace, cells: dict[str, Any]) -> list[Trial]:
-    """Each at the learning rate that explains the most of the activations held out for validation; those
-    for which none is known are left out."""
-    best: dict[tuple[str, int], tuple[float, float]] = {}
-    for trial in candidates(task, args):
-        cell = cells.get(f"validation/{trial.key}")
-        if cell and not math.isnan(cell["validation_ev"]):
-            place = trial.arch, trial.level
-            own = (cell["validation_ev"], trial.lr)
-            best[place] = max(best.get(place, own), own)
+    """Each at the best of its learning rates; those for which none is known are left out."""
+    tried: dict[tuple[str, int], list[Trial]] = {}
+    for trial in candidates(task, args, cells):
+        tried.setdefault((trial.arch, trial.level), []).append(trial)
+    best = {place: own for place, many in tried.items() if (own := best_of(many, cells))}
     for level in args.levels:
-        best[RANDOM, level] = (0.0, 0.0)
+        best[RANDOM, level] = Trial(task.name, RANDOM, level, 0.0, args.seeds[0])
     return [
-        Trial(task.name, arch, level, best[place][1], seed)
+        replace(best[place], arch=arch, seed=seed)
         for seed in args.seeds
         for level in by_interest(args.levels)
         for arch in (*ARCHITECTURES, RANDOM)
         if (place := (arch.removesuffix(NO_CAP), level)) in best
     ]
+
+
+def drop_others(cells: dict[str, Any], task: Task) -> None:
+    """Forget what was measured of another recipe, or when firing rates were not kept."""
+    for key, cell in list(cells.items()):
+        part, _, rest = key.partition("/")
+        if part in ("validation", "latents"):
+            name, arch, level, lr, seed = rest.split("/")
+            trial = Trial(name, arch, int(level), float(lr), int(seed))
+            is_whole = part == "validation" or "rates" in cell
+            known = arch in (*ARCHITECTURES, RANDOM)
+            if not (known and is_whole and cell.get("recipe") == recipe_of(trial, task)):
+                del cells[key]
 
 
 def by_interest(levels: Sequence[int]) -> list[int]:
@@ -150,13 +178,7 @@ def run(task: Task, plan: Plan, args: argparse.Namespace, cells: Cells, folder: 
     with Workers(args.workers, args.minutes) as workers:
 
         def finish(jobs: dict[str, Job]) -> None:
-            # Cells of before firing rates were kept are measured again.
-            left = {
-                key: job
-                for key, job in jobs.items()
-                if key not in cells.cells
-                or (key.startswith("latents/") and "rates" not in cells.cells[key])
-            }
+            left = {key: job for key, job in jobs.items() if key not in cells.cells}
             for key, cell in workers.run(left, failed):
                 if cell is not None:
                     cells.add(key, cell)
@@ -174,7 +196,7 @@ def run(task: Task, plan: Plan, args: argparse.Namespace, cells: Cells, folder: 
             listening = Listening(**args.listening)
 
             def validations(among: Sequence[int]) -> dict[str, Job]:
-                own = [t for t in candidates(task, args) if t.level in among]
+                own = [t for t in candidates(task, args, cells.cells) if t.level in among]
                 return {
                     f"validation/{t.key}": (validate, (t, task, folder, args.device)) for t in own
                 }
@@ -186,11 +208,13 @@ def run(task: Task, plan: Plan, args: argparse.Namespace, cells: Cells, folder: 
                     for t in own
                 }
 
-            first = [level for level in args.levels if level in TARGETED]
-            others = [level for level in args.levels if level not in TARGETED]
-            reader = Trial(task.name, RANDOM, args.levels[0], 0.0, args.seeds[0])
+            middle = searched(args.levels)
+            first = [level for level in args.levels if level in TARGETED and level != middle]
+            others = [level for level in args.levels if level not in (*TARGETED, middle)]
+            reader = Trial(task.name, RANDOM, middle, 0.0, args.seeds[0])
             corpus: Job = (read_corpus, (reader, task, folder, listening, args.device))
-            finish({"the text that is read": corpus} | validations(first))
+            finish({"the text that is read": corpus} | validations([middle]))
+            finish(validations(first) | tests([middle]))
             finish(tests(first) | validations(others))
             finish(tests(others))
     if workers.n_left_out:
@@ -390,10 +414,8 @@ def latents_of(found: dict[Trial, Any]) -> dict[str, list[ScoredLatent]]:
     """Those tested, by the name of their architecture."""
     latents: dict[str, list[ScoredLatent]] = {}
     for trial, cell in found.items():
-        # A file of before firing rates were kept has none until its cells are measured again.
-        if "rates" in cell:
-            own = scored_latents(cell, trial.level, trial.seed)
-            latents.setdefault(name_of(trial.arch), []).extend(own)
+        own = scored_latents(cell, trial.level, trial.seed)
+        latents.setdefault(name_of(trial.arch), []).extend(own)
     return latents
 
 
@@ -527,6 +549,7 @@ def measure_and_report(args: argparse.Namespace) -> None:
     settings = {"task": asdict(task), "plan": asdict(replace(plan, data=None))}
     settings |= {"listening": args.listening, "n_texts_read": args.n_texts_read}
     cells = Cells(args.output, settings)
+    drop_others(cells.cells, task)
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.cache or Path(temporary)
@@ -554,7 +577,7 @@ def main() -> None:
     parser.add_argument(
         "--levels", nargs="+", type=int, choices=range(len(L0S)), help="of sparsity; default: all"
     )
-    parser.add_argument("--learning_rates", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3, 8e-3])
+    parser.add_argument("--learning_rates", nargs="+", type=float, default=list(RATES))
     parser.add_argument("--n_latents", type=int, default=200, help="tested a dictionary")
     parser.add_argument("--n_tokens", type=int, default=40_000, help="read with each dictionary")
     parser.add_argument(

@@ -20,13 +20,16 @@ from concept_ablation_trials import (
     unlabeled_texts,
 )
 from sae_lens import SAE, TopKSAE, TopKSAEConfig
+from untangling_peers import BINARY
 from untangling_trials import (
+    CONTROLS,
     EVAL_BATCH,
     OURS,
     Task,
     Trial,
     explained_variance,
     load,
+    make_config,
     metadata,
     train,
 )
@@ -49,11 +52,9 @@ L0S = (2, 4, 8, 16, 48)
 # Levels of the target: 38, 75 and 150 bits.
 TARGETED = (1, 2, 3)
 RANDOM, TOKENS = "random directions", "random tokens"
-ARCHITECTURES = (*OURS, "topk", "batchtopk", "jumprelu")
 NO_CAP = "_no_cap"
-# There to tell what is the encoder's and what the code's; SAELens has no such architecture.
-CONTROLS = ()
-PEERS = tuple(arch for arch in ARCHITECTURES if arch not in (*OURS, *CONTROLS))
+PEERS = ("topk", "batchtopk", "jumprelu", BINARY)
+ARCHITECTURES = (*OURS, *PEERS, *CONTROLS)
 # Among the dictionaries of codes those of latents, with the first seed.
 COMPARED = ("TopK SAE", "BAE")
 CODES = ("CLVQ-VAE", "VQ-VAE", "k-means", TOKENS, *COMPARED)
@@ -112,9 +113,10 @@ def read_corpus(trial: Trial, task: Task, folder: Path, listening: Listening, de
 def validate(trial: Trial, task: Task, folder: Path, device: str) -> dict[str, Any]:
     """One training, for the choice of its learning rate; what a worker process does."""
     torch.set_num_threads(1)
-    splits = load(folder / task.filename)
+    splits = load(folder / task.filename, device)
     sae = trained(trial, task, splits["train"], folder, device)
-    return {"validation_ev": explained_variance(sae, splits["validation"])}
+    ev = explained_variance(sae, splits["validation"])
+    return {"validation_ev": ev, "recipe": recipe_of(trial, task)}
 
 
 def listen(
@@ -122,7 +124,7 @@ def listen(
 ) -> dict[str, Any]:
     """One training and its intruder test; what a worker process does."""
     torch.set_num_threads(1)
-    splits = load(folder / task.filename)
+    splits = load(folder / task.filename, device)
     if trial.arch == RANDOM:
         sae = random_directions(trial, task, folder, device)
     else:
@@ -147,6 +149,7 @@ def listen(
         "result": result.to_dict(),
         # How often each tested latent fires in the text that it is tested on.
         "rates": [records[latent.latent].rate for latent in result.latents],
+        "recipe": recipe_of(trial, task),
     }
 
 
@@ -174,9 +177,20 @@ def told_apart(records: LatentRecords, settings: IntruderSettings, device: str) 
     )
 
 
+def recipe_of(trial: Trial, task: Task) -> str:
+    """Short hash of the config of a training, by which one is known that was of another recipe."""
+    if trial.arch == RANDOM:
+        return ""
+    cfg = make_config(trial, task, "cpu").to_dict()
+    cfg.pop("metadata", None)
+    said = json.dumps(cfg, sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+
 def trained(trial: Trial, task: Task, acts: torch.Tensor, folder: Path, device: str) -> SAE[Any]:
     """From the cache if it is there."""
-    path = folder / f"{trial.key.replace('/', '-')}-{task.d_sae}-{task.steps}"
+    own = (trial.key.replace("/", "-"), task.d_sae, task.steps, recipe_of(trial, task))
+    path = folder / "-".join(map(str, own))
     if not path.exists():
         sae = train(trial, task, acts, device)
         with whole_folder(path) as partial:
@@ -194,7 +208,7 @@ def random_directions(trial: Trial, task: Task, folder: Path, device: str) -> To
     directions = torch.randn(task.d_sae, task.d_in, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
     with torch.no_grad():
-        sae.b_dec.copy_(load(folder / task.filename)["train"].mean(0))
+        sae.b_dec.copy_(load(folder / task.filename, device)["train"].mean(0))
         sae.W_dec.copy_(directions)
         sae.W_enc.copy_(directions.T)
     return sae.eval()

@@ -30,10 +30,14 @@ ARGS = Namespace(seeds=[3, 4], levels=[0, 2], learning_rates=[1e-3, 2e-3])
 
 def validated(**better: float) -> dict[str, Any]:
     """Cells of the candidates, of which those of an architecture's better learning rate explain more."""
-    return {
-        f"validation/{t.key}": {"validation_ev": 0.1 * (better.get(t.arch, 1e-3) == t.lr) - 5}
-        for t in benchmark.candidates(TASK, ARGS)
-    }
+    cells: dict[str, Any] = {}
+    # The middle level, and then the others.
+    for _ in range(2):
+        for t in benchmark.candidates(TASK, ARGS, cells):
+            ev = 0.1 * (better.get(t.arch, 1e-3) == t.lr) - 5
+            recipe = trials.recipe_of(t, TASK)
+            cells[f"validation/{t.key}"] = {"validation_ev": ev, "recipe": recipe}
+    return cells
 
 
 def listened(n_passed: int, n_enough: int = 100, purity: float = 0.2) -> dict[str, Any]:
@@ -74,11 +78,8 @@ def told(view: list[int], n_concepts: int = 3) -> dict[str, Any]:
 
 
 def test_each_has_the_learning_rate_that_explains_the_most_with_the_first_seed():
-    found = benchmark.candidates(TASK, ARGS)
-    assert {t.seed for t in found} == {3}
-    with_own_rate = [arch for arch in trials.ARCHITECTURES if not arch.endswith(trials.NO_CAP)]
-    assert len(found) == len(set(found)) == len(with_own_rate) * 2 * 2
-    found = benchmark.trials(TASK, ARGS, validated(bae=2e-3, topk=2e-3))
+    cells = validated(bae=2e-3, topk=2e-3)
+    found = benchmark.trials(TASK, ARGS, cells)
     assert len(found) == len(set(found))
     archs = [*trials.ARCHITECTURES, trials.RANDOM]
     assert Counter(t.arch for t in found) == dict.fromkeys(archs, 4)
@@ -87,6 +88,49 @@ def test_each_has_the_learning_rate_that_explains_the_most_with_the_first_seed()
         # The BAE without its cap has that of the one with it.
         is_better = trial.arch in ("bae", "bae_no_cap", "topk")
         assert trial.lr == (0 if trial.arch == trials.RANDOM else 2e-3 if is_better else 1e-3)
+    # One that failed is not the best.
+    [key] = (f"validation/{t.key}" for t in found if t.arch == "topk" and t.level + t.seed == 3)
+    cells[key]["validation_ev"] = float("nan")
+    again = [t for t in benchmark.trials(TASK, ARGS, cells) if t.arch == "topk"]
+    assert {(t.level, t.lr) for t in again} == {(0, 1e-3), (2, 2e-3)}
+
+
+def test_all_rates_are_tried_at_the_middle_level_and_the_best_and_its_neighbors_at_the_others():
+    args = Namespace(seeds=[3, 4], levels=[2, 0, 1], learning_rates=[8e-3, 1e-3, 2e-3, 4e-3])
+    n_archs = sum(not arch.endswith("_no_cap") for arch in trials.ARCHITECTURES)
+    first = benchmark.candidates(TASK, args, {})
+    assert len(first) == len(set(first)) == 4 * n_archs
+    assert {(t.level, t.seed) for t in first} == {(1, 3)}
+    cells = {
+        f"validation/{t.key}": {"validation_ev": t.lr if t.arch == "bae" else -t.lr} for t in first
+    }
+    found = benchmark.candidates(TASK, args, cells)
+    assert len(found) == len(set(found)) == (4 + 2 * 3) * n_archs
+    others = {(t.arch, t.lr) for t in found if t.level != 1}
+    assert {lr for arch, lr in others if arch == "bae"} == {2e-3, 4e-3, 8e-3}
+    assert {lr for arch, lr in others if arch == "topk"} == {1e-3, 2e-3, 4e-3}
+
+
+def test_what_was_measured_of_another_recipe_is_forgotten():
+    cells = validated()
+    asked = benchmark.trials(TASK, ARGS, cells)
+    bae, topk = (next(t for t in asked if t.arch == arch) for arch in ("bae", "topk"))
+    for trial in (bae, topk):
+        cells[f"latents/{trial.key}"] = listened(5) | {"recipe": trials.recipe_of(trial, TASK)}
+    cells["codes/movies"] = {}
+    kept = dict(cells)
+    benchmark.drop_others(cells, TASK)
+    assert cells == kept
+    # Before firing rates were kept; before recipes were; of another one; of what is there no more.
+    del cells[f"latents/{topk.key}"]["rates"]
+    del cells[f"validation/{topk.key}"]["recipe"]
+    other = replace(TASK, entropies=(9, 9, 9))
+    cells[f"validation/{bae.key}"]["recipe"] = trials.recipe_of(bae, other)
+    cells[f"validation/{replace(bae, arch='gone').key}"] = {"validation_ev": 1.0, "recipe": ""}
+    benchmark.drop_others(cells, TASK)
+    gone = {f"latents/{topk.key}", f"validation/{topk.key}", f"validation/{bae.key}"}
+    assert set(cells) == set(kept) - gone
+    assert trials.recipe_of(topk, TASK) == trials.recipe_of(topk, other)
 
 
 def test_latents_in_all_are_the_share_heard_of_those_with_enough_texts():
@@ -100,7 +144,7 @@ def test_latents_in_all_are_the_share_heard_of_those_with_enough_texts():
 
 def test_the_report_compares_with_the_best_peer_of_the_same_seed(capsys):
     asked = benchmark.trials(TASK, ARGS, validated())
-    passed = {"bae": 6, "bae_no_cap": 2, "topk": 4, "batchtopk": 3, "jumprelu": 1}
+    passed = {"bae": 6, "bae_no_cap": 2, "topk": 4, "batchtopk": 3, "jumprelu": 1, trials.BINARY: 2}
     cells = {f"latents/{t.key}": listened(passed.get(t.arch, 9)) for t in asked}
 
     benchmark.report_latents(cells, TASK, asked)
@@ -115,7 +159,7 @@ def test_the_report_compares_with_the_best_peer_of_the_same_seed(capsys):
     assert rows_of(out, "BAE", "## All levels: latents that are heard") == [
         ["BAE", *["60 ± 0"] * 2]
     ]
-    # The control with random directions is no peer.
+    # Neither control is a peer.
     best = "## Of them not one token: over the best peer's"
     assert rows_of(out, "BAE", best) == [["BAE", *["1.50 ± 0.00 (TopK)"] * 2]]
     assert rows_of(out, "BAE, no cap", best) == [["BAE, no cap", *["0.50 ± 0.00 (TopK)"] * 2]]
@@ -126,6 +170,7 @@ def test_the_report_compares_with_the_best_peer_of_the_same_seed(capsys):
     [[_, *differences]] = rows_of(out, "BAE less TopK", equal)
     assert all(cell.startswith("+0.20 [") and cell.endswith(", 20") for cell in differences[:2])
     assert all(cell.startswith("+0.20 [") and cell.endswith(", 40") for cell in differences[2:])
+    assert rows_of(out, "BAE less BatchTopK, feedback", equal)
     assert not rows_of(out, f"BAE less {trials.RANDOM}", equal)
 
 
@@ -141,18 +186,12 @@ def test_a_report_of_what_there_is_names_what_is_missing(capsys):
     cells = {f"latents/{t.key}": listened(6 if t.arch == "bae" else 4) for t in asked}
     gone = [t for t in asked if (t.arch, t.level, t.seed) == ("topk", 2, 4)]
     del cells[f"latents/{gone[0].key}"]
-    # Of before firing rates were kept.
-    old = [f"latents/{t.key}" for t in asked if t.arch == "jumprelu"]
-    for key in old:
-        del cells[key]["rates"]
-
     benchmark.report_latents(cells, TASK, asked)
 
     out = capsys.readouterr().out
     assert f"Not measured: 1 of {len(asked)} ({gone[0].key})." in out
     assert "nothing yet to compare with: TopK at level 2, seed 4." in out
     assert "BAE less TopK" in out
-    assert "BAE less JumpReLU" not in out
 
 
 def test_a_dictionary_of_which_nobody_can_be_asked_has_no_latents_that_are_heard(capsys):
@@ -219,15 +258,15 @@ def test_only_what_is_missing_is_measured(monkeypatch, tmp_path):
     args = Namespace(**vars(ARGS), **parts, listening={})
     cells = benchmark.Cells(tmp_path / "cells.json", {})
     assert benchmark.run(TASK, None, args, cells, tmp_path) == []
-    n_candidates = len(benchmark.candidates(TASK, args))
+    n_candidates = len(benchmark.candidates(TASK, args, cells.cells))
     asked = benchmark.trials(TASK, args, cells.cells)
     assert len(workers.asked) == 1 + n_candidates + len(asked)
-    # The levels of the target first, and nobody is listened to before its rate is chosen.
+    # The middle level first, and nobody is listened to before its rate is chosen.
     assert workers.asked.index(f"latents/{asked[0].key}") == 1 + n_candidates // 2
-    # All of it is in the file; what has no firing rates is measured again.
+    # All of it is in the file.
     cells = benchmark.Cells(tmp_path / "cells.json", {})
-    del cells.cells[f"latents/{asked[3].key}"]["rates"]
-    del cells.cells[f"latents/{asked[5].key}"]
+    for i in (3, 5):
+        del cells.cells[f"latents/{asked[i].key}"]
     workers.asked.clear()
     benchmark.run(TASK, None, args, cells, tmp_path)
     again = [f"latents/{asked[i].key}" for i in (3, 5)]
