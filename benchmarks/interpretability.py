@@ -39,7 +39,7 @@ import argparse
 import math
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -91,6 +91,8 @@ from bae_lens.stats import Interval, wilson
 KINDS = (("latents that are heard", 1.0), ("of them not one token", 0.5))
 # Of the number of latents that are not for one token, over the best peer's.
 TARGET = 1.3
+# Of what was not measured; of the others only how many there are.
+N_NAMED = 12
 QUICK_TASK: dict[str, Any] = {
     "steps": 30,
     "n_train": 8192,
@@ -267,8 +269,7 @@ def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) ->
         f"Intruder test, {first.settings.n_latents} latents each at most; judge: {first.judge}.\n"
         f"{first.caveat}"
     )
-    if missing := [t.key for t in asked if t not in found]:
-        print(f"\nNot measured: {len(missing)} of {len(asked)} ({', '.join(missing)}).")
+    report_missing(found, {(t.level, t.seed) for t in asked})
     for level in dict.fromkeys(t.level for t in found):
         own = [t for t in found if t.level == level]
         print(f"\n## Level {level}: {level_title(task, level)}\n")
@@ -313,6 +314,18 @@ def report_latents(cells: dict[str, Any], task: Task, asked: Sequence[Trial]) ->
     summarize_latents(found, results, task)
     report_best_peers(results, task)
     report_equal_rates(found, task)
+
+
+def report_missing(found: Iterable[Trial], places: Iterable[tuple[int, int]]) -> None:
+    """What there is not of each architecture at the levels and seeds that were asked for."""
+    there = {(t.arch, t.level, t.seed) for t in found}
+    every = [(arch, *place) for place in sorted(places) for arch in (*ARCHITECTURES, RANDOM)]
+    if missing := [own for own in every if own not in there]:
+        first = [f"{name_of(arch)}, level {level}, seed {seed}" for arch, level, seed in missing]
+        more = f"; and {len(first) - N_NAMED} others" if len(first) > N_NAMED else ""
+        print(
+            f"\nNot measured: {len(missing)} of {len(every)} ({'; '.join(first[:N_NAMED])}{more})."
+        )
 
 
 def summarize_latents(

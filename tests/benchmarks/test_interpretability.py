@@ -189,9 +189,16 @@ def test_a_report_of_what_there_is_names_what_is_missing(capsys):
     benchmark.report_latents(cells, TASK, asked)
 
     out = capsys.readouterr().out
-    assert f"Not measured: 1 of {len(asked)} ({gone[0].key})." in out
+    assert f"Not measured: 1 of {len(asked)} (TopK, level 2, seed 4)." in out
     assert "nothing yet to compare with: TopK at level 2, seed 4." in out
     assert "BAE less TopK" in out
+    # Where no learning rate is known yet, all but the control without one.
+    begun = [t for t in asked if t.level == 0 or t.arch == trials.RANDOM]
+    benchmark.report_latents({k: cells[k] for k in [f"latents/{begun[0].key}"]}, TASK, begun)
+    n = len(asked) - 1
+    out = capsys.readouterr().out
+    assert f"Not measured: {n} of {len(asked)} (" in out
+    assert f"; and {n - 12} others)." in out
 
 
 def test_a_dictionary_of_which_nobody_can_be_asked_has_no_latents_that_are_heard(capsys):
