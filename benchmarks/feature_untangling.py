@@ -40,19 +40,17 @@ from typing import Any
 
 from untangling_report import Rows, plot, report
 from untangling_trials import (
-    CONTROLS,
-    FEEDBACK_STEPS,
     LEVELS,
     MIDDLE,
     NAMES,
     OURS,
-    RECIPES,
     WIDTH,
     Row,
     Task,
     Trial,
     lm_task,
     prepare,
+    recipe_of,
     run_trial,
     synthetic_task,
 )
@@ -70,14 +68,15 @@ N_NEIGHBORS = 3
 
 
 class Results:
-    """Rows by trial, in a JSON file if there is one, written anew with each row."""
+    """Rows by trial, in a JSON file if there is one, written anew with each row.
+
+    A file of other data or steps is refused. What was trained by another recipe is forgotten.
+    """
 
     def __init__(self, path: Path | None, tasks: Sequence[Task]) -> None:
         self.path = path
-        self.settings = {task.name: as_json(asdict(task)) for task in tasks}
-        self.recipes: dict[str, Any] = as_json(
-            RECIPES | {arch: {"feedback_steps": FEEDBACK_STEPS} for arch in CONTROLS}
-        )
+        # As they come back from a file.
+        self.settings = {task.name: json.loads(json.dumps(asdict(task))) for task in tasks}
         self.rows: dict[str, Row] = {}
         if path is None or not path.exists():
             return
@@ -87,26 +86,25 @@ class Results:
                 raise SystemExit(
                     f"{path} holds trainings on {name} with other settings; give another file."
                 )
-        for row in saved["rows"]:
-            arch = row["trial"]["arch"]
-            if saved.get("recipes", {}).get(arch) != self.recipes.get(arch):
-                raise SystemExit(
-                    f"{path} holds trainings of {NAMES.get(arch, arch)} with another recipe; give "
-                    "another file."
-                )
-            self.add(Row(**(row | {"trial": Trial(**row["trial"])})), write=False)
+        known = {task.name: task for task in tasks}
+        forgotten: dict[str, int] = {}
+        for fields in saved["rows"]:
+            row = Row(**(fields | {"trial": Trial(**fields["trial"])}))
+            task = known.get(row.trial.task)
+            if task is None or row.recipe == recipe_of(row.trial, task):
+                self.add(row, write=False)
+            else:
+                name = NAMES[row.trial.arch]
+                forgotten[name] = forgotten.get(name, 0) + 1
+        if forgotten:
+            said = "; ".join(f"{name} {n}" for name, n in forgotten.items())
+            print(f"Of another recipe, and forgotten: {said}.")
 
     def add(self, row: Row, write: bool = True) -> None:
         self.rows[row.trial.key] = row
         if self.path is not None and write:
-            saved = {"settings": self.settings, "recipes": self.recipes}
             rows = [asdict(row) for row in self.rows.values()]
-            write_text(self.path, json.dumps(saved | {"rows": rows}))
-
-
-def as_json(settings: Any) -> Any:
-    """As they come back from a file."""
-    return json.loads(json.dumps(settings))
+            write_text(self.path, json.dumps({"settings": self.settings, "rows": rows}))
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,10 @@ class Run:
     def arguments(self, trial: Trial) -> tuple[Any, ...]:
         task = self.tasks[trial.task]
         is_searched = task.layer == searched_layer(self.args) and task.d_sae == WIDTH * task.d_in
-        scores_ce = trial.seed == self.args.seeds[0] and (is_searched or self.args.full)
+        # Of the middle level with another seed than that of all the rates' trials.
+        seeds = self.args.seeds[:2]
+        is_own = trial.seed == (seeds[-1] if trial.level == MIDDLE else seeds[0])
+        scores_ce = is_own and (is_searched or self.args.full)
         return trial, task, self.args.work, self.args.device, scores_ce
 
     def at_rates(self, part: Part) -> list[Trial]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import untangling_trials
 from concept_ablation_trials import (
     DATASETS,
     Plan,
@@ -29,7 +30,6 @@ from untangling_trials import (
     Trial,
     explained_variance,
     load,
-    make_config,
     metadata,
     train,
 )
@@ -178,13 +178,8 @@ def told_apart(records: LatentRecords, settings: IntruderSettings, device: str) 
 
 
 def recipe_of(trial: Trial, task: Task) -> str:
-    """Short hash of the config of a training, by which one is known that was of another recipe."""
-    if trial.arch == RANDOM:
-        return ""
-    cfg = make_config(trial, task, "cpu").to_dict()
-    cfg.pop("metadata", None)
-    said = json.dumps(cfg, sort_keys=True, default=str)
-    return hashlib.sha256(said.encode()).hexdigest()[:8]
+    """By which a training of another recipe is known; random directions have none."""
+    return "" if trial.arch == RANDOM else untangling_trials.recipe_of(trial, task)
 
 
 def trained(trial: Trial, task: Task, acts: torch.Tensor, folder: Path, device: str) -> SAE[Any]:

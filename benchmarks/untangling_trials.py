@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -140,6 +142,7 @@ class Row:
             one or several known values one point, without a resolution.
         unexplained: for each point, of blocks of ``BLOCK`` test tokens, the squared error over the mean
             block's variance, so that their mean is 1 - EV.
+        recipe: of the training, see ``recipe_of``.
     """
 
     trial: Trial
@@ -150,6 +153,7 @@ class Row:
     unexplained: list[list[float]] = field(default_factory=list)
     ce: dict[str, float] = field(default_factory=dict)
     truth: dict[str, float] = field(default_factory=dict)
+    recipe: str = ""
     seconds: float = 0.0
     training_seconds: float = 0.0
 
@@ -332,6 +336,14 @@ def make_config(trial: Trial, task: Task, device: str) -> Any:
     )
 
 
+def recipe_of(trial: Trial, task: Task) -> str:
+    """Short hash of the config of a training, by which one is known that was of another recipe."""
+    cfg = make_config(trial, task, "cpu").to_dict()
+    cfg.pop("metadata", None)
+    said = json.dumps(cfg, sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+
 def metadata(task: Task) -> dict[str, Any]:
     """Where an SAE belongs, for what is done with it on the language model; nothing of synthetic data."""
     if task.layer is None:
@@ -502,5 +514,6 @@ def run_trial(trial: Trial, task: Task, folder: Path, device: str, score_ce: boo
         row.truth = recovered_features(task, sae)
     elif score_ce:
         row.ce = recovered_loss(sae, task.ce_batches, device)
+    row.recipe = recipe_of(trial, task)
     row.training_seconds, row.seconds = trained - start, time.time() - start
     return row

@@ -132,6 +132,7 @@ def test_the_best_point_is_the_cheapest_within_the_tolerance():
 def test_results_are_resumed_from_their_file(tmp_path):
     path = tmp_path / "results.json"
     row = row_of([(None, 10.0, 0.5)])
+    row.recipe = trials.recipe_of(row.trial, TASK)
     benchmark.Results(path, [TASK]).add(row)
 
     resumed = benchmark.Results(path, [TASK])
@@ -149,14 +150,22 @@ def test_a_file_of_other_settings_is_refused(tmp_path):
         benchmark.Results(path, [trials.synthetic_task(heavy=False)])
 
 
-def test_a_file_of_another_recipe_is_refused(tmp_path, monkeypatch):
+def test_what_was_of_another_recipe_is_forgotten_and_nothing_else(tmp_path, monkeypatch, capsys):
     path = tmp_path / "results.json"
-    benchmark.Results(path, [TASK]).add(row_of([(None, 10.0, 0.5)], arch="bae_levels"))
-    benchmark.Results(path, [TASK])
-    monkeypatch.setitem(benchmark.RECIPES, "bae_levels", {"n_levels": 3})
+    results = benchmark.Results(path, [TASK])
+    for arch in ("bae_levels", "bae", "topk"):
+        row = row_of([(None, 10.0, 0.5)], arch=arch)
+        row.recipe = trials.recipe_of(row.trial, TASK)
+        results.add(row)
+    assert len(benchmark.Results(path, [TASK]).rows) == 3
+    monkeypatch.setitem(trials.RECIPES, "bae_levels", {"n_levels": 3})
 
-    with pytest.raises(SystemExit, match="BAE, levels with another recipe"):
-        benchmark.Results(path, [TASK])
+    left = benchmark.Results(path, [TASK]).rows.values()
+
+    assert {row.trial.arch for row in left} == {"bae", "topk"}
+    assert "forgotten: BAE, levels 1." in capsys.readouterr().out
+    # Rows of tasks that are not asked for stay in the file as they are.
+    assert len(benchmark.Results(path, []).rows) == 3
 
 
 def test_everyone_has_as_many_learning_rates():
@@ -261,6 +270,51 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("activations")
     trials.prepare([TASK], folder, "cpu")
     return folder
+
+
+def test_a_whole_run_is_trained_reported_and_not_repeated(folder, monkeypatch, capsys, tmp_path):
+    class InThisProcess(InPlace):
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *exception: object) -> None: ...
+
+        def run(self, jobs: Any, failed: Any, n_after: int) -> Any:
+            for name, (function, arguments) in jobs.items():
+                self.asked.append(arguments[0])
+                yield name, function(*arguments)
+
+    workers = InThisProcess()
+    monkeypatch.setattr(benchmark, "Workers", lambda *_: workers)
+    parts = [benchmark.Part(TASK, None, (0, 1))]
+    monkeypatch.setattr(benchmark, "make_parts", lambda _: parts)
+    argv = [
+        "--archs",
+        "bae_levels_feedback",
+        "batchtopk",
+        "batchtopk_feedback",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    argv += ["--learning_rates", "1e-3", "4e-3", "--work", str(folder)]
+    argv += ["--json", str(tmp_path / "rows.json")]
+    n_threads = torch.get_num_threads()
+
+    benchmark.measure_and_report(benchmark.parse(argv))
+    first = capsys.readouterr().out
+    n_trained = len(workers.asked)
+    benchmark.measure_and_report(benchmark.parse(argv))
+    torch.set_num_threads(n_threads)
+
+    # Two rates, the other seed, the other two levels.
+    assert n_trained == len(workers.asked) == 3 * 5
+    second = capsys.readouterr().out
+    printed = first[first.index("## ") :]
+    assert printed == second[second.index("## ") :]
+    targets = printed[printed.index("## Targets") :].splitlines()
+    assert len([line for line in targets if "| BAE, levels and feedback |" in line]) == 3
+    assert sum("| TopK |" in line and " [" in line for line in targets) == 3
 
 
 @pytest.mark.parametrize("arch", list(trials.NAMES))
