@@ -6,7 +6,7 @@
     python benchmarks/feature_untangling.py --full --device cuda --jobs 8
 
 Three layers of SmolLM2 and two synthetic sets. Every architecture is trained by SAELens' trainer on the
-same activations with the same width, batches and steps, and gets the same number of learning rates: six
+same activations with the same width, batches and steps, and gets the same number of learning rates: five
 at the middle of its sparsity levels on the first seed, at one layer and on each synthetic set, chosen by
 explained variance on a validation split; at the other layers, and eight times as wide as d_in, the best
 of these and its two neighbors. Then the other two levels, and the middle one with the other seeds (the
@@ -62,7 +62,7 @@ from bae_lens.files.whole import write_text
 DEFAULT_ARCHS = [arch for arch in NAMES if arch not in ("gated", "standard")]
 SEARCHED_LAYER = 15
 # As many for every architecture.
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 LEARNING_RATES: dict[str, tuple[float, ...]] = dict.fromkeys(NAMES, RATES)
 N_NEIGHBORS = 3
 

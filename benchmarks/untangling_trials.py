@@ -46,7 +46,11 @@ from bae_lens.training.fit import trainer_config
 N_LEVELS, FEEDBACK_STEPS = 7, 2
 # The curvature that their steps' gradients take in, and the share of the training over which it comes.
 CURVATURE, CURVATURE_WARM_UP = 0.5, 5 / 8
-LEVELED: dict[str, Any] = {"n_levels": N_LEVELS, "curvature_coefficient": CURVATURE}
+LEVELED: dict[str, Any] = {
+    "n_levels": N_LEVELS,
+    "curvature_coefficient": CURVATURE,
+    "temperature": 0.7,
+}
 FED_BACK: dict[str, Any] = LEVELED | {"feedback_steps": FEEDBACK_STEPS}
 # Without the penalty on latents denser than the 10 % that are counted, since peers have no such penalty.
 NO_CAP: dict[str, Any] = {"max_density": None}
