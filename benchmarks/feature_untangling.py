@@ -221,11 +221,16 @@ class Run:
         return [trial for best in own if best is not None for trial in part.others(best)]
 
     def everything(self) -> None:
-        """Rates first, then levels and seeds; tasks whose rates others need before those."""
-        for needs in (False, True):
-            own = [part for part in self.parts if (part.rates_of is not None) == needs]
-            self.train(trial for part in own for trial in self.at_rates(part))
-            self.train(trial for part in own for trial in self.others(part))
+        """Rates, then levels and seeds, of one task after the other, those whose rates others need first.
+
+        What of a task needs its rates is trained beside the next one's rates: processes wait for each
+        other once a task.
+        """
+        searched = [part for part in self.parts if part.rates_of is None]
+        ordered = [*searched, *(part for part in self.parts if part.rates_of is not None)]
+        for part, following in zip([None, *ordered], [*ordered, None], strict=True):
+            others = [] if part is None else self.others(part)
+            self.train([*others, *([] if following is None else self.at_rates(following))])
 
     def rows(self) -> Rows:
         """Those that count: each architecture's at its best rate, lowest level first."""
@@ -275,7 +280,8 @@ def make_parts(args: argparse.Namespace) -> list[Part]:
             else:
                 own = seeds[:1] if is_wide else seeds
                 parts.append(Part(task, parts[0].task.name, own, is_wide))
-    for name in args.sets:
+    for name in sorted(args.sets, reverse=True):
+        # The heavy-tailed set, which targets are of, before the other.
         if name != "lm":
             task = synthetic_task(name == "synth-heavy", **synthetic)
             parts.append(Part(task, None, seeds, seeds_everywhere=args.full))
@@ -326,23 +332,33 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def measure_and_report(args: argparse.Namespace) -> None:
-    """Run everything that the arguments ask for, and print its tables."""
+    """Run everything that the arguments ask for, and print its tables.
+
+    Raises:
+        SystemExit: if it is interrupted; what was measured is in the file.
+    """
     parts = make_parts(args)
     tasks = {part.task.name: part.task for part in parts}
     results = Results(args.json, list(tasks.values()))
     with tempfile.TemporaryDirectory() as temporary:
         args.work = args.work or Path(temporary)
         args.work.mkdir(parents=True, exist_ok=True)
-        with Workers(args.jobs, args.minutes) as workers:
-            run = Run(parts, results, workers, args)
-            print(
-                f"{run.n_to_come} trainings, {len(results.rows)} of them in the file.", flush=True
+        try:
+            with Workers(args.jobs, args.minutes) as workers:
+                run = Run(parts, results, workers, args)
+                print(f"{run.n_to_come} trainings; {len(results.rows)} in the file.", flush=True)
+                try:
+                    run.everything()
+                except BrokenProcessPool as error:
+                    # What was measured is worth its tables; the same command goes on.
+                    print(f"A process died: {error}", flush=True)
+        except KeyboardInterrupt:
+            kept = (
+                "nothing is kept without --json"
+                if args.json is None
+                else "--json goes on from here"
             )
-            try:
-                run.everything()
-            except BrokenProcessPool as error:
-                # What was measured is worth its tables; the same command goes on.
-                print(f"A process died: {error}", flush=True)
+            raise SystemExit(f"Interrupted: {kept}.") from None
     report(tasks, run.rows(), list(results.rows.values()), args.seeds)
     if workers.n_left_out:
         print("Out of time: tables are of what there is; the same command goes on.")

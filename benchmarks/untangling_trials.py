@@ -296,7 +296,8 @@ class L0Budget:
             l0 = (n_fired - self.n_fired) / self.trainer.cfg.train_batch_size_samples
             self.n_fired = n_fired
             off_by = (3 * (l0 / self.target - 1)).clamp(-1.0, 1.0)
-            self.scheduler.final_value *= (0.02 * off_by).exp()
+            # Not in place: the coefficient of this step is the same tensor.
+            self.scheduler.final_value = self.scheduler.final_value * (0.02 * off_by).exp()
         return next(self.batches)
 
 

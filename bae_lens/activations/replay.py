@@ -130,9 +130,11 @@ class ReplayedActivations:
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed + epoch)
             n_sequences = len(self.activations) // self.sequence_length
-            self._order = (epoch, torch.randperm(n_sequences, generator=generator))
+            order = torch.randperm(n_sequences, generator=generator)
+            # All at once: a GPU would be waited for with every batch.
+            self._order = (epoch, order.to(self.activations.device))
         n = self.batch_size // self.sequence_length
-        chosen = self._order[1][i * n : (i + 1) * n].to(self.activations.device)
+        chosen = self._order[1][i * n : (i + 1) * n]
         self.n_batches_served += 1
         sequences = self.activations.unflatten(0, (-1, self.sequence_length))
         return sequences[chosen].flatten(0, 1).to(self.device)

@@ -229,9 +229,12 @@ def test_rates_are_searched_at_one_layer_and_tried_again_elsewhere(monkeypatch):
         assert rates(searched) == list(benchmark.RATES)
     for other in ("lm-8", "lm-22", "lm-15-x8"):
         assert rates(other) == rates(other, "topk") == [2e-3, 4e-3, 8e-3]
-    # The searched tasks are done before those that need their rates.
+    # A task is finished before the next but one is begun, those that need the rates of others last.
     order = [t.task for t in workers.asked]
-    assert order.index("lm-8") > max(i for i, t in enumerate(order) if t == "synth-heavy")
+    begun = list(dict.fromkeys(order))
+    assert begun == ["lm-15", "synth-heavy", "synth", "lm-8", "lm-22", "lm-15-x8"]
+    for name, next_but_one in zip(begun, begun[2:], strict=False):
+        assert len(order) - order[::-1].index(name) <= order.index(next_but_one)
     counted = {
         pair: [(r.trial.level, r.trial.seed) for r in own] for pair, own in run.rows().items()
     }
