@@ -14,6 +14,7 @@ from untangling_trials import (
     BATCH,
     BLOCK,
     CONTROLS,
+    HIGH,
     LEVELS,
     MIDDLE,
     NAMES,
@@ -99,6 +100,10 @@ def reached(hull: Sequence[Point], bits: float) -> Point | None:
     return hull[-1]._replace(bits=bits)
 
 
+def at_level(rows: Iterable[Row], level: int) -> list[Row]:
+    return [row for row in rows if row.trial.level == level]
+
+
 def with_seed(rows: list[Row], seed: int) -> list[Row]:
     """The outer levels, and the middle one with this seed."""
     return [row for row in rows if row.trial.level != MIDDLE or row.trial.seed == seed]
@@ -151,15 +156,28 @@ class Comparison(NamedTuple):
 def compare(
     ours: Sequence[Row], tried: dict[str, list[Row]], archs: Iterable[str], seeds: list[int]
 ) -> Comparison:
-    """Rows of one level against others' concave envelopes. ``tried`` has the tuning runs as well."""
+    """Rows of one level against others' concave envelopes.
+
+    Beyond the bits of an envelope its last point counts, as a code may leave bits unused; but not where
+    the highest level was not trained, since that is what would have gone on.
+
+    Args:
+        ours: rows of one architecture and level.
+        tried: the others' rows, with those of the rates' search.
+        archs: the others.
+        seeds: of the middle level.
+    """
     own = [points_of(row)[0] for row in ours]
     differences: dict[str, list[float]] = {}
     blocks: dict[str, list[tuple[float, ...]]] = {}
     for arch in archs:
         differences[arch], blocks[arch] = [], []
         for row, point in zip(ours, own, strict=True):
-            hull = envelope(with_seed(tried.get(arch, []), seed_of(row, seeds)))
+            rows = with_seed(tried.get(arch, []), seed_of(row, seeds))
+            hull = envelope(rows)
             other = reached(hull, point.bits)
+            if other and point.bits > hull[-1].bits and not at_level(rows, HIGH):
+                other = None
             differences[arch].append(math.nan if other is None else point.ev - other.ev)
             both = zip(other.unexplained, point.unexplained, strict=True) if other else ()
             blocks[arch].append(tuple(theirs - mine for theirs, mine in both))
@@ -186,10 +204,6 @@ def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
     for line in lines:
         print("| " + " | ".join(line) + " |")
     print(flush=True)
-
-
-def at_level(rows: Iterable[Row], level: int) -> list[Row]:
-    return [row for row in rows if row.trial.level == level]
 
 
 def asked_for(arch: str, task: Task, level: int) -> str:
