@@ -255,8 +255,8 @@ def test_full_searches_and_trains_everything_everywhere(monkeypatch):
 
     tasks = {t.task for t in workers.asked}
     assert tasks == {f"lm-{layer}{width}" for layer in (8, 15, 22) for width in ("", "-x8")}
-    # Six rates of the middle level, and nine of level and seed, one of which is among them.
-    assert len(workers.asked) == len(tasks) * 2 * (6 + 8)
+    # All rates at the middle level, and nine of level and seed, one of which is among them.
+    assert len(workers.asked) == len(tasks) * 2 * (len(benchmark.RATES) + 8)
 
 
 @pytest.mark.parametrize("n_in_time", [0, 1, 8, 14, 40, 100])
