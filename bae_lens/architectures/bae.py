@@ -20,7 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from bae_lens.architectures.bae_base import BAEBase
-from bae_lens.architectures.bae_config import BAEConfig, TrainingBAEConfig
+from bae_lens.architectures.bae_config import BAEConfig, TrainingBAEConfig, temperature_of
 from bae_lens.architectures.bae_polarity import to_inference
 from bae_lens.architectures.bae_training import TrainingBAE
 from bae_lens.checks.fields import is_valid, positive
@@ -84,9 +84,8 @@ def _surrogate_of(cfg: BAEConfig) -> dict[str, Any]:
     """How a saved BAE was trained, for ``binarize``; what it does not say is as by default."""
     details = cfg.metadata.training_architecture_details
     details = details if isinstance(details, dict) else {}
-    surrogate, temperature = details.get("surrogate"), details.get("temperature")
-    default = TrainingBAEConfig
-    return {
-        "surrogate": surrogate if surrogate in SURROGATES else default.surrogate,
-        "temperature": temperature if is_valid(temperature, positive()) else default.temperature,
-    }
+    surrogate: Any = details.get("surrogate")
+    temperature: Any = details.get("temperature")
+    known = surrogate if surrogate in SURROGATES else TrainingBAEConfig.surrogate
+    width = temperature if is_valid(temperature, positive()) else "auto"
+    return {"surrogate": known, "temperature": temperature_of(width, cfg.n_levels)}

@@ -28,8 +28,8 @@ _TRAINING_FIELDS: Mapping[str, Rule] = {
     **TRAINING_SAE_FIELDS,
     **_CODE_FIELDS,
     "surrogate": OneOf(SURROGATES),
-    "temperature": positive(),
-    "curvature_coefficient": Number(least=0, most=1),
+    "temperature": positive(words=("auto",)),
+    "curvature_coefficient": Number(least=0, most=1, words=("auto",)),
     "curvature_warm_up_steps": whole(0),
     "initial_firing_rate": Number(above=0, below=1, or_none=True),
     "entropy_coefficient": Number(least=0),
@@ -110,14 +110,14 @@ class TrainingBAEConfig(TrainingSAEConfig):
     """Gradient of the one-bit step: ``"sigmoid"``, ``"identity"`` (what the authors' release does in
     effect) or ``"paper"`` (x(1 − x), as printed)."""
 
-    temperature: float = 0.5
-    """Width of the sigmoid surrogate."""
+    temperature: float | str = number_or_none("auto", "auto")
+    """Width of the sigmoid surrogate. ``"auto"`` is 0.5 for one bit a latent, and 0.7 for levels."""
 
-    curvature_coefficient: float = 0.0
+    curvature_coefficient: float | str = number_or_none("auto", "auto")
     """How much of the error's curvature the gradient of a step takes in. At 0 a step has the gradient of an
     infinitely small change, which takes latents just below a threshold for better than they are; at 1 that
-    of the step as it is. From the start on it silences latents that have not found anything yet, so warm
-    it up over half of the training or more."""
+    of the step as it is, which silences latents that have not found anything yet, unless it is warmed up.
+    ``"auto"`` is 0 for one bit a latent, and 0.5 for levels."""
 
     curvature_warm_up_steps: int = 0
     """Steps of linear warm-up of the curvature."""
@@ -180,13 +180,28 @@ class TrainingBAEConfig(TrainingSAEConfig):
                 f"target_unexplained_variance; got {self.target_entropy!r} and "
                 f"{self.target_unexplained_variance}."
             )
-        by_token = ("layer_norm", "constant_norm_rescale")
-        if self.curvature_coefficient > 0 and self.normalize_activations in by_token:
+        if self.curvature_coefficient not in (0, "auto") and self._scales_by_token:
             raise ValueError(
                 "The curvature of the reconstruction error differs between tokens that are scaled one by "
                 f"one: with normalize_activations={self.normalize_activations!r} set "
                 "curvature_coefficient to 0."
             )
+
+    @property
+    def _scales_by_token(self) -> bool:
+        return self.normalize_activations in ("layer_norm", "constant_norm_rescale")
+
+    @property
+    def step_temperature(self) -> float:
+        """``temperature`` as a number."""
+        return temperature_of(self.temperature, self.n_levels)
+
+    @property
+    def step_curvature(self) -> float:
+        """``curvature_coefficient`` as a number; ``"auto"`` is 0 where tokens are scaled one by one."""
+        if self.curvature_coefficient == "auto":
+            return 0.5 if self.n_levels > 1 and not self._scales_by_token else 0.0
+        return float(self.curvature_coefficient)
 
     @property
     def target_entropy_bits(self) -> float | None:
@@ -233,3 +248,10 @@ class TrainingBAEConfig(TrainingSAEConfig):
             "decoder_init_norm": None,
         }
         return cls(**(recipe | overrides))
+
+
+def temperature_of(temperature: float | str, n_levels: int) -> float:
+    """The width of the surrogate, as a number."""
+    if temperature == "auto":
+        return 0.5 if n_levels == 1 else 0.7
+    return float(temperature)

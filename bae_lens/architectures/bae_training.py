@@ -93,7 +93,7 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
 
     @override
     def surrogate_options(self) -> dict[str, Any]:
-        return {"surrogate": self.cfg.surrogate, "temperature": self.cfg.temperature}
+        return {"surrogate": self.cfg.surrogate, "temperature": self.cfg.step_temperature}
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -105,9 +105,9 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
             ),
             "density": 0.0 if cfg.max_density is None else cfg.density_coefficient,
         }
-        if cfg.curvature_coefficient > 0:
+        if cfg.step_curvature > 0:
             coefficients["curvature"] = TrainCoefficientConfig(
-                cfg.curvature_coefficient, cfg.curvature_warm_up_steps
+                cfg.step_curvature, cfg.curvature_warm_up_steps
             )
         return coefficients
 

@@ -24,7 +24,7 @@ def fixed_seed():
     ("field", "value", "message"),
     [
         ("surrogate", "tanh", "surrogate must be one of sigmoid, identity, paper; got 'tanh'"),
-        ("temperature", 0.0, "temperature must be a positive number; got 0.0"),
+        ("temperature", 0.0, "temperature must be a positive number or 'auto'; got 0.0"),
         (
             "initial_firing_rate",
             0.0,
@@ -144,3 +144,19 @@ def test_paper_preset_is_the_papers_objective():
         + 1e-3 * off_diagonal_covariance(bits)
     )
     assert output.loss.item() == pytest.approx(D_IN * objective.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("code", "temperature", "curvature"),
+    [
+        ({}, 0.5, 0.0),
+        ({"feedback_steps": 2}, 0.5, 0.0),
+        ({"n_levels": 7}, 0.7, 0.5),
+        ({"n_levels": 7, "normalize_activations": "layer_norm"}, 0.7, 0.0),
+        ({"n_levels": 7, "temperature": 0.3, "curvature_coefficient": 1.0}, 0.3, 1.0),
+    ],
+)
+def test_what_auto_is_depends_on_the_code(code, temperature, curvature):
+    cfg = TrainingBAEConfig(d_in=8, d_sae=16, **code)
+
+    assert (cfg.step_temperature, cfg.step_curvature) == (temperature, curvature)

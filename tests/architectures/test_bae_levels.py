@@ -87,6 +87,7 @@ def test_a_step_equals_a_plain_reference_in_losses_and_gradients(
         dtype="float64",
         max_density=0.4,
         temperature=0.7,
+        curvature_coefficient=0.0,
     )
     x = 2 * make_activations(127).double()
     record_firing_rates(sae, x.flip(0)[:50])
