@@ -25,8 +25,6 @@ from bae_lens.nn import (
 
 # Gaps between thresholds, and heights of levels above the first, where no batch calibrates them.
 _STEP = 0.5
-# What each latent takes in of its residual at the start.
-_FEEDBACK_GAIN = 0.5
 
 
 class Encoded(NamedTuple):
@@ -71,7 +69,9 @@ class BAEBase(SAE[Any]):
             self.threshold_gaps = nn.Parameter(start)
             self.level_heights = nn.Parameter(start.clone())
         if cfg.feedback_steps > 0:
-            self.feedback_gain = nn.Parameter(torch.full_like(self.b_enc.data, _FEEDBACK_GAIN))
+            # What training starts from; an SAE for inference loads its own.
+            gain = getattr(cfg, "initial_feedback_gain", 0.0)
+            self.feedback_gain = nn.Parameter(torch.full_like(self.b_enc.data, gain))
         # A bit has no magnitude: where a decoder norm is folded away, it goes here.
         self.register_buffer("scale", torch.ones_like(self.b_enc.data))
 

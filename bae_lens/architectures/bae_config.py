@@ -27,6 +27,7 @@ _CODE_FIELDS: Mapping[str, Rule] = {"n_levels": whole(1), "feedback_steps": whol
 _TRAINING_FIELDS: Mapping[str, Rule] = {
     **TRAINING_SAE_FIELDS,
     **_CODE_FIELDS,
+    "initial_feedback_gain": Number(least=0),
     "surrogate": OneOf(SURROGATES),
     "temperature": positive(words=("auto",)),
     "curvature_coefficient": Number(least=0, most=1, words=("auto",)),
@@ -105,6 +106,10 @@ class TrainingBAEConfig(TrainingSAEConfig):
     feedback_steps: int = 0
     """How often the encoder takes in what its code has left: the residual's encoding is added to the
     pre-activations, with a gain that each latent learns, and they are quantized anew."""
+
+    initial_feedback_gain: float = 0.25
+    """How much of the residual's encoding each latent takes in at the start; it learns its own. With more,
+    latents that have found nothing yet are silenced by those that have."""
 
     surrogate: Surrogate = "sigmoid"
     """Gradient of the one-bit step: ``"sigmoid"``, ``"identity"`` (what the authors' release does in
