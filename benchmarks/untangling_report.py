@@ -14,7 +14,6 @@ from untangling_trials import (
     BATCH,
     BLOCK,
     CONTROLS,
-    HIGH,
     LEVELS,
     MIDDLE,
     NAMES,
@@ -158,8 +157,9 @@ def compare(
 ) -> Comparison:
     """Rows of one level against others' concave envelopes.
 
-    Beyond the bits of an envelope its last point counts, as a code may leave bits unused; but not where
-    the highest level was not trained, since that is what would have gone on.
+    Nothing is compared with an architecture some of whose levels were not trained (yet): its envelope
+    would be lower than it is, by as much as ours would look better. Beyond the bits of an envelope its
+    last point counts, as a code may leave bits unused.
 
     Args:
         ours: rows of one architecture and level.
@@ -174,10 +174,8 @@ def compare(
         differences[arch], blocks[arch] = [], []
         for row, point in zip(ours, own, strict=True):
             rows = with_seed(tried.get(arch, []), seed_of(row, seeds))
-            hull = envelope(rows)
-            other = reached(hull, point.bits)
-            if other and point.bits > hull[-1].bits and not at_level(rows, HIGH):
-                other = None
+            is_whole = {row.trial.level for row in rows} == set(LEVELS)
+            other = reached(envelope(rows), point.bits) if is_whole else None
             differences[arch].append(math.nan if other is None else point.ev - other.ev)
             both = zip(other.unexplained, point.unexplained, strict=True) if other else ()
             blocks[arch].append(tuple(theirs - mine for theirs, mine in both))
