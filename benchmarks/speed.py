@@ -170,6 +170,10 @@ def show_covariance(rows: list[dict[str, Any]]) -> None:
 
 def step_peers(d_in: int, d_sae: int) -> dict[str, TrainingSAEConfig]:
     shape: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae}
+    sparse: dict[str, Any] = shape | {
+        "initial_firing_rate": N_ON / d_sae,
+        "target_entropy": d_in / 2,
+    }
     both: dict[str, Any] = shape | {"covariance_coefficient": 1e-6, "target_entropy": d_in / 2}
     return {
         "SAELens standard": StandardTrainingSAEConfig(**shape),
@@ -179,8 +183,10 @@ def step_peers(d_in: int, d_sae: int) -> dict[str, TrainingSAEConfig]:
         "BAE, both penalties, 50 bits on": TrainingBAEConfig(
             initial_firing_rate=N_ON / d_sae, **both
         ),
-        "BAE, no covariance, 50 bits on": TrainingBAEConfig(
-            initial_firing_rate=N_ON / d_sae, target_entropy=d_in / 2, **shape
+        "BAE, no covariance, 50 bits on": TrainingBAEConfig(**sparse),
+        "BAE of 7 levels, about 50 on": TrainingBAEConfig(n_levels=7, **sparse),
+        "BAE of 7 levels, 2 feedback steps": TrainingBAEConfig(
+            n_levels=7, feedback_steps=2, **sparse
         ),
     }
 
@@ -218,7 +224,9 @@ def show_steps(rows: list[dict[str, Any]]) -> None:
     print("\n## Training steps\n")
     lines = []
     for row in rows:
-        standard = row["seconds"]["SAELens standard"]
+        standard, batchtopk = (
+            row["seconds"][f"SAELens {name}"] for name in ("standard", "BatchTopK")
+        )
         for name, seconds in row["seconds"].items():
             memory = row["megabytes"][name]
             lines.append(
@@ -228,10 +236,11 @@ def show_steps(rows: list[dict[str, Any]]) -> None:
                     f"{row['on'][name]:.0f}",
                     f"{seconds:.3f}",
                     f"{seconds / standard:.2f}",
+                    f"{seconds / batchtopk:.2f}",
                     "–" if memory is None else f"{memory:,.0f}",
                 ]
             )
-    table(["tokens, d_in → d_sae", "step", "on", "s", "× standard", "MB"], lines)
+    table(["tokens, d_in → d_sae", "step", "on", "s", "× standard", "× BatchTopK", "MB"], lines)
 
 
 # 3. The quantizer
