@@ -66,3 +66,17 @@ def test_a_target_beyond_the_cap_is_warned_of(max_density, target, is_warned, ca
     with caplog.at_level(logging.WARNING):
         check_budget(target, 100, max_density)
     assert ("will stay below its target" in caplog.text) == is_warned
+
+
+def test_levels_carry_more_than_bits_and_no_more_than_their_number():
+    check_budget(16.0, 8, None, n_levels=3)
+    with pytest.raises(ValueError, match="8 latents of 3 levels"):
+        check_budget(16.1, 8, None, n_levels=3)
+
+
+@pytest.mark.parametrize(("target", "is_warned"), [(4.9, False), (5.1, True)])
+def test_a_target_beyond_the_cap_of_levels_is_warned_of(target, is_warned, caplog):
+    """Eight latents that fire on a tenth of tokens carry 8·(H₂(0.1) + 0.1·log₂ 3) = 5.02 bits."""
+    check_budget(target, 8, 0.1, n_levels=3)
+
+    assert bool(caplog.records) == is_warned

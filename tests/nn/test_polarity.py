@@ -5,7 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bae_lens.nn import flip_bits, marginal_entropy, off_diagonal_covariance
+from bae_lens.nn import (
+    flip_bits,
+    heights_of,
+    marginal_entropy,
+    off_diagonal_covariance,
+    thresholds_of,
+)
 
 
 def random_autoencoder(seed: int = 0, d_in: int = 5, d_sae: int = 12) -> dict[str, torch.Tensor]:
@@ -110,3 +116,51 @@ def test_dtype_is_kept():
     new = flip_bits(**weights, flipped=torch.arange(12) % 2 == 0, apply_b_dec_to_input=True)
 
     assert {value.dtype for value in new.values()} == {torch.bfloat16}
+
+
+def run_levels(weights, x, apply_b_dec_to_input, gain, steps):
+    """Levels and reconstruction by their definitions, with feedback."""
+    thresholds, heights = (
+        thresholds_of(weights["threshold_gaps"]),
+        heights_of(weights["level_heights"]),
+    )
+    shifted = x - weights["b_dec"] if apply_b_dec_to_input else x
+    pre = shifted @ weights["W_enc"] + weights["b_enc"]
+
+    def coded(pre):
+        passes = pre.unsqueeze(-1) > thresholds
+        acts = (passes * heights).sum(-1) * weights["scale"]
+        return passes.sum(-1), acts @ weights["W_dec"] + weights["b_dec"]
+
+    for _ in range(steps):
+        pre = pre + gain * ((x - coded(pre)[1]) @ weights["W_enc"])
+    return coded(pre)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**16),
+    flips=st.lists(st.booleans(), min_size=12, max_size=12),
+    apply_b_dec_to_input=st.booleans(),
+    n_levels=st.integers(2, 5),
+    steps=st.integers(0, 2),
+)
+def test_levels_are_counted_from_the_top_and_the_reconstruction_is_the_same(
+    seed, flips, apply_b_dec_to_input, n_levels, steps
+):
+    weights = random_autoencoder(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name in ("threshold_gaps", "level_heights"):
+        weights[name] = torch.randn(12, n_levels - 1, dtype=torch.float64, generator=generator)
+    gain = torch.rand(12, dtype=torch.float64, generator=generator) / 20
+    flipped = torch.tensor(flips)
+    x = torch.randn(40, 5, dtype=torch.float64, generator=generator)
+
+    new = flip_bits(**weights, flipped=flipped, apply_b_dec_to_input=apply_b_dec_to_input)
+
+    levels, out = run_levels(weights, x, apply_b_dec_to_input, gain, steps)
+    new_levels, new_out = run_levels(weights | new, x, apply_b_dec_to_input, gain, steps)
+    assert torch.equal(new_levels, torch.where(flipped, n_levels - levels, levels))
+    torch.testing.assert_close(new_out, out)
+    # The gauge is kept: the highest level of what was flipped is worth what the lowest was.
+    assert torch.equal(new["scale"][~flipped], weights["scale"][~flipped])
