@@ -154,7 +154,7 @@ def test_training_draws_loss_and_entropy_over_tokens():
     assert list(right.lines[0].get_ydata()) == [900.0, 700.0, 610.0]
     assert left.get_yscale() == "log"
     assert left.get_ylabel().startswith("squared error per token")
-    assert right.get_ylabel().startswith("marginal entropy")
+    assert right.get_ylabel().startswith("entropy of the code")
     assert {axes.get_xlabel() for axes in figure.axes} == {
         "training tokens (million, replays counted)"
     }

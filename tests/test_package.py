@@ -43,7 +43,7 @@ assert (resources.files("bae_lens") / "py.typed").is_file()
 assert "</html>" in html_page({}, "bae_lens.report", "report.html", scripts=page.SCRIPTS)
 quiz = {"styles": ["quiz.css"], "scripts": ["quiz.js"]}
 assert "</html>" in html_page({}, "bae_lens.quiz", "quiz.html", **quiz)
-assert {"synthetic-bae", "smollm2-clvq-vae", "minilm-clvq-vae"} <= set(list_configs())
+assert {"synthetic-bae", "smollm2-bae-levels", "smollm2-clvq-vae", "minilm-clvq-vae"} <= set(list_configs())
 
 sae = SAE.load_from_disk(output)
 assert isinstance(sae, bae_lens.BAE)
@@ -112,7 +112,7 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert "bae_lens/py.typed" in files
-    for name in ("synthetic-bae", "smollm2-clvq-vae", "minilm-clvq-vae"):
+    for name in ("synthetic-bae", "smollm2-bae-levels", "smollm2-clvq-vae", "minilm-clvq-vae"):
         assert f"bae_lens/configs/{name}.yaml" in files
 
     assert {name for name in names_in(wheel) if ".dist-info/" not in name} == files

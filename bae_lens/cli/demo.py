@@ -1,7 +1,7 @@
 """``bae-lens demo``: train, save, load, attach and evaluate a BAE on a real language model, offline.
 
-SmolLM2-135M reads movie reviews once; what it computes is kept and replayed to two trainings, a BAE
-and SAELens' TopK, and both are scored on held-out reviews.
+SmolLM2-135M reads movie reviews once; what it computes is kept and replayed to three trainings, a BAE of
+bits, one of levels with feedback, and SAELens' TopK, and all are scored on held-out reviews.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from bae_lens.activations.replay import ReplayedActivations
     from bae_lens.evals import CodeSummary
 
-# Both are scored; the first is ours.
-_CONFIGS = {"BAE": "smollm2-bae", "SAELens TopK": "smollm2-topk"}
+# All are trained and scored, in this order; the last is SAELens' own. ``_BAE`` and ``_LEVELS`` have the same
+# budget.
+_BAE, _LEVELS = "BAE", "BAE, 7 levels"
+_CONFIGS = {_BAE: "smollm2-bae", _LEVELS: "smollm2-bae-levels", "SAELens TopK": "smollm2-topk"}
 _PROMPTS = 16
 # Resolution at which TopK's magnitudes are counted.
 _MAGNITUDE_BITS = 4
@@ -93,7 +95,7 @@ def run_demo(args: argparse.Namespace) -> int:
         runner = TrainingRunner(cfg, override_model=model)
         if replay is None:
             replay = ReplayedActivations.collect(runner.activations_store, args.tokens)
-        replay.n_batches_served = 0  # both are trained on the same batches in the same order
+        replay.n_batches_served = 0  # all are trained on the same batches in the same order
         runner.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
         print(f"\nTraining {name}, {cfg.sae.d_in} -> {cfg.sae.d_sae} latents, at {cfg.hook_name}")
         before = time.time()
@@ -113,7 +115,7 @@ def run_demo(args: argparse.Namespace) -> int:
 
     assert replay is not None
     assert held_out is not None
-    cfg = configs["BAE"]
+    cfg = configs[_BAE]
     title = f"SmolLM2-135M, {cfg.hook_name}"
     logs = {
         name: read_metric_log(Path(cfg.output_path) / METRICS_FILENAME)
@@ -133,8 +135,8 @@ def run_demo(args: argparse.Namespace) -> int:
     )
     print(table(scores))
     print(
-        "\nEntropies are of which latents are on; the whole description has TopK's magnitudes too, "
-        f"at a resolution of {_MAGNITUDE_BITS} bits."
+        "\nEntropies are of which latents are on; the whole description has TopK's magnitudes and BAE's "
+        f"levels too, magnitudes at a resolution of {_MAGNITUDE_BITS} bits, levels as they are."
         f"\nSAEs, plots and scores.json are in {output}/. "
         f"The whole demo took {(time.time() - started) / 60:.1f} minutes."
     )

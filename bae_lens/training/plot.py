@@ -18,6 +18,8 @@ def plot_training(
 ) -> Figure:
     """Draw the reconstruction loss and the entropy of the minibatch's code over training runs.
 
+    The entropy is the one that a budget is of: latents one by one, and of levels, which one it is as well.
+
     Args:
         logs: Name → columns of its metric log (``read_metric_log``); runs that log no entropy are
             left out of the right panel.
@@ -41,7 +43,7 @@ def plot_training(
     for axis in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis("{x:g}")
     left.set_ylabel("squared error per token, scaled inputs")
-    right.set_ylabel("marginal entropy, bits per token")
+    right.set_ylabel("entropy of the code, bits per token")
     for axes in (left, right):
         axes.set_xlabel("training tokens (million, replays counted)")
         if axes.get_legend_handles_labels()[0]:

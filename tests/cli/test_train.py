@@ -225,7 +225,9 @@ def test_what_the_runner_of_two_hook_points_refuses_is_an_error(
 def test_help_names_the_shipped_configs_and_our_flags(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ):
-    assert {"smollm2-clvq-vae", "minilm-clvq-vae", "smollm2-topk"} <= set(list_configs())
+    assert {"smollm2-bae-levels", "smollm2-clvq-vae", "minilm-clvq-vae", "smollm2-topk"} <= set(
+        list_configs()
+    )
     assert main(["train", *argv]) == 0
     # argparse breaks lines within names, at their hyphens.
     out = "".join(capsys.readouterr().out.split())

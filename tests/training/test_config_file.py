@@ -135,6 +135,17 @@ def test_the_twins_differ_only_in_the_autoencoder():
     assert a["sae"]["normalize_activations"] == b["sae"]["normalize_activations"]
 
 
+def test_levels_differ_from_bits_in_two_fields_and_the_rate():
+    bits, levels = (load_config(f"smollm2-{name}") for name in ("bae", "bae-levels"))
+    assert bits.replay_tokens == levels.replay_tokens
+    a, b = bits.runner.to_dict(), levels.runner.to_dict()
+    a["logger"]["run_name"] = b["logger"]["run_name"]
+    assert {name for name in a if a[name] != b[name]} == {"sae", "lr", "lr_end", "output_path"}
+    a, b = a["sae"], b["sae"]
+    assert {name for name in a if a[name] != b[name]} == {"n_levels", "feedback_steps"}
+    assert (b["n_levels"], b["feedback_steps"]) == (7, 2)
+
+
 def test_a_missing_file_names_what_there_is(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"'smolm2-bae', nor .* Did you mean smollm2-bae"):
         load_config("smolm2-bae")
@@ -199,7 +210,7 @@ def test_an_unknown_field_is_refused_with_the_nearest(fields: dict[str, Any], me
         ({"sae": {**CONTENT["sae"], "metadata": 3}}, "sae.metadata must be of type dict"),
         (
             {"sae": {**CONTENT["sae"], "temperature": -1}},
-            "temperature must be a positive number; got -1",
+            "temperature must be a positive number or 'auto'; got -1",
         ),
         ({"replay_tokens": "all"}, "replay_tokens must be of type int | None; got 'all'"),
         ({"replay_path": ["a"]}, "replay_path must be of type str | None; got ['a']"),
