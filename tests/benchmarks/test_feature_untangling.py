@@ -357,3 +357,10 @@ def test_every_architecture_is_trained_and_scored(arch, folder):
     for (_, _, ev), blocks in zip(row.points, row.unexplained, strict=True):
         assert len(blocks) == TASK.n_quantized / trials.BLOCK
         assert sum(blocks) / len(blocks) == pytest.approx(1 - ev, abs=1e-4)
+
+
+def test_every_architecture_has_a_line_of_its_own():
+    styles = tables._STYLES
+
+    assert set(styles) == set(trials.NAMES)
+    assert len(set(styles.values())) == len(styles)
