@@ -2,7 +2,12 @@
 
 ``x → bits = 1[(x − b_dec)·W_enc + b_enc > 0] → acts = bits·scale → x̂ = acts·W_dec + b_dec``.
 The training loss is SAELens' reconstruction error plus penalties on the *minibatch*: the entropy of
-its bits, the covariance between them, and the density of those that fire too often.
+its code, the covariance between bits, and the density of those that fire too often.
+
+Two things are ours. With ``n_levels`` L > 1 a latent has L thresholds on its one direction and is off or
+at a level: ``act_j = scale_j·Σ_l h_jl·1[pre_j > t_jl]`` with t_j1 = 0 and h_j1 = 1; the paper speaks of
+decoding more than one bit a unit without a formula. With ``feedback_steps`` the encoder takes in what its
+code has left, ``pre ← pre + gain ⊙ (x − b_dec − acts·W_dec)·W_enc``, before it is quantized once more.
 
 ``bae_config`` has the settings, ``bae_training`` the class that is trained, ``bae_penalties`` its
 losses, and ``bae_polarity`` what becomes of its state when it is saved for inference. The class for
@@ -30,15 +35,18 @@ __all__ = ["BAE", "BAEConfig", "TrainingBAE", "TrainingBAEConfig"]
 
 
 class BAE(BAEBase):
-    """Binary Autoencoder for inference: ``encode`` gives ``scale`` or 0, never anything between.
+    """Binary Autoencoder for inference: ``encode`` gives 0 or one of ``level_values``, never anything else.
+
+    Of one bit a latent that is 0 or ``scale``.
 
     A gradient with respect to its activations is exact, also where they are 0. Below them, at the
     pre-activations and the input, it is the surrogate of the training (``surrogate`` and
     ``temperature`` in ``metadata.training_architecture_details``), since a step has none of its own.
 
-    Buffers: ``scale`` [d_sae], and ``flipped`` [d_sae], True where the bit was inverted when the SAE
-    was saved because it was on for more than half of the tokens; the density before that is 1 minus
-    the density of the bit here.
+    Buffers: ``scale`` [d_sae], and ``flipped`` [d_sae], True where the latent was inverted when the SAE
+    was saved: a bit because it was on for more than half of the tokens, a latent of levels because it was
+    at its highest more often than off. The density of a bit before that is 1 minus its density here; of
+    levels, 1 minus the share of tokens at the highest level here.
     """
 
     cfg: BAEConfig
@@ -62,7 +70,7 @@ class BAE(BAEBase):
 
     @override
     def encode(self, x: Tensor) -> Tensor:
-        """Bits times ``scale``: ``[..., d_in]`` → ``[..., d_sae]``."""
+        """The code: ``[..., d_in]`` → ``[..., d_sae]``."""
         return self.encoded(self.process_sae_in(x), self.b_enc).acts
 
     @override
