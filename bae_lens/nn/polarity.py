@@ -89,6 +89,9 @@ def _counted_from_the_top(
 ) -> dict[str, Tensor]:
     """Gaps and heights, those of flipped latents reversed, and the scale that makes the first height 1."""
     heights = heights_of(widened(level_heights))
+    # One that is less than the rounding of their sum may be 0 by now. Counted from the top it may be the
+    # first, by which the others are divided and which cannot be worth nothing.
+    heights = heights.clamp(min=torch.finfo(heights.dtype).eps)
     last, flip = heights[:, -1], flipped[:, None]
     reversed_heights = inverse_softplus((heights.flip(1) / last[:, None])[:, 1:])
     return {

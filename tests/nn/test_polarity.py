@@ -164,3 +164,25 @@ def test_levels_are_counted_from_the_top_and_the_reconstruction_is_the_same(
     torch.testing.assert_close(new_out, out)
     # The gauge is kept: the highest level of what was flipped is worth what the lowest was.
     assert torch.equal(new["scale"][~flipped], weights["scale"][~flipped])
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_level_whose_height_has_become_zero_is_inverted_with_the_rest(which, dtype):
+    weights = {name: w.to(dtype) for name, w in random_autoencoder().items()}
+    for name in ("threshold_gaps", "level_heights"):
+        weights[name] = torch.zeros(12, 3, dtype=dtype)
+    weights["level_heights"][:, which] = -1000
+    assert heights_of(weights["level_heights"])[0, which + 1] == 0
+    flipped = torch.arange(12) % 3 > 0
+    x = torch.randn(40, 5, dtype=dtype, generator=torch.Generator().manual_seed(0))
+
+    new = flip_bits(**weights, flipped=flipped, apply_b_dec_to_input=True)
+
+    assert all(value.isfinite().all() for value in new.values())
+    # Nothing that fires is worth nothing.
+    assert (heights_of(new["level_heights"])[flipped] * new["scale"][flipped, None] > 0).all()
+    levels, out = run_levels(weights, x, True, gain=torch.zeros(12, dtype=dtype), steps=1)
+    new_levels, new_out = run_levels(new, x, True, gain=torch.zeros(12, dtype=dtype), steps=1)
+    assert torch.equal(new_levels, torch.where(flipped, 4 - levels, levels))
+    torch.testing.assert_close(new_out, out)
