@@ -22,8 +22,9 @@ from bae_lens.checks.fields import (
 )
 from bae_lens.nn import SURROGATES, Surrogate
 
-# Those that training and inference share.
-_CODE_FIELDS: Mapping[str, Rule] = {"n_levels": whole(1), "feedback_steps": whole(0)}
+# Those that training and inference share. Far fewer of either are of use; a slip of the pen would ask for
+# all memory, or run without end.
+_CODE_FIELDS: Mapping[str, Rule] = {"n_levels": whole(1, 1000), "feedback_steps": whole(0, 100)}
 _TRAINING_FIELDS: Mapping[str, Rule] = {
     **TRAINING_SAE_FIELDS,
     **_CODE_FIELDS,

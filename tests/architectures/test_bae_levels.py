@@ -9,7 +9,7 @@ import torch
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from bae_lens import TrainingBAE, TrainingBAEConfig
+from bae_lens import BAEConfig, TrainingBAE, TrainingBAEConfig
 from bae_lens.architectures.bae_penalties import BatchRates
 from bae_lens.nn import binary_entropy, level_indices, marginal_entropy
 from tests.helpers import (
@@ -340,8 +340,17 @@ def test_training_uses_levels_and_explains_more_than_bits_do():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("n_levels", 0), ("n_levels", 1.5), ("feedback_steps", -1)]
+    ("field", "value"),
+    [
+        ("n_levels", 0),
+        ("n_levels", 1.5),
+        ("n_levels", True),
+        ("n_levels", 10**9),
+        ("feedback_steps", -1),
+        ("feedback_steps", 10**9),
+    ],
 )
-def test_a_code_that_cannot_be_is_refused(field, value):
-    with pytest.raises(ValueError, match=field):
-        TrainingBAEConfig(d_in=D_IN, d_sae=D_SAE, **{field: value})
+@pytest.mark.parametrize("config", [TrainingBAEConfig, BAEConfig])
+def test_a_code_that_cannot_be_is_refused(config, field, value):
+    with pytest.raises(ValueError, match=f"{field} must be a whole number from"):
+        config(d_in=D_IN, d_sae=D_SAE, **{field: value})
