@@ -72,6 +72,7 @@ from bae_lens.nn import (
     decode_sparse,
     flip_bits,
     follow_budget,
+    heights_of,
     marginal_entropy,
     nearest_codes,
     off_diagonal_covariance,
@@ -79,10 +80,13 @@ from bae_lens.nn import (
     orthonormal_basis,
     plug_in_entropy,
     prune_bits,
+    quantize_levels,
     sample_codes,
     select_bits,
     squared_distances,
     straight_through,
+    thresholds_of,
+    with_feedback,
 )
 from bae_lens.report.sentences import collect_sentences
 from bae_lens.training import SyntheticTrainingRunner
@@ -188,9 +192,24 @@ def surrogate(name: Any) -> Callable[..., Any]:
     return partial(binarize, surrogate=name, temperature=0.7)
 
 
+def of_levels(pre: Tensor, gaps: Tensor, raw: Tensor, curvature: Tensor) -> Tensor:
+    code = quantize_levels(
+        pre, thresholds_of(gaps), heights_of(raw), temperature=0.7, curvature=curvature.detach()
+    )
+    return code.acts.square().sum() + (code.counts * heights_of(raw)).sum() + code.zero
+
+
 X, CODE, WEIGHT = noise(61, 10), bits_of(61, 12), noise(12, 10, seed=3)
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     **{f"binarize {s}": (surrogate(s), (X,)) for s in SURROGATES},
+    "quantize_levels": (
+        of_levels,
+        (X, noise(10, 3, seed=5), noise(10, 3, seed=6), noise(10).abs()),
+    ),
+    "with_feedback": (
+        lambda x, e, d, g: with_feedback(x @ e, x, e, g, lambda p: binarize(p) @ d, 2),
+        (X, noise(10, 12), noise(12, 10, seed=3), noise(12, seed=4)),
+    ),
     "binary_entropy": (binary_entropy, (X.sigmoid(),)),
     "marginal_entropy": (marginal_entropy, (CODE,)),
     "decode_sparse": (decode_sparse, (bits_of(61, 12, 0.05), WEIGHT)),
@@ -352,11 +371,20 @@ def sae_of(kind: str, **overrides: Any) -> Any:
         return clvq_cfg(**{**chosen, **overrides})
     if kind == "bae with covariance":
         return training_cfg(**{"covariance_coefficient": 1e-3, **overrides})
+    if kind == "bae with levels":
+        return training_cfg(**{"n_levels": 3, "feedback_steps": 2, **overrides})
     return training_cfg(**overrides)
 
 
 LENGTHS = {"clvq transformer": {"sequence_length": CONTEXT_SIZE}}
-KINDS = ["bae", "bae with covariance", "clvq token", "clvq transformer", "topk_transcoder"]
+KINDS = [
+    "bae",
+    "bae with covariance",
+    "bae with levels",
+    "clvq token",
+    "clvq transformer",
+    "topk_transcoder",
+]
 
 
 def make_runner(
@@ -625,13 +653,14 @@ def test_weights_have_the_same_hash():
     assert weights_sha256(copy.deepcopy(sae).to(DEVICE)) == weights_sha256(sae)
 
 
-@pytest.mark.parametrize("kind", ["bae", "clvq"])
+@pytest.mark.parametrize("kind", ["bae", "bae with levels", "clvq"])
 def test_a_training_step_is_that_of_the_cpu(kind: str):
     """Loss and every gradient, in float32."""
     found = []
     for device in ("cpu", DEVICE):
-        if kind == "bae":
-            sae: Any = make_training_bae(covariance_coefficient=1e-3).to(device)
+        if kind.startswith("bae"):
+            code = {"n_levels": 3, "feedback_steps": 2} if "levels" in kind else {}
+            sae: Any = make_training_bae(covariance_coefficient=1e-3, **code).to(device)
             x = make_activations(200).to(device)
         else:
             sae = make_training_clvq(decoder="transformer", top_k=1).to(device)
@@ -657,6 +686,7 @@ def saes() -> dict[str, Any]:
             parameter.copy_(0.3 * noise(*parameter.shape, dtype=torch.float32))
     return {
         "bae": between(make_bae(), HOOK, None),
+        "bae with levels": between(make_bae(n_levels=3, feedback_steps=2), HOOK, None),
         "topk": between(topk, HOOK, None),
         "clvq": fit_codes(between(make_clvq(d_out=D_IN, decoder="token")), make_activations(500)),
         "clvq transformer": fit_codes(
@@ -666,7 +696,7 @@ def saes() -> dict[str, Any]:
     }
 
 
-SAES = ["bae", "topk", "clvq", "clvq transformer", "transcoder"]
+SAES = ["bae", "bae with levels", "topk", "clvq", "clvq transformer", "transcoder"]
 
 
 def assert_about(found: Any, expected: Any, rel: float = 2e-3, where: str = "") -> None:
