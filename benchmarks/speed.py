@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -211,7 +212,8 @@ def steps_part(args: argparse.Namespace) -> list[dict[str, Any]]:
             output = trainer.step(batch)
             on[name] = (output.feature_acts != 0).float().sum(-1).mean().item()
             steps[name] = lambda trainer=trainer, batch=batch: trainer.step(batch)
-        seconds = take_turns(steps, args.rounds, args.device)
+        clock = time.process_time if args.cpu_time else time.perf_counter
+        seconds = take_turns(steps, args.rounds, args.device, clock)
         megabytes = {name: peak_megabytes(call, args.device) for name, call in steps.items()}
         rows.append(
             {"n": n, "d_in": d_in, "d_sae": d_sae, "on": on}
@@ -480,6 +482,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3, help="timed calls of each peer")
+    parser.add_argument(
+        "--cpu_time",
+        action="store_true",
+        help="steps: by the CPU time of all threads, where another load is possible",
+    )
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch on the CPU")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--target_ev", type=float, default=0.8, help="of the end-to-end run")

@@ -18,7 +18,10 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def take_turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, device: str = "cpu"
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each call; in every round each has its turn, so that they share a load.
 
@@ -28,21 +31,25 @@ def take_turns(
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
-            taken = timed(call, device)
-            seconds[name].append(timed(call, device) if taken < _SOON else taken)
+            taken = timed(call, device, clock)
+            seconds[name].append(timed(call, device, clock) if taken < _SOON else taken)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def timed(call: Callable[[], object], device: str = "cpu") -> float:
-    """Seconds of one call."""
+def timed(
+    call: Callable[[], object],
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds of one call, by the wall's clock or by another."""
     is_cuda = device.startswith("cuda")
     if is_cuda:
         torch.cuda.synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     call()
     if is_cuda:
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_megabytes(call: Callable[[], object], device: str = "cpu") -> float | None:

@@ -23,7 +23,7 @@ timing: Any = importlib.import_module("speed_timing")
 @pytest.mark.parametrize(("second", "calls"), [(0.01, 2), (1.0, 1)])
 def test_calls_take_turns_and_short_ones_are_timed_after_one_like_it(monkeypatch, second, calls):
     made: list[str] = []
-    monkeypatch.setattr(timing, "timed", lambda call, _: (call(), second * len(made))[1])
+    monkeypatch.setattr(timing, "timed", lambda call, *_: (call(), second * len(made))[1])
 
     seconds = timing.take_turns(
         {"a": lambda: made.append("a"), "b": lambda: made.append("b")}, rounds=3
