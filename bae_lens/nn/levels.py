@@ -239,10 +239,10 @@ class _On(NamedTuple):
 def _values(pre: Tensor, thresholds: Tensor, heights: Tensor) -> Tensor:
     """The activations, where entries are not listed."""
     acts = torch.zeros_like(pre)
-    for threshold, height in zip(
-        thresholds.unbind(1), heights.to(pre.dtype).unbind(1), strict=True
-    ):
-        acts.addcmul_((pre > threshold).to(pre.dtype), height.expand_as(pre))
+    # Chosen and not added up, so that each is one of the latent's values to the last bit.
+    values = heights.cumsum(1).to(pre.dtype)
+    for threshold, value in zip(thresholds.unbind(1), values.unbind(1), strict=True):
+        torch.where(pre > threshold, value, acts, out=acts)
     return acts
 
 

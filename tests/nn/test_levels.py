@@ -48,6 +48,22 @@ def test_a_latent_is_worth_the_heights_of_the_thresholds_it_passes():
 
 
 @pytest.mark.usefixtures("_both_ways")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_every_activation_is_one_of_the_known_values_to_the_last_bit(dtype):
+    generator = torch.Generator().manual_seed(0)
+    pre = (20 * torch.randn(200, D, generator=generator)).to(dtype)
+    thresholds, heights = (
+        made_of(torch.randn(D, 29, generator=generator).to(dtype))
+        for made_of in (thresholds_of, heights_of)
+    )
+
+    acts = quantize_levels(pre, thresholds, heights).acts
+
+    known = (acts.unsqueeze(-1) == heights.cumsum(1)).any(-1)
+    assert torch.equal(known, pre > 0)
+
+
+@pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("n_rows", [1, 10, N])
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_gradients_are_those_of_steps_with_the_surrogate(surrogate, n_rows, monkeypatch):
