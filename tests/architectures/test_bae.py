@@ -56,7 +56,7 @@ def plain_loss(
     """The losses in a few lines of plain PyTorch, with nothing of bae_lens in them."""
     shifted = x - weights["b_dec"] if cfg.apply_b_dec_to_input else x
     pre = shifted @ weights["W_enc"] + weights["b_enc"]
-    smooth = smooth_step(pre, cfg.surrogate, cfg.temperature)
+    smooth = smooth_step(pre, cfg.surrogate, cfg.step_temperature)
     bits = (pre > 0).to(pre.dtype) + smooth - smooth.detach()
     recons = bits @ weights["W_dec"] + weights["b_dec"]
     p = bits.mean(0)

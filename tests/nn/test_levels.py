@@ -18,7 +18,7 @@ def _both_ways(request, monkeypatch):
     monkeypatch.setattr(levels, "_lists_entries", lambda pre: request.param)
 
 
-def draw(dtype=torch.float64, seed=0):
+def draw(dtype=torch.float64, seed=0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def rand(*shape):
@@ -27,7 +27,8 @@ def draw(dtype=torch.float64, seed=0):
     pre = rand(N, D)
     thresholds = thresholds_of(rand(D, L - 1))
     heights = heights_of(rand(D, L - 1))
-    return [t.requires_grad_() for t in (pre, thresholds.detach(), heights.detach())]
+    thresholds, heights = thresholds.detach(), heights.detach()
+    return pre.requires_grad_(), thresholds.requires_grad_(), heights.requires_grad_()
 
 
 def plainly(pre, thresholds, heights):
@@ -142,7 +143,8 @@ def test_one_level_of_height_one_is_binarize_to_the_last_bit(surrogate):
 @pytest.mark.usefixtures("_both_ways")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_types_are_those_of_the_input_and_counts_are_exact(dtype):
-    given = [t.detach().to(dtype).requires_grad_() for t in draw()]
+    pre, thresholds, heights = (t.detach().to(dtype).requires_grad_() for t in draw())
+    given = (pre, thresholds, heights)
 
     code = quantize_levels(*given, temperature=TAU)
     (code.acts.sum() + code.counts.sum()).backward()
