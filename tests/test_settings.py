@@ -188,10 +188,12 @@ FLAGS = [
     for kind, name in all_fields()
     if isinstance(default(kind, name), bool) and name != "exclude_outlier_tokens"
 ]
+# Numbers that have a word for their default.
+_WORDS = ("target_entropy", "temperature", "curvature_coefficient")
 STRINGS = [
     (kind, name)
     for kind, name in all_fields()
-    if isinstance(default(kind, name), str) and name != "target_entropy"
+    if isinstance(default(kind, name), str) and name not in _WORDS
 ]
 
 

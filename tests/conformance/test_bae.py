@@ -727,9 +727,9 @@ def test_row19_compiled_training_equals_eager_training(code):
         assert outputs[1].losses.keys() == outputs[0].losses.keys()
         assert outputs[1].metrics.keys() == outputs[0].metrics.keys()
     for name, tensor in eager.state_dict().items():
-        # Adam turns a rounding error of a small gradient into a part of its step of 1e-3; the gradient of
-        # a threshold that nothing comes near is small.
-        atol = 2e-3 if name in CODE_PARAMETERS else 1e-4
+        # Adam turns a rounding error of a small gradient into a part of its step of 1e-3; with levels,
+        # gradients of what nothing comes near are small.
+        atol = 2e-3 if code else 1e-4
         torch.testing.assert_close(compiled.state_dict()[name], tensor, rtol=1e-4, atol=atol)
     assert compiled.n_updates.item() == n_steps
     assert compiled.log_entropy_multiplier.item() != 0

@@ -185,6 +185,6 @@ def test_an_autoencoder_that_is_handed_over(
     found = refused(make_runner, tmp_path, override_sae=given, from_pretrained_path=str(bae))
     assert "override_sae is given too" in found
     make_runner(tmp_path / "a", override_sae=given).run()
-    assert "temperature is 0.3 of it and 0.5 in the config" in caplog.text
+    assert "temperature is 0.3 of it and 'auto' in the config" in caplog.text
     written = json.loads((tmp_path / "a" / "output" / "runner_cfg.json").read_text())
     assert written["sae"]["temperature"] == 0.3
