@@ -30,13 +30,14 @@ from sae_lens.saes.transcoder import (
     Transcoder,
     TranscoderConfig,
 )
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformer_lens import HookedTransformerConfig
-from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
+    BertPreTrainedModel,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -56,8 +57,8 @@ from bae_lens import (
     TrainingCLVQVAEConfig,
 )
 from bae_lens.architectures.packed_rows import pack_rows
+from bae_lens.encoders import bert_bridge
 from bae_lens.nn import level_indices
-from bae_lens.offline.minilm import _HeadlessBertAdapter
 
 D_IN, D_SAE = 16, 40
 D_OUT, N_CODES, LENGTH = 12, 10, 8
@@ -519,6 +520,49 @@ def make_headless_encoder() -> SAETransformerBridge:
         )
     )
     bert.set_attn_implementation("eager")
-    cfg = build_bridge_config_from_hf(bert.config, "BertModel", "tiny-bert", torch.float32)
-    cfg.device = "cpu"
-    return SAETransformerBridge(bert.eval(), _HeadlessBertAdapter(cfg), make_tokenizer()).eval()
+    return bert_bridge(bert, make_tokenizer(), "tiny-bert")
+
+
+def make_bert_tokenizer() -> PreTrainedTokenizerFast:
+    """``make_tokenizer`` with the names of a BERT's special tokens, which begin and end a text."""
+    special = ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
+    vocab = {word: i for i, word in enumerate((*special, *_WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.post_processor = processors.TemplateProcessing(  # pyright: ignore[reportAttributeAccessIssue]
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_max_length=2 * CONTEXT_SIZE,
+    )
+
+
+def save_bert(
+    folder: Path, kind: type[BertPreTrainedModel] = BertForSequenceClassification, **config: Any
+) -> Path:
+    """A BERT of two layers of width ``D_IN``, with its tokenizer, as ``save_pretrained`` writes them.
+
+    Args:
+        folder: to write.
+        kind: of the head.
+        **config: for ``BertConfig``; classes are ``bad`` and ``good`` if there is nothing of them.
+    """
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": len(_SPECIAL + _WORDS),
+        "hidden_size": D_IN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * D_IN,
+        "max_position_embeddings": 2 * CONTEXT_SIZE,
+        "initializer_range": 0.3,
+        "id2label": {0: "bad", 1: "good"},
+    }
+    kind(BertConfig(**{**sizes, **config})).save_pretrained(folder)
+    make_bert_tokenizer().save_pretrained(folder)
+    return folder

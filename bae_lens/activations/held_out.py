@@ -17,7 +17,7 @@ from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_store import TextStore, check_text_settings
 from bae_lens.checks.fields import Text, check, shown, whole
 from bae_lens.loading import hub
-from bae_lens.loading.language_models import load_model
+from bae_lens.loading.language_models import check_named_folder, load_model
 
 
 def load_model_of(
@@ -32,6 +32,7 @@ def load_model_of(
     """The language model that the SAE's metadata names, from PyPI or through SAELens.
 
     Metadata may be somebody else's: see ``bae_lens.loading.language_models`` for what is taken from it.
+    A folder that it names as a ``TransformerBridge`` is opened only if it is given as ``model_name`` too.
 
     Args:
         sae: a loaded SAE.
@@ -43,13 +44,17 @@ def load_model_of(
 
     Raises:
         ValueError: if the metadata names no model or no hook point, it asks for more than is taken
-            from it, or the model cannot be found or read.
+            from it, it names a folder that is not given, or the model cannot be found or read.
     """
     metadata = sae.cfg.metadata
     if model_name is None and metadata.model_name is None:
         raise ValueError(
             f"{source} names no model (metadata.model_name), so there is none to evaluate it on. Name "
             "one: --model."
+        )
+    if model_name is None and not trust_remote_code:
+        check_named_folder(
+            metadata.model_name, model_class_name or metadata.model_class_name, source
         )
     return load_model(
         metadata.model_name if model_name is None else model_name,

@@ -20,6 +20,7 @@ from bae_lens.activations.store_state import load_count, save_count
 from bae_lens.activations.text_batch import TextBatch, read_hooks
 from bae_lens.activations.texts import MissingTexts, check_readable, check_text, is_missing
 from bae_lens.checks.fields import check, whole
+from bae_lens.loading.classifiers import class_names
 
 # The first of these that a dataset has is read: SAELens' two, and what sentence datasets call theirs.
 _COLUMNS = ("text", "sentence", "problem")
@@ -214,11 +215,13 @@ def is_encoder_model(model: Any) -> bool:
 
     Such a model predicts no next token, so cross-entropy and KL figures are not for it. Found out
     by trying (two forward passes of two tokens), since a TransformerBridge's config says "causal"
-    for BERT too.
+    for BERT too. A classifier reads a text as a whole, whichever way its tokens look.
 
     Args:
         model: any model of TransformerLens, or that SAELens takes.
     """
+    if class_names(model) is not None:
+        return True
     before, after = (
         model(torch.tensor([[1, last]], device=_device_of(model)))[0, 0] for last in (2, 3)
     )

@@ -17,6 +17,7 @@ from transformer_lens.utils import lm_cross_entropy_loss
 
 from bae_lens.activations.hook_points import put_heads, take_heads
 from bae_lens.activations.text_batch import TextBatch, read_hooks
+from bae_lens.loading.classifiers import class_names
 from bae_lens.nn import widened
 
 
@@ -102,6 +103,8 @@ def predicts_next_token(model: HookedRootModule) -> bool:
     Whether tokens see what comes after them is all that ``training.sentences.is_encoder_model``
     asks: a causal model without a head is no encoder, and yet predicts nothing.
     """
+    if class_names(model) is not None:
+        return False
     device = next(model.parameters()).device
     first = model(torch.tensor([[1, 2], [1, 3]], device=device))[:, 0].float()
     cfg = getattr(model, "cfg", None)

@@ -28,6 +28,7 @@ from bae_lens import offline as demo
 from bae_lens.checks.fields import Device, Flag, OneOf, Rule, Text, check, shown, whole
 from bae_lens.checks.suggest import did_you_mean
 from bae_lens.loading.hub import is_about_the_hub, why_not_found
+from bae_lens.loading.model_folders import BRIDGE_CLASSES, load_folder
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,10 @@ def load_model(
 ) -> HookedRootModule:
     """A language model by name: from PyPI (``bae-lens/…``), a folder or the hub.
 
-    A name that is not one of ``bae-lens/`` is logged before anything is loaded.
+    A name that is not one of ``bae-lens/`` is logged before anything is loaded. A folder that is asked
+    for as a ``TransformerBridge`` may hold a BERT, with a classification head or without, or a causal
+    language model: see ``bae_lens.loading.model_folders``. Of such a folder no code is ever run, whatever
+    is trusted.
 
     Args:
         model_name: a name that TransformerLens or the hub knows, or a folder.
@@ -143,9 +147,12 @@ def load_model(
     ours = demo.load_model(name, class_name, device=device, **options)
     if ours is not None:
         return ours  # pyright: ignore[reportReturnType]  # a bridge is one by behavior
+    if class_name in BRIDGE_CLASSES:
+        return _load_bridge(name, class_name, device, options, source)
     if class_name not in _CLASSES:
         raise ValueError(
-            f"{source}: model_class_name must be one of {', '.join(_CLASSES)}; got {shown(class_name)}."
+            f"{source}: model_class_name must be one of {', '.join(_CLASSES)}, or {BRIDGE_CLASSES[0]} for a "
+            f"folder; got {shown(class_name)}."
         )
     if trust_remote_code:
         options["trust_remote_code"] = True
@@ -162,6 +169,51 @@ def load_model(
         raise
     except _ABOUT_THE_FILES as error:
         raise ValueError(_why_not(name, class_name, source, error)) from error
+
+
+def _load_bridge(
+    name: str, class_name: str, device: Any, options: Mapping[str, Any], source: str
+) -> HookedRootModule:
+    if not is_folder(name):
+        raise ValueError(
+            f"{source} names the language model {shown(name)} ({class_name}), which is no folder here. A "
+            f"{BRIDGE_CLASSES[0]} is made of a folder that save_pretrained wrote, or of {demo.MODEL_NAME} and "
+            f"{demo.ENCODER_NAME}."
+        )
+    try:
+        with _no_foreign_code():
+            return load_folder(Path(name), device, options)  # pyright: ignore[reportReturnType]
+    except torch.OutOfMemoryError:
+        raise
+    except _ABOUT_THE_FILES as error:
+        raise ValueError(_why_not(name, class_name, source, error)) from error
+
+
+def check_named_folder(name: Any, class_name: Any, source: str) -> None:
+    """That no file of somebody else has a folder of this machine opened as a TransformerBridge.
+
+    Args:
+        name: of the model, in the metadata of a saved SAE.
+        class_name: SAELens' name of its class there.
+        source: the file, at the beginning of the message.
+
+    Raises:
+        ValueError: if it would. The message shows the folder, and how to say yes.
+    """
+    if class_name in BRIDGE_CLASSES and isinstance(name, str) and is_folder(name):
+        raise ValueError(
+            f"{source} names as its language model a folder on this machine, {name!r} ({class_name}). "
+            "What a file names is not opened unasked: if that is the folder you mean, say so with "
+            f"--model {name!r} (in Python: model_name={name!r})."
+        )
+
+
+def is_folder(name: str) -> bool:
+    """Whether a model's name is that of a folder here."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # Too long for a path, or with a zero byte.
+        return False
 
 
 def checked_options(options: Any, source: str) -> dict[str, Any]:

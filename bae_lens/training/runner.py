@@ -36,7 +36,7 @@ from bae_lens.checks.finite import check_finite_weights, check_trainable
 from bae_lens.files.json_file import write_json
 from bae_lens.files.whole import whole_folder
 from bae_lens.loading.devices import check_device
-from bae_lens.loading.language_models import load_model
+from bae_lens.loading.language_models import is_folder, load_model
 from bae_lens.training.checkpoints import (
     RANDOM_STATE_FILENAME,
     check_given,
@@ -186,7 +186,9 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         # What is trained, which the config need not say of an override_sae; a copy, since folding
         # the scale in at the end changes it.
         self._sae_section = {**self.sae.cfg.to_dict(), "metadata": cfg.sae.to_dict()["metadata"]}
-        self._given_model = override_model if not demo.is_demo_model(cfg.model_name) else None
+        # A name stands for its weights; a folder may hold others by the time a run is resumed.
+        is_named = override_model is None and not is_folder(cfg.model_name)
+        self._given_model = None if is_named or demo.is_demo_model(cfg.model_name) else model
         self._log: MetricLog | None = None
         if resumed_record and self._resumed is not None:
             check_given(self._resumed, resumed_record, **self._given)
@@ -350,7 +352,7 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
 
     @cached_property
     def _given(self) -> dict[str, Any]:
-        """What the run was given beside its config, which names it at most."""
+        """What the run was given beside its config, which names it at most, and what is in a folder."""
         store: Any = self.activations_store
         while store is not None and vars(store).get("dataset") is None:
             store = vars(store).get("store")

@@ -15,7 +15,8 @@ from bae_lens.activations.held_out import held_out_store, load_model_of
 from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.loading import hub
 from bae_lens.loading import language_models as model_loading
-from tests.helpers import CONTEXT_SIZE, HOOK, HOOK_OUT, make_bae, make_model, make_text
+from bae_lens.loading.classifiers import class_names
+from tests.helpers import CONTEXT_SIZE, HOOK, HOOK_OUT, make_bae, make_model, make_text, save_bert
 
 BOS, EOS, PAD = 0, 1, 2
 METADATA: dict[str, Any] = {
@@ -268,6 +269,16 @@ def test_any_other_model_is_saelens_to_load(saved, monkeypatch, hook_name_out, h
             {"device": "cpu", "model_from_pretrained_kwargs": kwargs, "hook_names": hooks},
         )
     ]
+
+
+def test_a_folder_that_metadata_names_is_opened_only_if_it_is_given(saved, tmp_path):
+    folder = str(save_bert(tmp_path / "classifier"))
+    sae = saved(model_name=folder, model_class_name="TransformerBridge")
+
+    with pytest.raises(ValueError, match=r"not opened unasked.*--model '.*classifier'"):
+        load_model_of(sae)
+    assert class_names(load_model_of(sae, model_name=folder)) == ("bad", "good")
+    assert class_names(load_model_of(sae, trust_remote_code=True)) == ("bad", "good")
 
 
 # What is missing
