@@ -157,6 +157,8 @@ class Plan:
         return AblationSettings(
             template=None if is_encoder else data.template,
             label_words=None if is_encoder else data.label_words,
+            # Of models that classify nothing, as its tables say.
+            predicted_by="probe",
             context_size=self.context_size,
             max_examples=self.n_examples,
             n_steps=self.n_steps,

@@ -16,6 +16,7 @@ from bae_lens.concept_ablation import AblationSettings, ConceptAblationResult, c
 from bae_lens.concept_ablation.attribution import Attribution
 from bae_lens.concept_ablation.concepts import Vectors
 from bae_lens.concept_ablation.passes import Readout
+from bae_lens.concept_ablation.predictors import PredictedBy
 from bae_lens.concept_ablation.probes import ProbeKind
 from bae_lens.concept_ablation.removals import leace_fitters
 from bae_lens.concept_ablation.settings import Protocol
@@ -65,6 +66,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("readout", "what a text's vector is; default: by the model", choices=get_args(Readout))
     add("template", "what the model reads, with {text} in it; \\n is a line end", type=unescaped)
     add("label_words", "what the model would say for each class, in their order", nargs="+")
+    add(
+        "predicted_by",
+        "whose prediction is attributed; default: the head of a classifier, else label words where they "
+        "are given, else the probe",
+        choices=get_args(PredictedBy),
+    )
     add("context_size", "tokens of a text at most", type=int)
     add("max_examples", "labeled texts that are used, or all", type=count_or_all)
     add("salient", "how salient tokens are found", choices=(*get_args(Attribution), "readout"))
@@ -105,7 +112,8 @@ def run_ablate(args: argparse.Namespace) -> int:
         reference_texts=_reference_texts(args, saved.sae),
     )
     print_summary(result)
-    print(f"\n{result.table()}")
+    print(f"\n{result.table()}\n")
+    print(f"What the concept costs beyond random directions:\n\n{result.excess_table()}")
     replace(result, weights_sha256=sha256).save(output)
     print(f"\nWritten to {output}")
     return 0
@@ -132,6 +140,7 @@ def print_summary(result: ConceptAblationResult) -> None:
         "hook points": " → ".join(result.hook_names),
         "texts": f"{len(result.labels)}: {classes}",
         "cut to the context": f"{result.n_truncated}",
+        "predicted by": _predictor(result),
         "probe": f"{settings['probe']}, {settings['n_folds']} folds",
         "salient words": ", ".join(words[:_SHOWN_WORDS]),
         "lie in the rationale": _share(salient.in_rationale),
@@ -146,6 +155,13 @@ def print_summary(result: ConceptAblationResult) -> None:
     for name, value in lines.items():
         if value:
             print(f"{name:<28} {value}")
+
+
+def _predictor(result: ConceptAblationResult) -> str:
+    said = zip(result.predictions, result.labels, strict=True)
+    right = sum(one == label for one, label in said) / len(result.labels)
+    signal = "" if result.has_signal else ", which is no better than chance: without signal"
+    return f"{result.predicted_by}, rightly of {right:.1%}{signal}"
 
 
 def _share(value: float | None) -> str:

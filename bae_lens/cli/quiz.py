@@ -4,16 +4,17 @@ predictions from the concepts of saved SAEs, and a page that asks people the sam
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
 from bae_lens.activations.labeled_texts import read_texts
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, names_of, saved_folder
-from bae_lens.concept_ablation import AblationSettings, LabeledTexts
+from bae_lens.concept_ablation import AblationSettings
 from bae_lens.concept_ablation.attribution import Attribution
 from bae_lens.concept_ablation.passes import Readout
+from bae_lens.concept_ablation.predictors import PredictedBy, predictor
 from bae_lens.concept_ablation.run import probed_hooks
 from bae_lens.examples.records import LatentRecords
 from bae_lens.files.json_file import read_json
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--hook_name_out",
-        help="where the probe that predicts reads; default: where the SAE writes or, if it reads there "
+        help="where a probe that predicts reads; default: where the SAE writes or, if it reads there "
         "too, the same point of the last block",
     )
     _add_settings(parser)
@@ -83,11 +84,22 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("n_contexts", "contexts of a concept at most", type=int)
     add("readout", "what a text's vector is; default: by the model", choices=get_args(Readout))
     add("template", "what the model reads, with {text} in it; \\n is a line end", type=unescaped)
+    add("label_words", "what the model would say for each class, in their order", nargs="+")
+    add(
+        "predicted_by",
+        "whose prediction people are asked for; default: the head of a classifier, else label words where "
+        "they are given, else a probe",
+        choices=get_args(PredictedBy),
+    )
     add("context_size", "tokens of a text at most", type=int)
     add("max_examples", "labeled texts that are used, or all", type=count_or_all)
     add("salient", "how salient tokens are found", choices=(*get_args(Attribution), "readout"))
     add("n_steps", "gradients a text, of integrated gradients", type=int)
-    add("n_folds", "each text is predicted by a probe of the others; default: 5", type=int)
+    add(
+        "n_folds",
+        "a probe predicts each text that has learned from the others; default: 5",
+        type=int,
+    )
     add("batch_size", "texts a forward pass", type=int)
     add("seed", "of samples, folds, probes and the quiz", type=int)
 
@@ -104,7 +116,8 @@ def run_quiz(args: argparse.Namespace) -> int:
     for path in (output, key_path(output), *(folder / _RECOVERABILITY for folder in folders)):
         check_output(path, *folders, args.data, args.reference)
     _check_models(folders)
-    data, reference = _named(args), read_texts(args.reference, args.n_reference)
+    data, reference = read_data(args), read_texts(args.reference, args.n_reference)
+    class_names = _class_names(args, data.label_names)
     # One for each pair of hook points.
     tasks: dict[tuple[str, str], RecoverabilityTask] = {}
     recoverabilities: dict[str, Recoverability] = {}
@@ -114,10 +127,13 @@ def run_quiz(args: argparse.Namespace) -> int:
         sae = saved.folded()
         hooks = probed_hooks(saved.model, sae, args.hook_name_out)
         if not tasks:
-            _check_probe(saved.model, folders, args.hook_name_out)
+            by = predictor(saved.model, ablation.predicted_by, ablation.label_words)
+            if by == "probe":
+                _check_probe(saved.model, folders, args.hook_name_out)
         if hooks not in tasks:
             tasks[hooks] = RecoverabilityTask.prepare(
-                saved.model, hooks, data, reference, recoverability_settings, ablation
+                *(saved.model, hooks, data, reference, recoverability_settings, ablation),
+                class_names=class_names,
             )
         records[name] = tasks[hooks].collect(sae)
         recoverabilities[name] = tasks[hooks].recover(sae, records[name], name)
@@ -160,14 +176,11 @@ def _check_probe(model: Any, folders: list[Path], hook_name_out: str | None) -> 
         )
 
 
-def _named(args: argparse.Namespace) -> LabeledTexts:
-    data = read_data(args)
+def _class_names(args: argparse.Namespace, label_names: list[str]) -> list[str] | None:
     names = args.class_names
-    if names is None:
-        return data
-    if len(set(names)) < len(names) or len(names) != len(data.label_names):
+    if names is not None and (len(set(names)) < len(names) or len(names) != len(label_names)):
         raise ValueError(
-            f"--class_names must name each of the labels {', '.join(data.label_names)} differently; "
+            f"--class_names must name each of the labels {', '.join(label_names)} differently; "
             f"got {', '.join(names)}."
         )
-    return replace(data, label_names=list(names))
+    return names

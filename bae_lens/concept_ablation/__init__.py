@@ -12,8 +12,9 @@ The data's way: ``labeled_texts`` → ``texts`` → ``passes`` → ``probes`` an
 
 from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.concept_ablation.measure import ablate
-from bae_lens.concept_ablation.result import AblationRow, ConceptAblationResult, SalientTokens
+from bae_lens.concept_ablation.result import AblationRow, ConceptAblationResult
 from bae_lens.concept_ablation.run import concept_ablation
+from bae_lens.concept_ablation.salient_tokens import SalientTokens
 from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.concept_ablation.task import AblationTask
 from bae_lens.dictionaries import Clusters

@@ -1,4 +1,4 @@
-"""How much each token at the lower hook point has to do with a probe's prediction at the upper one."""
+"""How much each token at the lower hook point has to do with a prediction: of the model, or of a probe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bae_lens.concept_ablation.passes import Batch, Reader, frozen, pool
+from bae_lens.concept_ablation.predictors import OwnLogits
 from bae_lens.nn import widened
 
 Attribution = Literal["integrated_gradients", "gradient_x_activation"]
 
-# Scores of sentence vectors [batch, d], one per vector; which texts they are of is told.
+# Scores of sentence vectors [batch, d], or of the model's own logits [batch, n_classes], one per text;
+# which texts they are of is told.
 Score = Callable[[Tensor, Int[Tensor, " batch"]], Float[Tensor, " batch"]]
 
 
@@ -41,8 +43,10 @@ def attribute(
     baseline: Float[Tensor, "batch pos d_in"],
     method: Attribution = "integrated_gradients",
     n_steps: int = 16,
+    own: OwnLogits | None = None,
 ) -> Attributed:
-    """Attribute a score of the sentence vector at the upper hook point to positions at the lower.
+    """Attribute a score of the sentence vector at the upper hook point, or of the model's own logits, to
+    positions at the lower.
 
     Integrated gradients (arXiv 1703.01365) along the straight line from the baseline to the
     activations, all positions together, by Gauss–Legendre quadrature; or its first-order form, the
@@ -56,6 +60,8 @@ def attribute(
             is kept all along.
         method: one of the two.
         n_steps: gradients a text, of integrated gradients.
+        own: the model goes on to its logits, and these are scored as they are read here; None: the
+            sentence vector is.
 
     Raises:
         ValueError: if the score does not depend on the lower activations.
@@ -71,8 +77,10 @@ def attribute(
         steps = [(1.0, 1.0)]
 
     def scored(x: Tensor) -> Tensor:
-        upper = reader.run(batch, lambda _: x).upper
-        return score(pool(upper, batch.read.to(upper.device)), batch.examples)
+        seen = reader.run(batch, lambda _: x, None if own is None else own.logits_at(batch))
+        if own is not None and seen.logits is not None:
+            return score(own.read(seen.logits), batch.examples)
+        return score(pool(seen.upper, batch.read.to(seen.upper.device)), batch.examples)
 
     gradient = torch.zeros_like(widened(lower))
     with frozen(reader.model), torch.enable_grad():
@@ -81,9 +89,11 @@ def attribute(
             total = scored(x).sum()
             # The parameters are frozen, so x alone can have asked for gradients.
             if not total.requires_grad:
+                what = "read at {1!r} does" if own is None else "said by the model itself does"
                 raise ValueError(
-                    f"What is read at {reader.hook_names[1]!r} does not depend on "
-                    f"{reader.hook_names[0]!r}: is the lower hook point the lower one?"
+                    f"What is {what} not depend on {{0!r}}: is the lower hook point the lower one?".format(
+                        *reader.hook_names
+                    )
                 )
             gradient += float(weight) * torch.autograd.grad(total, x)[0]
     scores = (gradient * widened(change)).sum(-1)

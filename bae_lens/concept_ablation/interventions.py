@@ -11,7 +11,7 @@ from torch import Tensor
 from bae_lens.concept_ablation import result as names
 from bae_lens.concept_ablation.passes import pool
 from bae_lens.concept_ablation.removals import Removal
-from bae_lens.concept_ablation.task import AblationTask, read_label_words
+from bae_lens.concept_ablation.task import AblationTask
 from bae_lens.evals.reconstruction import next_token_loss
 from bae_lens.nn import widened
 
@@ -22,12 +22,12 @@ class Outcome:
 
     Attributes:
         vectors: of each text.
-        label_logits: of the model itself; None where it was not asked.
+        own_logits: of the model itself; None where it was not asked.
         removed_norm: ‖v − v'‖ / ‖v‖, the mean over all vectors that were ablated.
     """
 
     vectors: Float[Tensor, "n d"]
-    label_logits: Float[Tensor, "n n_classes"] | None
+    own_logits: Float[Tensor, "n n_classes"] | None
     removed_norm: float
 
 
@@ -50,11 +50,11 @@ def ablate_passes(
         place: ``"salient token"`` or ``"all tokens"``.
         removal: what is taken out.
         desc: of the progress bar.
-        asks_model: go on to the model's own logits for the label words, if there are any.
+        asks_model: go on to the model's own logits of the classes, if it is asked at all.
     """
     vectors = torch.empty_like(task.vectors[1])
-    label_logits = task.label_logits if asks_model else None
-    logits = None if label_logits is None else torch.empty_like(label_logits)
+    own = task.own if asks_model else None
+    logits = torch.empty(len(task.data), task.n_classes)
     total, n = 0.0, 0
     for batch in task.reader.batches(desc):
         where = batch.at
@@ -62,12 +62,12 @@ def ablate_passes(
             where = torch.arange(where.shape[1]) == task.salient.position[batch.examples][:, None]
         center = task.centers(batch) if task.settings.center else None
         edit = _Edit(removal, batch.examples, where, center)
-        seen = task.reader.run(batch, edit, None if logits is None else batch.position)
+        seen = task.reader.run(batch, edit, None if own is None else own.logits_at(batch))
         vectors[batch.examples] = pool(seen.upper, batch.read.to(seen.upper.device)).float().cpu()
-        if logits is not None and task.label_tokens is not None and seen.logits is not None:
-            logits[batch.examples] = read_label_words(seen.logits, task.label_tokens)
+        if own is not None and seen.logits is not None:
+            logits[batch.examples] = own.read(seen.logits)
         total, n = total + edit.norms.sum().item(), n + len(edit.norms)
-    return Outcome(vectors, logits, total / max(n, 1))
+    return Outcome(vectors, None if own is None else logits, total / max(n, 1))
 
 
 @torch.no_grad()

@@ -67,7 +67,7 @@ def ablate(
         hook_names=task.reader.hook_names,
         label_names=tuple(task.data.label_names),
         labels=tuple(task.data.labels.tolist()),
-        settings=task.settings.to_dict(),
+        settings=task.settings.to_dict() | {"predicted_by": task.predicted_by},
         rows=tuple(rows),
         salient=salient_tokens(task),
         concept_ids=tuple(map(tuple, ids.tolist())),
@@ -76,6 +76,7 @@ def ablate(
         ordinary_ce=_mean_or_none(ordinary_losses(task, None)),
         concept_in_rationale=concepts_in_rationale(task, concepts, ids),
         weights_sha256=Dictionary(dictionary).weights_sha256,
+        predictions=tuple(task.predicted.tolist()),
     )
 
 
@@ -170,7 +171,7 @@ class _Measure:
             i = 0 if place == names.LOWER else 1
             outcome = Outcome(self.task.vectors[i], None, 0.0)
             if place in names.CAUSAL:
-                outcome.label_logits = self.task.label_logits
+                outcome.own_logits = self.task.own_logits
             rows += self._rows(outcome, self.task.probes[i], (place, "", "none"), 0.0)
         return rows
 
@@ -243,9 +244,9 @@ class _Measure:
     ) -> list[AblationRow]:
         """Rows for what the probe says, and for what the model itself says if it was asked."""
         correct = {names.PROBE: self.task.correct(outcome.vectors, probes)}
-        if outcome.label_logits is not None:
-            said = outcome.label_logits.argmax(-1)
-            correct[names.LABEL_WORDS] = said == self.task.data.labels
+        if outcome.own_logits is not None and self.task.own is not None:
+            said = outcome.own_logits.argmax(-1)
+            correct[names.READERS[self.task.own.by]] = said == self.task.data.labels
         place, source, method = key
         return [
             AblationRow(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from bae_lens.concept_ablation.concepts import Concepts
-from bae_lens.concept_ablation.result import SalientTokens
+from bae_lens.concept_ablation.salient_tokens import SalientTokens
 from bae_lens.concept_ablation.task import AblationTask
 from bae_lens.concept_ablation.texts import rationale_words
 

@@ -12,10 +12,11 @@ from typing_extensions import Self
 from bae_lens.charts import COLORS, Level, Look, Mark, Panel, scatter
 from bae_lens.checks.consistency import check_indices, check_lengths, check_that
 from bae_lens.checks.old_names import renamed_fields, with_new_names
+from bae_lens.concept_ablation.salient_tokens import SalientTokens
 from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.files.json_file import ResultOfWeights, finite_or_none
 from bae_lens.results import Table
-from bae_lens.stats import Interval, paired_bootstrap
+from bae_lens.stats import Interval, paired_bootstrap, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,8 +48,9 @@ _LOOKS = {
 # Whether each example was predicted rightly, in one run or in each of several.
 Correct = Sequence[bool] | Sequence[Sequence[bool]]
 
-# Who predicts.
-PROBE, LABEL_WORDS = "probe", "label words"
+# Who is read, and who predicts by the settings' name for it.
+PROBE, LABEL_WORDS, HEAD = "probe", "label words", "head"
+READERS = {"probe": PROBE, "label_words": LABEL_WORDS, "head": HEAD}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class AblationRow:
             or at every token, predictions then being read at the upper hook point or of the model.
         concept_of: the position whose concept it is: ``"word"`` (the salient word) or ``"readout"``.
         method: what is removed.
-        read_by: ``"probe"``, or the model's own logits for the ``"label words"``.
+        read_by: ``"probe"``, or the model's own logits, of its ``"head"`` or for the ``"label words"``.
         rank: dimensions removed, the mean over examples.
         removed_norm: ‖v − v'‖ / ‖v‖, the mean over all vectors that were ablated.
         correct: by example.
@@ -132,29 +134,6 @@ def drop_difference(one: Correct, other: Correct, chance: float, seed: int = 0) 
     return Interval(found[0].item(), low, high)
 
 
-@renamed_fields(in_evidence="in_rationale", evidence_words="rationale_words")
-@dataclass(frozen=True)
-class SalientTokens:
-    """Where the attributions point.
-
-    Attributes:
-        words: each example's salient word.
-        readout_share: of examples whose most attributed position is the one that the text's vector
-            is read at ([CLS], or the last token), and not a word; None if it is read at all of them.
-        in_rationale: share of examples, among those with a person's rationale, whose salient word
-            lies in it; None without rationales.
-        rationale_words: share of those examples' words that lie in it, which is what a random word
-            would reach.
-        missing: of integrated gradients, share of the logit's change that they do not add up to.
-    """
-
-    words: tuple[str, ...]
-    readout_share: float | None = None
-    in_rationale: float | None = None
-    rationale_words: float | None = None
-    missing: float | None = None
-
-
 @renamed_fields(concept_in_evidence="concept_in_rationale", beyond="excess_over")
 @dataclass(frozen=True)
 class ConceptAblationResult(ResultOfWeights):
@@ -165,7 +144,7 @@ class ConceptAblationResult(ResultOfWeights):
         hook_names: the lower and the upper hook point.
         label_names: of the classes.
         labels: class of each example.
-        settings: ``AblationSettings.to_dict()``.
+        settings: ``AblationSettings.to_dict()``, with who has predicted (``predicted_by``).
         rows: one per place, concept, method and reader; ``"none"`` is the untouched model.
         salient: where the attributions point.
         concept_ids: latents or codes of each example's salient word, −1 where there are fewer.
@@ -175,6 +154,8 @@ class ConceptAblationResult(ResultOfWeights):
             for models that predict no next token.
         concept_in_rationale: share of the occurrences, in texts with a rationale, of the
             examples' concepts that lie in it; ``salient.rationale_words`` is chance.
+        predictions: what is predicted of each untouched example, by whom ``settings`` say; empty where
+            an older version did not keep it.
     """
 
     _file_of = "result of concept_ablation"
@@ -191,6 +172,7 @@ class ConceptAblationResult(ResultOfWeights):
     ordinary_ce: float | None = None
     concept_in_rationale: float | None = None
     n_outlier_tokens: int = 0
+    predictions: tuple[int, ...] = ()
 
     def check(self) -> None:
         """See ``JsonResult``."""
@@ -198,6 +180,8 @@ class ConceptAblationResult(ResultOfWeights):
         check_that(n > 0, "labels must be of one example at least", self.labels)
         check_indices("labels", self.labels, len(self.label_names))
         check_lengths(n, "examples", concept_ids=self.concept_ids or None)
+        check_lengths(n, "examples", predictions=self.predictions or None)
+        check_indices("predictions", self.predictions, len(self.label_names))
         originals = {
             (row.place, row.read_by)
             for row in self.rows
@@ -216,6 +200,33 @@ class ConceptAblationResult(ResultOfWeights):
         """Accuracy of always saying the most frequent class."""
         counts = torch.bincount(torch.tensor(self.labels))
         return counts.max().item() / len(self.labels)
+
+    @property
+    def predicted_by(self) -> str:
+        """Whose prediction was attributed: as ``AblationRow.read_by``."""
+        return READERS[self.settings.get("predicted_by") or "probe"]
+
+    @property
+    def signal(self) -> Interval | None:
+        """How much oftener the predictions are right than always saying the most frequent class is.
+
+        Untouched, with the 95 % paired bootstrap interval over texts; None where predictions were not kept.
+        """
+        if not self.predictions:
+            return None
+        labels, said = torch.tensor(self.labels), torch.tensor(self.predictions)
+        commonest = torch.bincount(labels).argmax()
+        right, by_chance = (said == labels).double(), (labels == commonest).double()
+        return paired_bootstrap(right - by_chance, self.settings["seed"])
+
+    @property
+    def has_signal(self) -> bool | None:
+        """Whether the interval of ``signal`` is above 0; None where that is not known.
+
+        Without it nothing is predicted that a concept could be a reason for: what its removal costs
+        says nothing then.
+        """
+        return None if self.signal is None else self.signal.low > 0
 
     def row(
         self,
@@ -282,7 +293,49 @@ class ConceptAblationResult(ResultOfWeights):
         header = ("ablated", "concept of", "removed", "read by", "rank", "‖v−v'‖/‖v‖")
         header += ("accuracy", "lost [95 %]", "drop", "CE")
         cells = [self._cells(row) for row in (self.rows if rows is None else rows)]
-        return Table(header, cells, [f"Chance is {self.chance:.3f}."]).markdown()
+        notes = [f"Chance is {self.chance:.3f}.", *self._about_signal()]
+        return Table(header, cells, [" ".join(notes)]).markdown()
+
+    def excess_table(self) -> str:
+        """Markdown: what the concept costs beyond random directions, a line a place and reader.
+
+        The difference of the two accuracies lost, paired by text, with its 95 % interval: beyond a random
+        subspace of equal rank, and beyond the same moved as far as the concept moves each activation.
+        """
+        header = (
+            "ablated",
+            "concept of",
+            "read by",
+            "beyond equal rank [95 %]",
+            "equal norm [95 %]",
+        )
+        rows = [row for row in self.rows if row.method == CONCEPT]
+        cells = [
+            (
+                row.place,
+                row.concept_of,
+                row.read_by,
+                shown(self.excess_over(row, RANDOM)),
+                shown(self.excess_over(row, RANDOM_EQUAL)),
+            )
+            for row in rows
+        ]
+        return Table(header, cells, self._about_signal()).markdown()
+
+    def _about_signal(self) -> list[str]:
+        """A sentence, but where a probe is well above chance, which its rows show."""
+        signal = self.signal
+        if signal is None or (self.has_signal and self.predicted_by == PROBE):
+            return []
+        margin = "its accuracy less the share of the most frequent class, over texts, is "
+        margin += f"{signal.mean:+.3f} [{signal.low:+.3f}, {signal.high:+.3f}]"
+        who = {PROBE: "the probe", HEAD: "the model's head", LABEL_WORDS: "the model"}
+        if self.has_signal:
+            return [f"What {who[self.predicted_by]} predicts is attributed: {margin}."]
+        return [
+            f"**Without signal**: {who[self.predicted_by]} predicts no better than chance ({margin}, "
+            "which has to be above 0), so that what an ablation costs says nothing of its concepts."
+        ]
 
     def _cells(self, row: AblationRow) -> Sequence[str]:
         own = (row.place, row.concept_of or "–", row.method, row.read_by)
@@ -317,8 +370,8 @@ class ConceptAblationResult(ResultOfWeights):
         rows = [row for row in self.rows if row.concept_of in ("", source)]
         methods = {row.method.removesuffix(RETRAINED) for row in rows}
         looks = {method: look for method, look in _LOOKS.items() if method in methods}
-        if any(row.read_by == LABEL_WORDS for row in rows):
-            looks["hollow: read by label words"] = Look("o", "0.3", is_hollow=True)
+        for reader in dict.fromkeys(row.read_by for row in rows if row.read_by != PROBE):
+            looks[f"hollow: read by {reader}"] = Look("o", "0.3", is_hollow=True)
         looks["small: probe retrained"] = Look("o", "0.3", is_small=True)
         return scatter(
             [
@@ -348,7 +401,7 @@ class ConceptAblationResult(ResultOfWeights):
         low, high = row.accuracy + lost.mean - lost.high, row.accuracy + lost.mean - lost.low
         beside = 1.04 ** (list(_LOOKS).index(method) - 3)
         look = _LOOKS[method]._replace(
-            is_hollow=row.read_by == LABEL_WORDS, is_small=method != row.method
+            is_hollow=row.read_by != PROBE, is_small=method != row.method
         )
         return Mark(row.removed_norm * beside, Interval(row.accuracy, low, high), look)
 
@@ -357,6 +410,7 @@ class ConceptAblationResult(ResultOfWeights):
         own = {name: finite_or_none(value) for name, value in vars(self).items()}
         return own | {
             "chance": self.chance,
+            "has_signal": self.has_signal,
             "salient": vars(self.salient),
             "rows": [row.to_dict() for row in self.rows],
         }
@@ -365,9 +419,13 @@ class ConceptAblationResult(ResultOfWeights):
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
         own = with_new_names(cls, values)
-        own.pop("chance", None)
-        own["settings"] = with_new_names(AblationSettings, own["settings"])
-        for name in ("hook_names", "label_names", "labels"):
+        for name in ("chance", "has_signal"):
+            own.pop(name, None)
+        # Before there was a choice a probe predicted.
+        settings = {"predicted_by": "probe"} | dict(own["settings"])
+        own["settings"] = with_new_names(AblationSettings, settings)
+        own.setdefault("predictions", ())
+        for name in ("hook_names", "label_names", "labels", "predictions"):
             own[name] = tuple(own[name])
         own["concept_ids"] = tuple(map(tuple, own["concept_ids"]))
         salient = SalientTokens(**with_new_names(SalientTokens, own["salient"]))

@@ -12,6 +12,7 @@ from bae_lens.checks.old_names import renamed_fields
 from bae_lens.concept_ablation.attribution import Attribution
 from bae_lens.concept_ablation.concepts import Vectors
 from bae_lens.concept_ablation.passes import Readout
+from bae_lens.concept_ablation.predictors import PredictedBy
 from bae_lens.concept_ablation.probes import ProbeKind
 
 Protocol = Literal["controlled", "released"]
@@ -28,6 +29,7 @@ _FIELDS: Mapping[str, Rule] = {
     "readout": OneOf((None, *get_args(Readout))),
     "template": Text(or_none=True, may_be_empty=False),
     "label_words": ListOf(Text(), or_none=True),
+    "predicted_by": OneOf((None, *get_args(PredictedBy))),
     "context_size": whole(3),
     "max_examples": whole(1, or_none=True),
     "salient": OneOf((*get_args(Attribution), "readout")),
@@ -62,8 +64,14 @@ class AblationSettings:
         template (str | None): What the model reads, with ``{text}`` in it; None: the text alone.
             With label words it ends where the label would come.
         label_words (Sequence[str] | None): What the model would say for each class, in the order of
-            the labels, leading space included; each is told by its first token. Its own logits for
-            them are then read beside the probe.
+            the labels, leading space included; each is told by its first token. The model is then
+            asked itself, by its logits for them at the last position.
+        predicted_by (str | None): Whose prediction is attributed to tokens, and is told from concepts
+            (``RecoverabilityTask``, the quiz): that of the model itself, by its classifier's ``"head"``
+            or its ``"label_words"``, or a ``"probe"``'s at the upper hook point. None: the head where
+            the model has one, else the label words where they are given, else the probe. Inside the
+            forward pass both are read after an ablation, the model and the probe, whoever predicts; of
+            stored vectors only a probe can be read.
         context_size (int): Tokens of a text at most; the rest is cut off.
         max_examples (int | None): Labeled texts that are used, a stratified sample where there are
             more; None: all.
@@ -109,6 +117,7 @@ class AblationSettings:
     batch_size: int = 16
     seed: int = 0
     exclude_outlier_tokens: bool | float = True
+    predicted_by: PredictedBy | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, _FIELDS)
@@ -122,6 +131,16 @@ class AblationSettings:
             raise ValueError(
                 "label_words are predicted at the last token: set readout to 'last', not "
                 f"{self.readout!r}."
+            )
+        if self.predicted_by == "label_words" and self.label_words is None:
+            raise ValueError(
+                "predicted_by is 'label_words', and there are none: give label_words, what the model "
+                "would say for each class."
+            )
+        if self.predicted_by == "head" and self.label_words is not None:
+            raise ValueError(
+                "predicted_by is 'head', which has the classes itself, and label_words are given: leave "
+                "one of the two out."
             )
 
     def to_dict(self) -> dict[str, Any]:

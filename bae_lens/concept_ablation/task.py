@@ -17,11 +17,11 @@ from bae_lens.activations.outlier_tokens import multiple_of
 from bae_lens.concept_ablation.attribution import Attribution, attribute
 from bae_lens.concept_ablation.concepts import TokenSample
 from bae_lens.concept_ablation.passes import Batch, Reader, Readout, check_hooks, pool
+from bae_lens.concept_ablation.predictors import OwnLogits, PredictedBy, is_decoder, own_logits
 from bae_lens.concept_ablation.probes import Probe, fit_probe, stratified_folds
 from bae_lens.concept_ablation.removals import leace_fitters
 from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.concept_ablation.texts import encode_texts
-from bae_lens.evals.reconstruction import predicts_next_token
 
 # What LabeledTexts.read takes if nothing is said.
 _COLUMNS = {"text_column": "text", "label_column": "label", "split": "test"}
@@ -47,7 +47,7 @@ class Salient(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AblationTask:
-    """Labeled texts, a model that has read them, probes, and each text's salient token.
+    """Labeled texts, a model that has read them, its predictions, probes, and each text's salient token.
 
     Several dictionaries of the same hook points can be compared on one: ``ablate(task, dictionary)``.
 
@@ -60,8 +60,8 @@ class AblationTask:
         fold: of each text.
         vectors: of each text at the lower and at the upper hook point.
         probes: of either, one per fold, fitted on the other folds.
-        label_logits: the model's own, one column per label word; None without label words.
-        label_tokens: ids of the label words' first tokens.
+        own: how the model itself is asked for the classes; None if it is not.
+        own_logits: what it says of each text, a column a class.
         measured: what was measured already and does not depend on the dictionary.
     """
 
@@ -73,8 +73,8 @@ class AblationTask:
     fold: Int[Tensor, " n"]
     vectors: tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]
     probes: tuple[list[Probe], list[Probe]]
-    label_logits: Float[Tensor, "n n_classes"] | None
-    label_tokens: Int[Tensor, " n_classes"] | None
+    own: OwnLogits | None
+    own_logits: Float[Tensor, "n n_classes"] | None
     measured: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -107,7 +107,8 @@ class AblationTask:
 
         Raises:
             ValueError: if the model lacks a hook point, labels are missing or constant, a class has
-                fewer examples than there are folds, or the label words do not tell the classes apart.
+                fewer examples than there are folds, the label words do not tell the classes apart, a
+                head is asked for that the model lacks, or the head's classes are not those of the data.
             ImportError: if ``concept-erasure`` (extra ``interp``) is missing.
         """
         settings = settings or AblationSettings()
@@ -124,9 +125,9 @@ class AblationTask:
             data = data.sample(settings.max_examples, settings.seed)
         assert settings.n_folds is not None
         data.check(settings.n_folds)
-        is_decoder = predicts_next_token(model)
-        readout = settings.readout or ("last" if is_decoder else "first")
-        label_tokens = _label_tokens(model, settings, data, is_decoder)
+        own = own_logits(model, data.label_names, settings.predicted_by, settings.label_words)
+        decodes = is_decoder(model)
+        readout = settings.readout or ("last" if decodes else "first")
         reader = _reader(model, hook_names, data.texts, readout, settings, verbose)
         multiple = multiple_of(settings.exclude_outlier_tokens)
         if multiple is not None:
@@ -136,12 +137,12 @@ class AblationTask:
             others = _reader(model, hook_names, reference_texts, readout, settings, verbose, False)
             others = replace(others, outliers=reader.outliers)
         ordinary = None
-        if is_decoder and settings.causal and settings.n_ordinary:
+        if decodes and settings.causal and settings.n_ordinary:
             some = (reference_texts or data.texts)[: settings.n_ordinary]
             ordinary = _reader(model, hook_names, some, readout, settings, verbose, False)
             ordinary = replace(ordinary, outliers=reader.outliers)
         fold = stratified_folds(data.labels, settings.n_folds, settings.seed)
-        vectors, label_logits, sample = _read(reader, others, label_tokens, settings)
+        vectors, said, sample = _read(reader, others, own, settings)
         probes = tuple(_fit(v, data, fold, settings) for v in vectors)
         return cls(
             settings=settings,
@@ -152,14 +153,31 @@ class AblationTask:
             fold=fold,
             vectors=vectors,
             probes=probes,  # pyright: ignore[reportArgumentType]
-            label_logits=label_logits,
-            label_tokens=label_tokens,
+            own=own,
+            own_logits=said,
         )
 
     @cached_property
     def salient(self) -> Salient:
         """The salient token of each text, found when it is first asked for."""
         return _find_salient(self)
+
+    @property
+    def predicted_by(self) -> PredictedBy:
+        """Who predicts: the model itself where it is asked, unless the settings have the probe do it."""
+        return "probe" if self.own is None or self.settings.predicted_by == "probe" else self.own.by
+
+    @cached_property
+    def predicted(self) -> Int[Tensor, " n"]:
+        """The class that is predicted of each text, in the order of the data's."""
+        if self.own_logits is None or self.predicted_by == "probe":
+            return self.predictions(self.vectors[1], self.probes[1])
+        return self.own_logits.argmax(-1)
+
+    @property
+    def label_logits(self) -> Float[Tensor, "n n_classes"] | None:
+        """The model's own logits, one column per label word; None without label words."""
+        return self.own_logits if self.own is not None and self.own.by == "label_words" else None
 
     @property
     def n_classes(self) -> int:
@@ -188,19 +206,23 @@ class AblationTask:
 
     @torch.no_grad()
     def predict(self, texts: Sequence[str]) -> tuple[Int[Tensor, " n_others"], list[str]]:
-        """What all folds' probes together, by the mean of their logits, say of other texts, which are
-        read as the labeled ones are; and of each what the model has read of it."""
+        """What is predicted of other texts, which are read as the labeled ones are, and of each what the
+        model has read of it. Probes of all folds predict together, by the mean of their logits."""
         source = self.reader
         reader = _reader(
             source.model, source.hook_names, texts, source.readout, self.settings, source.verbose
         )
         reader = replace(reader, outliers=self.reader.outliers)
         classes = torch.empty(len(reader), dtype=torch.int64)
+        own = None if self.predicted_by == "probe" else self.own
         for batch in reader.batches("Reading other texts"):
-            acts = reader.run(batch).upper
-            vectors = pool(acts, batch.read.to(acts.device)).float().cpu()
-            logits = torch.stack([probe(vectors) for probe in self.probes[1]])
-            classes[batch.examples] = logits.mean(0).argmax(-1)
+            seen = reader.run(batch, logits_at=None if own is None else own.logits_at(batch))
+            if own is not None and seen.logits is not None:
+                logits = own.read(seen.logits)
+            else:
+                vectors = pool(seen.upper, batch.read.to(seen.upper.device)).float().cpu()
+                logits = torch.stack([probe(vectors) for probe in self.probes[1]]).mean(0)
+            classes[batch.examples] = logits.argmax(-1)
         return classes, reader.texts.as_read(texts)
 
     def centers(self, batch: Batch) -> Float[Tensor, "batch pos d_in"]:
@@ -246,31 +268,6 @@ def _reader(
     return Reader(model, encoded, hook_names, readout, settings.batch_size, verbose=verbose)
 
 
-def _label_tokens(
-    model: Any, settings: AblationSettings, data: LabeledTexts, is_decoder: bool
-) -> Tensor | None:
-    words = settings.label_words
-    if words is None:
-        return None
-    if not is_decoder:
-        raise ValueError("The model predicts no next token, so it has no logits for label_words.")
-    if len(words) != len(data.label_names):
-        raise ValueError(
-            f"label_words must be one per class, in the order {', '.join(data.label_names)}; got "
-            f"{len(words)}: {', '.join(map(repr, words))}."
-        )
-    ids = [model.tokenizer(word, add_special_tokens=False)["input_ids"] for word in words]
-    if not all(ids):
-        raise ValueError(f"One of the label_words {', '.join(map(repr, words))} has no token.")
-    tokens = [of_word[0] for of_word in ids]
-    if len(set(tokens)) < len(tokens):
-        raise ValueError(
-            f"Two of the label_words {', '.join(map(repr, words))} begin with the same token, so "
-            "they cannot be told apart by it. Choose others."
-        )
-    return torch.tensor(tokens)
-
-
 def _fit(
     vectors: Tensor | Sequence[Tensor],
     data: LabeledTexts,
@@ -288,21 +285,21 @@ def _fit(
 
 @torch.no_grad()
 def _read(
-    reader: Reader, others: Reader | None, label_tokens: Tensor | None, settings: AblationSettings
+    reader: Reader, others: Reader | None, own: OwnLogits | None, settings: AblationSettings
 ) -> tuple[tuple[Tensor, Tensor], Tensor | None, TokenSample]:
-    """Vectors of the texts, the model's logits for the label words, and a sample of tokens."""
+    """Vectors of the texts, the model's own logits of the classes, and a sample of tokens."""
     n = len(reader)
     vectors: list[Any] = [None, None]
-    logits = None if label_tokens is None else torch.empty(n, len(label_tokens))
+    logits = None if own is None else torch.empty(n, len(own.columns))
     tokens = _Tokens(settings.n_sample_tokens, settings.seed)
     for batch in reader.batches("Reading texts"):
-        seen = reader.run(batch, logits_at=None if label_tokens is None else batch.position)
+        seen = reader.run(batch, logits_at=None if own is None else own.logits_at(batch))
         for i, acts in enumerate((seen.lower, seen.upper)):
             pooled = pool(acts, batch.read.to(acts.device)).float().cpu()
             vectors[i] = torch.empty(n, pooled.shape[1]) if vectors[i] is None else vectors[i]
             vectors[i][batch.examples] = pooled
-        if logits is not None and label_tokens is not None and seen.logits is not None:
-            logits[batch.examples] = read_label_words(seen.logits, label_tokens)
+        if logits is not None and own is not None and seen.logits is not None:
+            logits[batch.examples] = own.read(seen.logits)
         if others is None:
             tokens.add(batch, seen.lower, seen.upper)
     if others is not None:
@@ -310,11 +307,6 @@ def _read(
             seen = others.run(batch)
             tokens.add(batch, seen.lower, seen.upper)
     return (vectors[0], vectors[1]), logits, tokens.sample(reader.hook_names)
-
-
-def read_label_words(logits: Float[Tensor, "batch 1 vocabulary"], label_tokens: Tensor) -> Tensor:
-    """The model's logits for the label words, at the position that was asked for."""
-    return logits[:, 0, label_tokens.to(logits.device)].float().cpu()
 
 
 class _Tokens:
@@ -357,10 +349,11 @@ def _find_salient(task: AblationTask) -> Salient:
     if settings.salient == "readout":
         words = reader.texts.word_of[torch.arange(n), reader.texts.readout]
         return Salient(reader.texts.readout, words, task.vectors[0], None, None)
-    target = task.predictions(task.vectors[1], task.probes[1])
+    own = None if task.predicted_by == "probe" else task.own
+    target = task.predicted
 
-    def score(vectors: Tensor, index: Tensor) -> Tensor:
-        logits = task.logits(vectors.float().cpu(), task.probes[1], index)
+    def score(read: Tensor, index: Tensor) -> Tensor:
+        logits = read if own else task.logits(read.float().cpu(), task.probes[1], index)
         return logits[torch.arange(len(index)), target[index]]
 
     position = torch.empty(n, dtype=torch.int64)
@@ -368,7 +361,9 @@ def _find_salient(task: AblationTask) -> Salient:
     wins = torch.empty(n, dtype=torch.bool)
     method: Attribution = settings.salient
     for batch in reader.batches(f"Attributing ({method.replace('_', ' ')})"):
-        attributed = attribute(reader, batch, score, task.centers(batch), method, settings.n_steps)
+        attributed = attribute(
+            reader, batch, score, task.centers(batch), method, settings.n_steps, own
+        )
         scores = attributed.scores.abs() if settings.protocol == "released" else attributed.scores
         word_of = reader.texts.word_of[batch.examples, : scores.shape[1]]
         is_word = (word_of >= 0) & batch.at

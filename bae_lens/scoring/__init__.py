@@ -4,9 +4,11 @@ The data's way: ``tested_latents`` (texts in which a latent fires, tokens at whi
 ``judges`` (answers) → ``comsem``, ``intruder``, ``ranking``.
 
 What a dictionary tells of a model's predictions: ``words_and_contexts`` (words and contexts of a concept) →
-``bag_of_words`` (a classifier of words) → ``recoverability``.
+``bag_of_words`` (a classifier of words) → ``recoverability``; ``codes_of_words`` (of all words, salient or not) →
+``nmi``.
 """
 
+from bae_lens.scoring.codes_of_words import WordCodes, word_codes
 from bae_lens.scoring.comsem import comsem_test
 from bae_lens.scoring.comsem_result import ComSemResult, ComSemSettings, protocol_distance
 from bae_lens.scoring.intruder import intruder_test
@@ -23,6 +25,11 @@ from bae_lens.scoring.judges import (
     MarkedText,
     ModelEncoder,
     Question,
+)
+from bae_lens.scoring.nmi import (
+    PredictionNMI,
+    prediction_nmi,
+    prediction_nmi_difference,
 )
 from bae_lens.scoring.ranking import Ranking, RankingSettings, rank_dictionaries
 from bae_lens.scoring.recoverability import RecoverabilityTask
@@ -44,16 +51,21 @@ __all__ = [
     "Limits",
     "MarkedText",
     "ModelEncoder",
+    "PredictionNMI",
     "Question",
     "Ranking",
     "RankingSettings",
     "Recoverability",
     "RecoverabilitySettings",
     "RecoverabilityTask",
+    "WordCodes",
     "WordsAndContexts",
     "comsem_test",
     "intruder_test",
+    "prediction_nmi",
+    "prediction_nmi_difference",
     "protocol_distance",
     "rank_dictionaries",
+    "word_codes",
     "words_and_contexts_of",
 ]

@@ -1,9 +1,13 @@
-"""How well a model's prediction can be told from what a dictionary shows of the salient token."""
+"""How well a model's prediction can be told from what a dictionary shows of the salient token.
+
+The prediction is the model's own where it has a classifier's head or is asked by label words, else a
+probe's: see ``AblationSettings.predicted_by``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,14 @@ from bae_lens.dictionaries import Dictionary
 from bae_lens.examples.collect import collect_examples
 from bae_lens.examples.records import ExampleSettings, LatentRecords, check_records_of
 from bae_lens.scoring.bag_of_words import CANNOT_TELL, PlainReader
-from bae_lens.scoring.recoverability_result import Given, Recoverability, RecoverabilitySettings
+from bae_lens.scoring.codes_of_words import word_codes
+from bae_lens.scoring.nmi import prediction_nmi
+from bae_lens.scoring.recoverability_result import (
+    PREDICTORS,
+    Given,
+    Recoverability,
+    RecoverabilitySettings,
+)
 from bae_lens.scoring.words_and_contexts import WordsAndContexts, words_and_contexts_of
 
 
@@ -31,9 +42,9 @@ class RecoverabilityTask:
     the row ``"text"``.
 
     Attributes:
-        texts: labeled texts, probes and salient tokens.
+        texts: labeled texts, what is predicted of them and their salient tokens.
         shown_texts: reference texts that the words and contexts are of.
-        shown_predictions: what the probes predict of them.
+        shown_predictions: what is predicted of them.
         n_learned: reference texts that the reader has learned from.
         reader: fitted on those, as far as the model reads them.
         settings: as given.
@@ -56,18 +67,22 @@ class RecoverabilityTask:
         settings: RecoverabilitySettings | None = None,
         ablation: AblationSettings | None = None,
         *,
+        class_names: Sequence[str] | None = None,
         verbose: bool = True,
     ) -> RecoverabilityTask:
         """Read the texts, fit the probes and the reader.
 
         Args:
             model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
-            hook_names: where concepts are read, and where the probe reads.
+            hook_names: where concepts are read, and where a probe reads.
             dataset: labeled texts that are asked about, as for ``AblationTask.prepare``.
             reference_texts: other texts of the same kind, without labels: the reader learns
                 from one half of them, and words and contexts are of the other.
             settings: the defaults if omitted.
-            ablation: how texts are read, probes fitted and salient tokens found; nothing is ablated.
+            ablation: how texts are read, who predicts (``predicted_by``) and how salient tokens are
+                found; nothing is ablated.
+            class_names: what the classes are called in results, in the order of the labels; None: as in
+                the data.
             verbose: show progress bars.
 
         Raises:
@@ -84,6 +99,9 @@ class RecoverabilityTask:
             reference_texts=reference_texts or None,
             verbose=verbose,
         )
+        if class_names is not None:
+            # Only now: a head knows its classes by the names that they have in the data.
+            texts = replace(texts, data=replace(texts.data, label_names=list(class_names)))
         return cls.of(texts, reference_texts, settings)
 
     @classmethod
@@ -105,10 +123,10 @@ class RecoverabilityTask:
                 f"shown the other; there are {len(others)}. Give other texts of the same kind."
             )
         names = texts.data.label_names
-        said = texts.predictions(texts.vectors[1], texts.probes[1]).unique().tolist()
+        said = texts.predicted.unique().tolist()
         if len(said) < 2:
             raise ValueError(
-                f"The probe predicts {names[said[0]]!r} of each of the {len(texts.data)} texts, so that "
+                f"{PREDICTORS[texts.predicted_by].capitalize()} predicts {names[said[0]]!r} of each of the {len(texts.data)} texts, so that "
                 "there is nothing to tell. Take more texts, of all classes as many, or a hook point at "
                 "which the classes differ."
             )
@@ -216,13 +234,15 @@ class RecoverabilityTask:
             dictionary=found.name,
             hook_names=task.reader.hook_names,
             class_names=tuple(names),
-            predictions=tuple(task.predictions(task.vectors[1], task.probes[1]).tolist()),
+            predictions=tuple(task.predicted.tolist()),
             concepts=concepts,
             said=said,
             n_learned=self.n_learned,
             n_shown=len(self.shown_texts),
             settings=settings,
             weights_sha256=sha256,
+            predicted_by=task.predicted_by,
+            nmi=prediction_nmi(*word_codes(task, dictionary), seed=settings.seed),
         )
 
     def _salient_words(self) -> list[str]:

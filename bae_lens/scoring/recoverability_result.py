@@ -17,6 +17,7 @@ from bae_lens.checks.old_names import renamed_fields
 from bae_lens.files.json_file import ResultOfWeights
 from bae_lens.results import Table
 from bae_lens.scoring.bag_of_words import CANNOT_TELL
+from bae_lens.scoring.nmi import PredictionNMI
 from bae_lens.stats import Interval, balanced_interval, shown, wider
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 Given = Literal["words and contexts", "words", "contexts", "class shares", "word", "text"]
 OF_CONCEPT: tuple[Given, ...] = ("words and contexts", "words", "contexts", "class shares")
 GIVEN: tuple[Given, ...] = (*OF_CONCEPT, "word", "text")
+# Who predicts, by the names of AblationSettings.predicted_by.
+PREDICTORS = {
+    "probe": "the probe",
+    "head": "the classifier's head",
+    "label_words": "the model, by the label words,",
+}
 # For tables and figures.
 SHOWN: dict[Given, str] = {
     "words and contexts": "words and contexts of the concept",
@@ -68,9 +75,9 @@ class Recoverability(ResultOfWeights):
 
     Attributes:
         dictionary: what it is called.
-        hook_names: where its concepts are read, and where the probe reads.
+        hook_names: where its concepts are read, and where a probe reads.
         class_names: of the classes.
-        predictions: what the probe predicts of each text (never its label).
+        predictions: what is predicted of each text (never its label).
         concepts: the concept of each text's salient token; −1: none is active there, or only a bit
             that is mostly on, which is told by where it is off.
         said: by what the reader was given, the class that it tells of each text; −1: it cannot tell.
@@ -81,6 +88,9 @@ class Recoverability(ResultOfWeights):
         n_learned: texts that the reader learned from.
         n_shown: other texts, which words and contexts are of.
         settings: of the task.
+        predicted_by: who predicts: ``"head"``, ``"label_words"`` or ``"probe"``.
+        nmi: how much the codes of all words, salient or not, tell of the predictions; None where an older
+            version did not measure it.
     """
 
     _file_of = "result of RecoverabilityTask.recover"
@@ -94,6 +104,8 @@ class Recoverability(ResultOfWeights):
     n_learned: int
     n_shown: int
     settings: RecoverabilitySettings
+    predicted_by: str = "probe"
+    nmi: PredictionNMI | None = None
 
     def check(self) -> None:
         """See ``JsonResult``."""
@@ -101,6 +113,11 @@ class Recoverability(ResultOfWeights):
         check_that(n > 0, "predictions must be of one text at least", self.predictions)
         check_lengths(n, "texts", concepts=self.concepts)
         check_indices("predictions", self.predictions, n_classes)
+        check_that(
+            self.predicted_by in PREDICTORS,
+            f"predicted_by must be one of {', '.join(PREDICTORS)}",
+            self.predicted_by,
+        )
         check_that(min(self.concepts) >= -1, "concepts must be -1 at least", min(self.concepts))
         for given, said in self.said.items():
             check_lengths(n, "texts", **{given: said})
@@ -169,15 +186,16 @@ class Recoverability(ResultOfWeights):
         counts = Counter(self.predictions)
         classes = ", ".join(f"{counts[i]} {name}" for i, name in enumerate(self.class_names))
         n_unreadable = self.said["words and contexts"].count(CANNOT_TELL)
+        nmi = "" if self.nmi is None else f" NMI of words' codes with the prediction: {self.nmi}."
         return Table(
             ("the reader sees", "balanced accuracy", "excess over the word"),
             rows,
             [
-                f"{self.dictionary}, concepts of {self.hook_names[0]}. What the probe predicts of "
+                f"{self.dictionary}, concepts of {self.hook_names[0]}. What {PREDICTORS[self.predicted_by]} predicts of "
                 f"{len(self.predictions)} texts: {classes}; chance is {self.chance:.3f}. They have "
                 f"{self.n_concepts} different concepts; in {n_unreadable} texts "
                 "the concept shows no word that the classifier knows. It learned from "
-                f"{self.n_learned} other texts, and words and contexts are of {self.n_shown} others still. 95 % bootstrap intervals over concepts or texts, the wider."
+                f"{self.n_learned} other texts, and words and contexts are of {self.n_shown} others still. 95 % bootstrap intervals over concepts or texts, the wider.{nmi}"
             ],
         )
 
@@ -204,6 +222,7 @@ class Recoverability(ResultOfWeights):
         """What ``to_dict`` gave."""
         own: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         own["settings"] = RecoverabilitySettings(**values["settings"])
+        own["nmi"] = values.get("nmi") and PredictionNMI.from_dict(values["nmi"])
         own["said"] = {
             # What an older version called it.
             "words and contexts" if given == "view" else given: tuple(said)

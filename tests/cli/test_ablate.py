@@ -120,6 +120,8 @@ def test_the_table_is_printed_and_the_result_written(folder, data, asked, capsys
     assert {row.read_by for row in result.rows} == {"probe", "label words"}
     out = capsys.readouterr().out
     assert result.table() in out
+    assert result.excess_table() in out
+    assert result.settings["predicted_by"] == "label_words"
     assert out.endswith(f"\nWritten to {folder / 'concept_ablation.json'}\n")
     summary = dict(line.split("  ", 1) for line in out.split("\n\n")[0].splitlines())
     summary = {name: value.strip() for name, value in summary.items()}
@@ -128,6 +130,7 @@ def test_the_table_is_printed_and_the_result_written(folder, data, asked, capsys
         "hook points",
         "texts",
         "cut to the context",
+        "predicted by",
         "probe",
         "salient words",
         "lie in the rationale",

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from sae_lens import HookedSAETransformer
+from sae_lens import HookedSAETransformer, SAETransformerBridge
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformer_lens import HookedTransformerConfig
-from transformers import PreTrainedTokenizerFast
+from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
+from transformer_lens.model_bridge.supported_architectures.bert import BertArchitectureAdapter
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.concept_ablation.concepts import TokenSample
@@ -93,8 +96,8 @@ def planted_task(planted: Planted, **settings: Any) -> AblationTask:
         fold=fold,
         vectors=(planted.vectors, upper),
         probes=(_fit(planted.vectors, data, fold, chosen), _fit(upper, data, fold, chosen)),
-        label_logits=None,
-        label_tokens=None,
+        own=None,
+        own_logits=None,
     )
     nowhere = torch.zeros(n, dtype=torch.long)
     task.__dict__["salient"] = Salient(nowhere, nowhere, planted.salient, None, None)
@@ -172,3 +175,57 @@ def make_reader(
         model, texts, context_size=N_CTX, readout="first" if readout == "first" else "last"
     )
     return Reader(model, encoded, hook_names, readout, batch_size, **options)
+
+
+# A classifier
+
+
+def make_classifier(
+    rows: Sequence[dict[str, Any]], class_names: Sequence[str] = (GOOD, BAD), n_steps: int = 60
+) -> Any:
+    """A BERT of two layers with a head that was trained on rows, as a Bridge.
+
+    Its classes are in the order of ``class_names``; with no step its weights are random.
+    """
+    torch.manual_seed(0)
+    classes = dict(enumerate(class_names))
+    bert = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=N_CTX,
+            initializer_range=0.2,
+            num_labels=len(classes),
+            id2label=classes,
+            label2id={name: i for i, name in classes.items()},
+        )
+    )
+    bert.set_attn_implementation("eager")
+    cfg = build_bridge_config_from_hf(
+        bert.config, "BertForSequenceClassification", "tiny", torch.float32
+    )
+    cfg.device = "cpu"
+    model = SAETransformerBridge(bert, _ClassifierAdapter(cfg), make_tokenizer())
+    if n_steps:
+        texts = encode_texts(
+            model, [row["text"] for row in rows], context_size=N_CTX, readout="first"
+        )
+        targets = torch.tensor([list(class_names).index(row["label"]) for row in rows])
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        for _ in range(n_steps):
+            logits: Any = model(texts.tokens, attention_mask=texts.attention_mask.long())
+            optimizer.zero_grad()
+            cross_entropy(logits, targets).backward()
+            optimizer.step()
+    return model.eval()
+
+
+class _ClassifierAdapter(BertArchitectureAdapter):
+    def __init__(self, cfg: Any) -> None:
+        super().__init__(cfg)
+        mapping: Any = self.component_mapping
+        for part in ("mlm_head", "ln_final", "unembed"):
+            del mapping[part]
