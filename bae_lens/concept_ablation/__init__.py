@@ -5,7 +5,7 @@ chance: it projects a vector that all tokens share out along with the concept, w
 probe says and removes nothing. Here means are removed first, a drop below chance counts as chance,
 and random directions, other concepts and LEACE are ablated in the same places.
 
-The data's way: ``labeled_texts`` → ``texts`` → ``passes`` → ``probes`` and ``attribution``
+The data's way: ``labeled_texts`` → ``texts`` → ``passes`` → ``predictors``, ``probes`` and ``attribution``
 (``task``: all that does not depend on the dictionary) → ``concepts`` → ``removals`` →
 ``interventions`` → ``measure`` → ``result``.
 """

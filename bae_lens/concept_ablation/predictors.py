@@ -47,11 +47,6 @@ class OwnLogits:
         return of_text[:, self.columns.to(logits.device)].float().cpu()
 
 
-def is_decoder(model: Any) -> bool:
-    """Whether a model predicts tokens, and has no classifier's head."""
-    return class_names(model) is None and predicts_next_token(model)
-
-
 def predictor(
     model: Any, predicted_by: PredictedBy | None, label_words: Sequence[str] | None
 ) -> PredictedBy:

@@ -31,12 +31,19 @@ def concept_ablation(
 ) -> ConceptAblationResult:
     """Remove the concept of each text's salient token and see what a probe, and the model, lose.
 
-    A probe is fitted to the texts' vectors at the upper hook point, its logit is attributed to
-    tokens at the lower one, and the concept that the dictionary sees in the salient token is taken
-    out: of the stored vectors at either hook point, and, causally, of the lower activations inside a
-    forward pass, at the salient token or at all. In the same places the controls: random
+    The logit of the class that is predicted of a text is attributed to tokens at the lower hook point,
+    and the concept that the dictionary sees in the salient token is taken out: of the stored vectors at
+    either hook point, and, causally, of the lower activations inside a forward pass, at the salient token
+    or at all. In the same places the controls: random
     directions, as they are and as long as the concept; a random concept, one of another class; the
     mean direction; LEACE, which has seen the labels; and probes fitted again after the ablation.
+
+    Who predicts is ``AblationSettings.predicted_by``: the model's own head if it is a classifier, its
+    label words if they are given, else a probe fitted to the texts' vectors at the upper hook point.
+    What the paper (arXiv 2506.20040) attributes is the model's own logit, of fine-tuned classifiers and
+    of prompted language models; what it reads after the ablation is a probe of the stored vectors. Both
+    are read here: of stored vectors the probe, which alone can be; inside the forward pass the probe,
+    and the model's own logits where it is asked.
 
     Args:
         model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
@@ -57,8 +64,9 @@ def concept_ablation(
 
     Raises:
         ValueError: if the model lacks a hook point, the dictionary reads another width, labels are
-            missing or constant, a class has fewer examples than there are folds, or label words do
-            not tell the classes apart.
+            missing or constant, a class has fewer examples than there are folds, label words do
+            not tell the classes apart, a head is asked for that there is not, or its classes are not
+            those of the texts.
         FileNotFoundError: if there is no such file.
         ImportError: if ``concept-erasure`` is missing; the message is the command to run.
     """
@@ -79,7 +87,7 @@ def concept_ablation(
 def probed_hooks(
     model: Any, dictionary: SAE[Any] | Clusters, hook_name_out: str | None = None
 ) -> tuple[str, str]:
-    """Where a dictionary's concepts are read, and where the probe reads: ``hook_name_out``, or where the
+    """Where a dictionary's concepts are read, and where a probe reads: ``hook_name_out``, or where the
     dictionary writes; if it writes where it reads, the same point of the last block, if that is in one."""
     hook_in, written = Dictionary(dictionary).hook_names
     last = re.sub(r"^blocks\.\d+\.", f"blocks.{model.cfg.n_layers - 1}.", hook_in)

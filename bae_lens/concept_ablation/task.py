@@ -17,11 +17,12 @@ from bae_lens.activations.outlier_tokens import multiple_of
 from bae_lens.concept_ablation.attribution import Attribution, attribute
 from bae_lens.concept_ablation.concepts import TokenSample
 from bae_lens.concept_ablation.passes import Batch, Reader, Readout, check_hooks, pool
-from bae_lens.concept_ablation.predictors import OwnLogits, PredictedBy, is_decoder, own_logits
+from bae_lens.concept_ablation.predictors import OwnLogits, PredictedBy, own_logits
 from bae_lens.concept_ablation.probes import Probe, fit_probe, stratified_folds
 from bae_lens.concept_ablation.removals import leace_fitters
 from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.concept_ablation.texts import encode_texts
+from bae_lens.evals.reconstruction import predicts_next_token
 
 # What LabeledTexts.read takes if nothing is said.
 _COLUMNS = {"text_column": "text", "label_column": "label", "split": "test"}
@@ -126,8 +127,8 @@ class AblationTask:
         assert settings.n_folds is not None
         data.check(settings.n_folds)
         own = own_logits(model, data.label_names, settings.predicted_by, settings.label_words)
-        decodes = is_decoder(model)
-        readout = settings.readout or ("last" if decodes else "first")
+        is_decoder = predicts_next_token(model)
+        readout = settings.readout or ("last" if is_decoder else "first")
         reader = _reader(model, hook_names, data.texts, readout, settings, verbose)
         multiple = multiple_of(settings.exclude_outlier_tokens)
         if multiple is not None:
@@ -137,7 +138,7 @@ class AblationTask:
             others = _reader(model, hook_names, reference_texts, readout, settings, verbose, False)
             others = replace(others, outliers=reader.outliers)
         ordinary = None
-        if decodes and settings.causal and settings.n_ordinary:
+        if is_decoder and settings.causal and settings.n_ordinary:
             some = (reference_texts or data.texts)[: settings.n_ordinary]
             ordinary = _reader(model, hook_names, some, readout, settings, verbose, False)
             ordinary = replace(ordinary, outliers=reader.outliers)

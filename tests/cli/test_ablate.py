@@ -13,6 +13,7 @@ from datasets import Dataset
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from bae_lens import offline as demo
 from bae_lens.checks.install_hint import install_command
 from bae_lens.cli import ablate, main
 from bae_lens.concept_ablation import AblationSettings, ConceptAblationResult
@@ -26,6 +27,7 @@ from tests.helpers import (
     make_clvq,
     make_text,
     make_training_bae,
+    save_bert,
 )
 
 KNOWN = {
@@ -167,6 +169,30 @@ def test_what_is_not_known_is_not_printed(folder, tmp_path, rows, capsys):
     assert list(output.parent.iterdir()) == [output]
 
 
+def test_a_classifier_predicts_by_its_head(tmp_path, data, capsys, monkeypatch):
+    pytest.importorskip("concept_erasure")
+    monkeypatch.setattr(demo, "load_model", lambda *_, **__: None)
+    hooks = {"hook_name": "blocks.0.hook_out", "hook_name_out": "blocks.1.hook_out"}
+    folder = save(tmp_path / "sae", make_clvq(d_out=D_IN), **hooks)
+    bert = str(save_bert(tmp_path / "bert", id2label={0: "b", 1: "a"}))
+    model = ("--model", bert, "--model_class_name", "TransformerBridge")
+
+    assert main(["ablate", str(folder), "--data", data, *SMALL, *model]) == 0
+
+    result = ConceptAblationResult.load(folder / "concept_ablation.json")
+    assert result.settings["predicted_by"] == "head"
+    assert {row.read_by for row in result.rows} == {"probe", "head"}
+    out = capsys.readouterr().out
+    accuracy = result.row("all tokens", "none", read_by="head").accuracy
+    assert f"head, rightly of {accuracy:.1%}" in out
+    # Random weights know nothing of the texts.
+    assert "no better than chance: without signal" in out
+    assert "**Without signal**" in out
+    other = str(save_bert(tmp_path / "other", id2label={0: "a", 1: "c"}))
+    err = refused(capsys, str(folder), "--data", data, *SMALL, "--model", other, *model[2:])
+    assert "labels that it does not know: 'b'" in err
+
+
 # Options
 
 
@@ -197,6 +223,7 @@ def test_options_arrive_in_the_settings(folder, data, seen):
         "readout": "last",
         "template": "Review: {text}\\nSentiment:",
         "label_words": (" bad", " good"),
+        "predicted_by": "probe",
         "context_size": 12,
         "max_examples": 7,
         "salient": "gradient_x_activation",
@@ -291,6 +318,12 @@ def test_the_scale_of_a_checkpoint_is_folded_in(tmp_path, data, seen):
         (("--template", "Review:"), "{text} has to stand in the template once"),
         (("--label_words", "word1"), "label_words must be one per class, in the order a, b"),
         (("--label_words", "word1", "word1"), "begin with the same token"),
+        (("--predicted_by", "head"), "HookedSAETransformer is no classifier: it has no head"),
+        (("--predicted_by", "label_words"), "there are none: give label_words"),
+        (
+            ("--predicted_by", "head", "--label_words", "word3", "word4"),
+            "leave one of the two out",
+        ),
         (("--n_folds", "11"), "Each of 11 folds needs a text of every class"),
         (("--n_folds", "1"), "n_folds must be a whole number of at least 2 or None; got 1"),
         (("--n_reference", "-1"), "--n_reference must be at least 0; got -1"),

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import BertForSequenceClassification
 
+from bae_lens import offline as demo
 from bae_lens.cli import main, quiz
 from bae_lens.files.json_file import write_json
 from bae_lens.quiz.questions import QuizKey
@@ -19,8 +22,10 @@ from tests.helpers import (
     HOOK,
     HOOK_OUT,
     make_bae,
+    make_bert_tokenizer,
     make_clvq,
     make_text,
+    save_bert,
 )
 from tests.quiz.quizzes import answered
 from tests.report.helpers import Page
@@ -70,6 +75,19 @@ def files(tmp_path: Path) -> list[str]:
     return ["--data", data, "--reference", others]
 
 
+def balanced(folder: Path, texts: list[str]) -> Path:
+    """The classifier, made to predict either class of half of the texts."""
+    model: Any = BertForSequenceClassification.from_pretrained(folder)
+    tokens = make_bert_tokenizer()(
+        [f"word{i % 2} {t}" for i, t in enumerate(texts)], return_tensors="pt"
+    )
+    with torch.no_grad():
+        logits = model.eval()(**tokens).logits
+        model.classifier.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+    model.save_pretrained(folder)
+    return folder
+
+
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     """The message of a command that fails by what it was given."""
     assert main(["quiz", *argv]) == 2
@@ -112,6 +130,33 @@ def test_a_quiz_of_two_dictionaries_is_written_and_scored(paths, files, tmp_path
     command[2] = str(tmp_path / "answers.json")
     assert main(command[1:]) == 0
     assert "| first_codes | anna | 0.500" in capsys.readouterr().out
+
+
+def test_a_classifiers_own_prediction_is_asked_for(files, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("concept_erasure")
+    monkeypatch.setattr(demo, "load_model", lambda *_, **__: None)
+    # Where a probe would read is another place for each; the head predicts the same for both.
+    read = {"hook_name": "blocks.0.hook_out"}
+    folders = [
+        save(tmp_path / "codes", make_clvq(d_out=D_IN), hook_name_out="blocks.1.hook_in", **read),
+        save(tmp_path / "bits", make_bae(), **read),
+    ]
+    bert = str(balanced(save_bert(tmp_path / "bert"), list(make_text(70, 7)["text"])[30:]))
+    output = tmp_path / "quiz.html"
+    argv = [*folders, *files, *SMALL, "--output", str(output), "--model", bert]
+    argv += ["--model_class_name", "TransformerBridge", "--class_names", "grumpy", "happy"]
+
+    assert main(["quiz", *argv]) == 0
+
+    assert "What the classifier's head predicts of 30 texts" in capsys.readouterr().out
+    one, other = (Recoverability.load(Path(path) / "recoverability.json") for path in folders)
+    assert one.predicted_by == other.predicted_by == "head"
+    assert one.predictions == other.predictions
+    assert one.class_names == ("grumpy", "happy")
+    key = QuizKey.load(output.with_name("quiz.key.json"))
+    assert all(item.predicted == one.predictions[item.text] for item in key.items)
+    argv += ["--predicted_by", "probe"]
+    assert "it would read at 'blocks.1.hook_in', 'blocks.1.hook_out'" in refused(capsys, *argv)
 
 
 def test_probes_at_different_hook_points_are_refused_before_texts_are_read(

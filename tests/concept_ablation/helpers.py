@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from sae_lens import HookedSAETransformer, SAETransformerBridge
+from sae_lens import HookedSAETransformer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformer_lens import HookedTransformerConfig
-from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
-from transformer_lens.model_bridge.supported_architectures.bert import BertArchitectureAdapter
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from bae_lens.activations.labeled_texts import LabeledTexts
@@ -21,6 +19,7 @@ from bae_lens.concept_ablation.probes import stratified_folds
 from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.concept_ablation.task import AblationTask, Salient, _fit
 from bae_lens.concept_ablation.texts import EncodedTexts, encode_texts
+from bae_lens.encoders import bert_bridge
 from tests import helpers
 
 LOWER_HOOK, UPPER_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
@@ -198,17 +197,12 @@ def make_classifier(
             intermediate_size=32,
             max_position_embeddings=N_CTX,
             initializer_range=0.2,
-            num_labels=len(classes),
             id2label=classes,
             label2id={name: i for i, name in classes.items()},
         )
     )
     bert.set_attn_implementation("eager")
-    cfg = build_bridge_config_from_hf(
-        bert.config, "BertForSequenceClassification", "tiny", torch.float32
-    )
-    cfg.device = "cpu"
-    model = SAETransformerBridge(bert, _ClassifierAdapter(cfg), make_tokenizer())
+    model: Any = bert_bridge(bert, make_tokenizer(), "tiny")
     if n_steps:
         texts = encode_texts(
             model, [row["text"] for row in rows], context_size=N_CTX, readout="first"
@@ -221,11 +215,3 @@ def make_classifier(
             cross_entropy(logits, targets).backward()
             optimizer.step()
     return model.eval()
-
-
-class _ClassifierAdapter(BertArchitectureAdapter):
-    def __init__(self, cfg: Any) -> None:
-        super().__init__(cfg)
-        mapping: Any = self.component_mapping
-        for part in ("mlm_head", "ln_final", "unembed"):
-            del mapping[part]

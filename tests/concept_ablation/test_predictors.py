@@ -33,7 +33,8 @@ from tests.concept_ablation.helpers import (
     make_rows,
 )
 
-HOOKS = ("blocks.0.hook_out", "blocks.1.hook_out")
+# At the embeddings no token has seen another one.
+HOOKS = ("blocks.0.hook_in", "blocks.1.hook_out")
 ROWS = make_rows(64)
 # With texts of no class, lest a model tells one class by the other's word not being there.
 TRAINED = [
@@ -79,9 +80,15 @@ def test_that_a_classifiers_head_predicts(classifier: Any, task: AblationTask) -
     assert by_name == [row["label"] for row in ROWS]
 
 
-def test_that_attributions_add_up_to_the_heads_logit(task: AblationTask) -> None:
-    assert task.salient.missing is not None
-    assert task.salient.missing.median() < 1e-3
+def test_that_the_heads_logit_is_what_is_attributed(classifier: Any, task: AblationTask) -> None:
+    words = [task.reader.texts.words[i][w] for i, w in enumerate(task.salient.word.tolist())]
+    hits = sum(word == row["label"] for word, row in zip(words, ROWS, strict=True))
+    assert hits >= 0.9 * len(ROWS)
+    missing = [own.salient.missing for own in (task, prepare(classifier, n_steps=64))]
+    assert missing[1] is not None
+    assert missing[1].median() < 1e-3
+    assert missing[0] is not None
+    assert missing[0].median() > missing[1].median()
 
 
 def test_that_the_attribution_is_the_heads_gradient(classifier: Any) -> None:
@@ -136,6 +143,8 @@ def test_that_the_head_is_asked_beside_a_probe(classifier: Any, task: AblationTa
     result = ablate(by_probe, Clusters.fit(by_probe.sample.lower, 6, HOOKS[0]))
     assert result.predicted_by == names.PROBE
     assert result.row(names.SALIENT, "none", read_by=names.HEAD).accuracy == 1.0
+    assert by_probe.own_logits is not None
+    assert task.own_logits is not None
     assert torch.equal(by_probe.own_logits, task.own_logits)
 
 
@@ -172,7 +181,7 @@ def test_that_a_head_that_knows_nothing_has_no_signal() -> None:
 @pytest.fixture(scope="module")
 def decoder() -> Any:
     """It was trained to say "yes" after a text with "good", and "no" after one with "bad"."""
-    model = make_model(24)
+    model: Any = make_model(24)
     rows = TRAINED
     texts = encode_texts(model, [row["text"] for row in rows], context_size=N_CTX, readout="last")
     ids = model.tokenizer.convert_tokens_to_ids(list(LABEL_WORDS))
@@ -196,13 +205,15 @@ def test_that_label_words_predict_where_they_are_given(decoder: Any) -> None:
     assert task.predicted_by == "label_words"
     assert task.predicted.tolist() == said
     assert (task.predicted == task.data.labels).float().mean() > 0.9
-    assert torch.equal(task.label_logits, task.own_logits)
+    assert task.label_logits is task.own_logits
     words = [task.reader.texts.words[i][w] for i, w in enumerate(task.salient.word.tolist())]
     assert sum(word in (GOOD, BAD) for word in words) >= 0.9 * len(ROWS)
     by_probe = prepare(
         decoder, hooks=WORDS_HOOKS, label_words=LABEL_WORDS, predicted_by="probe", salient="readout"
     )
     assert by_probe.predicted_by == "probe"
+    assert by_probe.own_logits is not None
+    assert task.own_logits is not None
     assert torch.equal(by_probe.own_logits, task.own_logits)
 
 

@@ -81,7 +81,7 @@ def test_that_the_interval_is_of_texts_and_covers() -> None:
     ]
     blocks = np.repeat(TEXTS.reshape(N_TEXTS, -1), 10, axis=0).ravel()
     once = prediction_nmi(noisy(0.3), PREDICTIONS, TEXTS, **FAST)
-    often = prediction_nmi(*repeated, blocks, **FAST)
+    often = prediction_nmi(repeated[0], repeated[1], blocks, **FAST)
     assert often.corrected == pytest.approx(once.corrected)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +13,14 @@ from bae_lens import BAE, BAEConfig
 from bae_lens.concept_ablation import AblationSettings, Clusters
 from bae_lens.concept_ablation.concepts import describe
 from bae_lens.scoring.recoverability import RecoverabilityTask
-from bae_lens.scoring.recoverability_result import GIVEN, OF_CONCEPT
+from bae_lens.scoring.recoverability_result import GIVEN, OF_CONCEPT, Recoverability
 from tests.concept_ablation.helpers import (
     BAD,
     GOOD,
     LOWER_HOOK,
     N_CTX,
     UPPER_HOOK,
+    make_classifier,
     make_model,
     make_rows,
 )
@@ -89,7 +91,10 @@ def test_that_predictions_are_recovered_and_not_labels(task: RecoverabilityTask)
     labels = 1 - task.texts.data.labels
     turned = replace(task.texts, data=replace(task.texts.data, labels=labels))
     turned.__dict__["salient"] = task.texts.salient
-    expected = tuple(task.texts.predictions(task.texts.vectors[1], task.texts.probes[1]).tolist())
+    expected = tuple(task.texts.predicted.tolist())
+    assert torch.equal(
+        task.texts.predicted, task.texts.predictions(task.texts.vectors[1], task.texts.probes[1])
+    )
     one = Clusters(torch.zeros(1, 24), LOWER_HOOK)
     assert replace(task, texts=turned).recover(one).predictions == expected
 
@@ -159,3 +164,70 @@ def test_that_a_class_without_tokens_is_never_the_commonest(
     latents = tuple(replace(own, class_shares=(0.0, 1.0)) for own in records.latents)
     records = replace(records, class_shares=(0.0, 1.0), latents=latents)
     assert set(task.recover(by_word, records).said["class shares"]) == {1}
+
+
+# The model's own prediction
+
+
+HEAD_HOOKS = ("blocks.0.hook_in", "blocks.1.hook_out")
+
+
+@pytest.fixture(scope="module")
+def own() -> RecoverabilityTask:
+    """Of a classifier that was trained on labels that are wrong: it says "good" of "bad"."""
+    turned = [
+        {**row, "label": {GOOD: BAD, BAD: GOOD}[row["label"]]} for row in make_rows(128, seed=2)
+    ]
+    model = make_classifier(turned)
+    return RecoverabilityTask.prepare(
+        model,
+        HEAD_HOOKS,
+        ROWS,
+        OTHERS,
+        ablation=replace(READ, readout=None),
+        class_names=["negative", "positive"],
+        verbose=False,
+    )
+
+
+def test_that_the_heads_prediction_is_recovered(own: RecoverabilityTask) -> None:
+    clusters = Clusters.fit(own.texts.sample.lower, 14, HEAD_HOOKS[0])
+    found = own.recover(clusters)
+    assert found.predicted_by == "head"
+    assert found.class_names == ("negative", "positive")
+    # The labels are "bad", which the data have first, and "good".
+    assert found.predictions == tuple((1 - own.texts.data.labels).tolist())
+    words = {BAD: 1, GOOD: 0}
+    assert own.shown_predictions == tuple(
+        next(words[w] for w in text.split() if w in words) for text in own.shown_texts
+    )
+    assert found.score("text").mean > 0.95
+    assert (
+        "What the classifier's head predicts of 40 texts: 20 negative, 20 positive" in found.table()
+    )
+    assert found.nmi is not None
+    assert found.nmi.corrected.low > 0
+    assert f"NMI of words' codes with the prediction: {found.nmi}." in found.table()
+
+
+def test_that_it_is_saved_with_who_predicted(own: RecoverabilityTask, tmp_path: Path) -> None:
+    found = own.recover(Clusters.fit(own.texts.sample.lower, 4, HEAD_HOOKS[0]))
+    found.save(tmp_path / "found.json")
+    assert Recoverability.load(tmp_path / "found.json") == found
+    # What an older version wrote says neither.
+    values = {k: v for k, v in found.to_dict().items() if k not in ("predicted_by", "nmi")}
+    older = Recoverability.from_dict(values)
+    assert (older.predicted_by, older.nmi) == ("probe", None)
+    assert "What the probe predicts" in older.table()
+    with pytest.raises(ValueError, match="predicted_by must be one of probe, head, label_words"):
+        replace(found, predicted_by="reader").check()
+
+
+def test_that_a_head_that_says_one_thing_is_told_of() -> None:
+    model = make_classifier(ROWS, n_steps=0)
+    with torch.no_grad():
+        model.original_model.classifier.bias.copy_(torch.tensor([50.0, 0.0]))
+    with pytest.raises(ValueError, match="The classifier's head predicts 'good' of each of the 40"):
+        RecoverabilityTask.prepare(
+            *(model, HEAD_HOOKS, ROWS, OTHERS), ablation=replace(READ, readout=None), verbose=False
+        )
