@@ -192,7 +192,8 @@ class _Table(NamedTuple):
 def _entropy(counts: np.ndarray) -> np.ndarray:
     """Entropy in nats of each row of counts."""
     n = counts.sum(1)
-    return np.log(n) - xlogy(counts, counts).sum(1) / n
+    # Not below zero by rounding, where all counts are of one kind.
+    return (np.log(n) - xlogy(counts, counts).sum(1) / n).clip(min=0)
 
 
 def _tables(
