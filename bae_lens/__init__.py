@@ -8,6 +8,7 @@ The import registers the architectures ``bae``, ``clvq_vae`` and ``topk_transcod
 | ``load_config``, ``TrainingRunner`` | train from a file, or with SAELens' runner and additions | ``training`` |
 | ``CrossLayerTrainingRunner`` | the same between two hook points | ``training`` |
 | ``ReplayedActivations`` | one pass of the language model, kept | ``activations`` |
+| ``finetune_classifier`` | an encoder becomes a classifier, to be studied | ``finetuning`` |
 | ``attached`` | a dictionary within a running model | ``attach`` |
 | ``run_evals``, ``CodeStatistics`` | metrics of any SAE | ``evals`` |
 | ``entropy_profile`` | entropy by layer and position | ``entropy`` |
@@ -42,6 +43,7 @@ from bae_lens.attach import attached
 from bae_lens.concept_ablation import concept_ablation
 from bae_lens.entropy import entropy_profile
 from bae_lens.evals import CodeStatistics, run_evals
+from bae_lens.finetuning import finetune_classifier
 from bae_lens.moved import keep_old_names
 from bae_lens.training import (
     CrossLayerRunnerConfig,
@@ -73,6 +75,7 @@ __all__ = [
     "attached",
     "concept_ablation",
     "entropy_profile",
+    "finetune_classifier",
     "load_config",
     "run_evals",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -566,3 +567,17 @@ def save_bert(
     kind(BertConfig(**{**sizes, **config})).save_pretrained(folder)
     make_bert_tokenizer().save_pretrained(folder)
     return folder
+
+
+def write_labeled(path: Path, n: int = 40, labels: Sequence[str] = ("bad", "good")) -> Path:
+    """Texts of which every other word tells the label, no two of them the same, as JSONL."""
+    rows = [
+        {
+            "text": " ".join(f"word{i % len(labels)} word{j + 5}" for j in (i % 34, i // 34))
+            + " word4",
+            "label": labels[i % len(labels)],
+        }
+        for i in range(n)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -12,12 +12,21 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from transformers import BertModel
 
 from bae_lens.evals import CodebookSummary, CodeSummary
 from bae_lens.offline import names
 from bae_lens.report import metrics
 from tests.cli.helpers import resolve_to_tiny
-from tests.helpers import D_IN, HOOK, make_activations, make_bae, make_model
+from tests.helpers import (
+    D_IN,
+    HOOK,
+    make_activations,
+    make_bae,
+    make_model,
+    save_bert,
+    write_labeled,
+)
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "tutorials"
@@ -54,6 +63,8 @@ def test_the_code_of_a_guide_runs(
         "CONTEXT_SIZE": 16,
         "TRAINING_TOKENS": 192,
         "BATCH_SIZE": 64,
+        "ENCODER": str(save_bert(tmp_path / "encoder", BertModel)),
+        "LABELED_FILE": str(write_labeled(tmp_path / "labeled.jsonl")),
     }
     text = path.read_text(encoding="utf-8")
     for block in re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):

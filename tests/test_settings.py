@@ -26,6 +26,7 @@ from bae_lens.checks.fields import shown
 from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.entropy.cells import Settings as EntropySettings
 from bae_lens.examples.records import ExampleSettings
+from bae_lens.finetuning.settings import FinetuningSettings
 from bae_lens.quiz.questions import QuizSettings
 from bae_lens.scoring.comsem_result import ComSemSettings
 from bae_lens.scoring.intruder_result import IntruderSettings
@@ -68,6 +69,7 @@ CLASSES: dict[type[Any], dict[str, Any]] = {
     CrossLayerRunnerConfig: RUNNER,
     EntropySettings: ENTROPY,
     AblationSettings: {},
+    FinetuningSettings: {},
     ExampleSettings: {},
     IntruderSettings: {},
     ComSemSettings: {},

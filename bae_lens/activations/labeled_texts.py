@@ -122,6 +122,10 @@ class LabeledTexts:
         Raises:
             ValueError: if ``n`` is less than one.
         """
+        return self.take(self.draw(n, seed))
+
+    def draw(self, n: int, seed: int = 0) -> Int[Tensor, " drawn"]:
+        """Which texts ``sample`` takes, in its order, by their numbers from 0 on."""
         if n < 1:
             raise ValueError(f"A sample has one text at least; got n = {n}.")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -136,12 +140,16 @@ class LabeledTexts:
         kept = torch.zeros(len(self), dtype=torch.bool)
         for label, n_wanted in enumerate(take.tolist()):
             kept[(labels == label).nonzero()[:n_wanted]] = True
-        chosen = order[kept]
+        return order[kept]
+
+    def take(self, numbers: Int[Tensor, " taken"]) -> LabeledTexts:
+        """The texts of these numbers, in their order; the names of all classes stay."""
+        chosen = numbers.tolist()
         return LabeledTexts(
-            [self.texts[i] for i in chosen.tolist()],
-            self.labels[chosen],
+            [self.texts[i] for i in chosen],
+            self.labels[numbers],
             self.label_names,
-            [self.rationales[i] for i in chosen.tolist()],
+            [self.rationales[i] for i in chosen],
         )
 
     def check(self, n_folds: int) -> None:

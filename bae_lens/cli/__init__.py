@@ -15,6 +15,7 @@ logger = logging.getLogger(__name__)
 _COMMANDS = {
     "demo": "train, save, load, attach and evaluate a BAE on a real language model",
     "train": "train an autoencoder from a config file, a shipped config or SAELens' flags",
+    "finetune": "make a classifier of an encoder, to be studied as any language model",
     "eval": "evaluate a saved autoencoder",
     "ablate": "remove a saved autoencoder's concepts and measure what a probe loses, beside controls",
     "report": "write what the latents of saved autoencoders stand for as HTML files",

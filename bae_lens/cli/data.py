@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from datasets import Dataset
 
@@ -15,29 +16,39 @@ _LABEL = "label"
 
 
 def add_data_arguments(
-    parser: argparse.ArgumentParser, what: str, *, required: bool, labels: bool = True
+    parser: argparse.ArgumentParser,
+    what: str,
+    *,
+    required: bool,
+    labels: bool = True,
+    positional: bool = False,
+    split: str = "test",
 ) -> None:
-    """``--data`` and what its columns are called.
+    """``--data``, or ``DATA``, and what its columns are called.
 
     Args:
         parser: of the command.
         what: it is, for the help.
         required: whether it must be given.
         labels: whether they are read, where there are any.
+        positional: whether the data come without an option's name.
+        split: that is read of a dataset by default.
     """
+    options: dict[str, Any] = {"metavar": "DATA"} if positional else {"required": required}
     parser.add_argument(
-        "--data",
-        required=required,
+        "data" if positional else "--data",
+        **options,
         help=f"{what}: a JSONL or CSV file, {'' if required else 'a TXT file with a text a line, '}or "
         "the name of a dataset",
     )
-    parser.add_argument("--text_column", default="text", help="of --data; default: %(default)s")
+    name = "DATA" if positional else "--data"
+    parser.add_argument("--text_column", default="text", help=f"of {name}; default: %(default)s")
     if labels:
         parser.add_argument(
-            "--label_column", default=_LABEL, help="of --data; default: %(default)s"
+            "--label_column", default=_LABEL, help=f"of {name}; default: %(default)s"
         )
     parser.add_argument(
-        "--split", default="test", help="of --data given by name; default: %(default)s"
+        "--split", default=split, help=f"of {name} given by name; default: %(default)s"
     )
 
 

@@ -180,9 +180,25 @@ def _load_bridge(
             f"{BRIDGE_CLASSES[0]} is made of a folder that save_pretrained wrote, or of {demo.MODEL_NAME} and "
             f"{demo.ENCODER_NAME}."
         )
+    with reading_as_data(name, class_name, source):
+        return load_folder(Path(name), device, options)  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def reading_as_data(name: str, class_name: str, source: str) -> Iterator[None]:
+    """No code of a model's folder or repository is run in the block, and what fails is told in one sentence.
+
+    Args:
+        name: of the model.
+        class_name: as what it is loaded.
+        source: who named it, at the beginning of the message.
+
+    Raises:
+        ValueError: in place of what libraries raise over files that are damaged, foreign or not there.
+    """
     try:
         with _no_foreign_code():
-            return load_folder(Path(name), device, options)  # pyright: ignore[reportReturnType]
+            yield
     except torch.OutOfMemoryError:
         raise
     except _ABOUT_THE_FILES as error:

@@ -58,14 +58,14 @@ def load_folder(
             f"model_from_pretrained_kwargs only dtype; got {', '.join(options)}"
         )
     architecture = _architecture(folder)
-    _check_files(folder)
+    check_files(folder)
     if architecture in BERT_HEADS:
         bridge = _load_bert(folder, architecture, device, dtype)
     else:
         bridge = SAETransformerBridge.boot_transformers(str(folder), device=device, dtype=dtype)
     model = bridge.original_model
-    _check_tokenizer(bridge.tokenizer, model)
-    _check_finite(model)
+    check_tokenizer(bridge.tokenizer, model)
+    check_finite(model)
     class_names(bridge)
     return bridge.eval()  # pyright: ignore[reportReturnType]
 
@@ -94,7 +94,11 @@ def _architecture(folder: Path) -> str:
     )
 
 
-def _check_files(folder: Path) -> None:
+def check_files(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: if a folder has no weights as safetensors, or no tokenizer.
+    """
     if not any((folder / name).is_file() for name in _WEIGHTS):
         pickles = sorted(file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt"))
         why = (
@@ -132,7 +136,11 @@ def _load_bert(
     return bert_bridge(model, tokenizer, str(folder), device)
 
 
-def _check_tokenizer(tokenizer: Any, model: Any) -> None:
+def check_tokenizer(tokenizer: Any, model: Any) -> None:
+    """
+    Raises:
+        ValueError: if a tokenizer has tokens that the model of transformers does not know.
+    """
     n_rows = model.get_input_embeddings().weight.shape[0]
     largest = max(tokenizer.get_vocab().values(), default=-1)
     if largest >= n_rows:
@@ -142,7 +150,11 @@ def _check_tokenizer(tokenizer: Any, model: Any) -> None:
         )
 
 
-def _check_finite(model: torch.nn.Module) -> None:
+def check_finite(model: torch.nn.Module) -> None:
+    """
+    Raises:
+        ValueError: if a weight of a model is NaN or infinite.
+    """
     for name, value in model.named_parameters():
         if not value.isfinite().all():
             # The name within the bridge, which has each part wrapped.

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any, get_type_hints
 
 import yaml
+from transformers import BertModel
 
 from bae_lens import (
     BAEConfig,
@@ -27,6 +28,7 @@ from bae_lens import (
 from bae_lens import offline as demo
 from bae_lens.concept_ablation import AblationSettings
 from bae_lens.examples import ExampleSettings
+from bae_lens.finetuning import FinetuningSettings
 from bae_lens.quiz.questions import QuizSettings
 from bae_lens.scoring import (
     ComSemSettings,
@@ -40,7 +42,7 @@ from tests.bad_inputs.damage import Damaged
 from tests.bad_inputs.readers import Reader, of_file
 from tests.bad_inputs.runs import saved_sae
 from tests.bad_inputs.trial import Trial, command
-from tests.helpers import make_model, make_text, runner_cfg
+from tests.helpers import make_model, make_text, runner_cfg, save_bert
 
 _D: dict[str, Any] = {"d_in": 16, "d_sae": 40}
 CONFIGS: dict[type, dict[str, Any]] = {
@@ -60,6 +62,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
             RecoverabilitySettings,
             QuizSettings,
             AblationSettings,
+            FinetuningSettings,
             Limits,
         )
     },
@@ -226,10 +229,12 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
     data = folder / "data.jsonl"
     rows = [{"text": f"word{i} word{i + 1} word3", "label": i % 2} for i in range(30)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoder = save_bert(folder / "encoder", BertModel)
     given = {
         "eval": (sae,),
         "report": (sae,),
         "ablate": (sae, "--data", str(data), "--context_size", "16"),
+        "finetune": (str(data), "--model", str(encoder), "--output", str(folder / "classifier")),
         "quiz": (sae, "--data", str(data), "--reference", str(data), "--context_size", "16"),
     }
     known: list[tuple[str, str, tuple[str, ...]]] = []
@@ -277,5 +282,10 @@ VALUES = (
     Reader(
         "bae-lens train --FIELD", "options × bad values", "values of the fields", _train_options
     ),
-    Reader("eval, report, ablate, quiz", "options × bad values", "values of the options", _options),
+    Reader(
+        "eval, report, ablate, finetune, quiz",
+        "options × bad values",
+        "values of the options",
+        _options,
+    ),
 )
