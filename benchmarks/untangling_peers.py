@@ -209,7 +209,8 @@ class FeedbackJumpReLUSAE(JumpReLUSAE):
     @override
     def encode(self, x: Tensor) -> Tensor:
         sae_in = self.process_sae_in(x)
-        thresholds = iter(self.earlier_thresholds)
+        # The last code's residual is looked at too, to see whether the step was worth it.
+        thresholds = iter((*self.earlier_thresholds, self.threshold))
 
         def reconstruct(pre: Tensor) -> Tensor:
             return (pre.relu() * (pre > next(thresholds))) @ self.W_dec
@@ -293,8 +294,8 @@ class FeedbackBatchTopKTrainingSAE(BatchTopKTrainingSAE):
     @torch.no_grad()
     def update_topk_threshold(self, acts_topk: Tensor) -> None:
         super().update_topk_threshold(acts_topk)
-        if self._smallest:
-            seen = torch.stack(self._smallest).to(self.earlier_thresholds)
+        if self.cfg.feedback_steps > 0 and self._smallest:
+            seen = torch.stack(self._smallest[:-1]).to(self.earlier_thresholds)
             seen = torch.where(seen.isfinite(), seen, self.earlier_thresholds)
             self.earlier_thresholds.lerp_(seen, self.cfg.topk_threshold_lr)
 

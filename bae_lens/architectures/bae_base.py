@@ -49,7 +49,8 @@ class BAEBase(SAE[Any]):
     Beside SAELens' weights there are ``b_enc`` and the buffer ``scale``, both [d_sae]; where
     ``n_levels`` is more than 1, the parameters ``threshold_gaps`` and ``level_heights``, both
     [d_sae, n_levels - 1], from which ``thresholds`` and ``heights`` are made; and where
-    ``feedback_steps`` is more than 0, ``feedback_gain`` [d_sae].
+    ``feedback_steps`` is more than 0, ``feedback_gain`` [d_sae]. Where a whitening was folded in, feedback
+    goes on comparing residuals as in training, by the buffer ``residual_whitening`` [d_in, d_in].
     """
 
     b_enc: nn.Parameter
@@ -57,6 +58,7 @@ class BAEBase(SAE[Any]):
     level_heights: nn.Parameter
     feedback_gain: nn.Parameter
     scale: Tensor
+    residual_whitening: Tensor | None
 
     @override
     def initialize_weights(self) -> None:
@@ -72,6 +74,7 @@ class BAEBase(SAE[Any]):
             # What training starts from; an SAE for inference loads its own.
             gain = getattr(cfg, "initial_feedback_gain", 0.0)
             self.feedback_gain = nn.Parameter(torch.full_like(self.b_enc.data, gain))
+        self.register_buffer("residual_whitening", None)
         # A bit has no magnitude: where a decoder norm is folded away, it goes here.
         self.register_buffer("scale", torch.ones_like(self.b_enc.data))
 
@@ -142,6 +145,7 @@ class BAEBase(SAE[Any]):
                 self.feedback_gain,
                 lambda pre: decode_sparse(self.quantized(pre).acts, self.W_dec),
                 self.cfg.feedback_steps,
+                self.residual_whitening,
             )
         code = self.quantized(self.hook_sae_acts_pre(pre), curvature)
         return code._replace(acts=self.hook_sae_acts_post(code.acts))
@@ -158,6 +162,21 @@ class BAEBase(SAE[Any]):
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
         check_finite_weights(self)
         return save_whole(path, super().save_model)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        if "residual_whitening" in state_dict:
+            self.residual_whitening = self.W_dec.new_empty(self.cfg.d_in, self.cfg.d_in)
+
+    @override
+    @torch.no_grad()
+    def fold_activation_whitening(
+        self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor
+    ) -> None:
+        super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
+        if self.cfg.feedback_steps > 0:
+            self.residual_whitening = whitening_matrix.to(self.device, self.dtype)
 
     @override
     @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bae_lens.nn.precision import widened
+
 
 def with_feedback(
     pre: Float[Tensor, "*batch d_sae"],
@@ -17,17 +19,25 @@ def with_feedback(
     gain: Float[Tensor, " d_sae"],
     reconstruct: Callable[[Tensor], Tensor],
     steps: int,
+    whitening: Float[Tensor, "d_in d_in"] | None = None,
 ) -> Float[Tensor, "*batch d_sae"]:
-    """Pre-activations after so many times ``pre ← pre + gain ⊙ (x − b_dec − x̂(pre))·W_enc``.
+    """The best pre-activations of up to so many times ``pre ← pre + gain ⊙ (x − b_dec − x̂(pre))·W_enc``.
 
     A linear threshold lets latents that mean the same fire together; what is explained already, by
     whichever latent, is taken off the pre-activations here. It is a step of iterated shrinkage with a
     learned gain a latent, as in LISTA (Gregor and LeCun, 2010), and not in arXiv 2509.20997.
 
+    Nothing makes such steps converge: where a latent's gain times its row times its column is large they
+    swing, and a training whose learning rate is high can drive them there. So of the codes after 0, 1, …
+    ``steps`` steps each token keeps the one that leaves the smallest residual, the last of equal ones: feedback never explains
+    less of a token than the encoder does without it. Where a latent is inverted or a norm is folded, the
+    residual's length stays what it is but for one factor, and so does the choice.
+
     The residual is a constant for the gradient: ``W_enc`` learns from what it does to residuals as from
     what it does to the input, ``gain`` learns how much of it to take, and nothing is learned through the
-    codes of the steps before the last. With R the sum of the residuals of all steps, what is added is
-    gain ⊙ R·W_enc, so that the backward pass takes one matrix product however many steps there are.
+    codes of the steps before the one that is kept. With R the sum of the residuals up to there, what is
+    added is gain ⊙ R·W_enc, so that the backward pass takes one matrix product however many steps there
+    are.
 
     Args:
         pre: pre-activations.
@@ -36,17 +46,31 @@ def with_feedback(
         gain: how much of its residual each latent takes in.
         reconstruct: from pre-activations to what their code decodes to, without ``b_dec``.
         steps: how often; with 0, ``pre`` comes back as it is.
+        whitening: what residuals are multiplied by before their lengths are compared; None: nothing.
     """
     if steps == 0:
         return pre
     with torch.no_grad():
-        current, residuals, encoded = pre, torch.zeros_like(centered), torch.zeros_like(pre)
+        sums = (torch.zeros_like(centered), torch.zeros_like(pre))
+        kept = sums
+        residual = centered - reconstruct(pre)
+        least = _squared_norm(residual, whitening)
         for _ in range(steps):
-            residual = centered - reconstruct(current)
-            residuals = residuals + residual
-            encoded = encoded + residual @ W_enc
-            current = pre + gain * encoded
+            sums = (sums[0] + residual, sums[1] + residual @ W_enc)
+            residual = centered - reconstruct(pre + gain * sums[1])
+            left = _squared_norm(residual, whitening)
+            is_no_more = left <= least
+            least = torch.where(is_no_more, left, least)
+            kept = tuple(
+                torch.where(is_no_more, new, old) for new, old in zip(sums, kept, strict=True)
+            )
+    residuals, encoded = kept
     return _AddEncoded.apply(pre, residuals, encoded, W_enc, gain)  # pyright: ignore[reportReturnType]
+
+
+def _squared_norm(x: Tensor, whitening: Tensor | None) -> Float[Tensor, "*batch 1"]:
+    x = x if whitening is None else x @ whitening
+    return widened(x).square().sum(-1, keepdim=True)
 
 
 class _AddEncoded(torch.autograd.Function):

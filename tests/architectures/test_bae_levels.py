@@ -49,10 +49,17 @@ def plain_losses(
     heights = torch.cat([torch.ones(D_SAE, 1).double(), softplus(raw)], 1)
     shifted = x - weights["b_dec"] if cfg.apply_b_dec_to_input else x
     pre = shifted @ weights["W_enc"] + weights["b_enc"]
-    for _ in range(cfg.feedback_steps):
+
+    def residual_of(pre: Tensor) -> Tensor:
         code = ((pre[..., None] > thresholds) * heights).sum(-1)
-        residual = (x - weights["b_dec"] - code @ weights["W_dec"]).detach()
-        pre = pre + weights["feedback_gain"] * (residual @ weights["W_enc"])
+        return (x - weights["b_dec"] - code @ weights["W_dec"]).detach()
+
+    best, current = pre, pre
+    for _ in range(cfg.feedback_steps):
+        current = current + weights["feedback_gain"] * (residual_of(current) @ weights["W_enc"])
+        left = [residual_of(p).norm(dim=1, keepdim=True) for p in (current, best)]
+        best = torch.where(left[0] <= left[1], current, best)
+    pre = best
     bits = smooth(pre[..., None] - thresholds)
     recons = (bits * heights).sum(-1) @ weights["W_dec"] + weights["b_dec"]
     passed = bits.mean(0)
@@ -351,3 +358,27 @@ def test_training_uses_levels_and_explains_more_than_bits_do():
 def test_a_code_that_cannot_be_is_refused(config, field, value):
     with pytest.raises(ValueError, match=f"{field} must be a whole number from"):
         config(d_in=D_IN, d_sae=D_SAE, **{field: value})
+
+
+def test_feedback_chooses_as_in_training_where_a_whitening_was_folded_in(tmp_path):
+    """Raw residuals have other lengths, by which other steps would be the best."""
+    sae = make_training_bae(
+        n_levels=L, feedback_steps=2, normalize_activations="covariance_whitening"
+    )
+    with torch.no_grad():
+        sae.feedback_gain.fill_(1.5)
+    x = make_activations(300)
+    stretch = torch.linspace(0.1, 3, x.shape[1])
+    matrix = torch.diag(stretch) @ torch.linalg.qr(torch.randn(len(stretch), len(stretch)))[0]
+    mean = x.mean(0)
+    expected = sae.encode((x - mean) @ matrix)
+    sae.fold_activation_whitening(mean, matrix, matrix.inverse())
+    sae.save_model(tmp_path)
+
+    loaded = TrainingBAE.load_from_disk(tmp_path)
+
+    same = (sae.encode(x) == expected).all(1).float().mean()
+    assert same > 0.99
+    assert torch.equal(loaded.encode(x), sae.encode(x))
+    sae.residual_whitening = None
+    assert (sae.encode(x) == expected).all(1).float().mean() < 0.9

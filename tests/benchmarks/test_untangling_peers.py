@@ -83,7 +83,10 @@ def test_feedback_is_what_the_batch_left_encoded_again():
     norms = sae.W_dec.norm(dim=1)
     pre = x @ sae.W_enc
     first = sae.activation_fn(pre * norms) / norms
-    expected = (pre + sae.feedback_gain * ((x - first @ sae.W_dec) @ sae.W_enc)) * norms
+    fed_back = pre + sae.feedback_gain * ((x - first @ sae.W_dec) @ sae.W_enc)
+    second = sae.activation_fn(fed_back * norms) / norms
+    left = [(x - acts @ sae.W_dec).norm(dim=1, keepdim=True) for acts in (first, second)]
+    expected = torch.where(left[1] <= left[0], fed_back, pre) * norms
 
     acts, hidden_pre = sae.encode_with_hidden_pre(x)
 

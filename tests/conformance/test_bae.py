@@ -126,12 +126,17 @@ def plain_acts(sae: BAE | TrainingBAE, pre: Tensor) -> Tensor:
 
 
 def plain_pre(sae: BAE | TrainingBAE, x: Tensor) -> Tensor:
-    """Pre-activations after feedback, by their definition."""
-    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    """Pre-activations after feedback, by their definition: of all steps those that leave the least."""
+
+    def residual_of(pre: Tensor) -> Tensor:
+        return x - sae.b_dec - plain_acts(sae, pre) @ sae.W_dec
+
+    best = pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
     for _ in range(sae.cfg.feedback_steps):
-        residual = x - sae.b_dec - plain_acts(sae, pre) @ sae.W_dec
-        pre = pre + sae.feedback_gain * (residual @ sae.W_enc)
-    return pre
+        pre = pre + sae.feedback_gain * (residual_of(pre) @ sae.W_enc)
+        left, least = (residual_of(p).norm(dim=-1, keepdim=True) for p in (pre, best))
+        best = torch.where(left <= least, pre, best)
+    return best
 
 
 # 1: registration

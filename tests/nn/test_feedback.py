@@ -20,12 +20,18 @@ def draw(*batch, seed=0):
 
 
 def plainly(x, W_enc, W_dec, gain, steps):
-    """The definition, step by step, by autograd: residuals are constants."""
+    """The definition, step by step, by autograd: residuals are constants, and each row keeps the last of
+    the steps that leave the least."""
     pre = x @ W_enc
+    every, left = [pre], []
     for _ in range(steps):
         residual = (x - binarize(pre) @ W_dec).detach()
+        left.append(residual.norm(dim=-1))
         pre = pre + gain * (residual @ W_enc)
-    return pre
+        every.append(pre)
+    left.append((x - binarize(pre) @ W_dec).detach().norm(dim=-1))
+    step = steps - torch.stack(left).flip(0).argmin(0)
+    return torch.stack(every).gather(0, step[None, ..., None].expand(1, *pre.shape))[0]
 
 
 def with_ours(x, W_enc, W_dec, gain, steps):
@@ -72,6 +78,34 @@ def test_of_two_latents_that_mean_the_same_the_weaker_one_is_silenced():
     assert decoded(before).item() == 2
     assert decoded(after).item() == 1
     assert after[0, 0] > 0 > after[0, 1]
+
+
+@pytest.mark.parametrize("gain", [0.5, 3.0, 100.0])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_no_token_is_explained_worse_than_without_it(gain, steps):
+    """Of random weights a large gain would swing, and leave far more than it found."""
+    x, W_enc, W_dec, _ = draw(200)
+
+    def left(pre):
+        return (x - binarize(pre) @ W_dec).norm(dim=-1)
+
+    with torch.no_grad():
+        pre = with_ours(x, W_enc, W_dec, torch.full((D_SAE,), gain, dtype=torch.float64), steps)
+
+        assert (left(pre) <= left(x @ W_enc)).all()
+        assert (left(pre) < left(x @ W_enc)).any()
+
+
+def test_a_row_that_is_not_finite_leaves_the_others_as_they_are():
+    x, W_enc, W_dec, gain = draw(N)
+    broken = x.clone()
+    broken[3] = torch.nan
+
+    expected, pre = (with_ours(rows, W_enc, W_dec, gain, 2) for rows in (x, broken))
+
+    rest = torch.arange(N) != 3
+    torch.testing.assert_close(pre[rest], expected[rest])
+    assert pre[3].isnan().all()
 
 
 def test_it_compiles():
