@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+_BLOCK = 2**24  # bytes read at once
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,17 @@ def weights_sha256(weights: torch.nn.Module | Mapping[str, Tensor]) -> str:
         digest.update(head.encode())
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def files_sha256(files: Iterable[Path]) -> str:
+    """A hash of files: their names and every byte, in the order of the names."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        digest.update(json.dumps([file.name, file.stat().st_size]).encode())
+        with file.open("rb") as content:
+            while block := content.read(_BLOCK):
+                digest.update(block)
     return digest.hexdigest()
 
 

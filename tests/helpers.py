@@ -58,7 +58,7 @@ from bae_lens import (
     TrainingCLVQVAEConfig,
 )
 from bae_lens.architectures.packed_rows import pack_rows
-from bae_lens.encoders import bert_bridge
+from bae_lens.encoders import encoder_bridge
 from bae_lens.nn import level_indices
 
 D_IN, D_SAE = 16, 40
@@ -521,7 +521,7 @@ def make_headless_encoder() -> SAETransformerBridge:
         )
     )
     bert.set_attn_implementation("eager")
-    return bert_bridge(bert, make_tokenizer(), "tiny-bert")
+    return encoder_bridge(bert, make_tokenizer(), "tiny-bert")
 
 
 def make_bert_tokenizer() -> PreTrainedTokenizerFast:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bae_lens import offline as demo
 from bae_lens.activations.labeled_texts import LabeledTexts
+from bae_lens.encoders import n_positions
 from bae_lens.files.json_file import write_json
 from bae_lens.files.whole import check_output_folder, whole_folder
 from bae_lens.finetuning.parts import split, texts_sha256
@@ -119,7 +120,7 @@ def _encode(
     Raises:
         ValueError: if the model has not so many positions.
     """
-    most = getattr(encoder.model.config, "max_position_embeddings", None)
+    most = n_positions(encoder.model.config)
     if most is not None and context_size > most:
         raise ValueError(
             f"context_size is {context_size}, and the model reads {most} tokens at most. Lower it."

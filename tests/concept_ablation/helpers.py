@@ -19,7 +19,7 @@ from bae_lens.concept_ablation.probes import stratified_folds
 from bae_lens.concept_ablation.settings import AblationSettings
 from bae_lens.concept_ablation.task import AblationTask, Salient, _fit
 from bae_lens.concept_ablation.texts import EncodedTexts, encode_texts
-from bae_lens.encoders import bert_bridge
+from bae_lens.encoders import encoder_bridge
 from tests import helpers
 
 LOWER_HOOK, UPPER_HOOK = "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"
@@ -202,7 +202,7 @@ def make_classifier(
         )
     )
     bert.set_attn_implementation("eager")
-    model: Any = bert_bridge(bert, make_tokenizer(), "tiny")
+    model: Any = encoder_bridge(bert, make_tokenizer(), "tiny")
     if n_steps:
         texts = encode_texts(
             model, [row["text"] for row in rows], context_size=N_CTX, readout="first"

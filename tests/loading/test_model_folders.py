@@ -19,6 +19,10 @@ from transformers import (
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
+    RobertaConfig,
+    RobertaForMaskedLM,
+    RobertaForSequenceClassification,
+    RobertaModel,
 )
 
 from bae_lens.activations.sentence_store import SentenceStore, is_encoder_model
@@ -26,7 +30,14 @@ from bae_lens.evals.reconstruction import predicts_next_token
 from bae_lens.loading.classifiers import class_names
 from bae_lens.loading.language_models import load_model
 from bae_lens.offline import minilm
-from tests.helpers import CONTEXT_SIZE, D_IN, make_model, make_tokenizer, save_bert
+from tests.helpers import (
+    CONTEXT_SIZE,
+    D_IN,
+    make_bert_tokenizer,
+    make_model,
+    make_tokenizer,
+    save_bert,
+)
 
 TEXTS = ["word1 word2 word3 word4 word5", "word7"]
 HOOKS = ["blocks.0.hook_in", "blocks.0.hook_out", "blocks.1.hook_out"]
@@ -175,6 +186,51 @@ def test_minilm_saved_with_a_head_has_the_activations_of_the_encoder(tmp_path: P
     assert torch.equal(actual.tokens, expected.tokens)
     assert torch.equal(actual.lower, expected.lower)
     assert torch.equal(actual.upper, expected.upper)
+
+
+# A RoBERTa, whose positions begin after that of padding
+
+
+def save_roberta(folder: Path, kind: Any) -> Path:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": D_IN, "num_hidden_layers": 2, "num_attention_heads": 2}
+    cfg = RobertaConfig(
+        vocab_size=44, intermediate_size=32, max_position_embeddings=2 * CONTEXT_SIZE + 3, type_vocab_size=1,
+        pad_token_id=2, bos_token_id=0, eos_token_id=1, initializer_range=0.3, id2label={0: "a", 1: "b"},
+        **sizes,
+    )  # fmt: skip
+    kind(cfg).save_pretrained(folder)
+    make_bert_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind", [RobertaModel, RobertaForMaskedLM, RobertaForSequenceClassification]
+)
+def test_a_roberta(kind: Any, tmp_path: Path) -> None:
+    folder = save_roberta(tmp_path / "roberta", kind)
+    bridge = load(folder)
+    encoded = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
+    given = {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
+    with torch.no_grad():
+        expected = kind.from_pretrained(folder)(**given, output_hidden_states=True)
+        logits, cache = bridge.run_with_cache(
+            encoded.input_ids, attention_mask=encoded.attention_mask, names_filter=HOOKS
+        )
+
+    mask = encoded.attention_mask.bool()
+    for hook, hidden in zip(HOOKS, expected.hidden_states, strict=True):
+        torch.testing.assert_close(cache[hook][mask], hidden[mask], rtol=0, atol=1e-5)
+    wanted = expected.last_hidden_state if kind is RobertaModel else expected.logits
+    torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-5)
+    # Texts as such, whose mask the bridge makes itself.
+    torch.testing.assert_close(bridge(TEXTS), wanted, rtol=0, atol=1e-5)
+    assert bridge.cfg.n_ctx == 2 * CONTEXT_SIZE
+    classifies = kind is RobertaForSequenceClassification
+    assert class_names(bridge) == (("a", "b") if classifies else None)
+    assert ("classifier.hook_in" in bridge.hook_dict) == classifies
+    tokens = torch.zeros(1, 2 * CONTEXT_SIZE, dtype=torch.long)
+    assert bridge(tokens).isfinite().all()
 
 
 # What cannot be loaded

@@ -28,6 +28,11 @@ def classifier_cfg(folder: Path, model: Path, n_steps: int = 6, **overrides: Any
     )
 
 
+def double_weights(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    save_file({k: 2 * v for k, v in weights.items()}, model / "model.safetensors", {"format": "pt"})
+
+
 def test_a_classifier_in_a_folder_is_trained_on_and_evaluated(tmp_path: Path) -> None:
     model = save_bert(tmp_path / "classifier")
     texts = [" ".join(f"word{(i * j) % 40}" for j in range(3 + i % 9)) for i in range(40)]
@@ -43,7 +48,8 @@ def test_a_classifier_in_a_folder_is_trained_on_and_evaluated(tmp_path: Path) ->
     bridge = load_model_of(sae, model_name=str(model))
     assert class_names(bridge) == ("bad", "good")
     store = held_out_store(sae, bridge, Dataset.from_dict({"text": texts}))
-    assert run_evals(sae, store, bridge, n_code_tokens=64)
+    metrics, _ = run_evals(sae, store, bridge, n_code_tokens=64)
+    assert metrics["code"]["explained_variance"] <= 1
 
 
 def test_a_run_is_not_resumed_once_the_folder_has_other_weights(tmp_path: Path) -> None:
@@ -55,7 +61,19 @@ def test_a_run_is_not_resumed_once_the_folder_has_other_weights(tmp_path: Path) 
     resumed = classifier_cfg(tmp_path, model, resume_from_checkpoint=str(checkpoint))
 
     CrossLayerTrainingRunner(resumed, override_dataset=texts)
-    weights = load_file(model / "model.safetensors")
-    save_file({k: 2 * v for k, v in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    double_weights(model)
     with pytest.raises(ValueError, match="the language model has other weights there than here"):
         CrossLayerTrainingRunner(resumed, override_dataset=texts)
+
+
+def test_kept_activations_are_of_the_weights_that_the_folder_had(tmp_path: Path) -> None:
+    model = save_bert(tmp_path / "classifier")
+    texts = Dataset.from_dict({"text": [f"word{i} word{i + 1}" for i in range(39)] * 3})
+    given: Any = {"override_dataset": texts, "replay_tokens": 192, "replay_path": tmp_path / "kept"}
+    cfg = classifier_cfg(tmp_path, model)
+    CrossLayerTrainingRunner(cfg, **given).run()
+
+    CrossLayerTrainingRunner(cfg, **given)
+    double_weights(model)
+    with pytest.raises(ValueError, match=r"model_sha256 is .* there and .* here"):
+        CrossLayerTrainingRunner(cfg, **given)
