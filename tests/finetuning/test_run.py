@@ -21,6 +21,8 @@ from transformers import (
     DistilBertModel,
     ModernBertConfig,
     ModernBertModel,
+    RobertaConfig,
+    RobertaModel,
 )
 
 from bae_lens.activations.labeled_texts import LabeledTexts
@@ -96,9 +98,9 @@ def seed_all(seed: int) -> None:
 def test_the_seed_decides_and_the_callers_random_numbers_stay(
     data: Path, encoder: str, tmp_path: Path
 ) -> None:
-    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    seed_all(1)
     expected = torch.rand(1), random.random(), np.random.rand()
-    torch.manual_seed(1), random.seed(1), np.random.seed(1)
+    seed_all(1)
 
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):
         finetune(data, tmp_path / name, encoder, epochs=1, seed=seed)
@@ -205,6 +207,20 @@ def test_another_encoder_than_bert(data: Path, tmp_path: Path) -> None:
     folder = save_other(tmp_path / "distil", DistilBertModel, config)
 
     assert finetune(data, tmp_path / "out", folder, epochs=1).class_names == ["bad", "good"]
+
+
+def test_a_roberta_which_has_fewer_positions_than_rows_of_them(data: Path, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"hidden_size": D_IN, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = RobertaConfig(
+        vocab_size=44, intermediate_size=32, max_position_embeddings=19, pad_token_id=2, **sizes
+    )
+    folder = save_other(tmp_path / "roberta", RobertaModel, config)
+
+    finetune(data, tmp_path / "out", folder, epochs=1)
+
+    assert class_names(load_model(str(tmp_path / "out"), "TransformerBridge")) == ("bad", "good")
+    with pytest.raises(ValueError, match="context_size is 17, and the model reads 16 tokens"):
+        finetune(data, tmp_path / "out", folder, context_size=17)
 
 
 @pytest.mark.parametrize(

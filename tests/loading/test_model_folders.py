@@ -236,8 +236,8 @@ def test_a_roberta(kind: Any, tmp_path: Path) -> None:
 # What cannot be loaded
 
 
-def edit_config(folder: Path, **values: Any) -> None:
-    path = folder / "config.json"
+def edit_config(folder: Path, file: str = "config.json", **values: Any) -> None:
+    path = folder / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
@@ -281,6 +281,9 @@ def larger_tokenizer(folder: Path) -> None:
             "no model.safetensors in it: the weights are",
         ),
         (lambda f: (f / "model.safetensors").write_bytes(b"x"), "cannot be loaded"),
+        # Of other kinds than ValueError below.
+        (lambda f: edit_config(f, num_attention_heads=1.5), "expected int, got float"),
+        (lambda f: edit_config(f, "tokenizer.json", version=0), "Exception: invalid type"),
         (pickled, "pytorch_model.bin is a pickle, which can run code and is not read"),
         (without_head, "2 tensors of a BertForSequenceClassification are not among its weights"),
         (not_finite, "numbers that are NaN or infinite in classifier.weight"),
