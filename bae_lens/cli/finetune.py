@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bae_lens import offline as demo
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data
+from bae_lens.cli.saved import check_output
+from bae_lens.files.whole import write_text
 from bae_lens.finetuning import FinetuningSettings, finetune_classifier
 from bae_lens.loading.encoders_to_train import Pooling
 
@@ -27,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the encoder: a name or a folder; default: %(default)s",
     )
     parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument(
+        "--held_out_output",
+        metavar="FILE",
+        help="JSONL file to write the held-out texts and labels to, which the model can be studied on",
+    )
     defaults = {field.name: field.default for field in fields(FinetuningSettings)}
 
     def add(name: str, words: str, **options: Any) -> None:
@@ -48,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_finetune(args: argparse.Namespace) -> int:
     chosen = {f.name: getattr(args, f.name) for f in fields(FinetuningSettings)}
     settings = FinetuningSettings(**chosen)
+    if args.held_out_output:
+        check_output(Path(args.held_out_output), args.data)
     data = read_data(args)
     result = finetune_classifier(
         data,
@@ -59,8 +70,22 @@ def run_finetune(args: argparse.Namespace) -> int:
         data_name=args.data,
     )
     print_summary(result, data)
-    print(f"\nWritten to {args.output}")
+    if args.held_out_output:
+        write_text(args.held_out_output, "".join(map(_line, _rows(data, result.held_out))))
+    print(f"\nWritten to {' and '.join(filter(None, (args.output, args.held_out_output)))}")
     return 0
+
+
+def _rows(data: LabeledTexts, numbers: list[int]) -> Iterator[dict[str, str]]:
+    """As ``LabeledTexts.read`` reads them again."""
+    for i in numbers:
+        row = {"text": data.texts[i], "label": data.label_names[int(data.labels[i])]}
+        rationale = data.rationales[i]
+        yield row if rationale is None else row | {"rationale": rationale}
+
+
+def _line(row: dict[str, str]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def print_summary(result: FinetuningResult, data: LabeledTexts) -> None:

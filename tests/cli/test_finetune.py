@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers import BertModel
 
+from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.cli import main
 from bae_lens.finetuning import FinetuningResult
 from tests.helpers import D_IN, save_bert, write_labeled
@@ -39,6 +42,26 @@ def test_the_summary_is_printed_and_the_folder_written(
     assert "held out                     10 texts: 5 of 'bad', 5 of 'good'" in out
     assert out.endswith(f"\nWritten to {output}\n")
     assert "Fine-tuning: 100%" in err
+
+
+def test_the_held_out_texts_are_written_to_be_studied(given: list[str], tmp_path: Path) -> None:
+    data, file = LabeledTexts.read(given[1]), tmp_path / "held_out.jsonl"
+    options = ("--output", str(tmp_path / "out"), "--epochs", "1", "--held_out_output", str(file))
+
+    assert main([*given, *options]) == 0
+
+    numbers = FinetuningResult.load(tmp_path / "out" / "finetuning.json").held_out
+    written = LabeledTexts.read(file)
+    assert written.texts == [data.texts[i] for i in numbers]
+    assert torch.equal(written.labels, data.labels[numbers])
+    assert written.label_names == data.label_names
+
+
+def test_the_data_are_not_written_over(given: list[str], tmp_path: Path, capsys: Any) -> None:
+    options = ("--output", str(tmp_path / "out"), "--held_out_output", given[1])
+
+    assert main([*given, *options]) == 2
+    assert "is a file that is read, and would be lost" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
