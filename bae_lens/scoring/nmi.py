@@ -30,6 +30,7 @@ class PredictionNMI:
         shuffled: its mean with predictions dealt out to texts anew, which is what many codes and few
             texts give by themselves.
         corrected: value − shuffled with its 95 % percentile bootstrap interval over texts.
+        told: I(C; P) / H(P), the share of the prediction's entropy that a code tells, corrected alike.
         n_words: words.
         n_texts: texts that they are in.
         n_codes: different codes that they have.
@@ -38,6 +39,7 @@ class PredictionNMI:
     value: float
     shuffled: float
     corrected: Interval
+    told: Interval
     n_words: int
     n_texts: int
     n_codes: int
@@ -45,12 +47,14 @@ class PredictionNMI:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``dataclasses.asdict`` gave."""
-        return cls(**{**values, "corrected": Interval(*values["corrected"])})
+        intervals = {name: Interval(*values[name]) for name in ("corrected", "told")}
+        return cls(**{**values, **intervals})
 
     def __str__(self) -> str:
         return (
             f"{shown(self.corrected)} ({self.value:.3f} less {self.shuffled:.3f} of shuffled "
-            f"predictions; {self.n_words:,} words of {self.n_texts} texts, {self.n_codes} codes)"
+            f"predictions); of the prediction's entropy a code tells {shown(self.told)}; "
+            f"{self.n_words:,} words of {self.n_texts} texts, {self.n_codes} codes"
         )
 
 
@@ -77,6 +81,11 @@ def prediction_nmi(
     deals them out to words, and leaves most of this bias in.) 0 is what codes reach that have nothing
     to do with the prediction.
 
+    H(C) is the dictionary's own, so that of two dictionaries that tell as much the one whose codes are
+    fewer, or used less evenly, has the larger NMI. ``told``, and a difference with ``average="min"``,
+    divide by H(P), which all have in common: read both. (Measured, of a MiniLM fine-tuned on AG News,
+    block 3, 128 codes: random tokens as centroids .323 and .654, k-means .317 and .692.)
+
     The interval is over texts drawn with replacement. Repeated texts raise NMI, and the baseline as
     much: each draw has its own, by the same shuffles. That other words' codes, or another dictionary or
     model of another seed, would give other values is not in it.
@@ -100,9 +109,10 @@ def prediction_nmi(
     )
     values, shuffled = table.nmi(draws, shuffles)
     return PredictionNMI(
-        value=float(values[0]),
-        shuffled=float(shuffled[0]),
-        corrected=_interval(values - shuffled),
+        value=float(values[0, 0]),
+        shuffled=float(shuffled[0, 0]),
+        corrected=_interval((values - shuffled)[0]),
+        told=_interval((values - shuffled)[1]),
         n_words=int(table.counts.sum()),
         n_texts=len(table.counts),
         n_codes=table.counts.shape[1],
@@ -141,7 +151,7 @@ def prediction_nmi_difference(
     tables, shuffles, draws = _tables(
         [codes, other_codes], predictions, texts, average, n_shuffles, n_resamples, seed
     )
-    one, other = (np.subtract(*table.nmi(draws, shuffles)) for table in tables)
+    one, other = (np.subtract(*table.nmi(draws, shuffles))[0] for table in tables)
     return _interval(one - other)
 
 
@@ -159,13 +169,17 @@ class _Table(NamedTuple):
     average: str
 
     def nmi(self, draws: np.ndarray, shuffles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """NMI of each draw ``[n_draws, n_texts]`` (how often it has a text), and its mean over shuffles
-        ``[n_shuffles, n_texts]`` of the classes; ``[n_draws]`` each."""
+        """NMI of each draw, and its mean over shuffles: ``[2, n_draws]`` each, the second by H(P).
+
+        Args:
+            draws: ``[n_draws, n_texts]``: how often a draw has a text.
+            shuffles: ``[n_shuffles, n_texts]``: orders of the classes.
+        """
         values, shuffled = [], []
         for part in self._parts(draws):
             values.append(self._nmi(part, self.classes))
             shuffled.append(np.mean([self._nmi(part, self.classes[s]) for s in shuffles], axis=0))
-        return np.concatenate(values), np.concatenate(shuffled)
+        return np.concatenate(values, axis=1), np.concatenate(shuffled, axis=1)
 
     def _parts(self, draws: np.ndarray) -> Iterator[np.ndarray]:
         size = max(_AT_ONCE // (self.counts.shape[1] * (int(self.classes.max()) + 1)), 1)
@@ -184,9 +198,10 @@ class _Table(NamedTuple):
             "min": np.minimum(of_codes, of_classes),
             "max": np.maximum(of_codes, of_classes),
         }
-        mean = means[self.average]
+        over = np.stack([means[self.average], of_classes])
+        shared = np.broadcast_to(shared.clip(min=0), over.shape)
         # Where one of the two never changes there is nothing to tell.
-        return np.divide(shared.clip(min=0), mean, out=np.zeros_like(mean), where=mean > 1e-12)
+        return np.divide(shared, over, out=np.zeros_like(over), where=over > 1e-12)
 
 
 def _entropy(counts: np.ndarray) -> np.ndarray:

@@ -43,6 +43,9 @@ def test_that_it_is_scikit_learns(average: str) -> None:
     expected = normalized_mutual_info_score(codes, PREDICTIONS, average_method=average)
     assert found.value == pytest.approx(expected, rel=1e-9)
     assert (found.n_words, found.n_texts, found.n_codes) == (720, 60, 8)
+    # With fewer codes than H(P) is worth, "min" would be H(C).
+    by_prediction = prediction_nmi(codes, PREDICTIONS, TEXTS, average="min", n_resamples=1)
+    assert found.told.mean == pytest.approx(by_prediction.corrected.mean)
 
 
 def test_that_a_code_a_class_tells_all_and_one_code_nothing() -> None:
@@ -50,7 +53,9 @@ def test_that_a_code_a_class_tells_all_and_one_code_nothing() -> None:
     assert whole.value == pytest.approx(1)
     # Of 60 texts three classes are told by chance a little.
     assert 0 < whole.shuffled < 0.1
+    assert whole.told.mean == pytest.approx(whole.corrected.mean, abs=1e-3)
     one = prediction_nmi(np.zeros_like(TEXTS), PREDICTIONS, TEXTS, **FAST)
+    assert one.told == (0, 0, 0)
     assert (one.value, one.shuffled, one.corrected) == (0, 0, (0, 0, 0))
 
 
@@ -83,6 +88,15 @@ def test_that_the_interval_is_of_texts_and_covers() -> None:
     once = prediction_nmi(noisy(0.3), PREDICTIONS, TEXTS, **FAST)
     often = prediction_nmi(repeated[0], repeated[1], blocks, **FAST)
     assert often.corrected == pytest.approx(once.corrected)
+
+
+def test_that_what_is_told_does_not_hang_on_the_codes_own_entropy() -> None:
+    """Codes that are split at random tell as much as before, and NMI falls."""
+    codes = noisy(0.5)
+    split = codes * 4 + rng(1).integers(0, 4, len(codes))
+    whole, parts = (prediction_nmi(c, PREDICTIONS, TEXTS, **FAST) for c in (codes, split))
+    assert parts.corrected.mean < 0.8 * whole.corrected.mean
+    assert parts.told.mean == pytest.approx(whole.told.mean, abs=0.02)
 
 
 def test_a_difference_is_paired() -> None:
@@ -118,7 +132,7 @@ def test_that_it_is_shown_and_kept() -> None:
     found = prediction_nmi(noisy(0.4), PREDICTIONS, TEXTS, **FAST)
     assert PredictionNMI.from_dict(asdict(found)) == found
     assert f"{found.value:.3f} less {found.shuffled:.3f} of shuffled predictions" in str(found)
-    assert "720 words of 60 texts, 8 codes" in str(found)
+    assert str(found).endswith("720 words of 60 texts, 8 codes")
 
 
 @pytest.mark.parametrize(
