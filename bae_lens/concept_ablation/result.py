@@ -315,12 +315,18 @@ class ConceptAblationResult(ResultOfWeights):
                 row.place,
                 row.concept_of,
                 row.read_by,
-                shown(self.excess_over(row, RANDOM)),
-                shown(self.excess_over(row, RANDOM_EQUAL)),
+                *(shown(self._known_excess(row, control)) for control in (RANDOM, RANDOM_EQUAL)),
             )
             for row in rows
         ]
         return Table(header, cells, self._about_signal()).markdown()
+
+    def _known_excess(self, row: AblationRow, control: str) -> Interval | None:
+        """None where the control was not measured."""
+        try:
+            return self.excess_over(row, control)
+        except KeyError:
+            return None
 
     def _about_signal(self) -> list[str]:
         """A sentence, but where a probe is well above chance, which its rows show."""

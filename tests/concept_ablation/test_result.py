@@ -85,6 +85,55 @@ def test_chance_is_the_commonest_class(labels, chance):
     assert make_result(labels=labels).chance == chance
 
 
+@pytest.mark.parametrize(
+    ("predictions", "margin", "has_signal"),
+    [
+        # The commonest class is 6 of 10.
+        ((0,) * 6 + (1,) * 4, 0.4, True),
+        ((0,) * 10, 0.0, False),
+        ((0,) * 6 + (1, 0, 0, 0), 0.1, False),
+        ((1,) * 6 + (0,) * 4, -0.6, False),
+    ],
+)
+def test_a_signal_is_better_than_the_commonest_class(predictions, margin, has_signal):
+    settings = AblationSettings(label_words=["yes", "no"]).to_dict() | {
+        "predicted_by": "label_words"
+    }
+    result = make_result(predictions=predictions, settings=settings)
+
+    assert result.signal is not None
+    assert result.signal.mean == pytest.approx(margin)
+    assert result.has_signal == has_signal
+    assert ("Without signal" in result.table()) != has_signal
+    assert ("Without signal" in result.excess_table()) != has_signal
+    assert f"over texts, is {margin:+.3f} [" in result.table()
+    assert ConceptAblationResult.from_dict(result.to_dict()).has_signal == has_signal
+
+
+def test_what_older_versions_did_not_keep_is_not_known():
+    values = make_result().to_dict()
+    del values["predictions"], values["has_signal"]
+    values["settings"] = {k: v for k, v in values["settings"].items() if k != "predicted_by"}
+
+    result = ConceptAblationResult.from_dict(values)
+
+    assert result.signal is None
+    assert result.has_signal is None
+    # Whatever label words there were, a probe's prediction was attributed.
+    assert result.predicted_by == names.PROBE
+    assert "ignal" not in result.table()
+
+
+def test_the_excess_is_of_the_concept_beyond_each_control():
+    result = make_result(rows=(*make_result().rows, row(names.RANDOM, 5)))
+
+    lines = result.excess_table().splitlines()[2:]
+
+    assert lines[0].startswith("| lower vector | word | probe | 0.200 [0.000, 0.500] | 0.500 [")
+    # Of the label words no control was measured.
+    assert lines[-1] == "| all tokens | word | label words | – | – |"
+
+
 def test_what_is_lost_is_a_paired_difference():
     result = make_result()
     difference = torch.tensor([0.0] + [1.0] * 6 + [0.0] * 3)
