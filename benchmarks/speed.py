@@ -11,8 +11,8 @@ Parts:
 
 1. covariance: the penalty, forward and backward, by each method and by autograd through ``torch.cov``.
 2. steps: a BAE's training step, both penalties on, beside SAELens' architectures at the same shape.
-3. quantizer: a CLVQ-VAE's step beside the same step with the identity in the quantizer's place, and the
-   sampler beside ``torch.topk`` alone and a loop over tokens.
+3. quantizer: a CLVQ-VAE's step beside the same step with the identity in the quantizer's place, that of a
+   predictive encoder beside that of the paper's, and the sampler beside ``torch.topk`` alone and a loop over tokens.
 4. growth: time and memory of the penalty against d_sae, at 50 bits on; the slope of the logarithms.
 5. end_to_end: a BAE on activations of SmolLM2 (block 15), to a given explained variance, beside the plain
    objective: dense products and ``torch.cov``.
@@ -36,6 +36,7 @@ from unittest.mock import patch
 import torch
 from cross_layer import step_seconds, table
 from cross_layer_data import TASKS, Split, Trial
+from cross_layer_trials import clvq_config
 from sae_lens import (
     BatchTopKTrainingSAEConfig,
     StandardTrainingSAEConfig,
@@ -48,7 +49,7 @@ from speed_timing import available_bytes, peak_megabytes, take_turns, timed
 from torch import Tensor
 from writing import add_write_argument, written
 
-from bae_lens import TrainingBAE, TrainingBAEConfig
+from bae_lens import TrainingBAE, TrainingBAEConfig, TrainingCLVQVAE, TrainingCLVQVAEConfig
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.architectures import bae_penalties
 from bae_lens.files.whole import write_text
@@ -258,6 +259,7 @@ def quantizer_part(args: argparse.Namespace) -> dict[str, Any]:
     trial = Trial(task, 0, split, split, None)
     for decoder in ("token", "transformer"):
         found["steps"][decoder] = step_seconds(trial, decoder, args.rounds * 3, args.device)
+    found["encoders"] = encoder_seconds(trial, args.rounds * 3, args.device)
     for n_codes in (512,) if args.quick else (512, 4096):
         distances = torch.rand(4096, n_codes, generator=generator).to(args.device)
         calls = {
@@ -268,6 +270,30 @@ def quantizer_part(args: argparse.Namespace) -> dict[str, Any]:
         seconds = take_turns(calls, args.rounds * 3, args.device)
         found["sampler"].append({"n_codes": n_codes, "seconds": seconds})
     return found
+
+
+def encoder_seconds(trial: Trial, rounds: int, device: str) -> dict[str, float]:
+    """Medians of whole training steps with single tokens: of the paper's encoder, and of those that predict."""
+    task = trial.task
+    shape = {"d_in": task.d_in, "n_codes": task.n_codes, "codebook_init": "random"}
+    cfgs = {
+        "residual, token decoder": clvq_config(
+            task, trial.seed, decoder="token", codebook_init="random"
+        ),
+        "predictive, linear": TrainingCLVQVAEConfig.predictive(**shape, predictor_hidden=None),
+        "predictive, hidden layer of 2·d_in": TrainingCLVQVAEConfig.predictive(**shape),
+    }
+    steps: dict[str, Callable[[], object]] = {}
+    for name, cfg in cfgs.items():
+        sae = TrainingCLVQVAE(cfg)
+        sae.calibrate(trial.train.packed, task.batch_size)
+        batches = ReplayedActivations(trial.train.packed.to(device), task.batch_size, trial.seed)
+        trainer = SAETrainer(
+            trainer_config(10**6, task.batch_size, task.lr_token, device), sae.to(device), batches
+        )
+        batch = next(batches)
+        steps[name] = lambda t=trainer, b=batch: t.step(b)
+    return take_turns(steps, rounds, device)
 
 
 def sample_one_by_one(distances: Tensor, top_k: int, temperature: float) -> Tensor:
@@ -289,6 +315,12 @@ def show_quantizer(found: dict[str, Any]) -> None:
     ]  # fmt: skip
     header = ["step of 2,048 tokens, decoder", "with quantizer, s", "identity, s", "ratio", "share"]
     table(header, lines)
+    print()
+    first = next(iter(found["encoders"].values()))
+    table(
+        ["step of 2,048 tokens, encoder", "s", "ratio"],
+        [[name, f"{s:.3f}", f"{s / first:.2f}"] for name, s in found["encoders"].items()],
+    )
     print()
     lines = []
     for row in found["sampler"]:

@@ -66,6 +66,14 @@ CASES: dict[str, tuple[Any, Any]] = {
     "clvq_token": (lambda: make_clvq(decoder="token"), plain_clvq),
     "clvq_transformer": (lambda: make_clvq(decoder="transformer"), plain_clvq),
     "clvq_training_token": (lambda: make_training_clvq(decoder="token"), plain_clvq),
+    "clvq_predictive": (
+        lambda: make_clvq(decoder="token", encoder="predictive", predictor_hidden=20),
+        plain_clvq,
+    ),
+    "clvq_training_predictive": (
+        lambda: make_training_clvq(decoder="token", encoder="predictive"),
+        plain_clvq,
+    ),
     "clvq_training_transformer": (lambda: make_training_clvq(decoder="transformer"), plain_clvq),
 }
 

@@ -50,6 +50,9 @@ MAKE: dict[str, Callable[[], Any]] = {
     ),
     "clvq_token": lambda: make_training_clvq(decoder="token", top_k=5, temperature=1.0),
     "clvq_transformer": lambda: make_training_clvq(decoder="transformer", top_k=5, temperature=1.0),
+    "clvq_predictive": lambda: make_training_clvq(
+        decoder="token", encoder="predictive", predictor_hidden=20, top_k=5, temperature=1.0
+    ),
     "clvq_leaky": lambda: make_training_clvq(decoder="transformer", decoder_memory="encoder"),
 }
 ACROSS = [name for name in MAKE if name != "bae"]
@@ -105,7 +108,7 @@ def test_who_looks_changes_nothing(name):
             assert torch.equal(actual[key], value), key
 
 
-@pytest.mark.parametrize("name", ["topk", "clvq_token", "clvq_transformer"])
+@pytest.mark.parametrize("name", ["topk", "clvq_token", "clvq_transformer", "clvq_predictive"])
 def test_who_looks_under_autocast_changes_nothing(name):
     outputs = []
     for looks in (False, True):
@@ -183,7 +186,7 @@ def test_what_a_hook_makes_of_the_reconstruction_is_scored(name):
     torch.testing.assert_close(output.losses["mse_loss"], expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", ["clvq_token", "clvq_transformer"])
+@pytest.mark.parametrize("name", ["clvq_token", "clvq_transformer", "clvq_predictive"])
 def test_a_code_can_be_forbidden_by_its_distance(name):
     sae, rows = MAKE[name](), rows_for(name)
     code = int(step(sae, rows).feature_acts.sum(0).argmax())
@@ -203,7 +206,7 @@ def test_a_code_can_be_forbidden_by_its_distance(name):
     assert torch.equal(output.feature_acts.sum(1), valid.float())
 
 
-@pytest.mark.parametrize("name", ["topk", "clvq_token", "clvq_transformer"])
+@pytest.mark.parametrize("name", ["topk", "clvq_token", "clvq_transformer", "clvq_predictive"])
 def test_the_gradient_at_the_activations_is_that_of_the_loss(name):
     sae, rows = MAKE[name](), rows_for(name)
     cache, fwd, bwd = sae.get_caching_hooks([ACTS, RECONS], incl_bwd=True)

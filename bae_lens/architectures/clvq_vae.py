@@ -4,38 +4,30 @@
 activation at a lower hook point and ŷ the reconstruction of its activation at a higher one. All
 that passes from one to the other is which code each token has: with the ``token`` decoder its own,
 with the ``transformer`` decoder also those of the tokens before it.
+
+With ``encoder="predictive"`` it is ``x → z = f(x) → nearest of K codes = ŷ``: f is trained to predict the
+higher activation y, and codes are of its space. Nothing is lost by that, as
+``E‖y − e_k‖² = E‖y − E[y|x]‖² + E‖E[y|x] − e_k‖²`` for any choice k of a code by x.
 """
 
 from __future__ import annotations
 
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import Float
-from sae_lens import TrainingSAE
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from numpy.typing import ArrayLike
+from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 from typing_extensions import override
 
 from bae_lens.architectures.clvq_vae_base import CLVQVAEBase, only_tokens
 from bae_lens.architectures.clvq_vae_config import CLVQVAEConfig, TrainingCLVQVAEConfig
-from bae_lens.architectures.codebook_init import initial_codebook
-from bae_lens.architectures.cross_layer import CrossLayerSAE, is_hooked, masked, target_and_output
-from bae_lens.architectures.packed_rows import unpack_rows
-from bae_lens.architectures.saving import change_l0, save_whole
-from bae_lens.checks.fields import check, whole
+from bae_lens.architectures.clvq_vae_training import TrainingCLVQVAE, drop_statistics
+from bae_lens.architectures.cross_layer import CrossLayerSAE
 from bae_lens.checks.finite import check_finite_weights
-from bae_lens.nn import (
-    EMACodebook,
-    Quantized,
-    one_hot,
-    squared_distances,
-    straight_through,
-    widened,
-)
+from bae_lens.nn import PredictiveEncoder
 
 # pyright: reportIncompatibleVariableOverride=false
 
@@ -48,30 +40,12 @@ __all__ = [
 ]
 
 
-class _HookedActs(NamedTuple):
-    """Activations of a training step as its hooks left them.
-
-    Attributes:
-        values: ``[n, K]``.
-        is_changed: whether a hook changed any.
-    """
-
-    values: Tensor
-    is_changed: Tensor
-
-
-# Buffers of the quantizer; in a state dict they stand at the top level, as the codebook does in the
-# inference class.
-_QUANTIZER = "quantizer."
-# What it keeps beside the codebook.
-_STATISTICS = EMACodebook(1, 1, device="meta").state_dict().keys() - {"codebook"}
-
-
 class CLVQVAE(CLVQVAEBase):
     """Cross-Layer VQ-VAE for inference: ``encode`` gives the one-hot of the nearest code.
 
     Buffers: ``codebook`` [K, d_in], in float32 whatever the dtype, in the units of the encoder's
-    output (inputs centered by ``input_mean`` and times ``input_scale``); ``scale`` [K], what an
+    output (inputs centered by ``input_mean`` and times ``input_scale``; of a predictive encoder [K, d_out]
+    and those of the target, centered by ``target_mean`` and over ``target_scale``); ``scale`` [K], what an
     activation is worth, 1 unless the norms of ``W_dec`` were folded into it.
 
     With the transformer decoder, a model's key-value cache hides the codes of earlier tokens:
@@ -88,291 +62,68 @@ class CLVQVAE(CLVQVAEBase):
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        shape = (self.cfg.d_sae, self.cfg.d_in)
+        shape = (self.cfg.d_sae, self.d_code)
         self.register_buffer("codebook", torch.randn(shape, device=self.device))
 
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        _drop_statistics(state_dict)
+        drop_statistics(state_dict)
 
-
-class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
-    """Cross-Layer VQ-VAE under training, on SAELens' own trainer.
-
-    A training batch is rows of ``bae_lens.architectures.packed_rows.pack_rows``, or ``[n, d_in]`` for one hook point,
-    reconstructed from itself (the single-layer VQ-VAE). Loss beside SAELens' ``mse_loss``:
-    ``commitment_loss``. The codebook has no gradient: it follows the encoder's output by running
-    means, whose state (``ema_count``, ``ema_sum`` …, see ``EMACodebook``) is float32 whatever the
-    model's dtype and saved with every checkpoint. (SAELens' loader rounds what it reads to a
-    bfloat16 model's dtype first; a resumed run does not.)
-
-    The step's ``sae_in`` is the *target*, so that SAELens' explained variance is that of the higher
-    hook point; where the mask excludes a token, both it and the reconstruction are the mean of the
-    others, which leaves the explained variance as it is (``explained_variance_legacy``, a mean over
-    tokens, then means nothing). Its ``feature_acts`` are the nearest codes, also where another one was drawn, so that
-    SAELens' sparsity is that of evaluation. A hook at ``hook_sae_acts_post`` is shown the codes that
-    are decoded, drawn ones; what it puts there is decoded, and reported, in their place.
-    """
-
-    cfg: TrainingCLVQVAEConfig
-    quantizer: EMACodebook
-
-    def __init__(self, cfg: TrainingCLVQVAEConfig, use_error_term: bool = False):
-        super().__init__(cfg, use_error_term)
-        self.register_state_dict_post_hook(_to_top_level)
-        self.register_load_state_dict_pre_hook(_from_top_level)
-        self.register_load_state_dict_post_hook(_note_loaded_calibration)
-
-    @override
-    def initialize_weights(self) -> None:
-        super().initialize_weights()
-        cfg = self.cfg
-        self.quantizer = EMACodebook(
-            cfg.d_sae,
-            cfg.d_in,
-            decay=cfg.ema_decay,
-            epsilon=cfg.laplace_epsilon,
-            revive_after=cfg.revive_after,
-            max_revived=cfg.max_revived,
-            device=self.device,
-        )
-
-    @property
-    def codebook(self) -> Float[Tensor, "K d_in"]:
-        return self.quantizer.codebook
-
-    @override
-    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        return {"commitment": self.cfg.commitment_coefficient}
-
-    @override
-    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One-hot of the nearest code, and minus the squared distances, both ``[..., K]``."""
-        _, hidden_pre, acts = self._encode(x)
-        return acts, hidden_pre
-
-    @override
-    def encode(self, x: Tensor) -> Tensor:
-        return self._encode(x)[2]
-
-    @override
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        return CLVQVAEBase.decode(self, feature_acts)
-
-    @torch.compiler.disable()
+    @classmethod
     @torch.no_grad()
-    def calibrate(self, rows: Float[Tensor, "n width"], batch_size: int | None = None) -> None:
-        """Set means, scales and codebook from activations, and the codebook's statistics with it.
+    def from_prediction(
+        cls,
+        layers: Sequence[tuple[ArrayLike, ArrayLike]],
+        codes: ArrayLike,
+        metadata: SAEMetadata | None = None,
+    ) -> CLVQVAE:
+        """With a predictive encoder whose weights are known: a regression, and clusters of what it says.
 
-        ``training_forward_pass`` calls it with its first batch if nobody did before; more tokens
-        make better clusters (``CrossLayerTrainingRunner`` gives it ``initialization_tokens``).
+        Of scikit-learn's ``Ridge``: ``[(ridge.coef_, ridge.intercept_)]``; of its ``MLPRegressor`` with one
+        hidden layer, ``[(w.T, b) for w, b in zip(mlp.coefs_, mlp.intercepts_)]``. Codes are then the centers
+        of its ``KMeans`` on ``predict(lower)``, or the mean higher activation of each cluster.
 
         Args:
-            rows: as a training batch.
-            batch_size: tokens of a training batch, for the running counts; default: these.
+            layers: weight ``[out, in]`` and bias ``[out]`` of one layer, or of two with a ReLU between
+                them, from activations at the lower hook point to those at the higher.
+            codes: ``[K, d_out]``, in the units of the higher hook point.
+            metadata: with the names of the hook points, which evals and ``attached`` ask for.
 
         Raises:
-            ValueError: if not all values are finite, or there are fewer distinct tokens than codes.
+            ValueError: if there are neither one nor two layers, a shape does not fit the others, or a
+                value is NaN or infinite.
+
+        Examples:
+            >>> sae = CLVQVAE.from_prediction([(torch.eye(2), torch.zeros(2))], [[1.0, 0.0], [0.0, 1.0]])
+            >>> sae(torch.tensor([[3.0, 1.0]])).tolist()
+            [[1.0, 0.0]]
         """
-        batch_size = check("batch_size", batch_size, whole(1, or_none=True))
-        lower = self.fit_units(rows).lower
-        z = self.encoder(self.process_sae_in(lower)).float()
-        codebook, counts = initial_codebook(
-            z, self.cfg.d_sae, self.cfg.codebook_init, self.cfg.codebook_init_seed
+        encoder = PredictiveEncoder.of_layers(
+            [(_float32(weight), _float32(bias)) for weight, bias in layers]
         )
-        distance = squared_distances(z, codebook).amin(-1).mean()
-        share = (len(rows) if batch_size is None else batch_size) / len(rows)
-        self.quantizer.set_codebook(codebook, counts * share, distance)
-        self.is_calibrated = True
-
-    @override
-    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """A step on packed rows; see the class for what it returns.
-
-        Raises:
-            ValueError: if the batch is neither packed rows nor of width d_in, or not whole
-                sequences.
-        """
-        rows = step_input.sae_in
-        if not self.is_calibrated:
-            with torch.autocast(self.device.type, enabled=False):
-                self.calibrate(rows)
-        lower, upper, valid = unpack_rows(rows, self.cfg.d_in, self.d_out)
-        n_valid = valid.sum().clamp(min=1)
-
-        z = self.encoder(self.process_sae_in(masked(lower, valid, self.input_mean)))
-        hidden_pre = self._hooked_distances(z)
-        quantized = self.quantizer.quantize(
-            z,
-            valid,
-            self.cfg.top_k if self.training else 1,
-            self.cfg.temperature,
-            distances=None if hidden_pre is None else -hidden_pre.detach(),
-        )
-        if hidden_pre is None or not is_hooked(self.hook_sae_acts_post):
-            acts = None
-            decoded = self._decode_sequences(straight_through(z, quantized.codes), valid, z)
-        else:
-            acts, decoded = self._decode_hooked(z, hidden_pre, quantized, valid)
-        decoded = self.hooked_recons(decoded, valid)
-
-        # Both are zero where a token is not valid.
-        upper = masked(upper, valid, self.target_mean)
-        error = decoded.float() - (upper - self.target_mean) / self.target_scale
-        away = (z.float() - quantized.codes).square().sum(-1)
-        losses = {
-            "mse_loss": error.square().sum() / n_valid,
-            "commitment_loss": step_input.coefficients["commitment"]
-            * (torch.where(valid, away, 0).sum() / n_valid),
-        }
-        with torch.no_grad():
-            if self.training:
-                self.quantizer.update(
-                    z, quantized.indices, valid, quantized.distance, quantized.nearest
-                )
-            feature_acts = torch.zeros_like(quantized.distances, dtype=z.dtype)
-            feature_acts.scatter_(1, quantized.nearest[:, None], valid[:, None].to(z.dtype))
-            feature_acts *= self.scale
-            if acts is not None:
-                feature_acts = torch.where(acts.is_changed, acts.values, feature_acts)
-            drawn = ((quantized.indices != quantized.nearest) & valid).sum() / n_valid
-            sae_in, sae_out, metrics = target_and_output(upper, self.target_scale * error, valid)
-        return TrainStepOutput(
-            sae_in=sae_in,
-            sae_out=sae_out,
-            feature_acts=feature_acts,
-            hidden_pre=-quantized.distances,
-            loss=losses["mse_loss"] + losses["commitment_loss"],
-            losses=losses,
-            # Callables are evaluated on logging steps only.
-            metrics={
-                **metrics,
-                "drawn_off_nearest": drawn,
-                "perplexity": self.quantizer.perplexity,
-                "codes_in_use": self.quantizer.codes_in_use,
-                "revived_codes": partial(torch.clone, self.quantizer.n_revived),
-                "alpha": partial(torch.clone, self.encoder.alpha.detach()),
-            },
-        )
-
-    def _hooked_distances(self, z: Tensor) -> Tensor | None:
-        """Minus the squared distances after their hooks; None where no hook is at the code at all."""
-        if not (is_hooked(self.hook_sae_acts_pre) or is_hooked(self.hook_sae_acts_post)):
-            return None
-        with torch.no_grad():
-            distances = squared_distances(z, self.codebook)
-        # In the graph, so that a backward hook is called.
-        return self.hook_sae_acts_pre(-distances.requires_grad_())
-
-    def _decode_hooked(
-        self, z: Tensor, hidden_pre: Tensor, quantized: Quantized, valid: Tensor
-    ) -> tuple[_HookedActs, Tensor]:
-        """The drawn codes after the hooks of ``hook_sae_acts_post``, and what they decode to.
-
-        Gradients are those of a step without hooks, and that of the activations.
-        """
-        drawn = one_hot(hidden_pre, quantized.indices).to(self.dtype) * self.scale
-        drawn = masked(drawn, valid)
-        before = drawn.detach().clone()
-        acts = self.hook_sae_acts_post(drawn)
-        # The codebook is moved before the gradient is taken.
-        codebook = self.codebook.to(acts.dtype, copy=True)
-        with torch.autocast(z.device.type, enabled=False):
-            codes = (acts / self.scale) @ codebook + (z - z.detach())
-        has_code = valid & (acts != 0).any(-1)
-        decoded = self._decode_sequences(codes, has_code, z)
-        # As in decode, where a token without a code decodes to zero.
-        nothing = (-self.target_mean / self.target_scale).to(decoded.dtype)
-        decoded = torch.where((valid & ~has_code)[:, None], nothing, decoded)
-        values = acts.detach()
-        return _HookedActs(values, (values != before).any()), decoded
-
-    def _decode_sequences(self, codes: Tensor, valid: Tensor, z: Tensor) -> Tensor:
-        """``_run_decoder`` on flat tokens, put into their sequences for it."""
-        memory = z if self.cfg.decoder_memory == "encoder" else None
-        length = self.cfg.sequence_length
-        if length is None or self.cfg.decoder == "token":
-            return self._run_decoder(codes, valid, memory)
-        if len(codes) % length:
+        codebook = _float32(codes)
+        d_out, d_in = encoder.linear.weight.shape
+        if codebook.ndim != 2 or codebook.shape[1] != d_out or len(codebook) == 0:
             raise ValueError(
-                f"A training batch must be whole sequences of sequence_length = {length} tokens; got "
-                f"{len(codes)} tokens. Set the batch size to a multiple of {length}."
+                f"codes must be [K, {d_out}], as wide as what the last layer gives; got shape "
+                f"{tuple(codebook.shape)}."
             )
-        in_sequences: list[Any] = [
-            None if t is None else rearrange(t, "(n t) ... -> n t ...", t=length)
-            for t in (codes, valid, memory)
-        ]
-        return rearrange(self._run_decoder(*in_sequences), "n t d -> (n t) d")
-
-    @override
-    def calculate_aux_loss(
-        self,
-        step_input: TrainStepInput,
-        feature_acts: Tensor,
-        hidden_pre: Tensor,
-        sae_out: Tensor,
-    ) -> dict[str, Tensor]:
-        """Not used: the commitment needs z, which ``training_forward_pass`` has."""
-        raise NotImplementedError("TrainingCLVQVAE computes its losses in training_forward_pass.")
-
-    def fold_log_sparsity(self, log_sparsity: Tensor) -> Tensor:
-        """SAELens' log10 firing rates ``[K]``, per valid token: it divides by masked ones too."""
-        rate = 10 ** widened(log_sparsity)
-        return torch.log10(rate / rate.sum() + 1e-10).to(log_sparsity.dtype)
-
-    @override
-    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
-        """Save as a ``CLVQVAE``, with the L0 of valid tokens, each of which has one code."""
-        check_finite_weights(self)
-        return save_whole(path, self._save_inference_model)
-
-    def _save_inference_model(self, folder: Path) -> tuple[Path, Path]:
-        weights_path, cfg_path = super().save_inference_model(folder)
-        change_l0(cfg_path, lambda _: 1.0)
-        return weights_path, cfg_path
-
-    @override
-    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_loading(state_dict)
-        if not _STATISTICS & state_dict.keys():
-            # Saved for inference, and now to be trained further from where it is.
-            codebook = state_dict["codebook"].float()
-            fresh = EMACodebook(*codebook.shape, device=codebook.device)
-            ones = torch.ones_like(codebook[:, 0])
-            fresh.set_codebook(codebook, ones, distance=torch.zeros_like(ones[0]))
-            state_dict |= fresh.state_dict()
-
-    @override
-    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving_inference(state_dict)
-        _drop_statistics(state_dict)
+        cfg = CLVQVAEConfig(
+            d_in=d_in,
+            d_sae=len(codebook),
+            d_out=d_out,
+            encoder="predictive",
+            predictor_hidden=encoder.d_hidden,
+            decoder="token",
+            metadata=metadata or SAEMetadata(),
+        )
+        sae = cls(cfg)
+        sae.encoder = encoder
+        sae.codebook.copy_(codebook)
+        check_finite_weights(sae)
+        return sae
 
 
-def _drop_statistics(state_dict: dict[str, Any]) -> None:
-    for name in _STATISTICS:
-        state_dict.pop(name, None)
-
-
-def _to_top_level(
-    module: TrainingCLVQVAE,  # noqa: ARG001
-    state_dict: dict[str, Any],
-    prefix: str,
-    local_metadata: Any,  # noqa: ARG001
-) -> None:
-    for name in [name for name in state_dict if name.startswith(prefix + _QUANTIZER)]:
-        state_dict[prefix + name.removeprefix(prefix + _QUANTIZER)] = state_dict.pop(name)
-
-
-def _from_top_level(
-    module: TrainingCLVQVAE, state_dict: dict[str, Any], prefix: str, *_: Any
-) -> None:
-    for name in dict(module.quantizer.named_buffers()):
-        if prefix + name in state_dict:
-            state_dict[prefix + _QUANTIZER + name] = state_dict.pop(prefix + name)
-
-
-def _note_loaded_calibration(module: TrainingCLVQVAE, incompatible_keys: Any) -> None:  # noqa: ARG001
-    n_updates = module.quantizer.n_updates
-    if not n_updates.is_meta:
-        module.is_calibrated = bool(n_updates > 0)
+def _float32(values: ArrayLike) -> Tensor:
+    return torch.as_tensor(np.asarray(values)).float()

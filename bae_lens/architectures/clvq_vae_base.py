@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from bae_lens.architectures.code_kind import ONE_HOT
@@ -17,6 +17,7 @@ from bae_lens.architectures.cross_layer import CrossLayerSAE
 from bae_lens.nn import (
     AdaptiveResidualEncoder,
     CausalTransformerDecoder,
+    PredictiveEncoder,
     TokenDecoder,
     nearest_codes,
     one_hot,
@@ -37,8 +38,13 @@ class CLVQVAEBase(CrossLayerSAE):
     def initialize_weights(self) -> None:
         cfg = self.cfg
         kwargs: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        self.encoder = AdaptiveResidualEncoder(cfg.d_in, **kwargs)
-        if cfg.decoder == "token":
+        if self.is_predictive:
+            self.encoder = PredictiveEncoder(cfg.d_in, self.d_out, cfg.predictor_hidden, **kwargs)
+        else:
+            self.encoder = AdaptiveResidualEncoder(cfg.d_in, **kwargs)
+        if self.is_predictive:
+            self.decoder = nn.Identity()
+        elif cfg.decoder == "token":
             self.decoder = TokenDecoder(
                 cfg.d_in,
                 self.d_out,
@@ -65,6 +71,16 @@ class CLVQVAEBase(CrossLayerSAE):
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
         return one_hot
 
+    @property
+    def is_predictive(self) -> bool:
+        """Whether codes are of the target's space, and each token's nearest to its prediction."""
+        return self.cfg.encoder == "predictive"
+
+    @property
+    def d_code(self) -> int:
+        """Width of a code: that of the encoder's output."""
+        return self.d_out if self.is_predictive else self.cfg.d_in
+
     # SAELens' names for the weights
 
     @property
@@ -79,8 +95,8 @@ class CLVQVAEBase(CrossLayerSAE):
         return torch.zeros_like(self.target_mean)
 
     @property
-    def W_enc(self) -> Float[Tensor, "d_in K"]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The codebook: z·W_enc + b_enc is largest for the nearest code."""
+    def W_enc(self) -> Float[Tensor, "d_code K"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The codebook: z·W_enc + b_enc, of the encoder's output z, is largest for the nearest code."""
         return self.codebook.T.to(self.dtype)
 
     @property
@@ -192,6 +208,8 @@ class CLVQVAEBase(CrossLayerSAE):
         self, codes: Tensor, valid: Tensor | None, memory: Tensor | None = None
     ) -> Tensor:
         """What codes decode to, in units of the target's standard deviation, about its mean."""
+        if isinstance(self.decoder, nn.Identity):
+            return codes if valid is None else torch.where(valid[..., None], codes, 0)
         if isinstance(self.decoder, TokenDecoder):
             return self.decoder(codes, valid)
         positions = None

@@ -107,6 +107,10 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
         """What the decoder says, in units of the higher hook point."""
         return (self.target_mean + self.target_scale * decoded).to(decoded.dtype)
 
+    def from_target(self, upper: Float[Tensor, "*batch d_out"]) -> Float[Tensor, "*batch d_out"]:
+        """Activations of the higher hook point in the decoder's units: the other way about."""
+        return (upper - self.target_mean) / self.target_scale
+
     def refuse_error_term(self) -> None:
         refuse_error_term(self)
 
@@ -134,7 +138,7 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
         # A hook may also write into the tensor that it is shown.
         if hooked is recons and recons._version == version:
             return decoded
-        return masked((hooked - self.target_mean) / self.target_scale, valid)
+        return masked(self.from_target(hooked), valid)
 
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:

@@ -6,7 +6,7 @@ from bae_lens.nn.calibration import calibrated_weights
 from bae_lens.nn.covariance.penalty import off_diagonal_covariance
 from bae_lens.nn.decode import decode_sparse
 from bae_lens.nn.decoders import CausalTransformerDecoder, TokenDecoder
-from bae_lens.nn.encoder import AdaptiveResidualEncoder
+from bae_lens.nn.encoder import AdaptiveResidualEncoder, PredictiveEncoder
 from bae_lens.nn.entropy import binary_entropy, entropy_of_rates, marginal_entropy
 from bae_lens.nn.feedback import with_feedback
 from bae_lens.nn.joint_entropy import (
@@ -48,6 +48,7 @@ __all__ = [
     "EMACodebook",
     "Float32Buffers",
     "LevelCode",
+    "PredictiveEncoder",
     "Quantized",
     "Surrogate",
     "TokenDecoder",

@@ -266,10 +266,11 @@ class EMACodebook(Float32Buffers):
         distance: Float[Tensor, "*batch"] | None = None,
         nearest: Int[Tensor, "*batch"] | None = None,
         generator: torch.Generator | None = None,
+        values: Float[Tensor, "*batch d"] | None = None,
     ) -> None:
         """Move the codes towards the vectors assigned to them; then revive some that wait for it.
 
-        With n_k and s_k the number and the sum of the vectors of code k in this batch:
+        With n_k and s_k the number and the sum of the vectors (or ``values``) of code k in this batch:
         N ← γN + (1−γ)n, m ← γm + (1−γ)s, and Laplace smoothing, which conserves ΣN:
         N_k ← (N_k + ε)·r, m_k ← (m_k + ε·e_k)·r, r = ΣN/(ΣN + Kε); then e = m/N. The release
         smooths N alone, so that codes without vectors shrink towards zero; here they stay.
@@ -286,11 +287,15 @@ class EMACodebook(Float32Buffers):
             distance: as ``quantize`` returned it; ``None``: computed again.
             nearest: as ``quantize`` returned it; ``None``: ``indices``, nothing having been drawn.
             generator: draws the vectors for revival; on the device of ``z``.
+            values: what codes are running means of, where that is not ``z``, by which they are chosen:
+                for predictions, what was predicted. Codes are revived among ``z`` all the same.
 
         Raises:
             ValueError: if shapes do not fit together or the mask is not boolean.
         """
         self._check(z, mask)
+        if values is not None and values.shape != z.shape:
+            raise ValueError(f"values must be {tuple(z.shape)}; got {tuple(values.shape)}.")
         for name, value in (("indices", indices), ("distance", distance), ("nearest", nearest)):
             if value is not None and value.shape != z.shape[:-1]:
                 raise ValueError(
@@ -301,14 +306,15 @@ class EMACodebook(Float32Buffers):
             distance = squared_distances(z, self.codebook).amin(-1)
         valid = torch.ones_like(indices, dtype=torch.bool) if mask is None else mask
         valid, indices = valid.reshape(-1), indices.reshape(-1)
-        rows = torch.where(valid[:, None], rearrange(z, "... d -> (...) d").float(), 0)
+        rows = _valid_rows(z, valid)
+        summed = rows if values is None else _valid_rows(values, valid)
         has_any = valid.any()
 
         n = torch.zeros_like(self.ema_count).index_add_(0, indices, valid.float())
         n_nearest = n
         if nearest is not None:
             n_nearest = torch.zeros_like(n).index_add_(0, nearest.reshape(-1), valid.float())
-        s = torch.zeros_like(self.ema_sum).index_add_(0, indices, rows)
+        s = torch.zeros_like(self.ema_sum).index_add_(0, indices, summed)
         count = self.decay * self.ema_count + (1 - self.decay) * n + self.epsilon
         sums = self.decay * self.ema_sum + (1 - self.decay) * s + self.epsilon * self.codebook
         total = count.sum()
@@ -429,6 +435,10 @@ def _check_sampling(top_k: int, temperature: float) -> None:
             f"temperature must be greater than 0; got {temperature}. For the nearest code set "
             "top_k to 1."
         )
+
+
+def _valid_rows(x: Tensor, valid: Tensor) -> Tensor:
+    return torch.where(valid[:, None], rearrange(x, "... d -> (...) d").float(), 0)
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

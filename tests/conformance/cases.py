@@ -180,23 +180,26 @@ _CLVQ_FIELDS: dict[str, Any] = {
 }
 
 
-def _clvq(decoder: str) -> Architecture:
-    sizes = {"d_in": 8, "d_sae": 24, "decoder": decoder}
+def _clvq(decoder: str, **encoder: Any) -> Architecture:
+    """With the encoder of these fields, or the paper's."""
+    own = {"decoder": decoder, **encoder}
+    sizes = {"d_in": 8, "d_sae": 24, **own}
     return Architecture(
         name="clvq_vae",
         inference=(CLVQVAE, CLVQVAEConfig),
         training=(TrainingCLVQVAE, TrainingCLVQVAEConfig),
-        make=lambda **k: make_clvq(**{"decoder": decoder, **k}),
-        make_training=lambda **k: make_training_clvq(**{"decoder": decoder, **k}),
-        trained=lambda **k: trained_clvq(**{"decoder": decoder, **k}),
+        make=lambda **k: make_clvq(**{**own, **k}),
+        make_training=lambda **k: make_training_clvq(**{**own, **k}),
+        trained=lambda **k: trained_clvq(**{**own, **k}),
         inputs=sequences,
         batch=lambda n=BATCH, seed=0: make_rows(n, seed=seed),
         configs={
-            "defaults": lambda: TrainingCLVQVAEConfig(d_in=D_IN, d_sae=N_CODES, decoder=decoder),  # type: ignore[arg-type]
-            "no d_out": lambda: clvq_cfg(d_out=None, top_k=2, codebook_init="random"),
+            "defaults": lambda: TrainingCLVQVAEConfig(d_in=D_IN, d_sae=N_CODES, **own),  # type: ignore[arg-type]
+            "no d_out": lambda: clvq_cfg(d_out=None, top_k=2, codebook_init="random", **own),
             "everything else": _everything(
                 clvq_cfg,
-                **{**_CLVQ_FIELDS, "decoder": decoder},
+                **_CLVQ_FIELDS,
+                **own,
                 top_k=2,
                 temperature=0.5,
                 ema_decay=0.9,
@@ -214,7 +217,13 @@ def _clvq(decoder: str) -> Architecture:
             "everything else": _everything(CLVQVAEConfig, **sizes, **_CLVQ_FIELDS),
         },
         in_a_model={"d_out": D_IN},
-        tensors=("codebook", "scale", "target_mean", "encoder.a", *CLVQ_STATISTICS),
+        tensors=(
+            "codebook",
+            "scale",
+            "target_mean",
+            "encoder.linear.weight" if encoder else "encoder.a",
+            *CLVQ_STATISTICS,
+        ),
     )
 
 
@@ -274,6 +283,7 @@ ARCHITECTURES = {
     "bae, levels and feedback": _bae(n_levels=3, feedback_steps=2),
     "clvq_vae, token": _clvq("token"),
     "clvq_vae, transformer": _clvq("transformer"),
+    "clvq_vae, predictive": _clvq("token", encoder="predictive", predictor_hidden=20),
     "topk_transcoder": Architecture(
         name="topk_transcoder",
         inference=(TopKTranscoder, TopKTranscoderConfig),

@@ -432,6 +432,31 @@ def test_decay_0_gives_batch_means_and_leaves_unused_codes_where_they_are():
     torch.testing.assert_close(book.codebook[-2:], before[-2:])
 
 
+def test_codes_can_be_means_of_other_values_than_they_are_chosen_by():
+    book, z = make_codebook(decay=0.0), vectors()
+    values = 7 + 2 * vectors().flip(0)
+    indices = torch.randint(K, (N,), generator=generator())
+    mask = torch.rand(N, generator=generator()) < 0.7
+    junk = torch.where(mask[:, None], values, float("nan"))
+
+    book.update(z, indices, mask, values=junk)
+
+    means = torch.stack([values[mask & (indices == k)].mean(0) for k in range(K)])
+    torch.testing.assert_close(book.codebook, means, rtol=1e-4, atol=1e-4)
+    assert_consistent(book)
+    with pytest.raises(ValueError, match=r"values must be \(64, .*; got \(63,"):
+        book.update(z, indices, values=values[1:])
+
+
+def test_codes_are_revived_among_the_vectors_and_not_the_values():
+    book, z = dead_codebook(revive_after=1, max_revived=K), vectors()
+    quantized = book.quantize(z)
+
+    book.update(z, quantized.indices, values=z + 100)
+
+    assert (book.codebook[1:, None] == z).all(-1).any(1).all()
+
+
 @pytest.mark.parametrize("epsilon", [1e-5, 0.1, 10.0])
 def test_smoothing_conserves_the_total(epsilon):
     book, z = make_codebook(decay=0.9, epsilon=epsilon), vectors()
