@@ -205,6 +205,7 @@ class TrainingCLVQVAEConfig(_CrossLayerFields, TrainingAcrossLayers, TrainingSAE
             "predictor_hidden": 2 * d_in,
             "decoder": "token",
             "top_k": 1,
+            "ema_decay": 0.99,
             "codebook_init": "kmeans++",
         }
         return cls(**(recipe | overrides))
