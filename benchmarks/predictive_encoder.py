@@ -51,7 +51,7 @@ from bae_lens.stats import paired_bootstrap, shown
 from bae_lens.training.fit import trainer_config
 
 MAX_LENGTH, TEXTS_AT_ONCE, TOKENS_AT_ONCE = 96, 32, 8192
-OURS = "CLVQ-VAE, predictive, hidden layer"
+OURS, RECLUSTERED = "CLVQ-VAE, predictive, hidden layer", ", reclustered"
 # Squared errors of each held-out text.
 Errors = Tensor
 
@@ -197,6 +197,10 @@ def predictions(sae: Any, x: Tensor) -> Tensor:
     )
 
 
+def reconstructions(sae: Any, x: Tensor) -> Tensor:
+    return torch.cat([sae(part) for part in x.split(TOKENS_AT_ONCE)])
+
+
 # Trainings
 
 
@@ -212,7 +216,7 @@ def config(name: str, d: int, args: argparse.Namespace, seed: int) -> TrainingCL
 
 
 RATES = {
-    OURS: 1e-3,
+    OURS: 2e-3,
     "CLVQ-VAE, predictive, linear": 1e-3,
     "CLVQ-VAE, paper's encoder, token decoder": 4e-3,
 }
@@ -231,9 +235,10 @@ def trained(name: str, tokens: Tokens, args: argparse.Namespace, seed: int) -> d
     with torch.enable_grad():
         SAETrainer(trainer, sae, ReplayedActivations(rows, args.batch_size, seed)).fit()
     sae.eval()
-    out = torch.cat([sae(part) for part in tokens.held_lower.split(TOKENS_AT_ONCE)])
-    found = {name: tokens.errors(out)}
+    found = {name: tokens.errors(reconstructions(sae, tokens.held_lower))}
     if cfg.encoder == "predictive":
+        sae.recluster(rows[order[: args.n_initialization]], args.batch_size)
+        found[name + RECLUSTERED] = tokens.errors(reconstructions(sae, tokens.held_lower))
         found[f"{name}, not quantized"] = tokens.errors(predictions(sae, tokens.held_lower))
     return found
 
@@ -369,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                   f"{len(args.seeds)} seeds\n")  # fmt: skip
             measure = gradients if args.gradients else every_method
             found = [measure(tokens, args, seed) for seed in args.seeds]
-            report(tokens, found, next(iter(GRADIENTS)) if args.gradients else OURS)
+            report(tokens, found, next(iter(GRADIENTS)) if args.gradients else OURS + RECLUSTERED)
 
 
 if __name__ == "__main__":

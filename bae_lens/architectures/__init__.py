@@ -1,7 +1,7 @@
 """The architectures, and their entry in SAELens' registries.
 
 ``bae`` (with ``bae_config``, ``bae_training``, ``bae_penalties``, ``bae_polarity``), ``clvq_vae``
-(with ``clvq_vae_config``) and ``topk_transcoder``; beside them what several of them share:
+(with ``clvq_vae_config``, ``clvq_vae_base``, ``clvq_vae_training``) and ``topk_transcoder``; beside them what several of them share:
 ``code_kind``, by which each says what its code is made of, ``cross_layer`` and ``packed_rows`` for two hook
 points, ``codebook_init``, ``sae_fields``, ``saving``.
 """

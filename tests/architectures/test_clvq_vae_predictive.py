@@ -5,6 +5,9 @@ What it shares with the paper's encoder is tested in test_clvq_vae.py, what SAEL
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from sae_lens import SAE
@@ -34,7 +37,7 @@ from tests.helpers import (
     trainer_cfg,
 )
 
-PREDICTIVE = {"encoder": "predictive", "decoder": "token"}
+PREDICTIVE: dict[str, Any] = {"encoder": "predictive", "decoder": "token"}
 WIDTHS = pytest.mark.parametrize("predictor_hidden", [None, 20])
 BOTH_CLASSES = pytest.mark.parametrize("make", [make_training_clvq, make_clvq])
 
@@ -44,11 +47,11 @@ def fixed_seed():
     torch.manual_seed(0)
 
 
-def standardized(sae: TrainingCLVQVAE, upper: Tensor) -> Tensor:
+def standardized(sae: Any, upper: Tensor) -> Tensor:
     return (upper - sae.target_mean) / sae.target_scale
 
 
-def predicted(sae: SAE, x: Tensor) -> Tensor:
+def predicted(sae: Any, x: Tensor) -> Tensor:
     """In the model's units, in plain algebra."""
     w = dict(sae.named_parameters())
     x = (x - sae.input_mean) * sae.input_scale
@@ -130,6 +133,38 @@ def test_it_starts_at_the_regression_of_its_first_tokens():
     assert (found - expected).norm() < 0.05 * (expected - expected.mean(0)).norm()
 
 
+def kmeans(x: np.ndarray, n: int) -> Any:
+    return KMeans(n, n_init=5, random_state=0).fit(x)  # pyright: ignore[reportArgumentType]
+
+
+def test_codes_are_clustered_anew_where_the_predictions_are_now():
+    sae = make_training_clvq(**PREDICTIVE, codebook_init="kmeans++")
+    lower, upper = make_pairs(600)
+    rows = pack_rows(lower, upper, torch.arange(600) % 5 > 0)
+    sae.quantizer.set_codebook(sae.codebook + 100, torch.ones(N_CODES))
+    encoder = {name: p.clone() for name, p in sae.named_parameters()}
+    junk = rows.clone()
+    junk[rows[:, -1] == 0, :-1] = float("nan")
+
+    sae.recluster(junk, batch_size=BATCH)
+
+    lower, upper, valid = unpack_rows(rows, D_IN, D_OUT)
+    z, y = predicted(sae, lower)[valid], standardized(sae, upper)[valid]
+    codes = sae.code_indices(lower)[valid]
+    best = kmeans(z.detach().numpy(), N_CODES).inertia_
+    assert (z - sae.codebook[codes]).square().sum() < 1.3 * best
+    means = torch.stack([y[codes == k].mean(0) for k in range(N_CODES)])
+    assert (means - sae.codebook).norm() < 0.2 * sae.codebook.norm()
+    assert sae.quantizer.ema_count.sum() == pytest.approx(BATCH * 0.8, rel=1e-3)
+    assert all(torch.equal(p, encoder[name]) for name, p in sae.named_parameters())
+
+
+def test_only_a_predictive_encoder_that_has_units_is_clustered_anew():
+    for sae in (make_training_clvq(), TrainingCLVQVAE(clvq_cfg(**PREDICTIVE))):
+        with pytest.raises(ValueError, match="recluster is for a predictive encoder in training"):
+            sae.recluster(make_rows())
+
+
 def explained_variance(out: Tensor, target: Tensor) -> float:
     error = (out - target).square().sum()
     return 1 - (error / (target - target.mean(0)).square().sum()).item()
@@ -169,7 +204,7 @@ def test_codes_tell_what_the_higher_layer_makes_of_a_token_and_not_what_varies_m
 # Of weights that are known
 
 
-def fitted(hidden: bool) -> tuple[Tensor, Tensor, list, Ridge | MLPRegressor, KMeans]:
+def fitted(hidden: bool) -> tuple[Tensor, Tensor, list[Any], Any, Any]:
     lower, upper = make_pairs(600)
     if hidden:
         regression = MLPRegressor(hidden_layer_sizes=(20,), max_iter=30, random_state=0).fit(
@@ -182,21 +217,21 @@ def fitted(hidden: bool) -> tuple[Tensor, Tensor, list, Ridge | MLPRegressor, KM
     else:
         regression = Ridge().fit(lower, upper)
         layers = [(regression.coef_, regression.intercept_)]
-    said = regression.predict(lower).astype("float32")
-    return lower, upper, layers, regression, KMeans(7, n_init=1, random_state=0).fit(said)
+    said = np.asarray(regression.predict(lower), "float32")
+    return lower, upper, layers, regression, kmeans(said, 7)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_regression_and_its_clusters_are_a_clvq_vae(tmp_path, hidden):
-    lower, _, layers, regression, kmeans = fitted(hidden)
+    lower, _, layers, regression, clusters = fitted(hidden)
 
-    sae = CLVQVAE.from_prediction(layers, kmeans.cluster_centers_)
+    sae = CLVQVAE.from_prediction(layers, clusters.cluster_centers_)
     sae.save_model(tmp_path)
     loaded = SAE.load_from_disk(tmp_path)
 
-    labels = torch.from_numpy(kmeans.predict(regression.predict(lower).astype("float32")))
-    centers = torch.from_numpy(kmeans.cluster_centers_)
+    labels = torch.from_numpy(clusters.predict(np.asarray(regression.predict(lower), "float32")))
+    centers = torch.from_numpy(clusters.cluster_centers_)
     for each in (sae, loaded):
         assert isinstance(each, CLVQVAE)
         assert each.cfg.predictor_hidden == (20 if hidden else None)
@@ -206,8 +241,8 @@ def test_a_regression_and_its_clusters_are_a_clvq_vae(tmp_path, hidden):
 
 
 def test_it_can_be_trained_on(tmp_path):
-    lower, upper, layers, _, kmeans = fitted(hidden=True)
-    sae = CLVQVAE.from_prediction(layers, kmeans.cluster_centers_)
+    lower, upper, layers, _, clusters = fitted(hidden=True)
+    sae = CLVQVAE.from_prediction(layers, clusters.cluster_centers_)
     sae.save_model(tmp_path)
 
     further = TrainingCLVQVAE.load_from_disk(tmp_path)
