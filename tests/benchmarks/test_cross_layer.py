@@ -303,7 +303,7 @@ def test_the_identity_step_asks_for_no_distance_and_moves_no_code(trial, monkeyp
     for module in (
         "nn.quantize",
         "architectures.clvq_vae_base",
-        "architectures.clvq_vae",
+        "architectures.clvq_vae_training",
     ):
         monkeypatch.setattr(f"bae_lens.{module}.squared_distances", refuse)
     rows = trial.train.packed[:24]
