@@ -51,7 +51,7 @@ from bae_lens.stats import paired_bootstrap, shown
 from bae_lens.training.fit import trainer_config
 
 MAX_LENGTH, TEXTS_AT_ONCE, TOKENS_AT_ONCE = 96, 32, 8192
-OURS, RECLUSTERED = "CLVQ-VAE, predictive, hidden layer", ", reclustered"
+OURS = "CLVQ-VAE, predictive, hidden layer"
 # Squared errors of each held-out text.
 Errors = Tensor
 
@@ -237,8 +237,6 @@ def trained(name: str, tokens: Tokens, args: argparse.Namespace, seed: int) -> d
     sae.eval()
     found = {name: tokens.errors(reconstructions(sae, tokens.held_lower))}
     if cfg.encoder == "predictive":
-        sae.recluster(rows[order[: args.n_initialization]], args.batch_size)
-        found[name + RECLUSTERED] = tokens.errors(reconstructions(sae, tokens.held_lower))
         found[f"{name}, not quantized"] = tokens.errors(predictions(sae, tokens.held_lower))
     return found
 
@@ -374,7 +372,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                   f"{len(args.seeds)} seeds\n")  # fmt: skip
             measure = gradients if args.gradients else every_method
             found = [measure(tokens, args, seed) for seed in args.seeds]
-            report(tokens, found, next(iter(GRADIENTS)) if args.gradients else OURS + RECLUSTERED)
+            report(tokens, found, next(iter(GRADIENTS)) if args.gradients else OURS)
 
 
 if __name__ == "__main__":

@@ -142,47 +142,13 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
         x = self.process_sae_in(lower)
         if isinstance(self.encoder, PredictiveEncoder):
             self.encoder.fit_linear(x, self.from_target(upper))
-        self._cluster(x, upper, (len(rows) if batch_size is None else batch_size) / len(rows))
-        self.is_calibrated = True
-
-    @torch.no_grad()
-    def recluster(self, rows: Float[Tensor, "n width"], batch_size: int | None = None) -> None:
-        """Set the codebook, and its statistics, anew by clusters of what the encoder now makes of tokens.
-
-        For the end of a training, or its middle: codes follow the encoder by running means, but none of them
-        leaves a part of space that has become too crowded for one that is too empty. It is for the predictive
-        encoder, whose code is its own reconstruction: another decoder has learned what the old codes mean.
-
-        Args:
-            rows: as a training batch.
-            batch_size: tokens of a training batch, for the running counts; default: these.
-
-        Raises:
-            ValueError: if the encoder is another, ``calibrate`` was not called, not all values are finite, or
-                there are fewer distinct tokens than codes.
-        """
-        batch_size = check("batch_size", batch_size, whole(1, or_none=True))
-        if not self.is_predictive or not self.is_calibrated:
-            raise ValueError(
-                "recluster is for a predictive encoder in training: set encoder to 'predictive', and train "
-                "or call calibrate first."
-            )
-        lower, upper, valid = unpack_rows(rows, self.cfg.d_in, self.d_out)
-        lower, upper = lower[valid], upper[valid]
-        self._cluster(
-            self.process_sae_in(lower),
-            upper,
-            (len(rows) if batch_size is None else batch_size) / len(rows),
-        )
-
-    def _cluster(self, x: Tensor, upper: Tensor, share: float) -> None:
-        """Codes of these tokens: clusters of z; of a predictive encoder, the mean target of each."""
         z = self.encoder(x).float()
         codebook, counts = initial_codebook(
             z, self.cfg.d_sae, self.cfg.codebook_init, self.cfg.codebook_init_seed
         )
         distances = squared_distances(z, codebook)
         if self.is_predictive:
+            # As in training, the mean of what each code is to reconstruct.
             nearest = distances.argmin(-1)
             counts = torch.bincount(nearest, minlength=len(codebook)).float()
             sums = torch.zeros_like(codebook).index_add_(
@@ -190,7 +156,9 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
             )
             means = sums / counts.clamp(min=1)[:, None]
             codebook = torch.where(counts[:, None] > 0, means, codebook)
+        share = (len(rows) if batch_size is None else batch_size) / len(rows)
         self.quantizer.set_codebook(codebook, counts * share, distances.amin(-1).mean())
+        self.is_calibrated = True
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:

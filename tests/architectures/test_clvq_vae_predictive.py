@@ -137,34 +137,6 @@ def kmeans(x: np.ndarray, n: int) -> Any:
     return KMeans(n, n_init=5, random_state=0).fit(x)  # pyright: ignore[reportArgumentType]
 
 
-def test_codes_are_clustered_anew_where_the_predictions_are_now():
-    sae = make_training_clvq(**PREDICTIVE, codebook_init="kmeans++")
-    lower, upper = make_pairs(600)
-    rows = pack_rows(lower, upper, torch.arange(600) % 5 > 0)
-    sae.quantizer.set_codebook(sae.codebook + 100, torch.ones(N_CODES))
-    encoder = {name: p.clone() for name, p in sae.named_parameters()}
-    junk = rows.clone()
-    junk[rows[:, -1] == 0, :-1] = float("nan")
-
-    sae.recluster(junk, batch_size=BATCH)
-
-    lower, upper, valid = unpack_rows(rows, D_IN, D_OUT)
-    z, y = predicted(sae, lower)[valid], standardized(sae, upper)[valid]
-    codes = sae.code_indices(lower)[valid]
-    best = kmeans(z.detach().numpy(), N_CODES).inertia_
-    assert (z - sae.codebook[codes]).square().sum() < 1.3 * best
-    means = torch.stack([y[codes == k].mean(0) for k in range(N_CODES)])
-    assert (means - sae.codebook).norm() < 0.2 * sae.codebook.norm()
-    assert sae.quantizer.ema_count.sum() == pytest.approx(BATCH * 0.8, rel=1e-3)
-    assert all(torch.equal(p, encoder[name]) for name, p in sae.named_parameters())
-
-
-def test_only_a_predictive_encoder_that_has_units_is_clustered_anew():
-    for sae in (make_training_clvq(), TrainingCLVQVAE(clvq_cfg(**PREDICTIVE))):
-        with pytest.raises(ValueError, match="recluster is for a predictive encoder in training"):
-            sae.recluster(make_rows())
-
-
 def explained_variance(out: Tensor, target: Tensor) -> float:
     error = (out - target).square().sum()
     return 1 - (error / (target - target.mean(0)).square().sum()).item()
