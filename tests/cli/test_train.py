@@ -351,7 +351,12 @@ def test_the_real_model_trains_from_its_shipped_config():
 
 @pytest.mark.real_model
 @pytest.mark.parametrize(
-    ("config", "predicts"), [("smollm2-clvq-vae", True), ("minilm-clvq-vae", False)]
+    ("config", "predicts"),
+    [
+        ("smollm2-clvq-vae", True),
+        ("minilm-clvq-vae", False),
+        ("minilm-clvq-vae-predictive", False),
+    ],
 )
 def test_the_real_models_train_across_layers_and_are_evaluated_there(config: str, predicts: bool):
     tokens = ["--training_tokens", "8192", "--replay_tokens", "2048"]

@@ -45,7 +45,7 @@ SYNTHETIC: dict[str, Any] = {
 }
 
 
-CROSS_LAYER = ["smollm2-clvq-vae", "minilm-clvq-vae"]
+CROSS_LAYER = ["smollm2-clvq-vae", "minilm-clvq-vae", "minilm-clvq-vae-predictive"]
 
 
 def build(
@@ -393,6 +393,10 @@ def test_what_only_a_language_model_has_is_refused():
             *("minilm-clvq-vae", "bae-lens/minilm-l6"),
             *(("blocks.1.hook_out", "blocks.4.hook_out"), "sentence", 384),
         ),
+        (
+            *("minilm-clvq-vae-predictive", "bae-lens/minilm-l6"),
+            *(("blocks.1.hook_out", "blocks.4.hook_out"), "sentence", 384),
+        ),
     ],
 )
 def test_a_shipped_config_of_two_hook_points(
@@ -405,7 +409,8 @@ def test_a_shipped_config_of_two_hook_points(
     assert (runner.hook_name, runner.hook_name_out) == hooks
     assert (runner.model_name, runner.text_unit) == (model, text_unit)
     assert (runner.sae.d_in, runner.sae.d_out) == (width, width)
-    assert runner.sae.sequence_length == runner.context_size == 128
+    assert runner.context_size == 128
+    assert runner.sae.sequence_length == (None if runner.sae.decoder == "token" else 128)
     assert runner.train_batch_size_tokens % runner.context_size == 0
 
 
