@@ -137,7 +137,7 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
         if coefficient is None:
             return None
         rows = (widened(self.W_dec) * self.scale[:, None]).square().sum(1)
-        return 2 * coefficient * rows * (self.cfg.d_in / sae_in.numel())
+        return 2 * coefficient * rows * (self.cfg.d_in / max(sae_in.numel(), 1))
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:

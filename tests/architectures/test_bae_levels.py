@@ -382,3 +382,14 @@ def test_feedback_chooses_as_in_training_where_a_whitening_was_folded_in(tmp_pat
     assert torch.equal(loaded.encode(x), sae.encode(x))
     sae.residual_whitening = None
     assert (sae.encode(x) == expected).all(1).float().mean() < 0.9
+
+
+def test_a_batch_without_tokens_is_no_error_of_arithmetic():
+    """As without levels: its losses are means of nothing, which the trainer sees and skips."""
+    sae = make_training_bae(n_levels=L)
+    record_firing_rates(sae, make_activations(50))
+
+    output = train_step(sae, make_activations(50)[:0])
+
+    assert output.sae_out.shape == (0, sae.cfg.d_in)
+    assert output.loss.isnan()
