@@ -199,9 +199,18 @@ def print_ablation(cells: Cells, found: Sequence[Column]) -> None:
     ]
     if not known:
         return
-    lines = [["untouched", *(f"{statistics.mean(c.seeds[0]['untouched']):.3f}" for c in known)]]
+    lines = [
+        ["accuracy, untouched", *(f"{statistics.mean(c.seeds[0]['untouched']):.3f}" for c in known)]
+    ]
     lines.append(["most frequent class", *(f"{c.seeds[0]['chance']:.3f}" for c in known)])
-    table(["accuracy of the head", *(c.title for c in known)], lines)
+    left = [c.seeds[0]["missing"] for c in known]
+    lines.append(
+        [
+            "share of the logit that the gradients miss",
+            *("–" if x is None else f"{x:.2f}" for x in left),
+        ]
+    )
+    table(["head, and how well salient words are known", *(c.title for c in known)], lines)
     shown = [n for n in METHODS if n in known[0].seeds[0]["equal rank"]]
     for where, said in (
         ("equal rank", "lost beyond a random direction, equal rank (‖v−v'‖/‖v‖)"),
@@ -379,8 +388,8 @@ def report(cells: Cells, wanted: Sequence[Cell], prompted: Sequence[Cell]) -> No
             continue
         counts = sorted({len(c.seeds) for c in found})
         print(
-            f"K = {n_codes}, classifier of seed {model_seed}; of dictionaries "
-            f"{' to '.join(map(str, counts))} seeds.\n"
+            f"K = {n_codes}, seed {model_seed} of the classifier, {' to '.join(map(str, counts))} of the "
+            "dictionaries. Bold: off zero.\n"
         )
         print_primary(found)
         print_ablation(cells, found)

@@ -113,8 +113,8 @@ class Plan:
     k: int = 16
     bits: float = 40.0
     # Of ablations.
-    n_ablated: int = 240
-    n_gradients: int = 6
+    n_ablated: int = 200
+    n_gradients: int = 5
     n_resamples: int = 1000
     # Of a prompted decoder, which is five times as large.
     n_prompted: int = 120
