@@ -157,3 +157,15 @@ def test_that_options_are_checked() -> None:
         prediction_nmi(TEXTS, PREDICTIONS, TEXTS, average="mean")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="n_shuffles must be"):
         prediction_nmi(TEXTS, PREDICTIONS, TEXTS, n_shuffles=0)
+
+
+def test_that_many_codes_of_few_texts_do_not_move_the_interval_off_its_value() -> None:
+    """Texts that a draw has twice raise the NMI of many codes more than that of few."""
+    many = bursty(n_codes=40) + 40 * PREDICTIONS * (rng(1).random(len(TEXTS)) < 0.3)
+    found = prediction_nmi(many, PREDICTIONS, TEXTS, n_resamples=400).corrected
+    over = prediction_nmi_difference(many, noisy(0.3), PREDICTIONS, TEXTS, n_resamples=400)
+
+    for interval in (found, over):
+        assert interval.low < interval.mean < interval.high
+        middle = (interval.low + interval.high) / 2
+        assert abs(interval.mean - middle) < 0.2 * (interval.high - interval.low)
