@@ -195,7 +195,8 @@ def code_decoder(sae: Any, split: Split) -> Callable[[Tensor | None], Tensor]:
 
 
 def clvq_row(trial: Trial, method: str, sae: TrainingCLVQVAE, start: float) -> Row:
-    details = {"alpha": sae.encoder.alpha.item()}
+    encoder: Any = sae.encoder
+    details = {"alpha": encoder.alpha.item()}
     if sae.cfg.top_k > 1:
         with torch.no_grad():
             z = sae.encoder(sae.process_sae_in(trial.test.lower[:EVAL_TOKENS]))

@@ -424,8 +424,9 @@ def test_a_step_equals_a_plain_reference_in_losses_gradients_and_codebook(decode
 def test_who_always_answers_the_mean_loses_d_out(decoder, d_out):
     sae = TrainingCLVQVAE(clvq_cfg(decoder=decoder, d_out=d_out))
     with torch.no_grad():
-        sae.decoder.head.weight.zero_()
-        sae.decoder.head.bias.zero_()
+        own: Any = sae.decoder
+        own.head.weight.zero_()
+        own.head.bias.zero_()
 
     output = train_step(sae, make_rows(d_out=d_out))
 
@@ -1065,7 +1066,8 @@ def test_alpha_is_logged():
 
     output = train_step(sae, make_rows())
 
-    assert metric(output, "alpha").item() == sae.encoder.alpha.item()
+    encoder: Any = sae.encoder
+    assert metric(output, "alpha").item() == encoder.alpha.item()
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
