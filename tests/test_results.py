@@ -61,10 +61,15 @@ def with_new_names(content: Any) -> Any:
     return RENAMED.get(content, content) if isinstance(content, str) else content
 
 
+# What came since, of which a file that does not say it means this: it was so.
+WAS_SO = {"predicted_by": "probe"}
+
+
 def without_what_came_since(after: Any, before: Any) -> Any:
-    """The content of ``after`` under the names that ``before`` has; others must say nothing."""
+    """The content of ``after`` under the names that ``before`` has; others must say nothing, or what was so."""
     if isinstance(before, dict) and isinstance(after, dict):
-        assert not any(after[name] for name in after.keys() - before.keys())
+        for name in after.keys() - before.keys():
+            assert not after[name] or after[name] == WAS_SO.get(name)
         return {n: without_what_came_since(after[n], before[n]) for n in after if n in before}
     if isinstance(before, list) and isinstance(after, list):
         return [without_what_came_since(a, b) for a, b in zip(after, before, strict=True)]

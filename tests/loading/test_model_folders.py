@@ -312,7 +312,8 @@ def test_a_folder_that_is_not_whole_is_told_in_one_sentence(
     with pytest.raises(ValueError, match=words) as caught:
         load(folder)
     assert "\n" not in str(caught.value)
-    assert str(folder)[-20:] in str(caught.value)
+    # A long path is cut off.
+    assert str(folder)[:40] in str(caught.value)
 
 
 def test_other_heads_and_no_folder(tmp_path: Path) -> None:
