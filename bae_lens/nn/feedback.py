@@ -29,9 +29,9 @@ def with_feedback(
 
     Nothing makes such steps converge: where a latent's gain times its row times its column is large they
     swing, and a training whose learning rate is high can drive them there. So of the codes after 0, 1, …
-    ``steps`` steps each token keeps the one that leaves the smallest residual, the last of equal ones: feedback never explains
-    less of a token than the encoder does without it. Where a latent is inverted or a norm is folded, the
-    residual's length stays what it is but for one factor, and so does the choice.
+    ``steps`` steps each token keeps the one that leaves the smallest residual, the last of equal ones:
+    feedback never explains less of a token than the encoder does without it. Where a latent is inverted
+    or a norm is folded, the residual's length stays what it is but for one factor, and so does the choice.
 
     The residual is a constant for the gradient: ``W_enc`` learns from what it does to residuals as from
     what it does to the input, ``gain`` learns how much of it to take, and nothing is learned through the
