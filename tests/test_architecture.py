@@ -89,6 +89,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         pytest.fail(" → ".join(error.args[1]))
 
 
+def test_one_room_alone_calls_torch_distributed() -> None:
+    callers = {
+        name for name, path in MODULES.items() if "torch.distributed" in path.read_text("utf-8")
+    }
+    assert {name.split(".")[1] for name in callers} == {"distributed"}
+
+
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_a_long_module_says_why(name: str) -> None:
     text = MODULES[name].read_text(encoding="utf-8")

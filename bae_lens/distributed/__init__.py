@@ -1,0 +1,44 @@
+"""Sums and decisions that ranks share: the only room that calls ``torch.distributed``.
+
+Every rank of a process group computes the loss of the *global* batch, the rows of all ranks one after the
+other, and its backward pass gives that rank's share of the gradient; shares are added up by ``sum_gradients``.
+Where no process group is initialized there is one rank, and every function here gives back what it was given.
+
+The calls are collective: every rank makes them, in one order. Once a process group is initialized, training
+steps of this package's architectures make them, so that no rank can take a step alone.
+"""
+
+from bae_lens.distributed.collectives import (
+    all_any,
+    all_gather_objects,
+    all_gather_rows,
+    all_max,
+    all_mean,
+    all_sum,
+    all_sums,
+    all_to_all_rows,
+    barrier,
+    broadcast,
+    broadcast_object,
+)
+from bae_lens.distributed.gradients import sum_gradients
+from bae_lens.distributed.ranks import n_ranks, own_rows, own_slice, rank
+
+__all__ = [
+    "all_any",
+    "all_gather_objects",
+    "all_gather_rows",
+    "all_max",
+    "all_mean",
+    "all_sum",
+    "all_sums",
+    "all_to_all_rows",
+    "barrier",
+    "broadcast",
+    "broadcast_object",
+    "n_ranks",
+    "own_rows",
+    "own_slice",
+    "rank",
+    "sum_gradients",
+]

@@ -1,0 +1,155 @@
+"""Collectives on tensors and objects; the identity where there is one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bae_lens.distributed.ranks import n_ranks, rank
+
+T = TypeVar("T")
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Sum over ranks, the same to the bit on each; differentiable.
+
+    The gradient passes as it is: where every rank computes the loss L of the global sum S = Σ_r s_r, dL/dS is
+    known on each, and dL/dS·ds_r/dθ is that rank's share of dL/dθ, to be added up by ``sum_gradients``.
+    (``torch.distributed.nn.all_reduce`` sums gradients too, for losses that differ between ranks.)
+
+    Args:
+        x: any shape, the same on all ranks; summed in its own dtype, so widen it before.
+    """
+    return x if n_ranks() == 1 else _all_sum(x)
+
+
+def all_sums(*xs: Tensor) -> tuple[Tensor, ...]:
+    """``all_sum`` of several tensors by one all-reduce, in the widest of their dtypes.
+
+    Whole numbers that go with float32 come back rounded beyond 2²⁴.
+    """
+    if n_ranks() == 1:
+        return xs
+    dtype = xs[0].dtype
+    for x in xs[1:]:
+        dtype = torch.promote_types(dtype, x.dtype)
+    total = _all_sum(torch.cat([x.reshape(-1).to(dtype) for x in xs]))
+    parts = total.split([x.numel() for x in xs])
+    return tuple(part.reshape(x.shape).to(x.dtype) for part, x in zip(parts, xs, strict=True))
+
+
+def all_mean(x: Tensor) -> Tensor:
+    """Mean over ranks, differentiable: of means over rows, of which each rank has as many, the global mean."""
+    return x if n_ranks() == 1 else _all_sum(x / n_ranks())
+
+
+def all_max(x: Tensor) -> Tensor:
+    """Elementwise maximum over ranks, without a gradient."""
+    if n_ranks() == 1:
+        return x
+    most = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return most
+
+
+def all_any(flag: bool) -> bool:
+    """Whether it is true on any rank. Waits for all of them."""
+    if n_ranks() == 1:
+        return flag
+    return bool(all_max(torch.tensor(int(flag), device=_device_for_numbers())))
+
+
+def all_gather_rows(x: Tensor) -> Tensor:
+    """The rows of all ranks in rank order, ``[R·n, ...]``, without a gradient.
+
+    Args:
+        x: ``[n, ...]``, of the same shape and dtype on all ranks.
+    """
+    if n_ranks() == 1:
+        return x
+    x = x.detach().contiguous()
+    rows = x.new_empty(n_ranks() * len(x), *x.shape[1:])
+    dist.all_gather([*rows.chunk(n_ranks())], x)
+    return rows
+
+
+def all_to_all_rows(x: Tensor) -> Tensor:
+    """What each rank has for this one: part r of the result is part ``rank()`` of rank r's ``x``.
+
+    Args:
+        x: ``[R·n, ...]``, R parts of n rows, of the same shape and dtype on all ranks.
+    """
+    if n_ranks() == 1:
+        return x
+    x = x.detach().contiguous()
+    received = torch.empty_like(x)
+    dist.all_to_all_single(received, x)
+    return received
+
+
+def all_gather_objects(value: T) -> list[T]:
+    """What each rank has, in rank order; pickled, so it must come from this package's own processes."""
+    if n_ranks() == 1:
+        return [value]
+    values: list[Any] = [None] * n_ranks()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast(x: Tensor) -> Tensor:
+    """Rank 0's tensor, without a gradient; ``x`` gives shape and dtype on the others."""
+    if n_ranks() == 1:
+        return x
+    copy = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.broadcast(copy, src=0)
+    return copy
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's object, pickled."""
+    if n_ranks() == 1:
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values, src=0)
+    return value if rank() == 0 else values[0]
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    all_any(False)
+
+
+# Compiled code leaves for these and comes back; with one rank it never gets here.
+@torch.compiler.disable()
+def _all_sum(x: Tensor) -> Tensor:
+    return _AllSum.apply(x)  # pyright: ignore[reportReturnType]
+
+
+class _AllSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
+        return sum_in_place([x.clone(memory_format=torch.contiguous_format)])[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # noqa: ARG004
+        return grad_outputs[0]
+
+
+def sum_in_place(xs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """All-reduce contiguous tensors where they are, all under way at once."""
+    works = [dist.all_reduce(x, dist.ReduceOp.SUM, async_op=True) for x in xs if x.numel()]
+    for work in works:
+        if work is not None:
+            work.wait()
+    return xs
+
+
+def _device_for_numbers() -> torch.device:
+    """Where this process group can reduce a number of Python: on the CPU, unless its backend has none."""
+    if "cpu:" in dist.get_backend_config():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
