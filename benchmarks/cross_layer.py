@@ -67,7 +67,7 @@ from bae_lens import TrainingCLVQVAE
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.files.whole import write_text
 from bae_lens.nn import EMACodebook
-from bae_lens.nn.quantize import Quantized
+from bae_lens.nn.codebook import Quantized
 from bae_lens.training.fit import trainer_config
 
 QUICK: dict[str, Any] = {

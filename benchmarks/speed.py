@@ -53,7 +53,7 @@ from bae_lens import TrainingBAE, TrainingBAEConfig, TrainingCLVQVAE, TrainingCL
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.architectures import bae_penalties
 from bae_lens.files.whole import write_text
-from bae_lens.nn import off_diagonal_covariance, sample_codes
+from bae_lens.nn import covariance_on_ranks, off_diagonal_covariance, sample_codes
 from bae_lens.nn.covariance import penalty as covariance
 from bae_lens.nn.sparse_code import BitCounts
 from bae_lens.training.fit import trainer_config
@@ -447,8 +447,8 @@ def end_to_end_part(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def plain_covariance(is_plain: bool) -> Any:
-    penalty = by_torch_cov if is_plain else off_diagonal_covariance
-    return patch.object(bae_penalties, "off_diagonal_covariance", penalty)
+    penalty = by_torch_cov if is_plain else covariance_on_ranks
+    return patch.object(bae_penalties, "covariance_on_ranks", penalty)
 
 
 @torch.no_grad()

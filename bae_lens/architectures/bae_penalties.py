@@ -1,4 +1,7 @@
-"""The penalties of a BAE's training step: entropy, covariance and density of the minibatch's code."""
+"""The penalties of a BAE's training step: entropy, covariance and density of the minibatch's code.
+
+On several ranks the minibatch is that of all of them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bae_lens.architectures.bae_config import TrainingBAEConfig
-from bae_lens.nn import entropy_of_rates, off_diagonal_covariance
+from bae_lens.distributed import all_mean, all_sum, all_sums, n_ranks
+from bae_lens.nn import covariance_on_ranks, entropy_of_rates
 
 # The density penalty begins below the density that must not be passed, so that held-out text,
 # which varies about the minibatch's mean, does not pass it either.
@@ -38,11 +42,11 @@ class BatchRates(NamedTuple):
     def of(
         cls, feature_acts: Float[Tensor, "*batch d_sae"], scale: Float[Tensor, " d_sae"]
     ) -> BatchRates:
-        """The rates of activations, each 0 or its ``scale``; differentiable."""
+        """The rates of activations, each 0 or its ``scale``, this rank's rows; differentiable."""
         acts = feature_acts.flatten(0, -2)
-        counts = acts.sum(0, dtype=torch.promote_types(acts.dtype, torch.float32)) / scale
+        counts = all_sum(acts.sum(0, dtype=torch.promote_types(acts.dtype, torch.float32))) / scale
         # Whole numbers, but for the rounding of a scale that is not 1.
-        firing_rate = (counts + (counts.round() - counts).detach()) / len(acts)
+        firing_rate = (counts + (counts.round() - counts).detach()) / (len(acts) * n_ranks())
         return cls(firing_rate, entropy_of_rates(firing_rate))
 
     @classmethod
@@ -64,12 +68,12 @@ class BatchRates(NamedTuple):
         Being of data that the code has not seen, it is no lower than the entropy on held-out tokens.
 
         Args:
-            counts: rows in which each threshold is passed.
-            n: rows.
+            counts: rows in which each threshold is passed, of this rank's.
+            n: rows of all ranks.
             level_shares: running mean of the shares of levels.
             n_before: rows that it is a mean of.
         """
-        passed = counts / n
+        passed = all_sum(counts) / n
         shares = passed - torch.nn.functional.pad(passed[:, 1:], (0, 1))
         seen = level_shares * n_before + _LEVEL_PRIOR
         price = -torch.log2(seen / seen.sum(1, keepdim=True))
@@ -106,7 +110,7 @@ def penalties(
     losses = {"entropy_loss": coefficients["entropy"] * entropy_multiplier * is_on * entropy}
     # Not computed where it weighs nothing.
     losses["covariance_loss"] = (
-        coefficients["covariance"] * off_diagonal_covariance(bits(), is_binary=True)
+        coefficients["covariance"] * covariance_on_ranks(bits())
         if coefficients["covariance"] > 0
         else entropy.new_zeros(())
     )
@@ -129,11 +133,12 @@ def budget_spent(
     if cfg.target_unexplained_variance is None:
         return None
     x, error = sae_in.flatten(0, -2).float(), (sae_out - sae_in).float()
-    variance = (x - x.mean(0)).square().sum()
-    return cfg.target_unexplained_variance * variance / error.square().sum().clamp(min=1e-30)
+    variance = (x - all_mean(x.mean(0))).square().sum()
+    variance, missed = all_sums(variance, error.square().sum())
+    return cfg.target_unexplained_variance * variance / missed.clamp(min=1e-30)
 
 
 @torch.no_grad()
 def covariance_of(feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
     """Σ_{i≠j} |C_ij| of the bits, for the log."""
-    return off_diagonal_covariance((feature_acts != 0).float(), is_binary=True)
+    return covariance_on_ranks((feature_acts != 0).float())

@@ -30,6 +30,7 @@ from bae_lens.architectures.bae_polarity import (
 )
 from bae_lens.architectures.saving import change_l0, save_whole
 from bae_lens.checks.finite import check_finite_weights
+from bae_lens.distributed import all_gather_rows, all_mean, broadcast, n_ranks
 from bae_lens.nn import (
     Float32Buffers,
     binarize,
@@ -55,8 +56,13 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
     0 before calibration), and float32 ``log_entropy_multiplier`` (where the budget has moved the
     coefficient). With several levels a latent also float32 ``level_shares`` [d_sae, n_levels], the
     running mean of the share of tokens at each level from 1.
+
+    On several ranks (an initialized process group) a batch is this rank's rows, as many on each, and all losses
+    and statistics are of the rows of all. A loss of a subclass's own is to be one too:
+    ``bae_lens.distributed.all_mean`` of a mean over tokens.
     """
 
+    computes_global_loss = True
     float32_buffers = ("firing_rate", "level_shares", "log_entropy_multiplier")
 
     cfg: TrainingBAEConfig
@@ -137,7 +143,7 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
         if coefficient is None:
             return None
         rows = (widened(self.W_dec) * self.scale[:, None]).square().sum(1)
-        return 2 * coefficient * rows * (self.cfg.d_in / max(sae_in.numel(), 1))
+        return 2 * coefficient * rows * (self.cfg.d_in / max(sae_in.numel() * n_ranks(), 1))
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -159,7 +165,9 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
         rates = self._rates_of(feature_acts, counts)
         # On a GPU the loss of two types has no gradient.
         dtype = torch.promote_types(sae_out.dtype, sae_in.dtype)
-        mse_loss = self.mse_loss_fn(sae_out.to(dtype), sae_in.to(dtype)).sum(dim=-1).mean()
+        mse_loss = all_mean(
+            self.mse_loss_fn(sae_out.to(dtype), sae_in.to(dtype)).sum(dim=-1).mean()
+        )
         if zero is not None:
             mse_loss = mse_loss + zero
         self._rates = rates
@@ -215,7 +223,7 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
     def _rates_of(self, feature_acts: Tensor, counts: Tensor | None) -> BatchRates:
         if counts is None:
             return BatchRates.of(feature_acts, self.scale)
-        n = feature_acts[..., 0].numel()
+        n = feature_acts[..., 0].numel() * n_ranks()
         n_before = n * self.n_updates.clamp(max=_FIRING_RATE_STEPS)
         return BatchRates.of_levels(counts, n, self.level_shares, n_before)
 
@@ -243,7 +251,8 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
         tokens and at least one. ``training_forward_pass`` calls it before its first step.
 
         Args:
-            sae_in: activations ``[..., d_in]``, scaled as the trainer scales them.
+            sae_in: activations ``[..., d_in]``, scaled as the trainer scales them; on several ranks the rows of
+                each, from all of which together every one is set.
 
         Raises:
             ValueError: if there are fewer than two tokens, or not all values are finite.
@@ -254,7 +263,7 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
         # As process_sae_in, but before a bias is subtracted.
         x = self.run_time_activation_norm_fn_in(sae_in.to(self.dtype))
         weights = calibrated_weights(
-            x.reshape(-1, x.shape[-1]),
+            all_gather_rows(x.reshape(-1, x.shape[-1])),
             self.W_enc,
             self.W_dec,
             rate,
@@ -262,7 +271,7 @@ class TrainingBAE(Float32Buffers, BAEBase, TrainingSAE[TrainingBAEConfig]):
             self.cfg.n_levels,
         )
         for name, value in weights.items():
-            getattr(self, name).copy_(value)
+            getattr(self, name).copy_(broadcast(value))
         self._is_calibrated = True
 
     # Files

@@ -18,11 +18,17 @@ from typing_extensions import override
 from bae_lens.architectures.clvq_vae_base import CLVQVAEBase
 from bae_lens.architectures.clvq_vae_config import TrainingCLVQVAEConfig
 from bae_lens.architectures.codebook_init import initial_codebook
-from bae_lens.architectures.cross_layer import is_hooked, masked, target_and_output
+from bae_lens.architectures.cross_layer import (
+    count_and_mean,
+    is_hooked,
+    masked,
+    target_and_output,
+)
 from bae_lens.architectures.packed_rows import unpack_rows
 from bae_lens.architectures.saving import change_l0, save_whole
 from bae_lens.checks.fields import check, whole
 from bae_lens.checks.finite import check_finite_weights
+from bae_lens.distributed import all_sum, all_sums, broadcast, n_ranks
 from bae_lens.nn import (
     AdaptiveResidualEncoder,
     EMACodebook,
@@ -73,8 +79,12 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
     tokens, then means nothing). Its ``feature_acts`` are the nearest codes, also where another one was drawn, so that
     SAELens' sparsity is that of evaluation. A hook at ``hook_sae_acts_post`` is shown the codes that
     are decoded, drawn ones; what it puts there is decoded, and reported, in their place.
+
+    On several ranks a batch is this rank's rows, whole texts, as many on each; all losses, and what the codebook
+    follows, are of the rows of all.
     """
 
+    computes_global_loss = True
     cfg: TrainingCLVQVAEConfig
     quantizer: EMACodebook
 
@@ -131,7 +141,7 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
         make better clusters (``CrossLayerTrainingRunner`` gives it ``initialization_tokens``).
 
         Args:
-            rows: as a training batch.
+            rows: as a training batch; on several ranks those of each, from all of which together every one is set.
             batch_size: tokens of a training batch, for the running counts; default: these.
 
         Raises:
@@ -142,6 +152,8 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
         x = self.process_sae_in(lower)
         if isinstance(self.encoder, PredictiveEncoder):
             self.encoder.fit_linear(x, self.from_target(upper))
+            for weight in self.encoder.parameters():
+                weight.copy_(broadcast(weight))
         z = self.encoder(x).float()
         codebook, counts = initial_codebook(
             z, self.cfg.d_sae, self.cfg.codebook_init, self.cfg.codebook_init_seed
@@ -156,8 +168,10 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
             )
             means = sums / counts.clamp(min=1)[:, None]
             codebook = torch.where(counts[:, None] > 0, means, codebook)
-        share = (len(rows) if batch_size is None else batch_size) / len(rows)
-        self.quantizer.set_codebook(codebook, counts * share, distances.amin(-1).mean())
+        n_rows = len(rows) * n_ranks()
+        share = (n_rows if batch_size is None else batch_size) / n_rows
+        start = (codebook, counts * share, distances.amin(-1).mean())
+        self.quantizer.set_codebook(*map(broadcast, start))
         self.is_calibrated = True
 
     @override
@@ -173,10 +187,10 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
             with torch.autocast(self.device.type, enabled=False):
                 self.calibrate(rows)
         lower, upper, valid = unpack_rows(rows, self.cfg.d_in, self.d_out)
-        n_valid = valid.sum().clamp(min=1)
 
         # Both are zero where a token is not valid.
         upper = masked(upper, valid, self.target_mean)
+        n_valid, mean = count_and_mean(upper, valid)
         target = self.from_target(upper)
         z = self.encoder(self.process_sae_in(masked(lower, valid, self.input_mean)))
         hidden_pre = self._hooked_distances(z)
@@ -197,16 +211,16 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
             acts, decoded = self._decode_hooked(through, hidden_pre, quantized, valid)
         decoded = self.hooked_recons(decoded, valid)
 
-        error = decoded.float() - target
-        losses = {"mse_loss": error.square().sum() / n_valid}
+        error = widened(decoded) - target
+        of_encoder = widened(z) - (target if self.is_predictive else quantized.codes)
+        of_encoder = torch.where(valid, of_encoder.square().sum(-1), 0).sum()
+        squared, of_encoder = all_sums(error.square().sum(), of_encoder)
+        losses = {"mse_loss": squared / n_valid}
         if self.is_predictive:
-            missed = (z.float() - target).square().sum(-1)
-            losses["prediction_loss"] = torch.where(valid, missed, 0).sum() / n_valid
+            losses["prediction_loss"] = of_encoder / n_valid
         else:
-            away = (z.float() - quantized.codes).square().sum(-1)
-            losses["commitment_loss"] = step_input.coefficients["commitment"] * (
-                torch.where(valid, away, 0).sum() / n_valid
-            )
+            commitment = step_input.coefficients["commitment"]
+            losses["commitment_loss"] = commitment * (of_encoder / n_valid)
         with torch.no_grad():
             if self.training:
                 self.quantizer.update(
@@ -223,8 +237,10 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
             feature_acts *= self.scale
             if acts is not None:
                 feature_acts = torch.where(acts.is_changed, acts.values, feature_acts)
-            drawn = ((quantized.indices != quantized.nearest) & valid).sum() / n_valid
-            sae_in, sae_out, metrics = target_and_output(upper, self.target_scale * error, valid)
+            is_drawn = ((quantized.indices != quantized.nearest) & valid).sum()
+            sae_in, sae_out, metrics = target_and_output(
+                upper, self.target_scale * error, valid, n_valid, mean
+            )
         return TrainStepOutput(
             sae_in=sae_in,
             sae_out=sae_out,
@@ -235,7 +251,7 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
             # Callables are evaluated on logging steps only.
             metrics={
                 **metrics,
-                "drawn_off_nearest": drawn,
+                "drawn_off_nearest": lambda: all_sum(is_drawn) / n_valid,
                 "perplexity": self.quantizer.perplexity,
                 "codes_in_use": self.quantizer.codes_in_use,
                 "revived_codes": partial(torch.clone, self.quantizer.n_revived),
@@ -252,7 +268,7 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
         missed = losses["prediction_loss"].detach()
         return {
             "prediction_explained_variance": lambda: (
-                1 - missed * n_valid / target.square().sum().clamp(min=1e-30)
+                1 - missed * n_valid / all_sum(target.square().sum()).clamp(min=1e-30)
             )
         }
 

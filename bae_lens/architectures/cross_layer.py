@@ -19,6 +19,7 @@ from bae_lens.architectures.packed_rows import Packed, unpack_rows
 from bae_lens.architectures.saving import save_whole
 from bae_lens.checks.fields import check, positive
 from bae_lens.checks.finite import check_finite_weights
+from bae_lens.distributed import all_gather_rows, all_sum, all_sums, broadcast
 from bae_lens.nn import Float32Buffers
 
 
@@ -54,12 +55,13 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
         self.register_buffer("target_scale", torch.ones((), **kwargs))
 
     def fit_units(self, rows: Float[Tensor, "n width"]) -> Packed:
-        """Set the units from a batch; returns its valid tokens.
+        """Set the units from a batch; returns its valid tokens, on several ranks those of all of them.
 
         Raises:
             ValueError: if there are fewer than two, or not all values are finite.
         """
-        lower, upper, valid = unpack_rows(rows.float(), self.cfg.d_in, self.d_out)
+        rows = all_gather_rows(rows.float())
+        lower, upper, valid = unpack_rows(rows, self.cfg.d_in, self.d_out)
         lower, upper = lower[valid], upper[valid]
         if len(lower) < 2:
             raise ValueError(
@@ -77,11 +79,15 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
                 raise ValueError(
                     f"The activations' mean {name} is beyond what float32 holds. Check the hook points."
                 )
-        self.input_mean.copy_(input_mean)
-        self.target_mean.copy_(target_mean)
-        # A constant is left at its scale.
-        self.input_scale.copy_(torch.where(norm > 0, self.cfg.d_in**0.5 / norm, 1))
-        self.target_scale.copy_(torch.where(spread > 0, spread, 1))
+        units = {
+            "input_mean": input_mean,
+            "target_mean": target_mean,
+            # A constant is left at its scale.
+            "input_scale": torch.where(norm > 0, self.cfg.d_in**0.5 / norm, 1),
+            "target_scale": torch.where(spread > 0, spread, 1),
+        }
+        for name, value in units.items():
+            getattr(self, name).copy_(broadcast(value))
         return Packed(lower, upper, valid[valid])
 
     @override
@@ -221,8 +227,27 @@ def masked(x: Tensor, valid: Bool[Tensor, " n"], other: Tensor | float = 0.0) ->
 
 
 @torch.no_grad()
+def count_and_mean(
+    upper: Float[Tensor, "n d_out"], valid: Bool[Tensor, " n"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, " d_out"]]:
+    """How many tokens are valid, at least 1, and the mean of ``upper`` over them, of all ranks'.
+
+    Args:
+        upper: finite in every row.
+        valid: the mask.
+    """
+    n_valid, total = all_sums(valid.sum(), valid.float() @ upper.float())
+    n_valid = n_valid.clamp(min=1)
+    return n_valid, total / n_valid
+
+
+@torch.no_grad()
 def target_and_output(
-    upper: Float[Tensor, "n d_out"], error: Float[Tensor, "n d_out"], valid: Bool[Tensor, " n"]
+    upper: Float[Tensor, "n d_out"],
+    error: Float[Tensor, "n d_out"],
+    valid: Bool[Tensor, " n"],
+    n_valid: Float[Tensor, ""],
+    mean: Float[Tensor, " d_out"],
 ) -> tuple[Tensor, Tensor, dict[str, Callable[[], Tensor]]]:
     """What SAELens' trainer is to log as ``sae_in`` and ``sae_out``, and the relative squared error.
 
@@ -233,16 +258,17 @@ def target_and_output(
         upper: the target, finite in every row.
         error: reconstruction minus target, in its units; zero where not valid.
         valid: the mask.
+        n_valid: as ``count_and_mean`` returned it.
+        mean: likewise.
     """
     upper, error = upper.float(), error.float()
-    mean = valid.float() @ upper / valid.sum().clamp(min=1)
     target = masked(upper, valid, mean)
     # A callable is evaluated on logging steps only.
-    relative = partial(_relative_squared_error, upper, error, valid)
+    relative = partial(_relative_squared_error, upper, error, valid, n_valid)
     return target, target + error, {"relative_squared_error": relative}
 
 
 @torch.no_grad()
-def _relative_squared_error(upper: Tensor, error: Tensor, valid: Tensor) -> Tensor:
+def _relative_squared_error(upper: Tensor, error: Tensor, valid: Tensor, n_valid: Tensor) -> Tensor:
     share = error.square().sum(-1) / upper.square().sum(-1).clamp(min=1e-30)
-    return torch.where(valid, share, 0).sum() / valid.sum().clamp(min=1)
+    return all_sum(torch.where(valid, share, 0).sum()) / n_valid

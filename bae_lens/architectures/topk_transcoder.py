@@ -23,6 +23,7 @@ from bae_lens.architectures.cross_layer import (
     CrossLayerSAE,
     TrainingAcrossLayers,
     check_cross_layer,
+    count_and_mean,
     masked,
     refuse_error_term,
     target_and_output,
@@ -32,6 +33,7 @@ from bae_lens.architectures.sae_fields import CROSS_LAYER_FIELDS, SAE_FIELDS, TR
 from bae_lens.architectures.saving import save_whole
 from bae_lens.checks.fields import Flag, Number, Rule, check_fields, whole
 from bae_lens.checks.finite import check_finite_weights
+from bae_lens.distributed import all_sums, n_ranks
 
 # pyright: reportIncompatibleVariableOverride=false
 
@@ -168,9 +170,11 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
 
     ``calibrate`` sets the units of input and target; ``CrossLayerTrainingRunner`` calls it, and
     without it they are those of the activations. The step's ``sae_in`` is the target, as for
-    ``TrainingCLVQVAE``. Saved for inference, the units are folded into the weights.
+    ``TrainingCLVQVAE``. Saved for inference, the units are folded into the weights. On several ranks a batch
+    is this rank's rows, and all losses are of the rows of all.
     """
 
+    computes_global_loss = True
     cfg: TrainingTopKTranscoderConfig
 
     @override
@@ -232,15 +236,14 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
             ValueError: if the batch is neither packed rows nor of width d_in.
         """
         lower, upper, valid = unpack_rows(step_input.sae_in, self.cfg.d_in, self.d_out)
-        n_valid = valid.sum().clamp(min=1)
         feature_acts, hidden_pre = self.encode_with_hidden_pre(
             masked(lower, valid, self.input_mean)
         )
         decoded = self.hooked_recons(self._decode(feature_acts), valid)
         upper = masked(upper, valid, self.target_mean)
+        n_valid, mean = count_and_mean(upper, valid)
         target = (upper - self.target_mean) / self.target_scale
         error = masked(decoded - target, valid)
-        losses = {"mse_loss": error.square().sum() / n_valid}
         # Its residual is target minus output, of which excluded tokens have none, but it is a mean
         # over all rows.
         aux = self.calculate_aux_loss(
@@ -249,9 +252,15 @@ class TrainingTopKTranscoder(CrossLayerSAE, TopKTrainingSAE):
             masked(hidden_pre, valid),
             masked(decoded, valid),
         )
-        losses |= {name: loss * (len(valid) / n_valid) for name, loss in aux.items()}
+        means = (loss / n_ranks() for loss in aux.values())
+        squared, *means = all_sums(error.square().sum(), *means)
+        losses = {"mse_loss": squared / n_valid}
+        share = len(valid) * n_ranks() / n_valid
+        losses |= {name: loss * share for name, loss in zip(aux, means, strict=True)}
         acts = feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
-        sae_in, sae_out, metrics = target_and_output(upper, self.target_scale * error, valid)
+        sae_in, sae_out, metrics = target_and_output(
+            upper, self.target_scale * error, valid, n_valid, mean
+        )
         return TrainStepOutput(
             sae_in=sae_in,
             sae_out=sae_out,

@@ -22,7 +22,7 @@ def all_sum(x: Tensor) -> Tensor:
     (``torch.distributed.nn.all_reduce`` sums gradients too, for losses that differ between ranks.)
 
     Args:
-        x: any shape, the same on all ranks; summed in its own dtype, so widen it before.
+        x: any shape, the same on all ranks; added up in float32 at least.
     """
     return x if n_ranks() == 1 else _all_sum(x)
 
@@ -132,7 +132,9 @@ def _all_sum(x: Tensor) -> Tensor:
 class _AllSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
-        return sum_in_place([x.clone(memory_format=torch.contiguous_format)])[0]
+        wide = torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype
+        total = x.to(wide, memory_format=torch.contiguous_format, copy=True)
+        return sum_in_place([total])[0].to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # noqa: ARG004

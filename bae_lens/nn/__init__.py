@@ -3,7 +3,8 @@
 from bae_lens.nn.binarize import SURROGATES, Surrogate, binarize
 from bae_lens.nn.budget import check_budget, follow_budget
 from bae_lens.nn.calibration import calibrated_weights
-from bae_lens.nn.covariance.penalty import off_diagonal_covariance
+from bae_lens.nn.codebook import EMACodebook, Quantized
+from bae_lens.nn.covariance import covariance_on_ranks, off_diagonal_covariance
 from bae_lens.nn.decode import decode_sparse
 from bae_lens.nn.decoders import CausalTransformerDecoder, TokenDecoder
 from bae_lens.nn.encoder import AdaptiveResidualEncoder, PredictiveEncoder
@@ -32,8 +33,6 @@ from bae_lens.nn.precision import Float32Buffers, widened
 from bae_lens.nn.projection import component, orthonormal_basis, subspace_rank
 from bae_lens.nn.pruning import prune_bits, select_bits
 from bae_lens.nn.quantize import (
-    EMACodebook,
-    Quantized,
     nearest_codes,
     sample_codes,
     squared_distances,
@@ -61,6 +60,7 @@ __all__ = [
     "chow_liu_entropy",
     "chow_liu_tree",
     "component",
+    "covariance_on_ranks",
     "decode_sparse",
     "entropy_of_rates",
     "flip_bits",

@@ -17,6 +17,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from bae_lens.checks.finite import check_finite_weights, check_trainable
+from bae_lens.distributed import all_gather_objects, all_gather_rows, all_sum
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ def skip_steps_not_finite(trainer: SAETrainer[Any, Any]) -> None:
 
     Batches that are not finite are left out of the trainer's estimate of scale or whitening too, and
     it writes no checkpoint of weights that are not finite.
+
+    On several ranks a step is skipped on all of them if it is not finite on any, and the estimate is made of
+    all ranks' rows, gathered.
 
     Raises:
         ValueError: at once, for weights that are NaN or infinite already or in float16, and for a
@@ -153,7 +157,7 @@ def _of_finite_batches(scaler: Any, name: str) -> Callable[..., None]:
 
 
 class _FiniteBatches:
-    """A data provider without its batches that have NaN or infinity."""
+    """A data provider without its batches that have NaN or infinity, each with the rows of all ranks."""
 
     def __init__(self, batches: Iterator[Tensor]) -> None:
         self._batches = batches
@@ -163,7 +167,7 @@ class _FiniteBatches:
 
     def __next__(self) -> Tensor:
         for _ in range(_MOST_IN_A_ROW):
-            batch = next(self._batches)
+            batch = all_gather_rows(next(self._batches))
             if batch.isfinite().all():
                 return batch
             logger.warning("A batch with NaN or infinity is left out of the estimate of the scale.")
@@ -218,7 +222,8 @@ class _Guard:
         total = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
         if self._loss is not None:
             total = total + self._loss.float()
-        self._was_finite = bool(total.isfinite())
+        # Gradients are those of all ranks; a loss need not be.
+        self._was_finite = bool(all_sum(total).isfinite())
         self._bad_gradient = ""
         if not self._was_finite:
             self._bad_gradient = next((n for n, g in named if not g.isfinite().all()), "")
@@ -233,7 +238,7 @@ class _Guard:
         self.n_skipped += 1
         self.n_in_a_row += 1
         number = self.trainer.n_training_steps + 1
-        what = self._what(sae_in, output)
+        what = _on_ranks(*self._what(sae_in, output))
         if self.n_in_a_row < _MOST_IN_A_ROW and self.n_skipped <= self.most:
             logger.warning("Step %d is skipped: %s.", number, what)
             return
@@ -244,15 +249,24 @@ class _Guard:
             "dtype."
         )
 
-    def _what(self, sae_in: Tensor, output: TrainStepOutput) -> str:
+    def _what(self, sae_in: Tensor, output: TrainStepOutput) -> tuple[bool, str]:
+        """Whether it is the activations, and what there is to say."""
         bad = ~sae_in.isfinite()
         if bad.any():
             rows = int(bad.flatten(0, -2).any(-1).sum())
-            return f"{rows} of its {len(sae_in)} activations are NaN or infinite"
+            return True, f"{rows} of its {len(sae_in)} activations are NaN or infinite"
         for name, loss in {**output.losses, "loss": output.loss}.items():
             if not torch.as_tensor(loss).isfinite().all():
-                return f"{name} is {torch.as_tensor(loss).float().mean().item()}"
-        return f"the gradient of {self._bad_gradient} is NaN or infinite"
+                return False, f"{name} is {torch.as_tensor(loss).float().mean().item()}"
+        return False, f"the gradient of {self._bad_gradient} is NaN or infinite"
+
+
+def _on_ranks(is_bad: bool, what: str) -> str:
+    """What was not finite, on the ranks where that was the activations; else what this one has seen."""
+    every = all_gather_objects((is_bad, what))
+    if len(every) == 1 or not any(bad for bad, _ in every):
+        return what
+    return "; ".join(f"on rank {r}, {said}" for r, (bad, said) in enumerate(every) if bad)
 
 
 def _last_checkpoint(trainer: SAETrainer[Any, Any]) -> str:

@@ -15,8 +15,10 @@ from torch import Tensor
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.checks.fields import check, positive, shown, whole
 from bae_lens.checks.finite import check_finite_weights, check_trainable
+from bae_lens.distributed import own_rows, own_slice
 from bae_lens.loading.devices import check_device
 from bae_lens.training.finite_steps import skip_steps_not_finite
+from bae_lens.training.ranks import train_on_ranks
 
 
 def trainer_config(steps: int, batch_size: int, lr: float, device: str = "cpu") -> SAETrainerConfig:
@@ -58,7 +60,8 @@ def fit_activations(
 ) -> TrainingSAE[Any]:
     """Train an autoencoder of any registered architecture, as SAELens' runner would.
 
-    With the settings of ``trainer_config``. The scale of the inputs is folded in at the end.
+    With the settings of ``trainer_config``. The scale of the inputs is folded in at the end. In a process group
+    every rank gives the same arguments and takes its own rows of each batch; all return the same autoencoder.
 
     Args:
         cfg: what to train.
@@ -71,8 +74,8 @@ def fit_activations(
 
     Raises:
         ValueError: if ``cfg`` is no config for training or asks for float16, a number is outside its range, or
-            ``activations`` are not a finite tensor, 2-D, ``cfg.d_in`` wide and a batch or more;
-            or too many steps were not finite, see ``skip_steps_not_finite``.
+            ``activations`` are not a finite tensor, 2-D, ``cfg.d_in`` wide and a batch or more; the
+            number of ranks does not divide ``batch_size``; or too many steps were not finite, see ``skip_steps_not_finite``.
     """
     if not isinstance(cfg, TrainingSAEConfig):
         raise ValueError(
@@ -93,12 +96,15 @@ def fit_activations(
     if not activations.isfinite().all():
         n = int((~activations.isfinite()).sum())
         raise ValueError(f"activations must be finite; {n} of their values are NaN or infinite.")
+    own_slice(batch_size)
     trainer_cfg = trainer_config(steps, batch_size, lr, device)
     torch.manual_seed(seed)
     # Of its own, since folding the scale in changes the config too.
     sae = get_sae_training_class(cfg.architecture())[0](deepcopy(cfg)).to(device)
-    trainer = SAETrainer(trainer_cfg, sae, ReplayedActivations(activations, batch_size, seed=seed))
+    replay = ReplayedActivations(activations, batch_size, seed=seed)
+    trainer = SAETrainer(trainer_cfg, sae, map(own_rows, replay))
     skip_steps_not_finite(trainer)
+    train_on_ranks(trainer, is_logged=False)
     trainer.fit()
     check_finite_weights(sae)
     return sae

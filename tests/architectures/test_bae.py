@@ -159,7 +159,7 @@ def test_the_covariance_is_not_computed_where_it_weighs_nothing(monkeypatch):
     def refuse(codes):
         raise AssertionError("computed")
 
-    monkeypatch.setattr("bae_lens.architectures.bae_penalties.off_diagonal_covariance", refuse)
+    monkeypatch.setattr("bae_lens.architectures.bae_penalties.covariance_on_ranks", refuse)
 
     output = train_step(make_training_bae(covariance_coefficient=0), make_activations(61))
 

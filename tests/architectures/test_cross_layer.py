@@ -19,7 +19,7 @@ from bae_lens import (
     TrainingTopKTranscoder,
     TrainingTopKTranscoderConfig,
 )
-from bae_lens.architectures.cross_layer import masked, target_and_output
+from bae_lens.architectures.cross_layer import count_and_mean, masked, target_and_output
 from bae_lens.architectures.packed_rows import pack_rows, unpack_rows
 from tests.helpers import (
     BATCH,
@@ -291,6 +291,10 @@ def logged(sae_in: Tensor, sae_out: Tensor) -> dict[str, Any]:
     return trainer.build_train_step_log_dict(output, 1)
 
 
+def described(upper: Tensor, error: Tensor, valid: Tensor):
+    return target_and_output(upper, error, valid, *count_and_mean(upper, valid))
+
+
 @pytest.mark.parametrize("masks", [True, False])
 def test_the_explained_variance_is_that_of_the_tokens_that_count(masks):
     _, upper = make_pairs(BATCH)
@@ -298,7 +302,8 @@ def test_the_explained_variance_is_that_of_the_tokens_that_count(masks):
     error = 0.3 * make_activations(BATCH, D_OUT, seed=5) * valid[:, None]
     spoilt = upper.clone()
     spoilt[~valid] = float("nan")
-    target, out, metrics = target_and_output(masked(spoilt, valid, 7.0), error, valid)
+    upper = masked(spoilt, valid, 7.0)
+    target, out, metrics = described(upper, error, valid)
 
     y, e = upper[valid], error[valid]
     explained = 1 - e.square().sum() / (y - y.mean(0)).square().sum()
@@ -312,7 +317,7 @@ def test_the_explained_variance_is_that_of_the_tokens_that_count(masks):
 
 def test_the_log_is_finite_without_any_token_that_counts():
     nothing = torch.zeros(4, D_OUT)
-    target, out, metrics = target_and_output(nothing, nothing, torch.zeros(4, dtype=torch.bool))
+    target, out, metrics = described(nothing, nothing, torch.zeros(4, dtype=torch.bool))
     assert not target.any()
     assert not out.any()
     assert metrics["relative_squared_error"]() == 0
@@ -320,12 +325,12 @@ def test_the_log_is_finite_without_any_token_that_counts():
 
 def test_a_target_that_is_zero_is_no_division_by_zero():
     target = torch.zeros(3, D_OUT)
-    _, _, metrics = target_and_output(target, target, torch.ones(3, dtype=torch.bool))
+    _, _, metrics = described(target, target, torch.ones(3, dtype=torch.bool))
     assert metrics["relative_squared_error"]() == 0
 
 
 def test_what_is_logged_has_float32_whatever_the_rows():
     half = make_pairs(8)[1].bfloat16()
-    target, out, metrics = target_and_output(half, half, torch.ones(8, dtype=torch.bool))
+    target, out, metrics = described(half, half, torch.ones(8, dtype=torch.bool))
     assert target.dtype == out.dtype == metrics["relative_squared_error"]().dtype == torch.float32
     assert not out.requires_grad

@@ -302,6 +302,7 @@ def test_the_identity_step_asks_for_no_distance_and_moves_no_code(trial, monkeyp
 
     for module in (
         "nn.quantize",
+        "nn.codebook",
         "architectures.clvq_vae_base",
         "architectures.clvq_vae_training",
     ):

@@ -70,6 +70,49 @@ def tiles_value_and_grad(
     return value, (signed_rows - signed_mean).mul_(2 / (n - 1))
 
 
+def tiles_of_columns(
+    bits: Tensor, columns: slice, needs_grad: bool, product_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """What some columns of the covariance matrix of bits add to Σ_{i≠j} |C_ij|, and the gradient to them.
+
+    Args:
+        bits: zeros and ones ``[n, d]``.
+        columns: which of the d.
+        needs_grad: whether to compute the gradient, of all rows to these columns.
+        product_dtype: as in ``tiles_value_and_grad``.
+    """
+    n, d = bits.shape
+    total = bits.sum(0)
+    mean = total / n
+    has_float64 = bits.device.type != "mps"
+    exact = torch.float64 if n > 4096 and has_float64 else bits.dtype
+    x = bits.to(product_dtype or bits.dtype)
+    value = total.new_zeros((), dtype=exact)
+    grad = total.new_empty(n, columns.stop - columns.start) if needs_grad else None
+    tile = _TILE if x.device.type == "cpu" else _TILE_GPU
+    for start in range(columns.start, columns.stop, tile):
+        cols = slice(start, min(start + tile, columns.stop))
+        signed_rows = total.new_zeros(n, cols.stop - start)
+        signed_mean = torch.zeros_like(signed_rows[0])
+        for top in range(0, d, tile):
+            rows = slice(top, min(top + tile, d))
+            count = _product(x[:, rows].T, x[:, cols]).to(exact)
+            scaled = n * count - torch.outer(total[rows].to(exact), total[cols].to(exact))
+            first, last = max(top, start), min(rows.stop, cols.stop)
+            if first < last:
+                scaled[first - top : last - top, first - start : last - start].fill_diagonal_(0)
+            value += scaled.abs().sum()
+            if grad is None:
+                continue
+            sign = scaled.sign().to(mean.dtype)
+            signed_mean += mean[rows] @ sign
+            signed_rows += _product(x[:, rows], sign.to(x.dtype))
+        if grad is not None:
+            grad[:, start - columns.start : cols.stop - columns.start] = signed_rows - signed_mean
+    value = (value / (n * (n - 1))).to(mean.dtype)
+    return value, None if grad is None else grad.mul_(2 / (n - 1))
+
+
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """Summed in float32 and left there, where a product of bfloat16 would be rounded to it."""
     if a.dtype != torch.bfloat16:

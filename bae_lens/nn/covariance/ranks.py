@@ -1,0 +1,99 @@
+"""The covariance penalty of the bits of all ranks, each of which computes some columns of the matrix.
+
+Every rank gets the bits of all, packed eight to a byte: of n rows of d bits n·d/8 bytes are received. Rank r
+then has d/R columns of C, and the gradient of every row to those latents; each gets its own rows back, of n/R
+rows of d latents 4·d·n/R bytes in float32. So the work is divided by R, and no rank has more of the code in
+memory than one process would.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from bae_lens.distributed import all_gather_rows, all_sum, all_to_all_rows, n_ranks, rank
+from bae_lens.nn.covariance.penalty import expected_costs, off_diagonal_covariance
+from bae_lens.nn.covariance.strips import strips_value_and_grad
+from bae_lens.nn.covariance.tiles import tiles_of_columns
+from bae_lens.nn.sparse_code import BitCounts, SparseCode
+
+
+def covariance_on_ranks(bits: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
+    """``off_diagonal_covariance`` of the bits of all ranks, the same on each; with one rank it is that itself.
+
+    Its gradient is that of the global value to this rank's own rows.
+
+    Args:
+        bits: zeros and ones, this rank's rows, as many on each.
+
+    Raises:
+        ValueError: if there are fewer than two rows.
+    """
+    if n_ranks() == 1:
+        return off_diagonal_covariance(bits, is_binary=True)
+    return _covariance_on_ranks(bits.reshape(-1, bits.shape[-1]))
+
+
+@torch.compiler.disable()
+def _covariance_on_ranks(bits: Tensor) -> Tensor:
+    return _OnRanks.apply(bits)  # pyright: ignore[reportReturnType]
+
+
+class _OnRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, bits: Tensor) -> Tensor:
+        needs_grad = ctx.needs_input_grad[0]
+        with torch.autocast(bits.device.type, enabled=False):
+            value, grad = _value_and_own_grad(bits, needs_grad)
+        if grad is not None:
+            ctx.save_for_backward(grad.to(bits.dtype))
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (grad,) = ctx.saved_tensors
+        return grad_outputs[0].to(grad.dtype) * grad
+
+
+def _value_and_own_grad(bits: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
+    n, d = bits.shape
+    dtype = torch.promote_types(bits.dtype, torch.float32)
+    every = unpacked(all_gather_rows(packed(bits)), d).to(dtype)
+    # Of as many columns each; the last rank may have fewer, or none.
+    width = math.ceil(d / n_ranks())
+    columns = slice(min(rank() * width, d), min((rank() + 1) * width, d))
+    value, grad = _of_columns(every, columns, needs_grad)
+    value = all_sum(value.double() if value.device.type != "mps" else value).to(dtype)
+    if grad is None:
+        return value, None
+    grad = torch.nn.functional.pad(grad, (0, width - grad.shape[1]))
+    # Part r is what rank r has of these rows: its columns.
+    parts = all_to_all_rows(grad).reshape(n_ranks(), n, width)
+    return value, parts.transpose(0, 1).reshape(n, -1)[:, :d]
+
+
+def _of_columns(bits: Tensor, columns: slice, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
+    if bits.device.type == "cpu":
+        counted = BitCounts.of(bits)
+        costs = expected_costs(counted.counts, len(bits))
+        code = SparseCode.of(bits, counted) if costs["strips"] < costs["tiles"] else None
+        if code is not None:
+            return strips_value_and_grad(code, bits.dtype, needs_grad, columns)
+    return tiles_of_columns(bits, columns, needs_grad, torch.bfloat16 if bits.is_cuda else None)
+
+
+def packed(bits: Float[Tensor, "n d"]) -> UInt8[Tensor, "n bytes"]:
+    """Bits, or what is not zero, eight to a byte; the last byte of a row is filled with zeros."""
+    on = torch.nn.functional.pad(bits != 0, (0, -bits.shape[1] % 8))
+    places = 2 ** torch.arange(8, dtype=torch.uint8, device=bits.device)
+    return (on.reshape(len(bits), -1, 8) * places).sum(-1, dtype=torch.uint8)
+
+
+def unpacked(rows: UInt8[Tensor, "n bytes"], d: int) -> UInt8[Tensor, "n d"]:
+    """The first d bits of each row."""
+    places = torch.arange(8, dtype=torch.uint8, device=rows.device)
+    return ((rows[..., None] >> places) & 1).flatten(1)[:, :d]
