@@ -90,9 +90,9 @@ from bae_lens.nn import (
 )
 from bae_lens.report.sentences import collect_sentences
 from bae_lens.training import SyntheticTrainingRunner
-from bae_lens.training.checkpoints import RANDOM_STATE_FILENAME, restore_random_state
 from bae_lens.training.finite_steps import skip_steps_not_finite
 from bae_lens.training.fit import fit_activations
+from bae_lens.training.rank_states import RANDOM_STATE_FILENAME, restore_random_state
 from tests.concept_ablation import helpers as texts
 from tests.entropy.test_in_context import EXAMPLES, TEMPLATE
 from tests.helpers import (

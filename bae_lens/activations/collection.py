@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import mmap
-import shutil
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,70 +20,23 @@ from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from sae_lens.util import str_to_dtype
 from torch import Tensor
 
-from bae_lens.activations.first_tokens import first_tokens, warn_if_text_ended
-from bae_lens.activations.text_store import Progress, describe_positions
+from bae_lens.activations.collecting import (
+    DESCRIPTION,
+    FINISHED,
+    FORMAT,
+    PIECE,
+    ROWS,
+    as_json,
+    collect_into,
+)
+from bae_lens.distributed import all_gather_objects, n_ranks, on_every_rank, rank
 from bae_lens.files.json_file import parse_json
-from bae_lens.files.unfinished import sweep, unfinished_folder
-from bae_lens.files.whole import check_output_folder, to_disk
+from bae_lens.files.unfinished import sweep
+from bae_lens.files.whole import check_output_folder
 
 logger = logging.getLogger(__name__)
 
-# The folder inside the one that is named: it is there as a whole or not at all.
-_FINISHED = "collection"
-_ROWS = "activations.bin"
-_DESCRIPTION = "description.json"
-# Of the two files; another number where rows are written in another way.
-_FORMAT = 1
-# Each block has a checksum of its own, so that damage can be placed. It is read in pieces.
-_BLOCK, _PIECE = 64 * 2**20, 2**20
 _LARGEST = 2**63 - 1
-
-
-def sequence_length_of(store: Any) -> int:
-    """Rows of a store that stay together; 1 for single tokens."""
-    return getattr(store, "sequence_length", None) or 1
-
-
-def read_rows(store: Any, n_tokens: int) -> Iterator[Tensor]:
-    """A store's text in order, its special tokens left out, a forward pass at a time.
-
-    Args:
-        store: SAELens' ``ActivationsStore`` or ``PairedActivations``.
-        n_tokens: how many rows in all, in whole sequences. Fewer come, with a logged warning,
-            where the text ends before. Rows with NaN or infinity are counted in another.
-
-    Raises:
-        ValueError: if no token is left after special ones are taken out.
-    """
-    n_read = n_not_finite = 0
-    n_tokens -= n_tokens % sequence_length_of(store)
-    batches = first_tokens(_one_pass(store), n_tokens, "Collecting activations", leave_bar=True)
-    for batch in batches:
-        batch = batch.to(store.dtype)
-        n_read += len(batch)
-        n_not_finite += int((~batch.isfinite()).any(-1).sum())
-        yield batch
-    warn_if_text_ended(n_read, n_tokens)
-    if n_not_finite:
-        logger.warning(
-            "%d of %d collected activations have NaN or infinite values in %s; every training step that "
-            "meets one is skipped. Look at the activations at the hook point.",
-            *(n_not_finite, n_read, store.dtype),
-        )
-
-
-def _one_pass(store: Any) -> Iterator[Tensor]:
-    """What a store reads up to the end of its text, a forward pass at a time."""
-    # Stores of this package have their own, which knows masks; SAELens' has none.
-    progress = Progress(describe_positions(store))
-    while True:
-        try:
-            batch = store.get_filtered_llm_batch(raise_on_epoch_end=True)
-        except StopIteration:
-            progress.at_end()
-            return
-        progress.see(len(batch))
-        yield batch
 
 
 def kept_rows(
@@ -99,8 +51,12 @@ def kept_rows(
     does, and goes on with text that was not collected. Their checksums are verified once each time
     that they are mapped, which reads the file (CRC-32, about 2 GB a second).
 
+    Where there are several ranks, each reads its share of the text and of the tokens into the one collection,
+    in rank order, and each verifies a part of the checksums. What is there serves any number of ranks. The
+    position in the text is then rank 0's.
+
     Args:
-        path: of the folder; made if it is not there.
+        path: of the folder, which all ranks have to see; made if it is not there.
         store: SAELens' ``ActivationsStore`` or ``PairedActivations``.
         n_tokens: how many tokens to keep.
         described: what else decides what the rows are, as JSON holds it; written beside them.
@@ -111,24 +67,45 @@ def kept_rows(
     Raises:
         ValueError: if the folder holds rows that are described differently, or are damaged.
     """
-    folder = Path(path) / _FINISHED
+    folder = Path(path) / FINISHED
     asked = {
         **(described or {}),
         "replay_tokens": n_tokens,
         "sequence_length": getattr(store, "sequence_length", None),
         "dtype": str(store.dtype),
     }
-    check_collection(path, asked)
-    sweep(path)
-    if folder.is_dir():
+    with on_every_rank():
+        check_collection(path, asked)
+        if rank() == 0:
+            sweep(path)
+    is_there = is_seen_by_all(path)
+    if not is_there:
+        collect_into(Path(path), store, n_tokens, asked)
+    with on_every_rank():
+        # Another run may have been faster; what it collected is compared like any other.
+        check_collection(path, asked)
         rows = _map(folder, store, n_tokens)
-        store.load_from_checkpoint(folder)
+        if is_there and rank() == 0:
+            store.load_from_checkpoint(folder)
+    if is_there:
         logger.info("Replaying the activations in %s; the language model is not run.", path)
-        return rows
-    _collect(Path(path), store, n_tokens, asked)
-    # Another run may have been faster; what it collected is compared like any other.
-    check_collection(path, asked)
-    return _map(folder, store, n_tokens)
+    return rows
+
+
+def is_seen_by_all(path: str | Path) -> bool:
+    """Whether a folder holds a collection; one that only some ranks see is refused.
+
+    Raises:
+        ValueError: on every rank, if it is one.
+    """
+    sees = all_gather_objects((Path(path) / FINISHED).is_dir())
+    if any(sees) and not all(sees):
+        without = ", ".join(str(r) for r, sees_it in enumerate(sees) if not sees_it)
+        raise ValueError(
+            f"Activations are there in {str(path)!r} for rank {sees.index(True)}, and not for rank {without}. "
+            "Name a folder that all machines share."
+        )
+    return all(sees)
 
 
 def check_collection(path: str | Path, asked: Mapping[str, Any]) -> None:
@@ -144,11 +121,11 @@ def check_collection(path: str | Path, asked: Mapping[str, Any]) -> None:
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"Activations are kept in a folder; {str(path)!r} is a file.")
-    if not (path / _FINISHED).is_dir():
+    if not (path / FINISHED).is_dir():
         check_output_folder(path)
         return
-    there = _read_description(path / _FINISHED)
-    wanted = json.loads(_as_json({"format": _FORMAT, **asked}))
+    there = _read_description(path / FINISHED)
+    wanted = json.loads(as_json({"format": FORMAT, **asked}))
     differing = [
         f"{name} is {there.get(name)!r} there and {value!r} here"
         for name, value in wanted.items()
@@ -161,92 +138,11 @@ def check_collection(path: str | Path, asked: Mapping[str, Any]) -> None:
         )
 
 
-# Writing
-
-
-def _collect(path: Path, store: Any, n_tokens: int, asked: Mapping[str, Any]) -> None:
-    with unfinished_folder(path) as temporary:
-        folder = temporary / _FINISHED
-        folder.mkdir()
-        checksums = _Checksums(_BLOCK)
-        n_rows, width = _write_rows(folder / _ROWS, read_rows(store, n_tokens), checksums)
-        store.save_to_checkpoint(folder)
-        # safetensors lets no other user read what it writes.
-        state = folder / ACTIVATIONS_STORE_STATE_FILENAME
-        shutil.copymode(folder / _ROWS, state)
-        shape = {"format": _FORMAT, "n_rows": n_rows, "width": width}
-        check = {"crc32_block_bytes": _BLOCK, "crc32": checksums.blocks()}
-        check["crc32_state"] = zlib.crc32(state.read_bytes())
-        _write(folder / _DESCRIPTION, [_as_json({**shape, **asked, **check}).encode()])
-        try:
-            folder.rename(path / _FINISHED)
-        except OSError:
-            if not (path / _FINISHED).is_dir():
-                raise
-        to_disk(path)
-
-
-def _write_rows(path: Path, batches: Iterator[Tensor], checksums: _Checksums) -> tuple[int, int]:
-    """Number of rows and their width."""
-    n_rows = width = 0
-
-    def as_bytes() -> Iterator[bytes]:
-        nonlocal n_rows, width
-        for batch in batches:
-            n_rows, width = n_rows + len(batch), batch.shape[1]
-            # As bytes, since NumPy has no bfloat16.
-            content = batch.contiguous().cpu().view(torch.uint8).numpy().tobytes()
-            checksums.update(content)
-            yield content
-
-    _write(path, as_bytes())
-    return n_rows, width
-
-
-def _write(path: Path, chunks: Iterable[bytes]) -> None:
-    with path.open("wb") as file:
-        file.writelines(chunks)
-    # Before the folder has its name, also if the machine goes down.
-    to_disk(path)
-
-
-class _Checksums:
-    """CRC-32 of bytes that come in pieces, one for every ``block`` of them."""
-
-    def __init__(self, block: int) -> None:
-        self._block = block
-        self._done: list[int] = []
-        self._crc = self._n = 0
-
-    def update(self, content: bytes) -> None:
-        """Take in the next bytes."""
-        rest = memoryview(content)
-        while len(rest) > 0:
-            part = rest[: self._block - self._n]
-            self._crc, self._n, rest = (
-                zlib.crc32(part, self._crc),
-                self._n + len(part),
-                rest[len(part) :],
-            )
-            if self._n == self._block:
-                self._done.append(self._crc)
-                self._crc = self._n = 0
-
-    def blocks(self) -> list[int]:
-        """The checksums of all blocks so far, of which the last may be shorter."""
-        return [*self._done, self._crc] if self._n else list(self._done)
-
-
-def _as_json(fields: Mapping[str, Any]) -> str:
-    # Such things as a torch.dtype among the model's keyword arguments are told by their names.
-    return json.dumps(fields, indent=2, default=str) + "\n"
-
-
 # Reading
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / _DESCRIPTION
+    path = folder / DESCRIPTION
     try:
         described = parse_json(path.read_bytes())
         if not isinstance(described, dict):
@@ -260,7 +156,7 @@ def _map(folder: Path, store: Any, n_tokens: int) -> Tensor:
     """The rows, of which nothing is believed that the file itself does not bear out."""
     described = _read_description(folder)
     shape, dtype = _shape_of(described, folder, store, n_tokens), str_to_dtype(described["dtype"])
-    path = folder / _ROWS
+    path = folder / ROWS
     n_expected = shape[0] * shape[1] * dtype.itemsize
     n_bytes = path.stat().st_size if path.is_file() else 0
     if n_bytes != n_expected:
@@ -291,14 +187,14 @@ def _shape_of(
     # No file backs rows without numbers, however many there are said to be.
     if n_rows > n_tokens or (n_rows > 0 and width == 0):
         raise ValueError(
-            f"{folder / _DESCRIPTION}: there are {n_rows} rows of {width} numbers, and {n_tokens} rows "
+            f"{folder / DESCRIPTION}: there are {n_rows} rows of {width} numbers, and {n_tokens} rows "
             f"were asked for. {_anew(folder)}"
         )
     # PairedActivations has two widths, which are compared as d_in and d_out.
     expected = vars(store).get("d_in", width)
     if n_rows > 0 and width != expected:
         raise ValueError(
-            f"{folder / _DESCRIPTION}: width is {width} there and {expected} here. {_anew(folder)}"
+            f"{folder / DESCRIPTION}: width is {width} there and {expected} here. {_anew(folder)}"
         )
     return n_rows, width
 
@@ -307,7 +203,7 @@ def _whole_number(described: Mapping[str, Any], name: str, folder: Path) -> int:
     value = described.get(name)
     if type(value) is not int or not 0 <= value <= _LARGEST:
         raise ValueError(
-            f"{folder / _DESCRIPTION}: {name} has to be a whole number from 0 up; got {value!r}. "
+            f"{folder / DESCRIPTION}: {name} has to be a whole number from 0 up; got {value!r}. "
             f"{_anew(folder)}"
         )
     return value
@@ -324,26 +220,30 @@ def _verify(folder: Path, described: Mapping[str, Any], n_bytes: int) -> None:
         return
     block, expected = described.get("crc32_block_bytes"), described["crc32"]
     if type(block) is not int or block < 1 or not isinstance(expected, list):
-        raise ValueError(f"{folder / _DESCRIPTION}: its checksums cannot be read. {_anew(folder)}")
+        raise ValueError(f"{folder / DESCRIPTION}: its checksums cannot be read. {_anew(folder)}")
     state = folder / ACTIVATIONS_STORE_STATE_FILENAME
     if not state.is_file() or zlib.crc32(state.read_bytes()) != described.get("crc32_state"):
         raise ValueError(f"{state} is not what was written there. {_anew(folder)}")
-    checksums = _Checksums(block)
-    with (folder / _ROWS).open("rb") as file:
-        while content := file.read(_PIECE):
-            checksums.update(content)
-    for i, (there, is_now) in enumerate(zip(expected, checksums.blocks(), strict=False)):
-        if there != is_now:
-            raise ValueError(
-                f"{folder / _ROWS} is not what was written there: the checksum of bytes {i * block} to "
-                f"{min((i + 1) * block, n_bytes)} differs. {_anew(folder)}"
-            )
-    if len(expected) != len(checksums.blocks()):
+    n_blocks = -(-n_bytes // block)
+    with (folder / ROWS).open("rb") as file:
+        # Each rank looks at some.
+        for i in range(rank(), min(n_blocks, len(expected)), n_ranks()):
+            file.seek(i * block)
+            end = min((i + 1) * block, n_bytes)
+            checksum = 0
+            while content := file.read(min(PIECE, end - file.tell())):
+                checksum = zlib.crc32(content, checksum)
+            if checksum != expected[i]:
+                raise ValueError(
+                    f"{folder / ROWS} is not what was written there: the checksum of bytes {i * block} to "
+                    f"{end} differs. {_anew(folder)}"
+                )
+    if len(expected) != n_blocks:
         raise ValueError(
-            f"{folder / _DESCRIPTION} has {len(expected)} checksums for {len(checksums.blocks())} blocks. "
+            f"{folder / DESCRIPTION} has {len(expected)} checksums for {n_blocks} blocks. "
             f"{_anew(folder)}"
         )
-    logger.info("The checksums of the %d bytes in %s are right.", n_bytes, folder / _ROWS)
+    logger.info("The checksums of the %d bytes in %s are right.", n_bytes, folder / ROWS)
 
 
 def _anew(folder: Path) -> str:

@@ -12,6 +12,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from bae_lens import offline as demo
 from bae_lens.activations.hook_points import hook_names
 from bae_lens.activations.labeled_texts import is_file_of_texts, read_texts
+from bae_lens.activations.rank_share import own_text
 from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_store import TextStore, check_text_settings
@@ -94,6 +95,7 @@ def held_out_store(
     model: HookedRootModule,
     dataset: Any = None,
     store_batch_size_prompts: int = 8,
+    all_ranks: bool = False,
 ) -> ActivationsStore | Any:
     """A store of text for a saved SAE, with its own context size, BOS and special-token settings.
 
@@ -108,6 +110,7 @@ def held_out_store(
             if omitted. Of ``bae-lens/movie-reviews`` the held-out split is served, of any other
             dataset the split ``"train"`` (SAELens' choice), on which the SAE may have been trained.
         store_batch_size_prompts: prompts per forward pass.
+        all_ranks: serve this rank's share of the text, see ``own_text``.
 
     Returns:
         SAELens' store, or a ``SentenceStore``, which serves each text by itself with its attention
@@ -130,6 +133,8 @@ def held_out_store(
         raise ValueError(f"The dataset has no text: it is {shown(dataset)}. Give another one.")
     if isinstance(dataset, str):
         dataset = open_text(dataset, "test")
+    if all_ranks:
+        dataset = own_text(dataset)
     if metadata.text_unit == "sentence":
         return _sentence_store(sae, model, dataset, store_batch_size_prompts)
     if metadata.text_unit not in (None, "context"):

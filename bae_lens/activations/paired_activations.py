@@ -14,10 +14,12 @@ from sae_lens.training.mixing_buffer import mixing_buffer
 from torch import Tensor
 
 from bae_lens.activations.paired_batch import PairedBatch
+from bae_lens.activations.rank_share import OwnNumbers
 from bae_lens.activations.special_tokens import special_token_mask
 from bae_lens.activations.text_store import Progress, describe_positions
 from bae_lens.architectures.packed_rows import pack_rows
 from bae_lens.checks.fields import Number, check, whole
+from bae_lens.distributed import n_ranks
 
 
 class PairedStore(Protocol):
@@ -161,9 +163,8 @@ class PairedActivations:
             else:
                 # Unmixed, mixing_buffer only cuts the stream into batches.
                 size, fraction = self.train_batch_size_tokens, 0.0
-            self._batches = mixing_buffer(
-                size, self.train_batch_size_tokens, self._endless(), fraction
-            )
+            batches = mixing_buffer(size, self.train_batch_size_tokens, self._endless(), fraction)
+            self._batches = batches if n_ranks() == 1 else OwnNumbers(batches)
         return next(self._batches)
 
     def _endless(self) -> Iterator[Tensor]:

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bae_lens.activations.collection import kept_rows, read_rows, sequence_length_of
+from bae_lens.activations.collecting import read_rows, sequence_length_of
+from bae_lens.activations.collection import kept_rows
+from bae_lens.activations.rank_share import own_number
 from bae_lens.activations.store_state import load_count, save_count
 from bae_lens.checks.fields import check, whole
+from bae_lens.distributed import all_gather_objects, n_ranks, on_every_rank, own_rows, own_slice
 
 
 class ReplayedActivations:
@@ -33,10 +36,12 @@ class ReplayedActivations:
         store: the store that ``activations`` came from.
         sequence_length: rows that stay together, in order; the shuffle moves whole sequences.
         device: where batches are served; where ``activations`` are, if omitted.
+        is_common: whether every rank has these activations. Then ``batch_size`` is that of all ranks, a
+            batch has the rows that it would have in one process, and each rank is served its share of them.
 
     Raises:
         ValueError: if ``activations`` is not 2-D or holds less than one batch, or it or the batch
-            is not a number of whole sequences.
+            is not a number of whole sequences, or ranks cannot have as many of those each.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class ReplayedActivations:
         store: Any = None,
         sequence_length: int = 1,
         device: str | torch.device | None = None,
+        is_common: bool = False,
     ) -> None:
         batch_size, seed = (
             check("batch_size", batch_size, whole(1)),
@@ -68,8 +74,11 @@ class ReplayedActivations:
                 f"Sequences of {sequence_length} tokens must be whole; got {len(activations)} rows "
                 f"and a batch size of {batch_size}."
             )
+        if is_common:
+            own_slice(batch_size, sequence_length)
         self.activations = activations
         self.batch_size = batch_size
+        self.is_common = is_common
         self.sequence_length = sequence_length
         self.seed = seed
         self.store = store
@@ -97,7 +106,8 @@ class ReplayedActivations:
             path: a folder to keep them in. What an earlier call has collected there is used, and
                 the language model does not run. ``activations`` are memory-mapped, for reading
                 only, and may be larger than memory: a batch reads its own rows. None keeps them in
-                memory.
+                memory. Of several ranks each keeps its share of the tokens in memory, and shuffles that;
+                in a folder there is one collection for all of them.
             described: with ``path``, what decides what the rows are, as JSON holds it: the model's
                 name, the hook's and so on. What is in the folder has to agree in it.
 
@@ -107,15 +117,25 @@ class ReplayedActivations:
         """
         n_tokens = check("n_tokens", n_tokens, whole(1))
         device = None
+        length, batch_size = sequence_length_of(store), store.train_batch_size_tokens
         if path is None:
-            batches = list(read_rows(store, n_tokens))
+            with on_every_rank():
+                batches = list(read_rows(store, own_number(n_tokens, length)))
             activations = torch.cat(batches) if batches else torch.empty(0, 0)
         else:
+            # The store's is a rank's own.
+            batch_size *= n_ranks()
             activations = kept_rows(path, store, n_tokens, described)
             # PairedActivations leaves it to the store that it reads.
             device = store.device if hasattr(store, "device") else store.store.device
-        length = sequence_length_of(store)
-        return cls(activations, store.train_batch_size_tokens, seed, store, length, device)
+        with on_every_rank():
+            return cls(activations, batch_size, seed, store, length, device, path is not None)
+
+    @property
+    def n_collected(self) -> int:
+        """Tokens of all ranks, each of which has to ask."""
+        own = len(self.activations)
+        return own if self.is_common else sum(all_gather_objects(own))
 
     @property
     def batches_per_epoch(self) -> int:
@@ -135,6 +155,8 @@ class ReplayedActivations:
             self._order = (epoch, order.to(self.activations.device))
         n = self.batch_size // self.sequence_length
         chosen = self._order[1][i * n : (i + 1) * n]
+        if self.is_common:
+            chosen = own_rows(chosen)
         self.n_batches_served += 1
         sequences = self.activations.unflatten(0, (-1, self.sequence_length))
         return sequences[chosen].flatten(0, 1).to(self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from sae_lens import ActivationsStore
 from torch import Tensor
 from typing_extensions import Self, override
 
+from bae_lens.activations.rank_share import OwnNumbers
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.texts import MissingTexts, check_readable, check_text, is_missing
+from bae_lens.distributed import n_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +182,11 @@ class TextStore(ActivationsStore):
         return torch.cat(sequences)
 
     # Activations
+
+    @override
+    def get_data_loader(self) -> Iterator[Any]:
+        batches = super().get_data_loader()
+        return batches if n_ranks() == 1 else OwnNumbers(batches)
 
     @override
     def get_filtered_llm_batch(self, raise_on_epoch_end: bool = False) -> Tensor:

@@ -10,6 +10,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from bae_lens.distributed import RankFailedError, n_launched
+
 logger = logging.getLogger(__name__)
 
 _COMMANDS = {
@@ -22,7 +24,9 @@ _COMMANDS = {
     "quiz": "write a page on which people tell a model's predictions from concepts alone",
     "score-quiz": "score what people answered there",
 }
-_USER_ERROR, _INTERRUPTED = 2, 130
+# Under torchrun; any other would be run by each process for itself.
+_ON_RANKS = ("train", "eval")
+_FAILED, _USER_ERROR, _INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; the process's own if omitted.
 
     Returns:
-        The exit status: 0, 2 where the input is at fault (the reason goes to stderr), 130 where the
-        run was interrupted. Any other exception is let through.
+        The exit status: 0, 1 where another process of the same run has failed, 2 where the input is at
+        fault (the reason goes to stderr), 130 where the run was interrupted. Any other exception is let
+        through.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
@@ -45,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, rest = parser.parse_args(argv[:1]).command, argv[1:]
     try:
         with _models_are_named():
+            _check_processes(command)
             return _run(command, rest)
     except (ValueError, OSError, ImportError, argparse.ArgumentError) as error:
         reason = _what_is_wrong(error)
@@ -53,9 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.debug("Where it was raised", exc_info=error)
         print(f"bae-lens: error: {_printable(reason)}", file=sys.stderr)
         return _USER_ERROR
+    except RankFailedError as error:
+        print(f"bae-lens: error: {_printable(str(error))}", file=sys.stderr)
+        return _FAILED
     except KeyboardInterrupt:
         print("bae-lens: interrupted", file=sys.stderr)
         return _INTERRUPTED
+
+
+def _check_processes(command: str) -> None:
+    if command not in _ON_RANKS and n_launched() > 1:
+        raise ValueError(
+            f"bae-lens {command} is run by one process, and there are {n_launched()} (WORLD_SIZE); those that "
+            f"several run together are {' and '.join(_ON_RANKS)}. Start it without torchrun."
+        )
 
 
 def _run(command: str, argv: list[str]) -> int:

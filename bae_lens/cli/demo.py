@@ -75,8 +75,9 @@ def run_demo(args: argparse.Namespace) -> int:
     from bae_lens.evals.plot import plot_densities
     from bae_lens.files.json_file import write_json
     from bae_lens.training.metric_log import read_metric_log
+    from bae_lens.training.outputs import METRICS_FILENAME
     from bae_lens.training.plot import plot_training
-    from bae_lens.training.runner import METRICS_FILENAME, TrainingRunner
+    from bae_lens.training.runner import TrainingRunner
 
     for name in ("tokens", "training_tokens", "held_out_tokens", "ce_batches"):
         if getattr(args, name) is not None and getattr(args, name) < 1:

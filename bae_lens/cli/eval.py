@@ -13,6 +13,15 @@ from bae_lens.cli.data import (
     read_unlabeled,
 )
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
+from bae_lens.distributed import (
+    check_same,
+    failures_named,
+    n_ranks,
+    on_every_rank,
+    own_device,
+    rank,
+    start_process_group,
+)
 from bae_lens.files.json_file import finite_or_none, write_json
 from bae_lens.fingerprint import weights_sha256
 
@@ -54,14 +63,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_eval(args: argparse.Namespace) -> int:
-    from sae_lens.evals import get_eval_everything_config
+    """Under torchrun each process evaluates its share of the text; rank 0 prints and writes."""
+    start_process_group()
+    with failures_named():
+        with on_every_rank():
+            output = _output(args)
+        metrics, about = _evaluate(args)
+        with on_every_rank():
+            if rank() == 0:
+                print_metrics(metrics)
+                write_json(output, {**_strict(metrics), "sae": about})
+                print(f"\nWritten to {output}")
+    return 0
 
-    from bae_lens.activations.held_out import held_out_store
-    from bae_lens.evals import run_evals
 
+def _output(args: argparse.Namespace) -> Path:
+    """The file that is to be written, if the arguments are such that there will be something to write."""
     path = saved_folder(args.path)
     output = Path(args.output) if args.output else path / METRICS_FILENAME
-    check_output(output, path, args.data, args.dataset)
+    if rank() == 0:
+        check_output(output, path, args.data, args.dataset)
     for name in ("n_eval_batches", "batch_size_prompts"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
@@ -69,9 +90,25 @@ def run_eval(args: argparse.Namespace) -> int:
         raise ValueError(f"--n_code_tokens must be at least 0; got {args.n_code_tokens}.")
     if args.data is not None and args.dataset is not None:
         raise ValueError("Give --data or --dataset: only one of them can be read.")
-    dataset = args.dataset if args.data is None else read_unlabeled(args)
-    sae, model, scaler = load_saved(path, args)
-    store = held_out_store(sae, model, dataset, store_batch_size_prompts=args.batch_size_prompts)
+    return output
+
+
+def _evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metrics, and what they are of."""
+    from sae_lens.evals import get_eval_everything_config
+
+    from bae_lens.activations.held_out import held_out_store
+    from bae_lens.evals import run_evals
+
+    all_ranks = n_ranks() > 1
+    with on_every_rank():
+        dataset = args.dataset if args.data is None else read_unlabeled(args)
+        args.device = own_device(args.device)
+        sae, model, scaler = load_saved(saved_folder(args.path), args)
+        store = held_out_store(sae, model, dataset, args.batch_size_prompts, all_ranks)
+        sha256 = weights_sha256(sae)
+    # A folder may be another one on another machine.
+    check_same({"the autoencoder's weights": sha256})
     metrics, _ = run_evals(
         sae,
         store,
@@ -86,23 +123,23 @@ def run_eval(args: argparse.Namespace) -> int:
         pair_counts=args.pair_counts,
         magnitude_bits=args.magnitude_bits,
         exclude_outlier_tokens=outlier_option(args),
+        all_ranks=all_ranks,
     )
-    print_metrics(metrics)
-    strict = {
-        group: {name: finite_or_none(value) for name, value in values.items()}
-        for group, values in metrics.items()
-    }
     # What these are of, and how much text: for whoever finds them beside others.
     metadata = sae.cfg.metadata
-    strict["sae"] = {
-        "weights_sha256": weights_sha256(sae),
+    return metrics, {
+        "weights_sha256": sha256,
         "model_name": args.model or metadata.model_name,
         "text": Path(args.data).name if args.data else args.dataset or metadata.dataset_path,
         **{name: getattr(args, name) for name in (*EXTENT, "outlier_multiple")},
     }
-    write_json(output, strict)
-    print(f"\nWritten to {output}")
-    return 0
+
+
+def _strict(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        group: {name: finite_or_none(value) for name, value in values.items()}
+        for group, values in metrics.items()
+    }
 
 
 def print_metrics(metrics: dict[str, dict[str, Any]]) -> None:

@@ -7,6 +7,7 @@ import argparse
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
 from sae_lens.training._interruption import InterruptedException
 
+from bae_lens.distributed import rank, start_process_group
 from bae_lens.training.config_file import RunConfig, list_configs, load_config
 from bae_lens.training.cross_layer_runner import CrossLayerRunnerConfig, is_cross_layer
 
@@ -15,7 +16,7 @@ _TRUST = "--trust_remote_code"
 
 
 def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
-    """Train as the arguments say, save, and print where.
+    """Train as the arguments say, save, and print where. Under torchrun all processes train one autoencoder.
 
     Raises:
         ValueError: if a field is unknown, missing or wrong.
@@ -29,6 +30,7 @@ def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
     # No field, and for nobody but who types it.
     trusts = _TRUST in options
     options = [option for option in options if option != _TRUST]
+    start_process_group()
     if has_config and not _HELP.intersection(options):
         config = load_config(argv[0], _overrides(options), trust_remote_code=trusts)
     elif not has_config and options and options[0] not in _HELP:
@@ -40,7 +42,8 @@ def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
         config.run(trust_remote_code=trusts)
     except InterruptedException:
         raise KeyboardInterrupt from None
-    _print_outcome(config.runner.output_path)
+    if rank() == 0:
+        _print_outcome(config.runner.output_path)
     return 0
 
 

@@ -8,6 +8,7 @@ The calls are collective: every rank makes them, in one order. Once a process gr
 steps of this package's architectures make them, so that no rank can take a step alone.
 """
 
+from bae_lens.distributed.agreement import RankError, check_same, on_every_rank
 from bae_lens.distributed.collectives import (
     all_any,
     all_gather_objects,
@@ -17,14 +18,21 @@ from bae_lens.distributed.collectives import (
     all_sum,
     all_sums,
     all_to_all_rows,
+    any_soon,
     barrier,
     broadcast,
     broadcast_object,
 )
 from bae_lens.distributed.gradients import sum_gradients
+from bae_lens.distributed.health import RankFailedError, failures_named
+from bae_lens.distributed.merging import Mergeable, from_first, gather_merge
+from bae_lens.distributed.processes import n_launched, own_device, start_process_group
 from bae_lens.distributed.ranks import n_ranks, own_rows, own_slice, rank
 
 __all__ = [
+    "Mergeable",
+    "RankError",
+    "RankFailedError",
     "all_any",
     "all_gather_objects",
     "all_gather_rows",
@@ -33,12 +41,21 @@ __all__ = [
     "all_sum",
     "all_sums",
     "all_to_all_rows",
+    "any_soon",
     "barrier",
     "broadcast",
     "broadcast_object",
+    "check_same",
+    "failures_named",
+    "from_first",
+    "gather_merge",
+    "n_launched",
     "n_ranks",
+    "on_every_rank",
+    "own_device",
     "own_rows",
     "own_slice",
     "rank",
+    "start_process_group",
     "sum_gradients",
 ]

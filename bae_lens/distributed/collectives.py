@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -116,6 +116,36 @@ def broadcast_object(value: T) -> T:
     values: list[Any] = [value]
     dist.broadcast_object_list(values, src=0)
     return value if rank() == 0 else values[0]
+
+
+def send_object(value: Any, to: int) -> None:
+    """Hand an object to another rank, which calls ``receive_object``; pickled."""
+    dist.send_object_list([value], to)
+
+
+def receive_object(source: int) -> Any:
+    """What another rank hands over with ``send_object``."""
+    values: list[Any] = [None]
+    dist.recv_object_list(values, source)
+    return values[0]
+
+
+def any_soon(flag: bool) -> Callable[[], bool]:
+    """``all_any`` of which the answer is asked for later: what is returned waits for it.
+
+    On CPU tensors where the group can, so that no device is waited for.
+    """
+    if n_ranks() == 1:
+        return lambda: flag
+    most = torch.tensor(int(flag), device=_device_for_numbers())
+    work = dist.all_reduce(most, dist.ReduceOp.MAX, async_op=True)
+
+    def answer() -> bool:
+        if work is not None:
+            work.wait()
+        return bool(most)
+
+    return answer
 
 
 def barrier() -> None:

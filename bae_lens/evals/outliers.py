@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sae_lens.evals import ExplainedVarianceCalculator
 from torch import Tensor
 
 from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.evals.explained_variance import ExplainedVariance
 
 
 class OutlierScores:
@@ -22,7 +22,7 @@ class OutlierScores:
         self.outliers, self.hook_names = outliers, hook_names
         self.n_tokens = self.n_outliers = 0
         self._n_fired = 0
-        self._explained_variance = ExplainedVarianceCalculator()
+        self._explained_variance = ExplainedVariance()
 
     def kept(self, inputs: Tensor, targets: Tensor, acts: Tensor, outputs: Tensor) -> Tensor:
         """Take in a batch; True where a token is no outlier.
@@ -41,6 +41,13 @@ class OutlierScores:
         self._n_fired += int((acts != 0).sum())
         self._explained_variance.add_batch(sae_output=outputs, hidden_acts=targets)
         return ~mask
+
+    def merge(self, other: OutlierScores) -> None:
+        """Add what another instance has counted, by the same norms."""
+        self.n_tokens += other.n_tokens
+        self.n_outliers += other.n_outliers
+        self._n_fired += other._n_fired
+        self._explained_variance.merge(other._explained_variance)
 
     def compute(self) -> dict[str, Any]:
         """How many outliers there were, by what norm, and the scores of all tokens."""

@@ -18,6 +18,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from bae_lens.activations.first_tokens import first_tokens, warn_if_text_ended
 from bae_lens.activations.hook_points import hook_names, hook_shape
 from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.rank_share import own_number
 from bae_lens.activations.reference_norms import outlier_tokens_of, warn_of_many
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_batch import (
@@ -30,10 +31,12 @@ from bae_lens.activations.text_batch import (
 )
 from bae_lens.activations.text_store import Progress
 from bae_lens.checks.fields import Number, check, whole
+from bae_lens.distributed import from_first, gather_merge, n_ranks, on_every_rank
 from bae_lens.evals.code_statistics import TOKENS_PER_LATENT
 from bae_lens.evals.codebook_use import CodebookUse
 from bae_lens.evals.cross_layer import WITH_OUTLIERS, CrossLayerEvaluation, evaluates_here
 from bae_lens.evals.magnitudes import MAX_BITS
+from bae_lens.evals.on_ranks import averaged, own_share
 from bae_lens.evals.outliers import OutlierScores, described
 from bae_lens.evals.reconstruction import mean_ablation_ce
 from bae_lens.evals.summarize import Reconstructed, is_one_hot, summarize_code
@@ -95,6 +98,7 @@ def run_evals(
     pair_counts: bool | None = None,
     magnitude_bits: float | None = 4,
     exclude_outlier_tokens: bool | float | OutlierTokens = True,
+    all_ranks: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """SAELens' ``run_evals`` with three additions, for any SAE.
 
@@ -143,6 +147,10 @@ def run_evals(
         exclude_outlier_tokens: see ``outlier_tokens_of``; False: none are left out, and SAELens' groups
             are its own. Give the same ``OutlierTokens`` for SAEs that are compared on other texts
             than one.
+        all_ranks: every rank of a process group calls this with its own share of the text (see
+            ``bae_lens.activations.rank_share.own_text``), evaluates its share of the batches and tokens that are
+            asked for, and returns the metrics of all of them: ``code`` of merged counts, other groups as
+            ``bae_lens.evals.on_ranks.averaged`` says. Outliers are told by rank 0's norms.
 
     Returns:
         Metrics by group, and SAELens' per-latent metrics.
@@ -159,6 +167,9 @@ def run_evals(
     config = EvalConfig() if eval_config is None else eval_config
     kwargs = dict(model_kwargs or {})
     special = special_token_ids(model, exclude_special_tokens)
+    n_own_tokens = n_code_tokens
+    if all_ranks:
+        config, n_own_tokens = own_share(config), own_number(n_code_tokens)
     evaluation: CrossLayerEvaluation | None = None
     is_ours = (
         has_masks(activation_store)
@@ -170,6 +181,8 @@ def run_evals(
         outliers = outlier_tokens_of(
             exclude_outlier_tokens, sae, activation_store, model, special, kwargs
         )
+        if all_ranks:
+            outliers = from_first(outliers)
     if is_ours:
         evaluation = CrossLayerEvaluation(
             sae, activation_store, model, scaler, kwargs, special, verbose, outliers
@@ -180,6 +193,8 @@ def run_evals(
         metrics, feature_metrics = _same_layer_groups(
             sae, activation_store, model, scaler, config, kwargs, special, verbose, outliers
         )
+    if all_ranks:
+        metrics, feature_metrics = averaged(metrics, feature_metrics)
     if n_code_tokens == 0:
         return metrics, feature_metrics
     scores = None
@@ -194,12 +209,17 @@ def run_evals(
         use = CodebookUse(sae.cfg.d_sae) if evaluation is not None and is_one_hot(sae) else None
         if evaluation is None:
             assert not has_masks(activation_store)
-            batches = _first(n_code_tokens, _activations(sae, activation_store), verbose)
+            batches = _first(n_own_tokens, _activations(sae, activation_store), verbose)
             codes: Iterator[Tensor | Reconstructed] = _mixed(batches)
         else:
-            rows = _first(n_code_tokens, evaluation.rows(n_code_tokens, use), verbose)
+            rows = _first(n_own_tokens, evaluation.rows(n_own_tokens, use), verbose)
             codes = map(evaluation.split, _mixed(rows))
         one = next(codes, None)
+        if all_ranks and n_ranks() > 1:
+            # None of them waits for one that has nothing.
+            with on_every_rank():
+                if one is None:
+                    raise ValueError("No token of this rank's share of the text counts.")
         if one is None:
             return {"n_tokens": 0}
         summary, explained_variance, quantized = summarize_code(
@@ -209,7 +229,10 @@ def run_evals(
             pair_counts=counts_pairs,
             magnitude_bits=magnitude_bits,
             outlier_scores=scores,
+            all_ranks=all_ranks,
         )
+        if use is not None and all_ranks:
+            use = gather_merge(use)
         group = {
             **summary.to_dict(),
             "explained_variance": explained_variance,

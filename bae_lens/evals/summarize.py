@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
-from sae_lens.evals import ExplainedVarianceCalculator
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
 from bae_lens.checks.fields import Number, check, whole
 from bae_lens.dictionaries import Dictionary, decoder_vectors, is_one_bit, is_one_hot
+from bae_lens.distributed import from_first, gather_merge, on_every_rank
 from bae_lens.evals.code_statistics import CodeStatistics
 from bae_lens.evals.code_summary import CodeSummary
+from bae_lens.evals.explained_variance import ExplainedVariance
 from bae_lens.evals.magnitudes import MAX_BITS, MagnitudeQuantizer
 from bae_lens.evals.outliers import OutlierScores
 
@@ -70,6 +72,7 @@ def summarize_code(
     minibatch_size: int = 1024,
     magnitude_bits: float | None = None,
     outlier_scores: OutlierScores | None = None,
+    all_ranks: bool = False,
 ) -> CodeEvaluation:
     """Encode and decode batches of activations, counting the code and the variance explained.
 
@@ -87,6 +90,8 @@ def summarize_code(
             in it, there is none. Ignored for a code of bits or levels, whose values are counted as they are.
         outlier_scores: says which tokens are outliers, which are left out here, and takes in all of
             them; None: none are left out.
+        all_ranks: every rank calls this with activations of its own, and what is returned is of all of them
+            (``outlier_scores`` too), alike on each: counts are merged, and the quantizer is rank 0's.
 
     Raises:
         ValueError: if there are no activations, or outliers only, a latent's activation is NaN or
@@ -97,7 +102,7 @@ def summarize_code(
         "magnitude_bits", magnitude_bits, Number(least=0, most=MAX_BITS, or_none=True)
     )
     code: CodeStatistics | None = None
-    plain, quantized = ExplainedVarianceCalculator(), ExplainedVarianceCalculator()
+    plain, quantized = ExplainedVariance(), ExplainedVariance()
     quantizer: MagnitudeQuantizer | None = None
     dictionary = Dictionary(sae, activation_scaler or ActivationScaler())
     for batch in activations:
@@ -115,6 +120,8 @@ def summarize_code(
             has_magnitudes = dictionary.kind.is_real_valued and bool((acts != 0).any())
             if magnitude_bits is not None and has_magnitudes:
                 quantizer = MagnitudeQuantizer.fit(acts, dictionary.decoder_vectors, magnitude_bits)
+            if all_ranks:
+                quantizer = from_first(quantizer)
             code = CodeStatistics(
                 dictionary.n_latents,
                 pair_counts,
@@ -131,10 +138,42 @@ def summarize_code(
                 # What the output has beside the decoded code: a skip connection, or nothing.
                 restored = restored + (outputs - dictionary.decode(acts))
             quantized.add_batch(sae_output=restored, hidden_acts=targets)
-    if code is None:
-        raise ValueError("There are no activations to summarize a code over.")
+    if all_ranks:
+        if code is None:
+            from_first(quantizer)
+        with on_every_rank():
+            _check_any(code)
+        assert code is not None
+        counts = gather_merge(_Counts(code, plain, quantized, outlier_scores))
+        code, plain, quantized = counts.code, counts.plain, counts.quantized
+        if outlier_scores is not None:
+            vars(outlier_scores).update(vars(counts.outlier_scores))
+    _check_any(code)
+    assert code is not None
     return CodeEvaluation(
         code.compute(sae.W_dec),
         plain.compute(),
         None if quantizer is None else quantized.compute(),
     )
+
+
+@dataclass
+class _Counts:
+    """All that one rank counts."""
+
+    code: CodeStatistics
+    plain: ExplainedVariance
+    quantized: ExplainedVariance
+    outlier_scores: OutlierScores | None
+
+    def merge(self, other: _Counts) -> None:
+        self.code.merge(other.code)
+        self.plain.merge(other.plain)
+        self.quantized.merge(other.quantized)
+        if self.outlier_scores is not None and other.outlier_scores is not None:
+            self.outlier_scores.merge(other.outlier_scores)
+
+
+def _check_any(code: CodeStatistics | None) -> None:
+    if code is None:
+        raise ValueError("There are no activations to summarize a code over.")

@@ -18,17 +18,14 @@ from sae_lens.constants import (
     TRAINER_STATE_FILENAME,
 )
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.files.json_file import parse_json, write_json
+from bae_lens.training.rank_states import RANDOM_STATE_FILENAME, load_state
 from bae_lens.training.run_identity import differing_fields, is_same_model
 
 logger = logging.getLogger(__name__)
 
-RANDOM_STATE_FILENAME = "random_state.safetensors"
 # Written last. A checkpoint without it is of an earlier version, or of SAELens' own runner.
 RECORD_FILENAME = "checkpoint.json"
 _PIECE = 2**20  # bytes that are read at a time
@@ -151,15 +148,22 @@ def check_given(
         raise _of_another_run(path, ["the language model has other weights there than here"])
 
 
-def check_replayed(path: Path, store: Any) -> None:
+def check_replayed(path: Path, store: Any, n_collected: int | None = None) -> None:
     """Refuse a checkpoint without a record whose activations were replayed, where they are not now.
+
+    Args:
+        path: of the checkpoint.
+        store: of the run that is to go on with it.
+        n_collected: activations that are replayed, of all ranks; if omitted, those of the store.
 
     Raises:
         ValueError: if they were, or others in number.
     """
     # SAELens' store ignores a state that it does not know, and would begin with the first text.
-    was_replayed = "n_batches_served" in _load(path / ACTIVATIONS_STORE_STATE_FILENAME)
+    was_replayed = "n_batches_served" in load_state(path / ACTIVATIONS_STORE_STATE_FILENAME)
     is_replayed = isinstance(store, ReplayedActivations)
+    if is_replayed and n_collected is None:
+        n_collected = len(store.activations)
     if was_replayed and not is_replayed:
         raise ValueError(
             f"{str(path)!r} was written by a run that replayed its activations. Give replay_tokens "
@@ -167,7 +171,7 @@ def check_replayed(path: Path, store: Any) -> None:
         )
     if is_replayed:
         metadata = _read(path / SAE_CFG_FILENAME).get("metadata") or {}
-        there, here = metadata.get("replay_tokens"), len(store.activations)
+        there, here = metadata.get("replay_tokens"), n_collected
         if there not in (None, here):
             raise _of_another_run(
                 path, [f"the number of replayed tokens is {there} there and {here} here"]
@@ -180,23 +184,6 @@ def go_on(trainer: SAETrainer[Any, Any]) -> None:
     trainer.checkpoint_thresholds = [t for t in trainer.checkpoint_thresholds if t >= done]
     # A checkpoint on a threshold is written before its step is counted.
     trainer.n_training_steps = done // trainer.cfg.train_batch_size_samples
-
-
-def random_state() -> dict[str, Tensor]:
-    """Torch's generators: those of the CUDA devices, where there are any, by number."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state()} | {f"cuda:{i}": s for i, s in enumerate(cuda)}
-
-
-def restore_random_state(path: Path) -> None:
-    """Take the random state of a checkpoint up again; one of SAELens' own runner has none."""
-    if not (path / RANDOM_STATE_FILENAME).is_file():
-        return
-    state = _load(path / RANDOM_STATE_FILENAME)
-    torch.set_rng_state(state.pop("cpu"))
-    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"cuda:{i}" in state:
-            torch.cuda.set_rng_state(state[f"cuda:{i}"], i)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -238,16 +225,9 @@ def _crc32(file: Path) -> int:
     return checksum
 
 
-def _load(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} cannot be read: {error}. Give a whole checkpoint.") from error
-
-
 def _check_old(path: Path) -> None:
     """What has no checksums is read once more for it, since SAELens says no file's name."""
-    _load(path / SAE_WEIGHTS_FILENAME)
+    load_state(path / SAE_WEIGHTS_FILENAME)
     state = path / TRAINER_STATE_FILENAME
     try:
         torch.load(state, map_location="cpu", weights_only=True)
@@ -257,7 +237,7 @@ def _check_old(path: Path) -> None:
         raise ValueError(
             f"{state} cannot be read: {reason[:200]}. Give a whole checkpoint."
         ) from error
-    was_replayed = "n_batches_served" in _load(path / ACTIVATIONS_STORE_STATE_FILENAME)
+    was_replayed = "n_batches_served" in load_state(path / ACTIVATIONS_STORE_STATE_FILENAME)
     is_ours = was_replayed or "hook_name_out" in _read(path / RUNNER_CFG_FILENAME)
     if is_ours and not (path / RANDOM_STATE_FILENAME).is_file():
         # SAELens' own runner writes none; this package always did, in the end.

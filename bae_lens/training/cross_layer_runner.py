@@ -23,10 +23,13 @@ from bae_lens.activations.sentence_store import SentenceStore, is_encoder_model
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_store import TextStore, check_text_settings
 from bae_lens.checks.fields import OneOf, check_fields
+from bae_lens.distributed import all_gather_objects, n_ranks, own_rows
 from bae_lens.evals import run_evals
 from bae_lens.training.run_checks import check_width
-from bae_lens.training.runner import TrainingRunner, load_runner_model
+from bae_lens.training.runner import TrainingRunner
 from bae_lens.training.runner_fields import check_runner
+from bae_lens.training.runner_model import load_runner_model
+from bae_lens.training.same_run import own_batch_size
 
 TextUnit = Literal["context", "sentence"]
 
@@ -168,7 +171,7 @@ class CrossLayerTrainingRunner(TrainingRunner):
         paired = self._paired_store(dataset)
         self.activations_store = PairedActivations(  # pyright: ignore[reportAttributeAccessIssue]
             paired,
-            cfg.train_batch_size_tokens,
+            own_batch_size(cfg),
             cfg.sequence_length,
             cfg.n_batches_in_buffer * cfg.context_size,
             cfg.activations_mixing_fraction,
@@ -216,7 +219,7 @@ class CrossLayerTrainingRunner(TrainingRunner):
             n_batches_in_buffer=cfg.n_batches_in_buffer,
             total_training_tokens=cfg.training_tokens,
             store_batch_size_prompts=cfg.store_batch_size_prompts,
-            train_batch_size_tokens=cfg.train_batch_size_tokens,
+            train_batch_size_tokens=own_batch_size(cfg),
             prepend_bos=cfg.prepend_bos,
             device=device,
             dtype=cfg.dtype,
@@ -241,13 +244,19 @@ class CrossLayerTrainingRunner(TrainingRunner):
             )
 
     def _initialization_rows(self) -> Tensor:
+        """Rows to begin with; this rank's share of them, as many as any other's."""
         store, n = self.activations_store, self.cfg.initialization_tokens
         if isinstance(store, ReplayedActivations):
             generator = torch.Generator().manual_seed(self.cfg.seed)
-            order = torch.randperm(len(store.activations), generator=generator)[:n]
+            order = torch.randperm(len(store.activations), generator=generator)
+            if store.is_common:
+                order = order[:n]
+                order = own_rows(order[: len(order) // n_ranks() * n_ranks()])
+            else:
+                order = order[: min(all_gather_objects(min(n // n_ranks(), len(order))))]
             return store.activations[order.to(store.activations.device)]
         rows: list[Tensor] = []
-        while sum(map(len, rows)) < n:
+        while sum(map(len, rows)) < n / n_ranks():
             rows.append(next(store))
         return torch.cat(rows)
 

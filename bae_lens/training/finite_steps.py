@@ -94,16 +94,24 @@ def skip_steps_not_finite(trainer: SAETrainer[Any, Any]) -> None:
 
 
 @contextmanager
-def trainers_that_skip(module: Any) -> Iterator[None]:
+def trainers_that_skip(
+    module: Any, prepare: Callable[[SAETrainer[Any, Any]], None] | None = None
+) -> Iterator[None]:
     """While inside, let a module of SAELens that makes its own trainer make one that skips.
 
     Its runners for synthetic data hand their trainer to nobody before it trains.
+
+    Args:
+        module: of SAELens.
+        prepare: what else is done to a trainer before it trains.
     """
 
     class SkippingTrainer(SAETrainer[Any, Any]):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             skip_steps_not_finite(self)
+            if prepare is not None:
+                prepare(self)
 
     trainer_class = module.SAETrainer
     module.SAETrainer = SkippingTrainer

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
+
+from bae_lens.distributed import any_soon, n_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ def stop_between_steps(trainer: SAETrainer[Any, Any]) -> Iterator[None]:
     can go on from exactly. A second signal changes nothing; a third raises at once, as does the
     first one before the first step: then no state is there that could be saved. Outside the main
     thread, where no signal arrives, nothing is changed, nor for a signal that the process ignores
-    (nohup); afterwards the handlers are those of before.
+    (nohup); afterwards the handlers are those of before. A signal to one rank stops all of them at the
+    same step, the one after it.
 
     Raises:
         StoppedBetweenSteps: out of ``trainer.fit()``, at the end of a step.
@@ -44,11 +47,22 @@ def stop_between_steps(trainer: SAETrainer[Any, Any]) -> Iterator[None]:
     begin_step = trainer.maybe_reset_sparsity
     is_training = False
     n_signals = 0
+    is_asked: Callable[[], bool] | None = None
+
+    def is_to_stop() -> bool:
+        nonlocal is_asked
+        if n_ranks() == 1:
+            return n_signals > 0
+        # What was asked at the step before is known by now, and waiting for it costs nothing.
+        if is_asked is not None and is_asked():
+            return True
+        is_asked = any_soon(n_signals > 0)
+        return False
 
     def begin_step_unless_stopped() -> dict[str, Any]:
         nonlocal is_training
         is_training = True
-        if n_signals:
+        if is_to_stop():
             raise StoppedBetweenSteps
         return begin_step()
 
@@ -63,12 +77,13 @@ def stop_between_steps(trainer: SAETrainer[Any, Any]) -> Iterator[None]:
             else "Still stopping; one more signal stops at once, and saves nothing."
         )
 
-    if threading.current_thread() is not threading.main_thread():
+    is_heard = threading.current_thread() is threading.main_thread()
+    if not is_heard and n_ranks() == 1:
         yield
         return
     previous = {
         number: signal.signal(number, on_signal)
-        for number in _SIGNALS
+        for number in (_SIGNALS if is_heard else ())
         if signal.getsignal(number) is not signal.SIG_IGN
     }
     trainer.maybe_reset_sparsity = begin_step_unless_stopped

@@ -19,6 +19,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from bae_lens.checks.fields import check, whole
 from bae_lens.checks.typed import check_types
+from bae_lens.distributed import n_ranks
 from bae_lens.files.json_file import finite_or_none, parse_json
 from bae_lens.files.whole import write_text
 
@@ -45,6 +46,7 @@ class MetricLog:
     step's time is what queueing its work took, and waiting, which may be for work queued by the
     other of the two. Only the step of a line waits for the queue to be empty, as its metrics do
     anyway, so the two times together are right over a line and their division is not the device's.
+    On several ranks the tokens are those of all, by rank 0's time.
     A figure is left out where nothing was timed, as when ``step`` is called by other than ``fit``.
 
     Args:
@@ -87,13 +89,13 @@ class MetricLog:
 
         @wraps(take_step)
         def step(batch: torch.Tensor) -> TrainStepOutput:
-            stopwatch.stop("store", len(batch))
+            stopwatch.stop("store", len(batch) * n_ranks())
             stopwatch.start()
             output = take_step(batch)
             if is_logging_step():
                 # Waits for the device, whose work is only queued so far.
                 output.loss.item()
-            stopwatch.stop("trainer", len(batch))
+            stopwatch.stop("trainer", len(batch) * n_ranks())
             if is_logging_step():
                 metrics = trainer.build_train_step_log_dict(
                     output=output, n_training_samples=trainer.n_training_samples

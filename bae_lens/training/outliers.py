@@ -19,6 +19,7 @@ from bae_lens.activations.reference_norms import first_reference_norms
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.architectures.packed_rows import unpack_rows
+from bae_lens.distributed import broadcast_object, on_every_rank
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,10 @@ def drop_outliers(runner: Any, multiple: float) -> None:
     Raises:
         ValueError: if there is no such norm: activations that were cached come without text.
     """
-    norms = _norms_of_text(runner)
+    with on_every_rank():
+        norms = _norms_of_text(runner)
+    # By rank 0's text on all ranks, as it is saved.
+    norms = broadcast_object(norms)
     if norms is None:
         raise ValueError(
             "exclude_outlier_tokens needs text, of whose first tokens the reference norm is taken: there "

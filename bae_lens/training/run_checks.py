@@ -10,6 +10,7 @@ from sae_lens.util import str_to_dtype
 
 from bae_lens.activations.collection import check_collection
 from bae_lens.activations.text_store import check_positions
+from bae_lens.distributed import n_ranks
 from bae_lens.fingerprint import files_sha256
 from bae_lens.loading.language_models import is_folder
 from bae_lens.loading.model_folders import BRIDGE_CLASSES
@@ -72,9 +73,12 @@ def check_batch(cfg: LanguageModelSAERunnerConfig[Any], replay_tokens: int | Non
         return
     positions = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
     buffer = cfg.n_batches_in_buffer * positions
+    # Each rank has a buffer of its own for its share of the batch.
+    batch //= n_ranks()
     if batch > buffer:
+        of_a_rank = "" if n_ranks() == 1 else f" for each of {n_ranks()} processes"
         raise ValueError(
-            f"train_batch_size_tokens is {batch}, but the buffer holds only {buffer} tokens "
+            f"train_batch_size_tokens is {batch}{of_a_rank}, but the buffer holds only {buffer} tokens "
             f"(n_batches_in_buffer = {cfg.n_batches_in_buffer} × {positions} positions). Set "
             f"n_batches_in_buffer to at least {-(-batch // positions)}, or lower the batch size."
         )

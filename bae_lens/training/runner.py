@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import LanguageModelSAERunnerConfig, LanguageModelSAETrainingRunner, TrainingSAE
+from sae_lens import LanguageModelSAERunnerConfig, TrainingSAE
 from sae_lens.config import HfDataset
-from sae_lens.constants import (
-    RUNNER_CFG_FILENAME,
-    SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
-    SPARSITY_FILENAME,
-)
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors.torch import save_file
-from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
@@ -30,22 +20,25 @@ from bae_lens import offline as demo
 from bae_lens.activations.held_out import open_text
 from bae_lens.activations.hook_points import hook_width
 from bae_lens.activations.outlier_tokens import multiple_of
+from bae_lens.activations.rank_share import own_text
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.activations.text_store import TextStore, check_text_settings
-from bae_lens.checks.finite import check_finite_weights, check_trainable
-from bae_lens.files.json_file import write_json
-from bae_lens.files.whole import whole_folder
+from bae_lens.checks.finite import check_trainable
+from bae_lens.distributed import (
+    check_same,
+    failures_named,
+    n_ranks,
+    on_every_rank,
+    rank,
+    start_process_group,
+)
 from bae_lens.loading.devices import check_device
-from bae_lens.loading.language_models import is_folder, load_model
+from bae_lens.loading.language_models import is_folder
 from bae_lens.training.checkpoints import (
-    RANDOM_STATE_FILENAME,
     check_given,
     check_replayed,
     check_run,
     go_on,
-    random_state,
-    restore_random_state,
-    write_record,
 )
 from bae_lens.training.checkpoints import check_whole as _check_checkpoint
 from bae_lens.training.finite_steps import skip_steps_not_finite
@@ -53,15 +46,16 @@ from bae_lens.training.interruption import StoppedBetweenSteps, stop_between_ste
 from bae_lens.training.metric_log import MetricLog
 from bae_lens.training.outliers import drop_outliers, keep_reference_norms
 from bae_lens.training.outputs import (
-    METRICS_FILENAME,
-    UNFINISHED_METRICS_FILENAME,
-    WRITING_ERRORS,
     check_outputs,
     held_folders,
-    holds_sae,
-    save_or_keep,
 )
 from bae_lens.training.pretrained import sae_to_train, unfold_scale
+from bae_lens.training.rank_states import (
+    load_store,
+    restore_random_state,
+    say_what_differs,
+)
+from bae_lens.training.ranks import train_on_ranks
 from bae_lens.training.run_checks import (
     check_batch,
     check_config,
@@ -69,14 +63,15 @@ from bae_lens.training.run_checks import (
     check_width,
     describe_rows,
 )
-from bae_lens.training.run_identity import describe_model, describe_text
 from bae_lens.training.runner_fields import check_runner
-from bae_lens.training.sparsity import OF_ONE_SAE, as_saved
+from bae_lens.training.runner_model import load_runner_model, no_override_warning
+from bae_lens.training.same_run import check_same_given, own_batch_size, own_config
+from bae_lens.training.saving_runner import SavingRunner
 
 logger = logging.getLogger(__name__)
 
 
-class TrainingRunner(LanguageModelSAETrainingRunner):
+class TrainingRunner(SavingRunner):
     """``LanguageModelSAETrainingRunner`` for any architecture, with these additions.
 
     * The names ``bae-lens/smollm2-135m`` and ``bae-lens/movie-reviews`` are resolved.
@@ -95,6 +90,10 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
     * A run resumed from a checkpoint goes on where it was: SAELens writes the checkpoints that are
       already behind it once more, repeats one step number, and draws other random numbers. With
       ``replay_tokens`` it ends with the very weights of a run that was never interrupted.
+    * Under torchrun all processes train one autoencoder: see the guide "Many processes". Every rank is given the same
+      arguments and returns the same autoencoder; ``cfg.train_batch_size_tokens`` is the batch of all of them,
+      ``cuda`` each one's own GPU, and rank 0 writes and evaluates. A run goes on from a checkpoint of any number of
+      ranks.
     * The sparsity file of a BAE matches its bits as saved, of which some were inverted, and that of
       a CLVQ-VAE is per valid token.
 
@@ -123,9 +122,11 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             ``run()`` of its own; the model has no such hook, ``cfg.sae.d_in`` is not the hook's width, a
             training batch is larger than the buffer (or than ``replay_tokens``), or
             ``replay_path`` holds other activations or is given without ``replay_tokens``; weights
-            are to be in float16, or a learning rate is not finite.
+            are to be in float16, or a learning rate is not finite. On every rank, if on any; and if ranks
+            were given different things, or cannot have as many rows of a batch each.
         FileNotFoundError: if ``cfg.resume_from_checkpoint`` is not a whole checkpoint.
         ImportError: if a ``bae-lens/`` name is given and its package is missing.
+        RankFailedError: at any time, if another rank has failed or died.
     """
 
     _has_second_hook = False
@@ -142,12 +143,38 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         trust_remote_code: bool = False,
         exclude_outlier_tokens: bool | float = False,
     ) -> None:
-        self._outlier_multiple = multiple_of(exclude_outlier_tokens)
-        # What decides a run and is in no config of SAELens.
-        self._arguments = {
-            "replay_tokens": replay_tokens,
-            "exclude_outlier_tokens": self._outlier_multiple,
-        }
+        start_process_group()
+        with failures_named():
+            with on_every_rank():
+                self._outlier_multiple = multiple_of(exclude_outlier_tokens)
+                # What decides a run and is in no config of SAELens.
+                self._arguments = {
+                    "replay_tokens": replay_tokens,
+                    "exclude_outlier_tokens": self._outlier_multiple,
+                }
+                record = self._check(cfg, replay_path)
+            folder = None if replay_path is None else str(replay_path)
+            check_same({**self._arguments, "replay_path": folder})
+            # Whether anybody reads it; rank 0 writes it.
+            self._is_logged = cfg.logger.log_to_wandb or bool(
+                cfg.output_path or cfg.checkpoint_path
+            )
+            self.cfg = own_config(cfg)
+            self.replay_tokens = replay_tokens
+            self.replay_path = replay_path
+            self.trust_remote_code = trust_remote_code
+            with on_every_rank():
+                self._set_up(override_dataset, override_model, override_sae)
+                if record and self._resumed is not None:
+                    check_given(self._resumed, record, **self._given)
+            if n_ranks() > 1:
+                check_same_given(self._given)
+
+    def _check(
+        self, cfg: LanguageModelSAERunnerConfig[Any], replay_path: str | Path | None
+    ) -> dict[str, Any]:
+        """That a run can be what it is to be, before anything is loaded; the record of what it goes on from."""
+        replay_tokens = self._arguments["replay_tokens"]
         check_config(cfg, LanguageModelSAERunnerConfig, self._has_second_hook)
         check_runner(cfg, replay_tokens=replay_tokens, replay_path=replay_path)
         for name in ("device", "llm_device", "act_store_device"):
@@ -159,18 +186,27 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         self._resumed = (
             None if cfg.resume_from_checkpoint is None else Path(cfg.resume_from_checkpoint)
         )
-        resumed_record: dict[str, Any] = {}
+        record: dict[str, Any] = {}
         if self._resumed is not None:
-            resumed_record = _check_checkpoint(self._resumed)
-            check_run(self._resumed, resumed_record, cfg, self._arguments)
-        check_outputs(cfg)
+            record = _check_checkpoint(self._resumed)
+            check_run(self._resumed, record, cfg, self._arguments)
+        # Ranks that have written the checkpoint: one, for versions that knew of no more.
+        self._n_then: int = record.get("n_ranks") or 1
+        if rank() == 0:
+            check_outputs(cfg)
+        return record
+
+    def _set_up(
+        self,
+        override_dataset: HfDataset | None,
+        override_model: HookedRootModule | None,
+        override_sae: TrainingSAE[Any] | None,
+    ) -> None:
+        """Load what is trained on, and make the autoencoder."""
+        cfg = self.cfg
         torch.manual_seed(cfg.seed)
         override_sae, self._is_folded = sae_to_train(cfg, override_sae)
-        self.cfg = cfg
-        self.replay_tokens = replay_tokens
-        self.replay_path = replay_path
-        self.trust_remote_code = trust_remote_code
-        dataset = None
+        dataset = override_dataset
         if override_dataset is None:
             dataset = open_text(cfg.dataset_path, streaming=cfg.streaming)
         model = override_model if override_model is not None else self._load_model()
@@ -181,8 +217,9 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             "model": override_model is None or demo.is_demo_model(cfg.model_name),
             "dataset": override_dataset is None or demo.is_demo_dataset(cfg.dataset_path),
         }
-        with _no_override_warning([kind for kind, is_named in by_name.items() if is_named]):
-            self._build(override_dataset if dataset is None else dataset, model, override_sae)
+        with no_override_warning([kind for kind, is_named in by_name.items() if is_named]):
+            self._text = dataset
+            self._build(own_text(dataset), model, override_sae)
         # What is trained, which the config need not say of an override_sae; a copy, since folding
         # the scale in at the end changes it.
         self._sae_section = {**self.sae.cfg.to_dict(), "metadata": cfg.sae.to_dict()["metadata"]}
@@ -190,8 +227,6 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         is_named = override_model is None and not is_folder(cfg.model_name)
         self._given_model = None if is_named or demo.is_demo_model(cfg.model_name) else model
         self._log: MetricLog | None = None
-        if resumed_record and self._resumed is not None:
-            check_given(self._resumed, resumed_record, **self._given)
 
     # What a runner of another kind of batch does in its own way
 
@@ -212,24 +247,22 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         """Set ``model``, ``activations_store``, ``sae`` and ``evaluator``."""
         check_text_settings(self.cfg, model, dataset)
         super().__init__(self.cfg, override_dataset=dataset, override_model=model, override_sae=sae)
-        self.activations_store = TextStore.of(self.activations_store)
-        self.evaluator.activations_store = self.activations_store
+        store = self.activations_store = TextStore.of(self.activations_store)
+        store.train_batch_size_tokens = own_batch_size(self.cfg)
+        store.cached_activation_dataset = own_text(store.cached_activation_dataset)
+        self.evaluator.activations_store = store
 
     def _before_training(self) -> None:
         """Called when the activations can be read and training has not begun."""
 
-    @property
-    def metrics_path(self) -> Path | None:
-        """The file that has this run's metrics in the end; None where the config names no folder."""
-        folder = self.cfg.output_path or self.cfg.checkpoint_path
-        return None if folder is None else Path(folder) / METRICS_FILENAME
-
     @override
     def run(self) -> TrainingSAE[Any]:
-        """Train, save, and return the SAE."""
-        with ExitStack() as self._until_saved:
-            folders = (self.cfg.output_path, self.cfg.checkpoint_path)
-            self._until_saved.enter_context(held_folders(folders))
+        """Train, save, and return the SAE: on every rank, when rank 0 has saved it."""
+        with failures_named(), ExitStack() as self._until_saved:
+            with on_every_rank():
+                if rank() == 0:
+                    folders = (self.cfg.output_path, self.cfg.checkpoint_path)
+                    self._until_saved.enter_context(held_folders(folders))
             return self._run()
 
     def _run(self) -> TrainingSAE[Any]:
@@ -245,12 +278,25 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
             )
             # The evaluator keeps the store itself, which goes on with text not collected.
             self.activations_store = replay  # pyright: ignore[reportAttributeAccessIssue]
-            self.sae.cfg.metadata.replay_tokens = len(replay.activations)
-        keep_reference_norms(self)
+            self.sae.cfg.metadata.replay_tokens = replay.n_collected
+        with on_every_rank():
+            keep_reference_norms(self)
         self._before_training()
         if self._resumed is not None:
-            check_replayed(self._resumed, self.activations_store)
+            self._prepare_to_go_on(self._resumed)
         return super().run()
+
+    def _prepare_to_go_on(self, checkpoint: Path) -> None:
+        store: Any = self.activations_store
+        is_replayed = self.replay_tokens is not None
+        n_collected = self.sae.cfg.metadata.replay_tokens if is_replayed else None
+        with on_every_rank():
+            check_replayed(checkpoint, store, n_collected)
+        say_what_differs(checkpoint, self._n_then, is_replayed)
+        # SAELens is about to call it.
+        store.load_from_checkpoint = partial(
+            load_store, store.load_from_checkpoint, n_then=self._n_then
+        )
 
     @override
     def run_trainer_with_interruption_handling(
@@ -259,8 +305,9 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         self._write_whole_checkpoints(trainer)
         if self._resumed is not None:
             go_on(trainer)
-            restore_random_state(self._resumed)
+            restore_random_state(self._resumed, self._n_then)
         skip_steps_not_finite(trainer)
+        train_on_ranks(trainer, is_logged=self._is_logged)
         self._attach_log(trainer)
         # Until the autoencoder is saved, so that no signal comes in between.
         self._until_saved.enter_context(stop_between_steps(trainer))
@@ -274,169 +321,3 @@ class TrainingRunner(LanguageModelSAETrainingRunner):
         except (KeyboardInterrupt, InterruptedException):
             logger.warning("Interrupted at once; only checkpoints of before are there.")
             raise
-
-    def _attach_log(self, trainer: SAETrainer[Any, Any]) -> None:
-        if (path := self.metrics_path) is None:
-            return
-        earlier = None
-        if holds_sae(path.parent):
-            # Of other weights, and with its own metrics until it is replaced.
-            unfinished = path.with_name(UNFINISHED_METRICS_FILENAME)
-            if self._resumed is not None and not unfinished.exists():
-                earlier = path
-            path = unfinished
-        if self._resumed is not None and (self._resumed / METRICS_FILENAME).is_file():
-            earlier = self._resumed / METRICS_FILENAME
-        self._log = MetricLog(path, self.cfg.logger.wandb_log_frequency)
-        self._log.attach(trainer, earlier)
-
-    # Checkpoints
-
-    def _write_whole_checkpoints(self, trainer: SAETrainer[Any, Any]) -> None:
-        """Let the trainer write each of its checkpoints as a whole, and go on where it cannot."""
-        save = trainer.save_checkpoint
-
-        def save_whole(
-            checkpoint_name: str,
-            base_path: Path | str | None = None,
-            wandb_aliases: list[str] | None = None,
-        ) -> None:
-            base = base_path or self.cfg.checkpoint_path
-            if base is None:  # For W&B alone.
-                save(checkpoint_name, wandb_aliases=wandb_aliases)
-                return
-            path = Path(base) / checkpoint_name
-            try:
-                with whole_folder(path, last=SAE_WEIGHTS_FILENAME) as folder:
-                    save(folder.name, folder.parent, wandb_aliases)
-                    self._write_record(folder, trainer)
-            except (*WRITING_ERRORS, ValueError) as error:
-                # It is there for the case that the run breaks off: no reason to break it off.
-                logger.error("The checkpoint %s could not be written: %s", path, error)
-
-        def save_into(folder: Path) -> None:
-            save(folder.name, folder.parent)
-            self._write_record(folder, trainer)
-
-        self._save_checkpoint_into = save_into
-        trainer.save_checkpoint = save_whole
-
-    def _save_progress(self, trainer: SAETrainer[Any, Any]) -> None:
-        if self.cfg.checkpoint_path is None:
-            logger.warning("Interrupted; nothing is saved, since checkpoint_path is None.")
-            return
-        path = Path(self.cfg.checkpoint_path) / str(trainer.n_training_samples)
-        output = self.cfg.output_path
-        beside = None if output is None else Path(output).absolute().parent
-        save_or_keep(path, self._save_checkpoint_into, [beside])
-        logger.warning("Interrupted; go on with resume_from_checkpoint=%s", path)
-
-    @override
-    def save_checkpoint(self, checkpoint_path: Path | None) -> None:
-        """What SAELens' trainer does not save: the state of the store and of random numbers, and the config."""
-        if checkpoint_path is None:
-            return
-        check_finite_weights(self.sae)
-        self.activations_store.save_to_checkpoint(checkpoint_path)
-        write_json(checkpoint_path / RUNNER_CFG_FILENAME, self._runner_cfg())
-        save_file(random_state(), checkpoint_path / RANDOM_STATE_FILENAME)
-        self._copy_log(checkpoint_path)
-
-    def _write_record(self, folder: Path, trainer: SAETrainer[Any, Any]) -> None:
-        record = {
-            **self._arguments,
-            "n_tokens": trainer.n_training_samples,
-            **self._given,
-        }
-        write_record(folder, record)
-
-    @cached_property
-    def _given(self) -> dict[str, Any]:
-        """What the run was given beside its config, which names it at most, and what is in a folder."""
-        store: Any = self.activations_store
-        while store is not None and vars(store).get("dataset") is None:
-            store = vars(store).get("store")
-        model = self._given_model
-        return {
-            "text": None if store is None else describe_text(store.dataset),
-            "model": None if model is None else describe_model(model),
-        }
-
-    def _runner_cfg(self) -> dict[str, Any]:
-        return self.cfg.to_dict() | {"sae": self._sae_section}
-
-    def _copy_log(self, folder: Path) -> None:
-        if self._log is not None and self._log.path.is_file():
-            shutil.copyfile(self._log.path, folder / METRICS_FILENAME)
-
-    # The end
-
-    @override
-    def save_final_sae(
-        self,
-        sae: TrainingSAE[Any],
-        output_path: str,
-        log_feature_sparsity: Tensor | None = None,
-    ) -> None:
-        """Save the autoencoder in place of what was in the folder, at one stroke.
-
-        Raises:
-            NotSavedError: if it cannot be written there; it is then in another folder.
-            ValueError: if a weight is NaN or infinite.
-        """
-        check_finite_weights(sae)
-        sparsity = as_saved(sae, log_feature_sparsity)
-        path = Path(output_path)
-
-        def save(folder: Path) -> None:
-            sae.save_inference_model(folder)
-            if sparsity is not None:
-                save_file({"sparsity": sparsity}, folder / SPARSITY_FILENAME)
-            write_json(folder / RUNNER_CFG_FILENAME, self._runner_cfg(), indent=None)
-            self._copy_log(folder)
-
-        others = [self.cfg.checkpoint_path, path.absolute().parent]
-        save_or_keep(
-            path, save, [None if o is None else Path(o) for o in others], without=OF_ONE_SAE
-        )
-        if self.cfg.logger.log_to_wandb:
-            self.cfg.logger.log(
-                self,
-                path / SAE_WEIGHTS_FILENAME,
-                path / SAE_CFG_FILENAME,
-                None if sparsity is None else path / SPARSITY_FILENAME,
-                ["final_model"],
-            )
-
-
-def load_runner_model(
-    cfg: LanguageModelSAERunnerConfig[Any], hook_names: list[str], trust_remote_code: bool
-) -> HookedRootModule:
-    """The language model that a config names, from PyPI or through SAELens."""
-    return load_model(
-        cfg.model_name,
-        cfg.model_class_name,
-        device=cfg.llm_device,
-        options=cfg.model_from_pretrained_kwargs,
-        hook_names=hook_names,
-        trust_remote_code=trust_remote_code,
-    )
-
-
-@contextmanager
-def _no_override_warning(kinds: list[str]) -> Iterator[None]:
-    """Mute SAELens' warning that a run cannot be repeated from its config, where it can.
-
-    It is given for every model or dataset that is handed over, also one that the config names.
-    """
-
-    def is_kept(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return not any(f"passed in a {kind} which will override" in message for kind in kinds)
-
-    sae_lens_logger = logging.getLogger("sae_lens")
-    sae_lens_logger.addFilter(is_kept)
-    try:
-        yield
-    finally:
-        sae_lens_logger.removeFilter(is_kept)

@@ -19,7 +19,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 from typing_extensions import override
 
-from bae_lens.activations import collection
+from bae_lens.activations import collecting
 from bae_lens.activations.collection import check_collection, kept_rows
 from bae_lens.activations.paired_activations import PairedActivations
 from bae_lens.activations.replay import ReplayedActivations
@@ -377,7 +377,7 @@ def test_one_flipped_bit_is_refused(kept: Path, tmp_path: Path, name: str, place
 
 
 def test_the_damaged_block_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(collection, "_BLOCK", 1000)
+    monkeypatch.setattr(collecting, "BLOCK", 1000)
     kept_rows(tmp_path, make_store(tmp_path), N_TOKENS)
     description = json.loads((tmp_path / "collection" / "description.json").read_text())
     content = bytearray((tmp_path / "collection" / FILES[0]).read_bytes())

@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import socket
 import tempfile
 import time
 import traceback
@@ -47,15 +49,15 @@ def on_ranks(
         function: at the top of a module.
         args: the same for every rank.
         seconds: after which those that still run are killed.
-        group: whether to initialize a process group; else the function does it, with what torchrun would
-            have set in its environment left to it.
+        group: whether to initialize a process group; else the environment is what torchrun would make of it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     with tempfile.TemporaryDirectory() as folder:
+        port = None if group else free_port()
         processes = [
             context.Process(
-                target=_run, args=(function, args, r, n, folder, seconds, group), daemon=True
+                target=_run, args=(function, args, r, n, folder, seconds, port), daemon=True
             )
             for r in range(n)
         ]
@@ -87,6 +89,13 @@ def results_of(outcomes: list[Outcome]) -> list[Any]:
     return [outcome.value for outcome in outcomes]
 
 
+def free_port() -> int:
+    """A port that nobody listens at, for now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def _outcome(process: Any, path: Path) -> Outcome:
     if path.exists():
         return pickle.loads(path.read_bytes())
@@ -102,9 +111,15 @@ def _run(
     n: int,
     folder: str,
     seconds: float,
-    group: bool,
+    port: int | None,
 ) -> None:
     torch.set_num_threads(1)
+    group = port is None
+    if not group:
+        os.environ |= {
+            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n)},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        }
     outcome = Outcome()
     try:
         if group:

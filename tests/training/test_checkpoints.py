@@ -19,7 +19,7 @@ from sae_lens.training.activations_store import ActivationsStore
 from safetensors.torch import load_file, save_file
 
 from bae_lens import CrossLayerTrainingRunner, TrainingRunner
-from bae_lens.training.checkpoints import RANDOM_STATE_FILENAME, restore_random_state
+from bae_lens.training.rank_states import RANDOM_STATE_FILENAME, restore_random_state
 from tests.helpers import (
     BATCH,
     D_SAE,

@@ -55,7 +55,7 @@ def test_a_place_that_takes_no_files_is_refused_before_a_model_is_loaded(
     def load(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("bae_lens.training.runner.load_model", load)
+    monkeypatch.setattr("bae_lens.training.runner_model.load_model", load)
     given: dict[str, Any] = {field: str(tmp_path / name)}
     cfg = runner_cfg(tmp_path, **given)
     with pytest.raises(ValueError, match=rf"^{field}: .* cannot be written as a folder"):

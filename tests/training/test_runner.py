@@ -22,7 +22,7 @@ from bae_lens import offline as demo
 from bae_lens.activations.hook_points import hook_width
 from bae_lens.offline import movie_reviews, smollm2
 from bae_lens.training import load_config
-from bae_lens.training.checkpoints import RANDOM_STATE_FILENAME
+from bae_lens.training.rank_states import RANDOM_STATE_FILENAME
 from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 from tests.helpers import (
     BATCH,
