@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bae_lens.distributed.ranks import n_ranks, rank
+from bae_lens.operators import custom_op
 
 T = TypeVar("T")
 
@@ -71,10 +72,7 @@ def all_gather_rows(x: Tensor) -> Tensor:
     """
     if n_ranks() == 1:
         return x
-    x = x.detach().contiguous()
-    rows = x.new_empty(n_ranks() * len(x), *x.shape[1:])
-    dist.all_gather([*rows.chunk(n_ranks())], x)
-    return rows
+    return _all_gather_rows(x.detach(), n_ranks())
 
 
 def all_to_all_rows(x: Tensor) -> Tensor:
@@ -153,22 +151,37 @@ def barrier() -> None:
     all_any(False)
 
 
-# Compiled code leaves for these and comes back; with one rank it never gets here.
-@torch.compiler.disable()
+# Operators of their own, so that a compiled training pass need not look into them.
+@custom_op("all_sum", "(Tensor x) -> Tensor")
 def _all_sum(x: Tensor) -> Tensor:
-    return _AllSum.apply(x)  # pyright: ignore[reportReturnType]
+    wide = torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype
+    total = x.to(wide, memory_format=torch.contiguous_format, copy=True)
+    return sum_in_place([total])[0].to(x.dtype)
 
 
-class _AllSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
-        wide = torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else x.dtype
-        total = x.to(wide, memory_format=torch.contiguous_format, copy=True)
-        return sum_in_place([total])[0].to(x.dtype)
+@_all_sum.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:  # noqa: ARG004
-        return grad_outputs[0]
+
+def _pass_on(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG001
+    return grad
+
+
+_all_sum.register_autograd(_pass_on)
+
+
+@custom_op("all_gather_rows", "(Tensor x, int n_ranks) -> Tensor")
+def _all_gather_rows(x: Tensor, n_ranks: int) -> Tensor:
+    x = x.contiguous()
+    rows = x.new_empty(n_ranks * len(x), *x.shape[1:])
+    dist.all_gather([*rows.chunk(n_ranks)], x)
+    return rows
+
+
+@_all_gather_rows.register_fake
+def _(x: Tensor, n_ranks: int) -> Tensor:
+    return x.new_empty(n_ranks * len(x), *x.shape[1:])
 
 
 def sum_in_place(xs: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bae_lens.nn.operators import custom_op
 from bae_lens.nn.sparse_rows import SparseRows
+from bae_lens.operators import custom_op
 
 # Share of a code up to which its rows are added up; above it a dense product is as fast, on two cores.
 _DENSEST = 1 / 8

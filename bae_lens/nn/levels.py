@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from bae_lens.nn.binarize import Surrogate, check_surrogate
-from bae_lens.nn.operators import custom_op
+from bae_lens.operators import custom_op
 
 # Entries that the backward pass has in hand at a time, so that its passes stay in a core's cache.
 _BLOCK = 2**17

@@ -11,8 +11,8 @@ from torch import Tensor
 from bae_lens.nn.covariance.pairs import pairs_value_and_grad
 from bae_lens.nn.covariance.strips import strips_value_and_grad
 from bae_lens.nn.covariance.tiles import tiles_value_and_grad
-from bae_lens.nn.operators import custom_op
 from bae_lens.nn.sparse_code import BitCounts, SparseCode
+from bae_lens.operators import custom_op
 
 Method = Literal["auto", "tiles", "strips", "pairs"]
 

@@ -20,6 +20,7 @@ from bae_lens.nn.covariance.penalty import expected_costs, off_diagonal_covarian
 from bae_lens.nn.covariance.strips import strips_value_and_grad
 from bae_lens.nn.covariance.tiles import tiles_of_columns
 from bae_lens.nn.sparse_code import BitCounts, SparseCode
+from bae_lens.operators import custom_op
 
 
 def covariance_on_ranks(bits: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""]:
@@ -35,28 +36,37 @@ def covariance_on_ranks(bits: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, ""
     """
     if n_ranks() == 1:
         return off_diagonal_covariance(bits, is_binary=True)
-    return _covariance_on_ranks(bits.reshape(-1, bits.shape[-1]))
+    flat = bits.reshape(-1, bits.shape[-1])
+    return _operator(flat, flat.requires_grad and torch.is_grad_enabled())[0]
 
 
-@torch.compiler.disable()
-def _covariance_on_ranks(bits: Tensor) -> Tensor:
-    return _OnRanks.apply(bits)  # pyright: ignore[reportReturnType]
+# An operator of its own, so that a compiled training pass need not look into it.
+@custom_op("covariance_on_ranks", "(Tensor bits, bool needs_grad) -> (Tensor, Tensor)")
+def _operator(bits: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor]:
+    """Value and gradient, which is empty where it is not needed."""
+    with torch.autocast(bits.device.type, enabled=False):
+        value, grad = _value_and_own_grad(bits, needs_grad)
+    return value, bits.new_empty(0) if grad is None else grad.to(bits.dtype).contiguous()
 
 
-class _OnRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, bits: Tensor) -> Tensor:
-        needs_grad = ctx.needs_input_grad[0]
-        with torch.autocast(bits.device.type, enabled=False):
-            value, grad = _value_and_own_grad(bits, needs_grad)
-        if grad is not None:
-            ctx.save_for_backward(grad.to(bits.dtype))
-        return value
+@_operator.register_fake
+def _(bits: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(bits.dtype, torch.float32)
+    grad = bits.new_empty(bits.shape) if needs_grad else bits.new_empty(0)
+    return bits.new_empty((), dtype=dtype), grad
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        (grad,) = ctx.saved_tensors
-        return grad_outputs[0].to(grad.dtype) * grad
+
+def _keep_gradient(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, grad_value: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
+    (grad,) = ctx.saved_tensors
+    return None if grad_value is None else grad_value.to(grad.dtype) * grad, None
+
+
+_operator.register_autograd(_backward, setup_context=_keep_gradient)
 
 
 def _value_and_own_grad(bits: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
