@@ -445,8 +445,6 @@ _STYLES = {
     "bae_levels_no_cap": ("#3d93b3", "s", "--"),
     "bae_levels_feedback": ("#0b4f6c", "D", "-"),
     "bae_levels_feedback_no_cap": ("#0b4f6c", "D", "--"),
-    "bae_two_fields": ("#e0417a", "*", "-"),
-    "bae_two_fields_no_cap": ("#e0417a", "*", "--"),
     "topk": ("#d1711f", "^", "-"),
     "batchtopk": ("#5b8c2a", "v", "-"),
     "matryoshka_batchtopk": ("#8a4f9e", "P", "-"),

@@ -42,21 +42,10 @@ from bae_lens.evals.magnitudes import magnitude_entropy
 from bae_lens.files.whole import whole_file
 from bae_lens.training.fit import trainer_config
 
-# What the BAEs of levels are; everything else of all BAEs is the default recipe.
+# What the BAEs of levels are, and all that a user sets; everything else of all BAEs is the default recipe.
 N_LEVELS, FEEDBACK_STEPS = 7, 2
-# The curvature that their steps' gradients take in, and the share of the training over which it comes.
-CURVATURE, CURVATURE_WARM_UP = 0.5, 5 / 8
-LEVELED: dict[str, Any] = {
-    "n_levels": N_LEVELS,
-    "curvature_coefficient": CURVATURE,
-    "temperature": 0.7,
-}
-FED_BACK: dict[str, Any] = LEVELED | {
-    "feedback_steps": FEEDBACK_STEPS,
-    "initial_feedback_gain": 0.5,
-}
-# What a user gets who sets these two fields and no other.
-TWO_FIELDS: dict[str, Any] = {"n_levels": N_LEVELS, "feedback_steps": FEEDBACK_STEPS}
+LEVELED: dict[str, Any] = {"n_levels": N_LEVELS}
+FED_BACK: dict[str, Any] = LEVELED | {"feedback_steps": FEEDBACK_STEPS}
 # Without the penalty on latents denser than the 10 % that are counted, since peers have no such penalty.
 NO_CAP: dict[str, Any] = {"max_density": None}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -66,8 +55,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "bae_levels_no_cap": LEVELED | NO_CAP,
     "bae_levels_feedback": FED_BACK,
     "bae_levels_feedback_no_cap": FED_BACK | NO_CAP,
-    "bae_two_fields": TWO_FIELDS,
-    "bae_two_fields_no_cap": TWO_FIELDS | NO_CAP,
 }
 NAMES = {
     "bae": "BAE",
@@ -76,8 +63,6 @@ NAMES = {
     "bae_levels_no_cap": "BAE, levels, no cap",
     "bae_levels_feedback": "BAE, levels and feedback",
     "bae_levels_feedback_no_cap": "BAE, levels and feedback, no cap",
-    "bae_two_fields": "BAE, two fields set",
-    "bae_two_fields_no_cap": "BAE, two fields set, no cap",
     "topk": "TopK",
     "batchtopk": "BatchTopK",
     "matryoshka_batchtopk": "Matryoshka",
@@ -318,8 +303,6 @@ def architecture(trial: Trial) -> str:
 def make_config(trial: Trial, task: Task, device: str) -> Any:
     k, entropy = task.l0s[trial.level], task.entropies[trial.level]
     ours: dict[str, Any] = {"target_entropy": entropy}
-    if "curvature_coefficient" in RECIPES.get(trial.arch, ()):
-        ours["curvature_warm_up_steps"] = round(CURVATURE_WARM_UP * task.steps)
     options: dict[str, Any] = {
         **{arch: ours | recipe for arch, recipe in RECIPES.items()},
         # SAELens' defaults leave the encoder out of the sparsity loss and start at a coefficient that
