@@ -15,7 +15,6 @@ from torch import Tensor
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.checks.fields import check, positive, shown, whole
 from bae_lens.checks.finite import check_finite_weights, check_trainable
-from bae_lens.distributed import own_rows, own_slice
 from bae_lens.loading.devices import check_device
 from bae_lens.training.finite_steps import skip_steps_not_finite
 from bae_lens.training.ranks import train_on_ranks
@@ -96,13 +95,12 @@ def fit_activations(
     if not activations.isfinite().all():
         n = int((~activations.isfinite()).sum())
         raise ValueError(f"activations must be finite; {n} of their values are NaN or infinite.")
-    own_slice(batch_size)
+    replay = ReplayedActivations(activations, batch_size, seed=seed, is_common=True)
     trainer_cfg = trainer_config(steps, batch_size, lr, device)
     torch.manual_seed(seed)
     # Of its own, since folding the scale in changes the config too.
     sae = get_sae_training_class(cfg.architecture())[0](deepcopy(cfg)).to(device)
-    replay = ReplayedActivations(activations, batch_size, seed=seed)
-    trainer = SAETrainer(trainer_cfg, sae, map(own_rows, replay))
+    trainer = SAETrainer(trainer_cfg, sae, replay)
     skip_steps_not_finite(trainer)
     train_on_ranks(trainer, is_logged=False)
     trainer.fit()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bae_lens import TrainingTopKTranscoderConfig
 from bae_lens.activations.replay import ReplayedActivations
-from bae_lens.distributed import n_ranks, own_rows, rank
+from bae_lens.distributed import n_ranks, rank
 from bae_lens.training.finite_steps import skip_steps_not_finite
 from bae_lens.training.fit import fit_activations
 from bae_lens.training.ranks import train_on_ranks
@@ -142,7 +142,7 @@ def make_trainer(case: str) -> SAETrainer[Any, Any]:
     torch.manual_seed(rank())
     sae = get_sae_training_class(config.architecture())[0](config)
     length = LENGTH if case.startswith("clvq") else 1
-    replay = ReplayedActivations(rows, BATCH, sequence_length=length)
+    replay = ReplayedActivations(rows, BATCH, sequence_length=length, is_common=True)
     cfg = trainer_cfg(
         STEPS,
         total_training_samples=STEPS * BATCH,
@@ -150,7 +150,7 @@ def make_trainer(case: str) -> SAETrainer[Any, Any]:
         dead_feature_window=3,
         logger=LoggingConfig(log_to_wandb=False, wandb_log_frequency=1),
     )
-    trainer = SAETrainer(cfg, sae, (own_rows(batch, length) for batch in replay))
+    trainer = SAETrainer(cfg, sae, replay)
     skip_steps_not_finite(trainer)
     train_on_ranks(trainer)
     torch.manual_seed(5)
