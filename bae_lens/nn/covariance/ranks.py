@@ -1,14 +1,15 @@
 """The covariance penalty of the bits of all ranks, each of which computes some columns of the matrix.
 
 Every rank gets the bits of all, packed eight to a byte: of n rows of d bits n·d/8 bytes are received. Rank r
-then has d/R columns of C, and the gradient of every row to those latents; each gets its own rows back, of n/R
-rows of d latents 4·d·n/R bytes in float32. So the work is divided by R, and no rank has more of the code in
-memory than one process would.
+then has d/R columns of C, and the gradient of every row to those latents, 4·n·d/R bytes in float32; each gets its
+own rows back, as many bytes. So the work is divided by R. On a GPU that is all that is in memory, but for tiles;
+on the CPU, where sparse bits are listed, also the bits as floats.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,11 +73,11 @@ _operator.register_autograd(_backward, setup_context=_keep_gradient)
 def _value_and_own_grad(bits: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
     n, d = bits.shape
     dtype = torch.promote_types(bits.dtype, torch.float32)
-    every = unpacked(all_gather_rows(packed(bits)), d).to(dtype)
-    # Of as many columns each; the last rank may have fewer, or none.
-    width = math.ceil(d / n_ranks())
+    rows = all_gather_rows(packed(bits))
+    # Of as many columns each, in whole bytes; the last ranks may have fewer, or none.
+    width = 8 * math.ceil(d / (8 * n_ranks()))
     columns = slice(min(rank() * width, d), min((rank() + 1) * width, d))
-    value, grad = _of_columns(every, columns, needs_grad)
+    value, grad = _of_columns(rows, d, columns, dtype, needs_grad)
     value = all_sum(value.double() if value.device.type != "mps" else value).to(dtype)
     if grad is None:
         return value, None
@@ -86,14 +87,24 @@ def _value_and_own_grad(bits: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor 
     return value, parts.transpose(0, 1).reshape(n, -1)[:, :d]
 
 
-def _of_columns(bits: Tensor, columns: slice, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
-    if bits.device.type == "cpu":
+def _of_columns(
+    rows: Tensor, d: int, columns: slice, dtype: torch.dtype, needs_grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    if rows.device.type == "cpu":
+        bits = unpacked(rows, slice(0, d)).to(dtype)
         counted = BitCounts.of(bits)
         costs = expected_costs(counted.counts, len(bits))
         code = SparseCode.of(bits, counted) if costs["strips"] < costs["tiles"] else None
         if code is not None:
-            return strips_value_and_grad(code, bits.dtype, needs_grad, columns)
-    return tiles_of_columns(bits, columns, needs_grad, torch.bfloat16 if bits.is_cuda else None)
+            return strips_value_and_grad(code, dtype, needs_grad, columns)
+    return tiles_of_columns(
+        partial(unpacked, rows),
+        (len(rows), d),
+        columns,
+        needs_grad,
+        dtype,
+        torch.bfloat16 if rows.is_cuda else None,
+    )
 
 
 def packed(bits: Float[Tensor, "n d"]) -> UInt8[Tensor, "n bytes"]:
@@ -103,7 +114,9 @@ def packed(bits: Float[Tensor, "n d"]) -> UInt8[Tensor, "n bytes"]:
     return (on.reshape(len(bits), -1, 8) * places).sum(-1, dtype=torch.uint8)
 
 
-def unpacked(rows: UInt8[Tensor, "n bytes"], d: int) -> UInt8[Tensor, "n d"]:
-    """The first d bits of each row."""
+def unpacked(rows: UInt8[Tensor, "n bytes"], columns: slice) -> UInt8[Tensor, "n k"]:
+    """Some of the bits, from a multiple of eight on."""
+    first, last = columns.start // 8, -(-columns.stop // 8)
     places = torch.arange(8, dtype=torch.uint8, device=rows.device)
-    return ((rows[..., None] >> places) & 1).flatten(1)[:, :d]
+    bits = ((rows[:, first:last, None] >> places) & 1).flatten(1)
+    return bits[:, : columns.stop - columns.start]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -71,45 +72,57 @@ def tiles_value_and_grad(
 
 
 def tiles_of_columns(
-    bits: Tensor, columns: slice, needs_grad: bool, product_dtype: torch.dtype | None = None
+    bits: Callable[[slice], Tensor],
+    shape: tuple[int, int],
+    columns: slice,
+    needs_grad: bool,
+    dtype: torch.dtype,
+    product_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """What some columns of the covariance matrix of bits add to Σ_{i≠j} |C_ij|, and the gradient to them.
 
     Args:
-        bits: zeros and ones ``[n, d]``.
-        columns: which of the d.
+        bits: gives zeros and ones ``[n, k]`` of k latents, from a multiple of eight on: a tile at a time, so that
+            they may be kept in a form that takes less memory.
+        shape: n and d, of all bits.
+        columns: which of the d; they begin with a multiple of eight.
         needs_grad: whether to compute the gradient, of all rows to these columns.
+        dtype: of what is returned.
         product_dtype: as in ``tiles_value_and_grad``.
     """
-    n, d = bits.shape
-    total = bits.sum(0)
+    n, d = shape
+    x = bits(slice(0, 0))
+    tile = _TILE if x.device.type == "cpu" else _TILE_GPU
+    blocks = [slice(start, min(start + tile, d)) for start in range(0, d, tile)]
+    total = torch.cat([bits(block).sum(0, dtype=dtype) for block in blocks])
     mean = total / n
-    has_float64 = bits.device.type != "mps"
-    exact = torch.float64 if n > 4096 and has_float64 else bits.dtype
-    x = bits.to(product_dtype or bits.dtype)
+    has_float64 = x.device.type != "mps"
+    exact = torch.float64 if n > 4096 and has_float64 else dtype
+    product_dtype = product_dtype or dtype
     value = total.new_zeros((), dtype=exact)
     grad = total.new_empty(n, columns.stop - columns.start) if needs_grad else None
-    tile = _TILE if x.device.type == "cpu" else _TILE_GPU
     for start in range(columns.start, columns.stop, tile):
         cols = slice(start, min(start + tile, columns.stop))
+        of_cols = bits(cols).to(product_dtype)
         signed_rows = total.new_zeros(n, cols.stop - start)
-        signed_mean = torch.zeros_like(signed_rows[0])
-        for top in range(0, d, tile):
-            rows = slice(top, min(top + tile, d))
-            count = _product(x[:, rows].T, x[:, cols]).to(exact)
+        signed_mean = torch.zeros_like(mean[cols])
+        for rows in blocks:
+            of_rows = bits(rows).to(product_dtype)
+            count = _product(of_rows.T, of_cols).to(exact)
             scaled = n * count - torch.outer(total[rows].to(exact), total[cols].to(exact))
-            first, last = max(top, start), min(rows.stop, cols.stop)
+            first, last = max(rows.start, start), min(rows.stop, cols.stop)
             if first < last:
-                scaled[first - top : last - top, first - start : last - start].fill_diagonal_(0)
+                own = scaled[first - rows.start : last - rows.start, first - start : last - start]
+                own.fill_diagonal_(0)
             value += scaled.abs().sum()
             if grad is None:
                 continue
-            sign = scaled.sign().to(mean.dtype)
+            sign = scaled.sign().to(dtype)
             signed_mean += mean[rows] @ sign
-            signed_rows += _product(x[:, rows], sign.to(x.dtype))
+            signed_rows += _product(of_rows, sign.to(product_dtype))
         if grad is not None:
             grad[:, start - columns.start : cols.stop - columns.start] = signed_rows - signed_mean
-    value = (value / (n * (n - 1))).to(mean.dtype)
+    value = (value / (n * (n - 1))).to(dtype)
     return value, None if grad is None else grad.mul_(2 / (n - 1))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bae_lens.distributed import n_ranks, own_rows
 from bae_lens.nn import covariance_on_ranks, off_diagonal_covariance
-from bae_lens.nn.covariance import strips, tiles
+from bae_lens.nn.covariance import ranks, strips, tiles
 from bae_lens.nn.covariance.ranks import packed, unpacked
 from bae_lens.nn.covariance.strips import strips_value_and_grad
 from bae_lens.nn.covariance.tiles import tiles_of_columns
@@ -50,14 +50,14 @@ def test_columns_add_up_to_the_whole(method: str, cuts: list[int], monkeypatch: 
     for start, stop in itertools.pairwise(cuts):
         columns = slice(start, stop)
         value, grad = (
-            tiles_of_columns(x, columns, True)
+            tiles_of_columns(lambda own: x[:, own], (N, D), columns, True, x.dtype)
             if method == "tiles"
             else strips_value_and_grad(code, x.dtype, True, columns)
         )
         assert grad is not None
         assert grad.shape == (N, stop - start)
         alone, none = (
-            tiles_of_columns(x, columns, False)
+            tiles_of_columns(lambda own: x[:, own], (N, D), columns, False, x.dtype)
             if method == "tiles"
             else strips_value_and_grad(code, x.dtype, False, columns)
         )
@@ -74,22 +74,27 @@ def test_bits_come_through_their_packing(d: int) -> None:
     x = (torch.rand(5, d) < 0.5).float()
     rows = packed(0.25 * x)
     assert rows.shape == (5, -(-d // 8))
-    assert torch.equal(unpacked(rows, d).float(), x)
+    assert torch.equal(unpacked(rows, slice(0, d)).float(), x)
+    assert torch.equal(unpacked(rows, slice(d // 8 * 8, d)).float(), x[:, d // 8 * 8 :])
+    assert unpacked(rows, slice(0, 0)).shape == (5, 0)
 
 
-def own_value_and_grad() -> list[tuple[Tensor, Tensor]]:
+def own_value_and_grad(by_tiles: bool = False) -> list[tuple[Tensor, Tensor]]:
+    if by_tiles:
+        ranks.expected_costs = lambda *_: {"strips": 1.0, "tiles": 0.0}  # type: ignore[assignment]
     return [
         value_and_grad(own_rows(bits(N, d)).to(dtype), covariance_on_ranks)
-        for d in (D, 2)
+        for d in (4 * D, D, 2)
         for dtype in (torch.float64, torch.bfloat16)
     ]
 
 
-def test_ranks_get_the_value_of_all_rows_and_the_gradient_of_their_own() -> None:
-    # Two latents for three ranks leave one of them without a column.
+@pytest.mark.parametrize("by_tiles", [False, True])
+def test_ranks_get_the_value_of_all_rows_and_the_gradient_of_their_own(by_tiles: bool) -> None:
+    # Two latents for three ranks leave two of them without a column.
     of_one_process = own_value_and_grad()
     assert n_ranks() == 1
-    of_ranks = results_of(on_ranks(3, own_value_and_grad))
+    of_ranks = results_of(on_ranks(3, own_value_and_grad, by_tiles))
     for i, (value, grad) in enumerate(of_one_process):
         for own in of_ranks:
             torch.testing.assert_close(own[i][0], value)
