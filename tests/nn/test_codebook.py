@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bae_lens.distributed import own_rows
 from bae_lens.nn import (
     EMACodebook,
     sample_codes,
     squared_distances,
     straight_through,
 )
+from tests.distributed.ranks import on_ranks, results_of
 from tests.helpers import grad_of
 
 N, D, K = 64, 6, 9
@@ -741,3 +743,36 @@ def test_any_steps_keep_the_statistics_consistent(
         assert (book.ema_count >= 0).all()
         assert 0 <= int(book.n_revived) - revived <= min(5, n_codes, int(mask.sum()))
         assert_consistent(book)
+
+
+# Ranks
+
+
+def steps_on_ranks() -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Sampled codes and the state after steps on vectors of which the second third counts at times only.
+
+    A fresh codebook has seen no distance, so that the first draw is by the batch's own.
+    """
+    torch.manual_seed(0)
+    book = EMACodebook(2 * K, D, revive_after=1, max_revived=3, decay=0.8)
+    drawn = []
+    for i in range(6):
+        z, valid = vectors(48, seed=i), torch.rand(48, generator=generator(i)) < 0.7
+        if i % 2:
+            valid[16:32] = False
+        if i == 3:
+            valid[:] = False
+        drawn.append(step(book, own_rows(z), own_rows(valid), top_k=3, temperature=2.0))
+    return drawn, state(book)
+
+
+def test_ranks_move_the_codes_as_one_process_does():
+    drawn, expected = steps_on_ranks()
+    assert expected["n_revived"] > 3
+    ranks = results_of(on_ranks(3, steps_on_ranks))
+    for i, indices in enumerate(drawn):
+        assert torch.equal(torch.cat([own[0][i] for own in ranks]), indices)
+    for _, found in ranks:
+        assert_same_state(found, ranks[0][1])
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5, msg=name)
