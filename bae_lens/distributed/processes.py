@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 from tqdm.std import tqdm
 
-from bae_lens.distributed.collectives import all_gather_objects
+from bae_lens.distributed.collectives import all_gather_objects, all_sum
 from bae_lens.distributed.health import end_watching, watch_over_ranks
 from bae_lens.distributed.ranks import rank
 
@@ -53,6 +53,9 @@ def start_process_group() -> None:
     atexit.register(_end)
     watch_over_ranks(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), number, size)
     _check_own_gpus(has_cuda)
+    if has_cuda:
+        # NCCL connects with its first collective, for which no rank is to wait long.
+        all_sum(torch.zeros(1, device="cuda"))
     if number > 0:
         _hide_bars()
 

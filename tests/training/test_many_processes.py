@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +21,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import SAE, LoggingConfig, TopKTrainingSAEConfig
+from sae_lens import SAE, LoggingConfig, TopKTrainingSAEConfig, llm_sae_training_runner
 from sae_lens.evals import get_eval_everything_config
+from sae_lens.training import sae_trainer
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
@@ -32,7 +35,7 @@ from bae_lens.activations.held_out import held_out_store
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.activations.text_store import TextStore
 from bae_lens.distributed import RankFailedError, gather_merge, rank, start_process_group
-from bae_lens.training import load_config
+from bae_lens.training import load_config, same_run
 from bae_lens.training.checkpoints import check_whole
 from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 from tests.distributed.ranks import Outcome, on_ranks, results_of
@@ -41,6 +44,7 @@ from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,
     D_SAE,
+    clvq_cfg,
     cross_layer_cfg,
     make_activations,
     make_bae,
@@ -73,6 +77,17 @@ def train(
     text = make_text() if text is None else text
     kwargs: Any = {"replay_tokens": replay, "replay_path": kept}
     runner = TrainingRunner(cfg_of(folder, **overrides), text, make_model(), **kwargs)
+    runner.run()
+    return runner
+
+
+def train_pairs(folder: Path, kept: Path) -> CrossLayerTrainingRunner:
+    """A CLVQ-VAE, whose draws and revival are of the whole batch."""
+    sae = clvq_cfg(d_out=D_IN, decoder_layers=1, top_k=3, revive_after=2, sequence_length=None)
+    cfg = cross_layer_cfg(folder, N_STEPS, sae=sae, dtype="float64")
+    runner = CrossLayerTrainingRunner(
+        cfg, make_text(), make_model(), replay_tokens=REPLAY, replay_path=kept
+    )
     runner.run()
     return runner
 
@@ -130,11 +145,45 @@ def train_everything(folder: Path) -> dict[str, Any]:
             )
         )
     )
+    found["pairs"] = state_of(train_pairs(folder / "pairs of two", folder / "kept pairs"))
+    found["wandb"] = log_to_wandb(folder / "wandb", kept)
     found["stopped at"] = stop_one_rank(folder / "stopped", kept)
     [stopped] = [p for p in checkpoints(folder / "stopped") if int(p.name) == found["stopped at"]]
     resumed = train(folder / "stopped", kept, resume_from_checkpoint=str(stopped))
     found["resumed from the stop"] = state_of(resumed)
     return found
+
+
+class Wandb:
+    """What SAELens calls of W&B, counted."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.logged: set[str] = set()
+
+    def init(self, **kwargs: Any) -> None:
+        self.calls.append("init")
+
+    def log(self, content: dict[str, Any], step: int) -> None:
+        self.logged |= content.keys()
+
+    def finish(self) -> None:
+        self.calls.append("finish")
+
+    def Histogram(self, values: Any) -> list[float]:
+        return list(values)
+
+
+def log_to_wandb(folder: Path, kept: Path) -> dict[str, Any]:
+    """A run with W&B and with evals, which rank 0 does alone."""
+    wandb = Wandb()
+    sae_trainer.wandb = llm_sae_training_runner.wandb = wandb  # pyright: ignore
+    LoggingConfig.log = lambda *args, **kwargs: wandb.calls.append("artifact")
+    logger = LoggingConfig(
+        log_to_wandb=True, wandb_log_frequency=2, eval_every_n_wandb_logs=2, wandb_id="run"
+    )
+    runner = train(folder, kept, logger=logger)
+    return {"calls": wandb.calls, "logged": wandb.logged, "state": state_of(runner)}
 
 
 def stop_one_rank(folder: Path, kept: Path | None) -> int:
@@ -193,6 +242,11 @@ def train_from_text(folder: Path) -> dict[str, Any]:
     found["memory"] = memory
     disk = warnings_of(lambda: train(folder / "disk", folder / "uneven kept", 800, uneven))
     found["disk"] = disk
+    outliers = TrainingRunner(
+        cfg_of(folder / "outliers"), make_text(), make_model(), exclude_outlier_tokens=1.05
+    )
+    outliers.run()
+    found["outliers"] = state_of(outliers)
     found["topk"] = state_of(
         train(folder / "topk", sae=TopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=3))
     )
@@ -256,6 +310,11 @@ def collect_with_three(folder: Path) -> dict[str, Any]:
     refused("replay", lambda: start(kwargs={"replay_tokens": 200 + rank()}))
     refused("one of them", lambda: start(lr=-1.0 if rank() == 1 else 1e-3))
     refused("text", lambda: start(text=make_text(20 + (rank() == 1))))
+    refused("prefetch", lambda: start(prefetch_llm_batches=True))
+    version_of = same_run._version
+    same_run._version = lambda package: str(rank() // 2) if package == "torch" else "1"
+    refused("version", lambda: start())
+    same_run._version = version_of
     refused("short", lambda: start(text=make_text(2)))
     if rank() == 2:
         collection.FINISHED = "elsewhere"
@@ -288,6 +347,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     train(folder / "one", folder / "kept")
     train(folder / "one from text", replay=None)
+    train_pairs(folder / "pairs", folder / "kept pairs")
     return folder
 
 
@@ -336,6 +396,21 @@ def test_two_ranks_train_what_one_process_does(one: Path, two: list[dict[str, An
     assert metadata.replay_tokens == REPLAY
 
 
+def test_two_ranks_train_a_codebook_as_one_process_does(one: Path, two: list[dict[str, Any]]):
+    assert_equal(two[0]["pairs"], two[1]["pairs"])
+    assert_equal(saved(one / "pairs of two"), saved(one / "pairs"), 1e-4)
+
+
+def test_rank_0_alone_logs_to_wandb_and_evaluates(two: list[dict[str, Any]]):
+    first, second = (of_rank["wandb"] for of_rank in two)
+    assert first["calls"][0] == "init"
+    assert first["calls"][-2:] == ["artifact", "finish"]
+    assert {"losses/mse_loss", "model_performance_preservation"} <= first["logged"]
+    assert (second["calls"], second["logged"]) == ([], set())
+    for of_rank in (first, second):
+        assert_equal(of_rank["state"], two[0]["replayed"])
+
+
 def test_a_resumed_run_ends_with_the_same_bits(one: Path, two: list[dict[str, Any]]):
     for of_rank in two:
         assert_equal(of_rank["resumed"], two[0]["replayed"])
@@ -368,7 +443,7 @@ def test_another_number_of_ranks_goes_on_and_says_what_differs(
 
 
 def test_runs_from_text_learn_as_much(one: Path, from_text: list[dict[str, Any]]):
-    for name in ("text", "text again", "uneven", "topk", "clvq", "synthetic"):
+    for name in ("text", "text again", "uneven", "outliers", "topk", "clvq", "synthetic"):
         assert_equal(from_text[0][name], from_text[1][name])
     several, alone = logged(one / "text"), logged(one / "one from text")
     assert several["losses/mse_loss"][-1] == pytest.approx(alone["losses/mse_loss"][-1], rel=0.2)
@@ -428,6 +503,8 @@ def test_one_collection_of_all_ranks_serves_the_batches_of_one_process(
         ("replay", "replay_tokens is 200 on rank 0 and 201 on rank 1"),
         ("one of them", "lr must be a number of at least 0"),
         ("text", "the text is {'rows': 20"),
+        ("prefetch", "prefetch_llm_batches is not supported on the CPU with several processes"),
+        ("version", "the version of torch is '0' on rank 0 and '1' on rank 2"),
         ("short", "The dataset has 2 rows, fewer than there are processes (3)"),
         ("folder", "for rank 0, and not for rank 2. Name a folder that all machines share"),
         ("length", "replay_tokens is 200 there and 100 here"),
@@ -484,3 +561,36 @@ def test_a_rank_that_fails_ends_all(tmp_path: Path, how: str, said: str):
     assert written
     for checkpoint in written:
         assert check_whole(checkpoint)["n_ranks"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(int(os.environ.get("BAE_LENS_RANK_KILLS", "6"))))
+def test_a_run_that_was_killed_anywhere_is_gone_on_from(one: Path, tmp_path: Path, seed: int):
+    draw = random.Random(seed)
+    on_ranks(
+        2, train_and_die, tmp_path, one / "kept", draw.randrange(2), draw.random(), group=False
+    )
+    left = checkpoints(tmp_path)
+    for checkpoint in left:
+        check_whole(checkpoint)
+    resume = str(left[-1]) if left else None
+    states = results_of(on_ranks(2, resume_run, tmp_path, one / "kept", resume, group=False))
+    whole = results_of(on_ranks(2, resume_run, tmp_path / "whole", one / "kept", None, group=False))
+    for state in states:
+        assert_equal(state, whole[0])
+
+
+def train_and_die(folder: Path, kept: Path, number: int, when: float) -> None:
+    """A run in which one rank is killed at some time, of a second about its middle."""
+
+    def set_off(trainer: Any) -> None:
+        if trainer.n_training_steps == 1 and rank() == number:
+            threading.Timer(0.5 * when, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        time.sleep(0.05)
+
+    with before_steps(set_off):
+        train(folder, kept, n_checkpoints=10)
+
+
+def resume_run(folder: Path, kept: Path, resume: str | None) -> dict[str, Tensor]:
+    return state_of(train(folder, kept, n_checkpoints=10, resume_from_checkpoint=resume))
