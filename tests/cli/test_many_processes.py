@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import yaml
 from sae_lens import SAE
 
 from bae_lens.cli import main
+from bae_lens.training.checkpoints import check_whole
 from tests.distributed.ranks import on_ranks, results_of
 from tests.helpers import D_IN, D_SAE, make_bridge, make_text
 
@@ -103,3 +107,27 @@ def test_a_broken_environment_is_an_error(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.delenv("RANK", raising=False)
     assert main(["train", "smollm2-bae"]) == 2
     assert "lacks RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_torchrun_itself(folder: Path, tmp_path: Path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    files = ["--output_path", str(tmp_path / "sae"), "--checkpoint_path", str(tmp_path / "saved")]
+    command = [*torchrun, "-m", "bae_lens", "train", str(folder / "run.yaml"), *files]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("Saved to") == 1
+    assert (tmp_path / "sae" / "sae_weights.safetensors").is_file()
+
+    # A signal to torchrun, in the middle of a run that would take hours.
+    log = tmp_path / "sae" / "metrics.unfinished.jsonl"
+    endless = subprocess.Popen(
+        [*command, "--training_tokens", "64000000"], stderr=subprocess.PIPE, text=True
+    )
+    while not log.is_file() and endless.poll() is None:
+        time.sleep(0.2)
+    endless.terminate()
+    _, err = endless.communicate(timeout=60)
+    assert "Interrupted; go on with resume_from_checkpoint=" in err
+    [checkpoint] = (tmp_path / "saved").glob("*")
+    assert check_whole(checkpoint)["n_ranks"] == 2
