@@ -77,6 +77,22 @@ def read_rows(store: Any, n_tokens: int) -> Iterator[Tensor]:
         )
 
 
+def warn_if_shares_ended(n_own: int, n_tokens: int) -> int:
+    """Say on every rank if all of them together have read less than was asked for; returns how much.
+
+    Args:
+        n_own: tokens of this rank.
+        n_tokens: of all ranks.
+    """
+    every = all_gather_objects(n_own)
+    if len(every) > 1 and sum(every) < n_tokens:
+        logger.warning(
+            "The text ended: %d of %d tokens were read, by rank %s.",
+            *(sum(every), n_tokens, ", ".join(map(str, every))),
+        )
+    return sum(every)
+
+
 def _one_pass(store: Any) -> Iterator[Tensor]:
     """What a store reads up to the end of its text, a forward pass at a time."""
     # Stores of this package have their own, which knows masks; SAELens' has none.
@@ -107,11 +123,7 @@ def collect_into(path: Path, store: Any, n_tokens: int, asked: Mapping[str, Any]
         with on_every_rank():
             own_tokens = own_number(n_tokens, sequence_length_of(store))
             n_rows, width = _write_rows(own, read_rows(store, own_tokens), checksums)
-        n_rows, widths = sum(all_gather_objects(n_rows)), all_gather_objects(width)
-        if n_ranks() > 1 and n_rows < n_tokens:
-            logger.warning(
-                "All shares of the text together have %d of %d tokens.", n_rows, n_tokens
-            )
+        n_rows, widths = warn_if_shares_ended(n_rows, n_tokens), all_gather_objects(width)
         with on_every_rank():
             if rank() == 0:
                 _join_pieces(folder, checksums)

@@ -9,7 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bae_lens.activations.collecting import read_rows, sequence_length_of
+from bae_lens.activations.collecting import (
+    read_rows,
+    sequence_length_of,
+    warn_if_shares_ended,
+)
 from bae_lens.activations.collection import kept_rows
 from bae_lens.activations.rank_share import own_number
 from bae_lens.activations.store_state import load_count, save_count
@@ -122,6 +126,7 @@ class ReplayedActivations:
             with on_every_rank():
                 batches = list(read_rows(store, own_number(n_tokens, length)))
             activations = torch.cat(batches) if batches else torch.empty(0, 0)
+            warn_if_shares_ended(len(activations), n_tokens)
         else:
             # The store's is a rank's own.
             batch_size *= n_ranks()

@@ -141,7 +141,9 @@ class _Watch:
                 sign = self._sign(followed)
                 word = self.word()
             except Exception:
-                self._give_up(_NO_STORE)
+                # Rank 0 may have ended before this one, where nothing is done together any more.
+                if self.n_blocks > 0:
+                    self._give_up(_NO_STORE)
                 return
             if sign != last or sign == _ENDED.encode() or self.n_blocks == 0:
                 last, since = sign, time.monotonic()
