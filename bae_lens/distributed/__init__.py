@@ -6,6 +6,10 @@ Where no process group is initialized there is one rank, and every function here
 
 The calls are collective: every rank makes them, in one order. Once a process group is initialized, training
 steps of this package's architectures make them, so that no rank can take a step alone.
+
+``start_process_group`` initializes the group that torchrun's environment asks for, which the runners and
+``bae-lens`` do by themselves. What one rank may refuse stands inside ``on_every_rank``, so that all of them end
+with an error; where they wait for each other, ``failures_named`` says which of them has failed.
 """
 
 from bae_lens.distributed.agreement import RankError, check_same, on_every_rank

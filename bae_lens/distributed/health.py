@@ -71,10 +71,12 @@ def watch_over_ranks(host: str, port: int, number: int, size: int) -> None:
     threading.Thread(target=_watch.run, name="ranks", daemon=True).start()
 
 
-def end_watching() -> None:
-    """Tell that this process ends and is not to be waited for."""
-    if _watch is not None:
-        _watch.end()
+def end_watching() -> bool:
+    """Tell that this process ends and is not to be waited for; returns whether it ends well."""
+    if _watch is None:
+        return True
+    _watch.end()
+    return not _watch.has_failed
 
 
 class _Watch:

@@ -158,6 +158,7 @@ def _hide_bars() -> None:
 
 
 def _end() -> None:
-    end_watching()
-    if dist.is_initialized():
+    is_well = end_watching()
+    # After a failure NCCL might wait for ranks that are gone; the operating system does not.
+    if is_well and dist.is_initialized():
         dist.destroy_process_group()

@@ -277,10 +277,23 @@ def evaluate(folder: Path) -> dict[str, Any]:
         n_code_tokens=900,
         all_ranks=True,
     )
+    pairs = SAE.load_from_disk(folder.parent / "pairs" / "output")
+    texts = [" ".join(text.split()[: 3 + i % 20]) for i, text in enumerate(make_text()["text"])]
+    pairs.cfg.metadata.text_unit = "sentence"
+    sentences = held_out_store(pairs, make_model(), texts, 4, all_ranks=True)
+    of_pairs, _ = run_evals(
+        pairs,
+        sentences,
+        make_model(),
+        eval_config=get_eval_everything_config(4, 6, 6),
+        n_code_tokens=600,
+        all_ranks=True,
+    )
     return {
         "merged": gather_merge(counts).compute().to_dict(),
         "metrics": metrics,
         "per latent": per_latent,
+        "of pairs": of_pairs,
     }
 
 
@@ -524,6 +537,11 @@ def test_evals_are_of_the_text_of_all_ranks(one: Path, three: list[dict[str, Any
     for of_rank in three:
         assert of_rank["merged"] == pytest.approx(expected, nan_ok=True)
         assert of_rank["metrics"] == three[0]["metrics"]
+        assert of_rank["of pairs"] == three[0]["of pairs"]
+    of_pairs = three[0]["of pairs"]
+    assert of_pairs["code"]["n_tokens"] == 600
+    assert 0 < of_pairs["code"]["bits_per_token"] < 4
+    assert of_pairs["code"]["codes_in_use"] > 1
     metrics = three[0]["metrics"]
     assert metrics["code"]["n_tokens"] == 900
     assert metrics["token_stats"]["total_tokens_eval_reconstruction"] == 6 * 8 * CONTEXT_SIZE
