@@ -17,7 +17,8 @@ Every method reads the same training tokens (250,000 of movie reviews; BOS, [SEP
 * Nothing is tuned here. CLVQ-VAE's defaults and the learning rates of its two decoders, which VQ-VAE and
   decoders on frozen codes share, come from single runs on SmolLM2 that were scored on these held-out
   tokens. On MiniLM, and for TopK, nothing was chosen. ``--lr_token``, ``--lr_transformer`` and
-  ``--lr_topk`` set the rates.
+  ``--lr_topk`` set the rates. The predictive encoder has the values of ``TrainingCLVQVAEConfig.predictive``;
+  its control is k-means of what the linear map predicts, which sees both layers as it does.
 
 Scored is the autoencoder that ``save_inference_model`` writes. The two controls say how much of a
 reconstruction went through the codes: *shuffled* gives each valid held-out token the code of another

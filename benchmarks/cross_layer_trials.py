@@ -38,12 +38,17 @@ from bae_lens.nn import nearest_codes
 from bae_lens.training.fit import trainer_config
 
 TOKEN, TOKEN_OFF = "CLVQ-VAE, token", "CLVQ-VAE, token, no sampling"
+PREDICTIVE, LINEAR_KMEANS = "CLVQ-VAE, predictive", "linear map + k-means"
+# What ``TrainingCLVQVAEConfig.predictive`` says; nothing was chosen here.
+LR_PREDICTIVE = 2e-3
 TRANSFORMER, TRANSFORMER_OFF = "CLVQ-VAE, transformer", "CLVQ-VAE, transf., no sampling"
 # Resolutions that are tried for the magnitudes of a TopK code: it is given the cheapest that costs
 # no more than the tolerance in explained variance.
 RESOLUTIONS, TOLERANCE = (0, 1, 2, 3, 4, 6, 8), 0.01
 N_QUANTISER = 16_384  # training tokens that a quantizer is fitted on
 EVAL_SEQUENCES = 64
+# Of the linear map, in units of the mean variance of the lower activation.
+RIDGE = 1e-4
 # Share of the steps over which the learning rate falls, linearly, to a tenth.
 DECAY = 0.6
 # Of k-means.
@@ -89,14 +94,13 @@ def fit_closed_forms(trial: Trial) -> list[Row]:
     return [row, linear_row(trial)]
 
 
-def linear_row(trial: Trial, ridge: float = 1e-4) -> Row:
-    """Least squares on the continuous activation: what a decoder could say that leaks all of it.
+def linear_map(trial: Trial, ridge: float) -> Callable[[Tensor], Tensor]:
+    """Least squares of the upper activation from the lower one.
 
     Args:
-        trial: where to fit and score.
+        trial: where to fit.
         ridge: in units of the mean variance of the lower activation.
     """
-    start = time.process_time()
     x_mean, y_mean = trial.train.lower.mean(0), trial.train.upper.mean(0)
     xx, xy = (
         torch.zeros(trial.task.d_in, d, dtype=torch.float64) for d in (len(x_mean), len(y_mean))
@@ -107,8 +111,15 @@ def linear_row(trial: Trial, ridge: float = 1e-4) -> Row:
         xy += x.T @ (rows[:, len(x_mean) : -1] - y_mean)
     xx.diagonal().add_(ridge * xx.diagonal().mean())
     weight = torch.linalg.solve(xx, xy).float()
+    return lambda lower: (lower - x_mean) @ weight + y_mean
+
+
+def linear_row(trial: Trial, ridge: float = RIDGE) -> Row:
+    """The linear map of the continuous activation: what a decoder could say that leaks all of it."""
+    start = time.process_time()
+    predict = linear_map(trial, ridge)
     seconds = time.process_time() - start
-    reconstruction = (trial.test.lower - x_mean) @ weight + y_mean
+    reconstruction = predict(trial.test.lower)
     row = Row(
         "full linear map",
         trial.seed,
@@ -195,8 +206,8 @@ def code_decoder(sae: Any, split: Split) -> Callable[[Tensor | None], Tensor]:
 
 
 def clvq_row(trial: Trial, method: str, sae: TrainingCLVQVAE, start: float) -> Row:
-    encoder: Any = sae.encoder
-    details = {"alpha": encoder.alpha.item()}
+    alpha: Tensor | None = getattr(sae.encoder, "alpha", None)
+    details = {} if alpha is None else {"alpha": alpha.item()}
     if sae.cfg.top_k > 1:
         with torch.no_grad():
             z = sae.encoder(sae.process_sae_in(trial.test.lower[:EVAL_TOKENS]))
@@ -214,6 +225,18 @@ def fit_clvq(trial: Trial, method: str, **options: Any) -> list[Row]:
     sae.calibrate(initialization_rows(trial), task.batch_size)
     train(trial, sae, task.lr_token if options["decoder"] == "token" else task.lr_transformer)
     return [clvq_row(trial, method, sae, start)]
+
+
+def fit_predictive(trial: Trial) -> list[Row]:
+    task, start = trial.task, time.process_time()
+    sae = TrainingCLVQVAE(
+        TrainingCLVQVAEConfig.predictive(
+            task.d_in, n_codes=task.n_codes, codebook_init_seed=trial.seed
+        )
+    )
+    sae.calibrate(initialization_rows(trial), task.batch_size)
+    train(trial, sae, LR_PREDICTIVE)
+    return [clvq_row(trial, PREDICTIVE, sae, start)]
 
 
 def freeze_codes(sae: TrainingCLVQVAE, encoder: dict[str, Tensor], codebook: Tensor) -> None:
@@ -266,6 +289,27 @@ def fit_kmeans(trial: Trial) -> list[Row]:
     means.details["iterations"] = kmeans.n_iter_
     start = time.process_time() - seconds
     return [means, fit_frozen(trial, "k-means, transformer decoder", start, None, codebook)]
+
+
+def fit_linear_kmeans(trial: Trial) -> list[Row]:
+    """k-means of what the linear map predicts, on all training tokens: the predictive encoder's control."""
+    start = time.process_time()
+    predict = linear_map(trial, RIDGE)
+    predicted = [
+        torch.cat([predict(x) for x in split.lower.split(EVAL_TOKENS)])
+        for split in (trial.train, trial.test)
+    ]
+    kmeans = KMeans(
+        trial.task.n_codes,
+        n_init=1,  # pyright: ignore[reportArgumentType]  (a number or "auto")
+        max_iter=MAX_ITER,
+        random_state=trial.seed,
+    ).fit(predicted[0].numpy())
+    codebook = torch.from_numpy(kmeans.cluster_centers_)
+    codes = [
+        torch.cat([nearest_codes(x, codebook) for x in own.split(EVAL_TOKENS)]) for own in predicted
+    ]
+    return [means_row(trial, LINEAR_KMEANS, codes, trial.task.n_codes, start)]
 
 
 def fit_vqvae(trial: Trial) -> list[Row]:
@@ -365,6 +409,8 @@ def groups(task: Task) -> dict[str, Callable[[Trial], list[Row]]]:
         "closed forms": fit_closed_forms,
         "k-means": fit_kmeans,
         "vq-vae": fit_vqvae,
+        "linear k-means": fit_linear_kmeans,
+        "predictive": fit_predictive,
         "token": clvq(TOKEN, decoder="token"),
         "token, off": clvq(TOKEN_OFF, decoder="token", top_k=1),
         "transformer": clvq(TRANSFORMER, decoder="transformer"),

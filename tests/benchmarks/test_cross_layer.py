@@ -181,6 +181,17 @@ def test_the_linear_map_is_that_of_linear_data(trial):
     assert row.ev_shuffled is None
 
 
+def test_what_sees_both_layers_is_no_worse_than_k_means_of_the_lower(trial):
+    (clusters, _) = trials.fit_kmeans(trial)
+    (linear,) = trials.fit_linear_kmeans(trial)
+    (predictive,) = trials.fit_predictive(trial)
+
+    assert linear.n_codes == predictive.n_codes == clusters.n_codes
+    assert linear.ev >= clusters.ev - 0.05
+    assert predictive.ev > 0
+    assert predictive.ev_shuffled < predictive.ev
+
+
 # Controls
 
 
