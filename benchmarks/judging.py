@@ -39,12 +39,11 @@ from typing import Any
 
 import numpy as np
 from concept_ablation_trials import Plan, collect, fit, load_dictionary, load_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
 from writing import add_write_argument, written
 
 from bae_lens import offline as demo
 from bae_lens.examples import ExampleSettings, LatentRecords, collect_examples
-from bae_lens.offline.smollm2 import gguf_path
+from bae_lens.offline.smollm2 import load_transformers, save_transformers
 from bae_lens.scoring import Ranking, RankingSettings, rank_dictionaries
 from bae_lens.scoring.judges import DryRun, EndpointJudge, EndpointSettings, Limits
 from bae_lens.stats import shown
@@ -149,16 +148,8 @@ def _wait_for(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
 
 def save_small_model(folder: Path) -> None:
     """The offline language model as a folder that any server reads."""
-    path = gguf_path()
-    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(folder)
-    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
-    # What was read counts as quantized, though it is no more, and would not be saved.
-    config = type(read.config).from_dict(
-        {k: v for k, v in read.config.to_dict().items() if k != "quantization_config"}
-    )
-    plain = AutoModelForCausalLM.from_config(config)
-    plain.load_state_dict(read.state_dict())
-    plain.save_pretrained(folder)
+    model, tokenizer = load_transformers()
+    save_transformers(model, tokenizer, folder)
 
 
 # Command line

