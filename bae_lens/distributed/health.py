@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from bae_lens.distributed.agreement import told
 
@@ -30,7 +30,7 @@ _INTERVAL = 2.0
 _SILENCE = 40.0
 # Seconds in which a process whose peer has failed can end by itself.
 _GRACE = 10.0
-_WORD, _ENDED = "failed", "ended"
+_WORD = "failed"
 _watch: _Watch | None = None
 
 
@@ -65,6 +65,9 @@ def failures_named() -> Iterator[None]:
 
 def watch_over_ranks(host: str, port: int, number: int, size: int) -> None:
     """Begin to tell that this process is alive, and to see whether others are."""
+    # A torch that was built without them has to be able to import this.
+    from torch._C._distributed_c10d import PrefixStore, TCPStore
+
     global _watch
     client = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=_SILENCE))
     _watch = _Watch(PrefixStore("bae_lens", client), number, size)
@@ -82,7 +85,7 @@ def end_watching() -> bool:
 class _Watch:
     """One process's signs of life, and its eye on the others'."""
 
-    def __init__(self, store: Store, number: int, size: int) -> None:
+    def __init__(self, store: Any, number: int, size: int) -> None:
         self.store, self.number, self.size = store, number, size
         # Blocks that are open, in which other ranks are waited for.
         self.n_blocks = 0
@@ -104,12 +107,13 @@ class _Watch:
             self.store.compare_set(_WORD, "", f"Rank {self.number} has failed: {what}")
 
     def word(self) -> str:
-        return self.store.get(_WORD).decode() if self.store.check([_WORD]) else ""
+        # It sets nothing but an empty word where there is none.
+        return self.store.compare_set(_WORD, "", "").decode()
 
     def who_failed(self) -> str | None:
         """Which rank has failed or is silent, in words; None if all of them seem to be well."""
-        before: list[bytes] = []
-        signs: list[bytes] = []
+        before: list[int] = []
+        signs: list[int] = []
         # Signs come every two seconds; a word may take a moment.
         for _ in range(4):
             try:
@@ -122,7 +126,8 @@ class _Watch:
             time.sleep(_INTERVAL)
         for number, (then, now) in enumerate(zip(before, signs, strict=True)):
             if then == now and number != self.number:
-                return f"Rank {number} {_DEAD}"
+                is_ended = self.store.add(f"ended/{number}", 0) > 0
+                return f"Rank {number} {_GONE if is_ended else _DEAD}"
         return None
 
     def end(self) -> None:
@@ -130,32 +135,30 @@ class _Watch:
         self.is_over.set()
         if not self.has_failed:
             with suppress(Exception):
-                self.store.set(f"alive/{self.number}", _ENDED)
+                self.store.add(f"ended/{self.number}", 1)
 
     def run(self) -> None:
         """Give signs until the process ends, or end it where the next rank gives none."""
         followed = (self.number + 1) % self.size
-        last, since, count = b"", time.monotonic(), 0
+        last, since = 0, time.monotonic()
         while not self.is_over.wait(_INTERVAL):
             try:
-                count += 1
-                self.store.set(f"alive/{self.number}", str(count))
-                sign = self._sign(followed)
+                self.store.add(f"alive/{self.number}", 1)
+                sign, is_ended = self._sign(followed), self.store.add(f"ended/{followed}", 0) > 0
                 word = self.word()
             except Exception:
                 # Rank 0 may have ended before this one, where nothing is done together any more.
                 if self.n_blocks > 0:
                     self._give_up(_NO_STORE)
                 return
-            if sign != last or sign == _ENDED.encode() or self.n_blocks == 0:
+            if sign != last or is_ended or self.n_blocks == 0:
                 last, since = sign, time.monotonic()
             elif time.monotonic() - since > _SILENCE:
                 self._give_up(word or f"Rank {followed} {_DEAD}")
                 return
 
-    def _sign(self, number: int) -> bytes:
-        key = f"alive/{number}"
-        return self.store.get(key) if self.store.check([key]) else b""
+    def _sign(self, number: int) -> int:
+        return self.store.add(f"alive/{number}", 0)
 
     def _give_up(self, why: str) -> None:
         """End the process, unless it soon does so by itself."""
@@ -170,6 +173,9 @@ class _Watch:
 _DEAD = (
     "gives no sign of life: it was killed, or its machine is stopped or cut off. Go on from the last "
     "checkpoint."
+)
+_GONE = (
+    "has come to its end, where this one was waiting for it: they were not given the same to do."
 )
 _NO_STORE = (
     "The process that keeps the ranks together, rank 0 or the torchrun of its machine, is gone. Go on from the "

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 from tqdm.std import tqdm
 
 from bae_lens.distributed.collectives import all_gather_objects, all_sum
@@ -42,6 +41,8 @@ def start_process_group() -> None:
     """
     if not dist.is_available() or dist.is_initialized() or n_launched() == 1:
         return
+    from torch.distributed.rendezvous import rendezvous
+
     number, size = _read_environment(os.environ)
     has_cuda = torch.cuda.is_available()
     if has_cuda:
