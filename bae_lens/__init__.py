@@ -10,6 +10,7 @@ The import registers the architectures ``bae``, ``clvq_vae`` and ``topk_transcod
 | ``ReplayedActivations`` | one pass of the language model, kept | ``activations`` |
 | ``finetune_classifier`` | an encoder becomes a classifier, to be studied | ``finetuning`` |
 | ``attached`` | a dictionary within a running model | ``attach`` |
+| ``steer``, ``ablate_latents``, ``logit_effects`` | act on a model with latents | ``steering`` |
 | ``run_evals``, ``CodeStatistics`` | metrics of any SAE | ``evals`` |
 | ``entropy_profile`` | entropy by layer and position | ``entropy`` |
 | ``concept_ablation`` | remove concepts and measure what is lost, beside controls | ``concept_ablation`` |
@@ -45,6 +46,7 @@ from bae_lens.entropy import entropy_profile
 from bae_lens.evals import CodeStatistics, run_evals
 from bae_lens.finetuning import finetune_classifier
 from bae_lens.moved import keep_old_names
+from bae_lens.steering import ablate_latents, logit_effects, steer, usual_strengths
 from bae_lens.training import (
     CrossLayerRunnerConfig,
     CrossLayerTrainingRunner,
@@ -72,12 +74,16 @@ __all__ = [
     "TrainingTopKTranscoder",
     "TrainingTopKTranscoderConfig",
     "__version__",
+    "ablate_latents",
     "attached",
     "concept_ablation",
     "entropy_profile",
     "finetune_classifier",
     "load_config",
+    "logit_effects",
     "run_evals",
+    "steer",
+    "usual_strengths",
 ]
 
 try:

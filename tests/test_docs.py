@@ -21,6 +21,7 @@ from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     D_IN,
     HOOK,
+    between,
     make_activations,
     make_bae,
     make_model,
@@ -54,7 +55,7 @@ def test_the_code_of_a_guide_runs(
     resolve_to_tiny(monkeypatch)
     given = {
         "model": make_model(),
-        "sae": make_bae(),
+        "sae": between(make_bae(), hook_out=None),
         "activations": make_activations(64),
         "MODEL_NAME": names.MODEL_NAME,
         "MODEL_WIDTH": D_IN,

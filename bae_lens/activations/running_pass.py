@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sae_lens import HookedSAETransformer
-from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from torch import Tensor, nn
+from transformer_lens import HookedTransformer
+from transformer_lens.model_bridge import TransformerBridge
 
 # Hook points of a HookedTransformer that generate leaves out.
 _EMBEDDINGS = ("hook_embed", "hook_pos_embed")
@@ -53,7 +53,7 @@ class PassTracker:
 
     def __init__(
         self,
-        model: HookedSAETransformer | SAETransformerBridge,
+        model: HookedTransformer | TransformerBridge,
         begin: Callable[[], object],
         hook_name: str,
     ) -> None:
@@ -73,7 +73,7 @@ class PassTracker:
     def following(self) -> Iterator[None]:
         """Follow the model's passes while inside; may be nested with those of other trackers."""
         model = self.model
-        if not isinstance(model, HookedSAETransformer):
+        if not isinstance(model, HookedTransformer):
             inner = model.original_model
             with _wrapped(inner, "forward", self._around_bridge(inner.forward)):
                 yield

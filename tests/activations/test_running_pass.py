@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from bae_lens.attach import attached
-from tests.helpers import make_bridge, make_model, make_tokens
-from tests.test_attach import (
+from tests.attach.test_attach import (
     EOS,
     PAD,
     SPECIAL,
@@ -24,6 +23,7 @@ from tests.test_attach import (
     hook_of,
     sae_for,
 )
+from tests.helpers import make_bridge, make_model, make_tokens
 
 GREEDY: dict[str, Any] = {"do_sample": False, "verbose": False, "stop_at_eos": False}
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 
 from bae_lens.attach import attached
+from tests.attach.test_attach import SPECIAL, Model, hook_out_of, is_bridge
 from tests.helpers import D_IN, between, make_bae, make_bridge, make_tokenizer, make_tokens
 from tests.helpers import make_transcoder as transcoder_of
-from tests.test_attach import SPECIAL, Model, hook_out_of, is_bridge
 
 N_HEADS, N_KV_HEADS, D_HEAD = 4, 2, 8
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from bae_lens.activations.outlier_tokens import METADATA_FIELD, OutlierTokens, reference_norm
 from bae_lens.architectures.clvq_vae import only_tokens
 from bae_lens.attach import attached
-from tests.helpers import make_bridge, make_model, make_tokens
-from tests.test_attach import (
+from tests.attach.test_attach import (
     SPECIAL,
     Model,
     crossing,
@@ -21,6 +20,7 @@ from tests.test_attach import (
     hook_out_of,
     sae_for,
 )
+from tests.helpers import make_bridge, make_model, make_tokens
 
 SINK = (1, 4)  # text and position
 

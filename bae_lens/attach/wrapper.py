@@ -1,4 +1,4 @@
-"""Attach an SAE to a model so that special tokens pass by it: ``attached`` is all that is public here."""
+"""An SAE in the place of a hook point, so that special tokens pass by it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from sae_lens.analysis.hooked_sae_transformer import _SAEWrapper, get_deep_attr,
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
-from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
 from bae_lens.activations.hook_points import put_heads, take_heads
 from bae_lens.activations.outlier_tokens import (
-    METADATA_FIELD,
     OutlierTokens,
-    multiple_of,
-    saved_outlier_tokens,
 )
 from bae_lens.activations.running_pass import PassTracker
-from bae_lens.activations.special_tokens import special_token_ids, special_token_mask
 from bae_lens.architectures.clvq_vae import only_tokens
-from bae_lens.checks.suggest import did_you_mean
+from bae_lens.attach.left_alone import LeftAlone
+from bae_lens.attach.points import (
+    check_width,
+    conversion_at,
+    hook_path,
+    note_reading,
+    what_was_read,
+)
 from bae_lens.dictionaries import Dictionary, flat_heads
-
-__all__ = ["attached"]
 
 Model = HookedSAETransformer | SAETransformerBridge
 
@@ -82,14 +82,11 @@ def attached(
             such head, or a decoder of whole sequences is given the last tokens of one only.
     """
     dictionary = Dictionary(sae)
-    special = special_token_ids(model, exclude_special_tokens)
-    outliers = _outliers_to_leave_alone(dictionary, exclude_outlier_tokens)
+    left_alone = LeftAlone.of(model, dictionary, exclude_special_tokens, exclude_outlier_tokens)
     names = dictionary.hook_names
-    path_in, path_out = (_path(model, name) for name in names)
+    path_in, path_out = (hook_path(model, name) for name in names)
     _check_output(dictionary, sae.use_error_term if use_error_term is None else use_error_term)
-    conversions = [
-        getattr(get_deep_attr(model, path), "hook_conversion", None) for path in (path_in, path_out)
-    ]
+    converting = [conversion_at(get_deep_attr(model, path)) for path in (path_in, path_out)]
     capture: RemovableHandle | None = None
 
     def prepare() -> _Wrapper | None:
@@ -102,20 +99,15 @@ def attached(
         wrapper.__class__ = _Wrapper
         assert isinstance(wrapper, _Wrapper)
         wrapper.dictionary = dictionary
-        wrapper.tracker, wrapper.special, wrapper.outliers = tracker, special, outliers
-        wrapper.hook_conversion = conversions[1]
+        wrapper.tracker, wrapper.left_alone = tracker, left_alone
+        wrapper.hook_conversion = converting[1]
         wrapper.reads_elsewhere = path_in != path_out
         if wrapper.reads_elsewhere:
             if capture is not None:
                 capture.remove()
-            capture = get_deep_attr(model, path_in).register_forward_hook(note_input)
+            point = get_deep_attr(model, path_in)
+            capture = note_reading(point, converting[0], dictionary, tracker)
         return wrapper
-
-    def note_input(*args: Any) -> None:  # module, inputs, output
-        if tracker.running is not None:
-            convert = conversions[0]
-            acts = args[-1] if convert is None else convert.convert(args[-1])
-            tracker.running.captured = take_heads(acts, dictionary.head_index)
 
     tracker = PassTracker(model, prepare, path_out)
     with _as_before_afterwards(model, names[0], path_out):
@@ -138,8 +130,7 @@ class _Wrapper(_SAEWrapper):
 
     dictionary: Dictionary
     tracker: PassTracker
-    special: Sequence[int]
-    outliers: OutlierTokens | None = None
+    left_alone: LeftAlone
     # Of the hook point that it stands for: from the form of the model to that of hooks.
     hook_conversion: Any = None
     reads_elsewhere: bool = False
@@ -159,25 +150,16 @@ class _Wrapper(_SAEWrapper):
 
     def _run(self, original_output: Tensor) -> Tensor:
         """Run the SAE on activations ``[batch, pos, d]``."""
-        hook_in, hook_out = self.dictionary.hook_names
         running = self.tracker.running
         if self.reads_elsewhere:
-            self._captured_input = None if running is None else running.captured
-            if self._captured_input is None:
-                raise ValueError(
-                    f"The model came to {hook_out!r}, where the SAE writes, without having passed "
-                    f"{hook_in!r}, which it reads."
-                )
+            self._captured_input = what_was_read(running, self.dictionary)
         if self.dictionary.decodes_sequences and running and running.has_past:
             raise ValueError(
                 "The SAE decodes whole sequences, and a key-value cache hides from it the tokens "
                 "before the last: generate with use_past_kv_cache=False."
             )
-        _check_width(self._captured_input, original_output, self.dictionary)
-        mask = self._special(original_output)
-        if self.outliers is not None:
-            outliers = self._outliers(self.outliers, original_output)
-            mask = outliers if mask is None else mask | outliers
+        check_width(self._captured_input, original_output, self.dictionary)
+        mask = self.left_alone.mask(original_output, self._captured_input, running)
         self.set_token_mask(mask)
         try:
             with nullcontext() if mask is None else only_tokens(self.sae, ~mask):
@@ -185,90 +167,6 @@ class _Wrapper(_SAEWrapper):
         finally:
             self.set_token_mask(None)
             self._captured_input = None
-
-    def _outliers(self, outliers: OutlierTokens, written: Tensor) -> Tensor:
-        """True where a token is an outlier at the hook point that is read or at the one written."""
-        hook_in, hook_out = self.dictionary.hook_names
-        mask = outliers.mask(written.flatten(2), hook_out)
-        if self._captured_input is None:
-            return mask
-        return mask | outliers.mask(self._captured_input, hook_in).to(mask.device)
-
-    def _special(self, activations: Tensor) -> Tensor | None:
-        """True where a token is special; None where none is, whatever the tokens."""
-        if not self.special:
-            return None
-        running = self.tracker.running
-        tokens = None if running is None else running.tokens
-        hook = self.dictionary.hook_names[1]
-        if tokens is None:
-            raise ValueError(
-                f"The model came to {hook!r}, where an SAE is attached, without token ids, and which "
-                "of its tokens are special is not known. Run it on text or token ids, give the "
-                "tokens beside start_at_layer (tokens=…), or attach with exclude_special_tokens=False."
-            )
-        if tokens.shape != activations.shape[:2]:
-            raise ValueError(
-                f"Activations at {hook!r} have shape {tuple(activations.shape)}, and the model's "
-                f"tokens have shape {tuple(tokens.shape)}: an SAE is attached to hook points with one "
-                "vector per token."
-            )
-        return special_token_mask(tokens, self.special).to(activations.device)
-
-
-def _outliers_to_leave_alone(
-    dictionary: Dictionary, exclude: bool | float | OutlierTokens
-) -> OutlierTokens | None:
-    """Which tokens are outliers, where they are to be left alone."""
-    multiple = multiple_of(exclude)
-    if multiple is None:
-        return None
-    names = dict.fromkeys(dictionary.hook_names)
-    if isinstance(exclude, OutlierTokens):
-        missing = [name for name in names if name not in exclude.reference_norms]
-        if missing:
-            raise ValueError(
-                f"exclude_outlier_tokens has no reference norm for {missing[0]!r}, where the SAE reads "
-                "or writes."
-            )
-        return exclude
-    saved = saved_outlier_tokens(dictionary.source, names, multiple)
-    if saved is None:
-        raise ValueError(
-            f"The SAE was saved without reference norms (metadata.{METADATA_FIELD}), so outliers "
-            "cannot be told. Give exclude_outlier_tokens=OutlierTokens({hook point: norm}), the norm "
-            "being reference_norm(activations of ordinary tokens)."
-        )
-    return saved
-
-
-def _path(model: Model, name: str) -> str:
-    """The path in the model of a hook point, of which a Bridge knows aliases."""
-    path = name if isinstance(model, HookedSAETransformer) else model._resolve_hook_name(name)
-    try:
-        point = get_deep_attr(model, path)
-    except (AttributeError, IndexError, KeyError, TypeError):
-        point = None
-    if isinstance(point, (HookPoint, _SAEWrapper)):
-        return path
-    raise ValueError(
-        f"{type(model).__name__} has no hook point {name!r}, which the SAE's metadata names. "
-        f"{did_you_mean(name, model.hook_dict)}"
-    )
-
-
-def _check_width(captured: Tensor | None, written: Tensor, dictionary: Dictionary) -> None:
-    """Refuse activations that are not as wide as what the SAE reads and writes."""
-    read = written if captured is None else captured
-    if written.ndim == 4:
-        return  # Its heads are for the SAE itself to take.
-    sides = ((read, dictionary.d_in, "reads"), (written, dictionary.d_out, "writes"))
-    for (acts, width, verb), hook in zip(sides, dictionary.hook_names, strict=True):
-        if acts.shape[-1] != width:
-            raise ValueError(
-                f"Activations at {hook!r} have width {acts.shape[-1]}, and the SAE {verb} width "
-                f"{width}. Check metadata.hook_name, hook_name_out and hook_head_index."
-            )
 
 
 def _check_output(dictionary: Dictionary, use_error_term: bool) -> None:

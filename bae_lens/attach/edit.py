@@ -1,0 +1,108 @@
+"""An activation that is changed within a running model, by what a dictionary reads there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.analysis.hooked_sae_transformer import get_deep_attr
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from bae_lens.activations.hook_points import put_heads, take_heads
+from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.running_pass import PassTracker
+from bae_lens.attach.left_alone import LeftAlone
+from bae_lens.attach.points import (
+    Model,
+    check_width,
+    conversion_at,
+    hook_path,
+    note_reading,
+    what_was_read,
+)
+from bae_lens.dictionaries import Dictionary
+
+
+@contextmanager
+def edited(
+    model: Model,
+    sae: SAE[Any],
+    edit: Callable[[Tensor, Tensor | None], Tensor],
+    exclude_special_tokens: bool | Sequence[int] = True,
+    exclude_outlier_tokens: bool | float | OutlierTokens = False,
+    reads: bool = True,
+) -> Iterator[Model]:
+    """A context in which what stands where ``sae`` writes is changed by a function, special tokens untouched.
+
+    Nothing is put in the place of the hook point, so that contexts nest: the function is a forward hook
+    among the others, in the order in which they were added. What is added within the context, a hook or
+    ``run_with_cache``, sees the activation as it was changed. Where an SAE is attached at the hook point
+    inside or outside, the function is given what it writes.
+
+    Args:
+        model: the model.
+        sae: any SAE, for where it reads and writes, which heads, and how wide.
+        edit: of what stands at the hook point that is written, ``[batch, pos, d_out]``, and of what was
+            read, ``[batch, pos, d_in]`` (None without ``reads``), heads flattened, makes the former anew.
+        exclude_special_tokens: as of ``attached``.
+        exclude_outlier_tokens: as of ``attached``.
+        reads: whether the function looks at what the SAE reads, for which the model has to have passed
+            that hook point.
+
+    Yields:
+        ``model``.
+
+    Raises:
+        ValueError: as ``attached``, but that any decoder will do.
+    """
+    dictionary = Dictionary(sae)
+    left_alone = LeftAlone.of(model, dictionary, exclude_special_tokens, exclude_outlier_tokens)
+    path_in, path_out = (hook_path(model, name) for name in dictionary.hook_names)
+    converting = [conversion_at(get_deep_attr(model, path)) for path in (path_in, path_out)]
+    reads_elsewhere = path_in != path_out and (reads or left_alone.outliers is not None)
+    head = None if path_in != path_out else dictionary.head_index
+    hooked: dict[nn.Module, RemovableHandle] = {}
+    capture: RemovableHandle | None = None
+
+    def prepare() -> None:
+        # An SAE that was attached inside stands there in the place of the hook point.
+        nonlocal capture
+        point = get_deep_attr(model, path_out)
+        if point not in hooked:
+            hooked[point] = point.register_forward_hook(write)
+        if reads_elsewhere:
+            if capture is not None:
+                capture.remove()
+            capture = note_reading(
+                get_deep_attr(model, path_in), converting[0], dictionary, tracker
+            )
+
+    def write(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
+        running = tracker.running
+        if running is None:
+            return None
+        convert = converting[1]
+        acts = output if convert is None else convert.convert(output)
+        written = take_heads(acts, head)
+        captured = what_was_read(running, dictionary) if reads_elsewhere else None
+        check_width(captured, written, dictionary)
+        mask = left_alone.mask(written, captured, running)
+        read = captured if reads_elsewhere else written
+        new = edit(written, read if reads else None)
+        if mask is not None:
+            new = torch.where(mask[..., None], written, new)
+        new = put_heads(acts, new, head)
+        return new if convert is None else convert.revert(new)
+
+    tracker = PassTracker(model, prepare, path_out)
+    prepare()
+    try:
+        with tracker.following():
+            yield model
+    finally:
+        for handle in (*hooked.values(), *([capture] if capture is not None else [])):
+            handle.remove()

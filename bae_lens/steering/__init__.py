@@ -1,0 +1,19 @@
+"""Act on a model with the latents of a dictionary, and see what they do to the next token.
+
+``steer`` adds latents to the activation or holds them at a value, ``ablate_latents`` takes them out,
+``usual_strengths`` measures what they usually are where they fire, and ``logit_effects`` tells which tokens
+a latent makes more and less likely through the residual stream alone.
+"""
+
+from bae_lens.steering.contexts import ablate_latents, steer
+from bae_lens.steering.strengths import usual_strengths
+from bae_lens.steering.unembedding import LogitEffects, TokenEffect, logit_effects
+
+__all__ = [
+    "LogitEffects",
+    "TokenEffect",
+    "ablate_latents",
+    "logit_effects",
+    "steer",
+    "usual_strengths",
+]
