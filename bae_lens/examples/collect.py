@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -16,12 +17,21 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.rank_share import own_number
 from bae_lens.activations.reference_norms import outlier_tokens_of, warn_of_many
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_batch import MaskedTextStore
 from bae_lens.dictionaries import Clusters
+from bae_lens.distributed import from_first, gather_merge, n_ranks, on_every_rank, rank
 from bae_lens.examples.coder import Coder
-from bae_lens.examples.corpus import NOTHING, Texts, TokenBlock, place_dtype, token_blocks
+from bae_lens.examples.corpus import (
+    Texts,
+    TokenBlock,
+    class_numbers,
+    margins_of,
+    place_dtype,
+    token_blocks,
+)
 from bae_lens.examples.corpus_tokens import CorpusSample
 from bae_lens.examples.lemmas import lemma_table, load_simplemma
 from bae_lens.examples.pair_counts import MAX_PAIRED, PairCounts, nearest_in_codebook
@@ -38,13 +48,15 @@ from bae_lens.examples.records import (
     Strength,
 )
 from bae_lens.examples.reservoir import FiringKeys, Reservoir, strongest_first
-from bae_lens.examples.token_counts import TokenCounts, lifts_of, top_of
-from bae_lens.examples.token_text import TokenStrings
+from bae_lens.examples.token_counts import TokenCounts, lifts_of, row_of, top_of
+from bae_lens.examples.token_text import TokenStrings, examples_of
 
 logger = logging.getLogger(__name__)
 
 # Pairs of token and latent that are looked through at a time for bits that are off.
 _MAX_PAIRS = 2**21
+# Between the numbers of two ranks' tokens.
+_FAR = 2**40
 
 
 def collect_examples(
@@ -65,6 +77,7 @@ def collect_examples(
     exclude_outlier_tokens: bool | float | OutlierTokens = True,
     model_kwargs: Mapping[str, Any] | None = None,
     verbose: bool = False,
+    all_ranks: bool = False,
 ) -> LatentRecords:
     """Examples, tokens, neighbors and classes of each latent or code, from one pass over a corpus.
 
@@ -91,6 +104,10 @@ def collect_examples(
             point that is read: see ``bae_lens.activations.reference_norms.outlier_tokens_of``. False: they do.
         model_kwargs: passed to the model.
         verbose: show a progress bar.
+        all_ranks: every rank of a process group calls this with the same arguments, reads its share of the
+            corpus (of a store its own), and returns the records of all of them. Random examples are others
+            then, texts of a stream or of joined texts are numbered through all ranks, and outliers are told
+            by rank 0's norms.
 
     Raises:
         ImportError: if lemmas are asked for and simplemma is missing.
@@ -103,8 +120,10 @@ def collect_examples(
     if settings.lemmas is not None:
         load_simplemma()  # Rather now than after the pass.
     special = special_token_ids(model, exclude_special_tokens)
-    names, classes = (None, None) if labels is None else _classes(labels)
-    texts = Texts.open(source, coder, model, settings, special, classes)
+    names, classes = (None, None) if labels is None else class_numbers(labels)
+    ranks = n_ranks() if all_ranks else 1
+    with on_every_rank() if ranks > 1 else nullcontext():
+        texts = Texts.open(source, coder, model, settings, special, classes, ranks)
     outliers = outlier_tokens_of(
         exclude_outlier_tokens,
         dictionary,
@@ -114,10 +133,19 @@ def collect_examples(
         model_kwargs,
         {coder.hook_name: coder.head_index},
     )
+    own = settings
+    if ranks > 1:
+        outliers = from_first(outliers)
+        n = settings.n_tokens
+        own = replace(settings, n_tokens=None if n is None else max(1, own_number(n)))
     texts = replace(texts, outliers=outliers)
     collector = Collector(coder.n_latents, coder.strength, settings, len(names or ()))
-    for block in token_blocks(texts, coder, model, settings, model_kwargs, verbose):
+    if ranks > 1:
+        collector.first_token = rank() * _FAR
+    for block in token_blocks(texts, coder, model, own, model_kwargs, verbose):
         collector.update(block)
+    if ranks > 1:
+        collector = gather_merge(collector)
     if collector.n_tokens == 0:
         raise ValueError(
             "There is no token that counts: the text is empty, or all of it is special tokens or "
@@ -191,6 +219,8 @@ class Collector:
                 settings.n_corpus_tokens, n_latents, place, settings.seed
             )
         self.tokens = TokenCounts(n_groups, settings.n_counters)
+        # Index of the first token in a corpus of which others read other parts.
+        self.first_token = 0
         self.n_tokens, self.n_texts = 0, 0
         self.n_on = np.zeros(n_latents, dtype=np.int64)
         self.token_totals = np.zeros(1, dtype=np.int64)
@@ -220,7 +250,7 @@ class Collector:
         """
         rows = np.repeat(np.arange(len(block)), np.diff(block.firings.indptr))
         latents = block.firings.indices.astype(np.int64)
-        token_keys = self.keys.of_tokens(self.n_tokens + np.arange(len(block)))
+        token_keys = self.keys.of_tokens(self.first_token + self.n_tokens + np.arange(len(block)))
         self._keep_examples(block, rows, latents, token_keys)
         if self.are_bits:
             self._keep_examples_of_off(block, token_keys)
@@ -241,6 +271,19 @@ class Collector:
             self.class_totals += np.bincount(block.classes, minlength=self.n_classes)
         if self.pairs is not None:
             self.pairs.update(block.firings)
+
+    def merge(self, other: Collector) -> None:
+        """Take in what another has collected of other texts, its settings and seed being the same."""
+        for name in ("strongest", "random", "more_random", "corpus_sample", "tokens", "pairs"):
+            if (part := getattr(self, name)) is not None:
+                part.merge(getattr(other, name))
+        width = max(len(self.token_totals), len(other.token_totals))
+        totals = np.zeros(width, dtype=np.int64)
+        for of_one in (self.token_totals, other.token_totals):
+            totals[: len(of_one)] += of_one
+        self.token_totals = totals
+        for name in ("n_left_out", "n_tokens", "n_texts", "n_on", "class_counts", "class_totals"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def latents(self, coder: Coder, strings: TokenStrings) -> Iterator[LatentRecord]:
         """What was seen of each latent, in order.
@@ -287,7 +330,7 @@ class Collector:
         sample = self.corpus_sample
         if sample is None:
             return None
-        examples = _examples(sample.reservoir, 0, strings, self.settings.n_left, 0.0)
+        examples = examples_of(sample.reservoir, 0, strings, self.settings.n_left, 0.0)
         return tuple(
             CorpusToken(one, sample.firing(one.text, one.position, self.when_off))
             for one in examples
@@ -306,7 +349,7 @@ class Collector:
         strengths = block.firings.data
         if self.more_random is not None:
             # All bits are equally strong, and what tells one's firings apart is the margin.
-            strengths = _margins(block)[rows, latents].astype(np.float32)
+            strengths = margins_of(block)[rows, latents].astype(np.float32)
             self.more_random.offer(latents, ~keys, strengths, rows, block.places)
         self.strongest.offer(
             latents, strongest_first(strengths, keys), strengths, rows, block.places
@@ -320,7 +363,7 @@ class Collector:
         for begin in range(0, len(block), n_rows):
             is_off = block.firings[begin : begin + n_rows].toarray() == 0
             keys = token_keys[begin : begin + n_rows, None] + self.keys.of_latents
-            margins = _margins(block)[begin : begin + n_rows].astype(np.float32)
+            margins = margins_of(block)[begin : begin + n_rows].astype(np.float32)
             for reservoir, priorities in (
                 (self.strongest, strongest_first(margins, keys)),
                 (self.more_random, ~keys),
@@ -359,7 +402,7 @@ class Collector:
 
     def _of_highest_lift(self, counted: _Counted, group: int, n_firings: int) -> tuple[Count, ...]:
         lifts = lifts_of(counted.counts, counted.totals, group, LEAST_FOR_LIFT)
-        n_of = dict(zip(*_row(counted.counts, group), strict=True))
+        n_of = dict(zip(*row_of(counted.counts, group), strict=True))
         return tuple(
             Count(counted.name(k), n_of[k], lift * self.n_tokens / n_firings, k)
             for k, lift in top_of(lifts, 0, self.settings.n_top_tokens)
@@ -368,7 +411,7 @@ class Collector:
     def _examples(
         self, reservoir: Reservoir, group: int, strings: TokenStrings, surprise: float | None
     ) -> tuple[Example, ...]:
-        return _examples(
+        return examples_of(
             reservoir, group, strings, self.settings.n_left, surprise, has_margins=self.are_bits
         )
 
@@ -389,57 +432,3 @@ class Collector:
         if self.pairs is None:
             return repeat(None, self.n_latents)
         return self.pairs.neighbors(self.n_tokens, self.when_off, n)
-
-
-def _examples(
-    reservoir: Reservoir,
-    group: int,
-    strings: TokenStrings,
-    n_left: int,
-    strength: float | None,
-    has_margins: bool = False,
-) -> tuple[Example, ...]:
-    """Examples of a group; all of one strength where one is given, and the number kept may be their margin."""
-    examples = []
-    for key, place in zip(*reservoir.of(group), strict=True):
-        window = place["window"]
-        tokens = tuple(window[window != NOTHING].tolist())
-        marked = int((window[:n_left] != NOTHING).sum())
-        examples.append(
-            Example(
-                tokens=tokens,
-                marked=marked,
-                strength=float(key) if strength is None else strength,
-                text=int(place["text"]),
-                position=int(place["position"]),
-                strings=strings.of_window(tokens, marked),
-                margin=float(key) if has_margins else None,
-            )
-        )
-    return tuple(examples)
-
-
-def _margins(block: TokenBlock) -> NDArray[np.float16]:
-    """All alike where they are not known: the strongest are then random."""
-    if block.margins is not None:
-        return block.margins
-    return np.broadcast_to(np.float16(1), block.firings.shape)
-
-
-def _row(counts: Any, group: int) -> tuple[list[int], list[int]]:
-    """Columns and values of a row of a sparse matrix."""
-    begin, end = counts.indptr[group : group + 2]
-    return counts.indices[begin:end].tolist(), counts.data[begin:end].tolist()
-
-
-def _classes(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Names of the classes, numbers in their own order, and the class of each text."""
-    plain = np.asarray(labels).tolist()
-    wrong = [label for label in plain if not isinstance(label, (str, int))]
-    if wrong:
-        raise ValueError(f"labels must be one whole number or name a text; got {wrong[0]!r}.")
-    are_numbers = all(isinstance(label, int) for label in plain)
-    names = sorted(set(plain)) if are_numbers else sorted(set(map(str, plain)))
-    number_of = {name: i for i, name in enumerate(names)}
-    numbers = [number_of[label if are_numbers else str(label)] for label in plain]
-    return tuple(map(str, names)), np.array(numbers, dtype=np.int64)

@@ -22,11 +22,13 @@ from bae_lens.activations.first_tokens import first_tokens, warn_if_text_ended
 from bae_lens.activations.held_out import held_out_store
 from bae_lens.activations.hook_points import take_heads
 from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.activations.rank_share import own_text
 from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.activations.text_batch import MaskedTextStore, TextBatch, read_hooks
 from bae_lens.activations.text_store import Progress
 from bae_lens.activations.texts import check_text
 from bae_lens.dictionaries import Clusters
+from bae_lens.distributed import rank
 from bae_lens.examples.coder import Coder
 from bae_lens.examples.records import ExampleSettings
 
@@ -105,6 +107,7 @@ class Texts:
         classes: class of each text of the dataset; None without labels.
         special_tokens: ids of tokens that do not count.
         outliers: tokens that do not count either, by their norm; None: all do.
+        n_ranks: of which each has sequences of its own.
     """
 
     store: ActivationsStore | MaskedTextStore
@@ -113,6 +116,7 @@ class Texts:
     classes: NDArray[np.int64] | None
     special_tokens: Sequence[int]
     outliers: OutlierTokens | None = None
+    n_ranks: int = 1
 
     @classmethod
     def open(
@@ -123,19 +127,34 @@ class Texts:
         settings: ExampleSettings,
         special_tokens: Sequence[int],
         classes: NDArray[np.int64] | None = None,
+        n_ranks: int = 1,
     ) -> Texts:
-        """From a store, a dataset, its name, or a list of texts, see ``collect_examples``.
+        """From a store, a dataset, its name, or a list of texts, see ``collect_examples``; of several ranks
+        this one's share.
 
         Raises:
             ValueError: if there are labels and not one for each text, or texts are joined so that
                 they are not of one text.
         """
         order = None
+        n_all = _n_rows(source)
         if hasattr(source, "get_batch") or hasattr(source, "get_batch_tokens"):
             store, batch_size = source, getattr(source, "store_batch_size_prompts", None)
         else:
-            source, order = _shuffled(source, settings.seed)
-            store = _store_of(source, coder, model, settings, are_labeled=classes is not None)
+            source, order = _shuffled(source, settings.seed, n_ranks)
+            if n_ranks > 1 and order is None and classes is not None:
+                raise ValueError(
+                    "labels are of a dataset or a list of texts where several processes read it: rows of a "
+                    "stream are not numbered then."
+                )
+            store = _store_of(
+                source,
+                coder,
+                model,
+                settings,
+                are_labeled=classes is not None,
+                all_ranks=n_ranks > 1 and order is None,
+            )
             batch_size = settings.batch_size
         if not isinstance(store, SentenceStore):
             order = None
@@ -145,7 +164,8 @@ class Texts:
                     "dataset itself or a SentenceStore, so that each text is read by itself."
                 )
         elif classes is not None and hasattr(store.dataset, "__len__"):
-            n_texts = len(store.dataset)  # pyright: ignore[reportArgumentType]
+            # Of a rank's share of a dataset too the labels are those of all of it.
+            n_texts = len(store.dataset) if n_all is None else n_all  # pyright: ignore[reportArgumentType]
             if n_texts != len(classes):
                 raise ValueError(
                     f"There must be one label per text; got {len(classes)} labels for {n_texts} texts."
@@ -153,7 +173,8 @@ class Texts:
         if hasattr(store, "get_batch"):
             # Others go on where they are.
             store.reset_input_dataset()
-        return cls(store, batch_size or settings.batch_size, order, classes, special_tokens)
+        batch_size = batch_size or settings.batch_size
+        return cls(store, batch_size, order, classes, special_tokens, n_ranks=n_ranks)
 
     def batches(self) -> Iterator[tuple[TextBatch, NDArray[np.int64]]]:
         """Batches, the last one smaller, and which text each of its sequences is."""
@@ -184,7 +205,11 @@ class Texts:
                 return
             store = self.store
             text = store.n_texts_read - 1 if isinstance(store, SentenceStore) else n_served
-            yield sequence, text if self.order is None else int(self.order[text])
+            if self.order is not None:
+                text = int(self.order[text])
+            elif self.n_ranks > 1:
+                text = text * self.n_ranks + rank()
+            yield sequence, text
             n_served += 1
 
 
@@ -287,9 +312,14 @@ def _recut(pieces: Iterable[TokenBlock], size: int) -> Iterator[TokenBlock]:
         yield TokenBlock.joined(held)
 
 
-def _shuffled(source: Any, seed: int) -> tuple[Any, NDArray[np.int64] | None]:
-    """A dataset in random order, so that the first n tokens are from all over it; what cannot be
-    shuffled (a name, a stream) as it is."""
+def _n_rows(source: Any) -> int | None:
+    """Rows of what can be shuffled."""
+    return len(source) if isinstance(source, (list, tuple, Dataset)) else None
+
+
+def _shuffled(source: Any, seed: int, n_ranks: int = 1) -> tuple[Any, NDArray[np.int64] | None]:
+    """A dataset in random order, so that the first n tokens are from all over it, of several ranks this one's
+    part of that; what cannot be shuffled (a name, a stream) as it is."""
     is_list = isinstance(source, (list, tuple))
     if is_list:
         # Their numbers are not those of the shuffled ones.
@@ -299,6 +329,8 @@ def _shuffled(source: Any, seed: int) -> tuple[Any, NDArray[np.int64] | None]:
     if not is_list and not isinstance(source, Dataset):
         return source, None
     order = np.random.default_rng(seed).permutation(len(source))
+    if n_ranks > 1:
+        order = np.array(own_text(order.tolist()), dtype=np.int64)
     return [source[i] for i in order] if is_list else source.select(order), order
 
 
@@ -308,12 +340,13 @@ def _store_of(
     model: HookedRootModule,
     settings: ExampleSettings,
     are_labeled: bool,
+    all_ranks: bool = False,
 ) -> ActivationsStore | MaskedTextStore:
     """A store of a dataset or its name, read as in training, or with each text by itself."""
     dictionary = coder.source
     is_list = isinstance(source, list)
     if not (isinstance(dictionary, Clusters) or are_labeled or is_list):
-        return held_out_store(dictionary, model, source, settings.batch_size)
+        return held_out_store(dictionary, model, source, settings.batch_size, all_ranks)
     if source is None:
         raise ValueError(
             "Texts are read by themselves, with labels and for clusters: give a dataset or a list of "
@@ -321,6 +354,7 @@ def _store_of(
         )
     n_ctx: int = model.cfg.n_ctx  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
     context_size = min(coder.context_size or n_ctx, n_ctx)
+    source = own_text(source) if all_ranks else source
     return SentenceStore(model, source, [coder.hook_name], context_size=context_size)
 
 
@@ -334,3 +368,23 @@ def _collated(rows: Sequence[TextBatch]) -> TextBatch:
     tokens, valid = padded(row.tokens for row in rows), padded(row.valid for row in rows)
     masks = [row.attention_mask for row in rows if row.attention_mask is not None]
     return TextBatch(tokens, valid, padded(masks) if masks else None)
+
+
+def class_numbers(labels: Sequence[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """Names of the classes, numbers in their own order, and the class of each text."""
+    plain = np.asarray(labels).tolist()
+    wrong = [label for label in plain if not isinstance(label, (str, int))]
+    if wrong:
+        raise ValueError(f"labels must be one whole number or name a text; got {wrong[0]!r}.")
+    are_numbers = all(isinstance(label, int) for label in plain)
+    names = sorted(set(plain)) if are_numbers else sorted(set(map(str, plain)))
+    number_of = {name: i for i, name in enumerate(names)}
+    numbers = [number_of[label if are_numbers else str(label)] for label in plain]
+    return tuple(map(str, names)), np.array(numbers, dtype=np.int64)
+
+
+def margins_of(block: TokenBlock) -> NDArray[np.float16]:
+    """All alike where they are not known: the strongest are then random."""
+    if block.margins is not None:
+        return block.margins
+    return np.broadcast_to(np.float16(1), block.firings.shape)

@@ -53,6 +53,15 @@ class CorpusSample:
             rows,
             block.places,
         )
+        self._forget_others()
+
+    def merge(self, other: CorpusSample) -> None:
+        """Take in a sample of other tokens, drawn with the same seed."""
+        self.reservoir.merge(other.reservoir)
+        self._firing |= other._firing
+        self._forget_others()
+
+    def _forget_others(self) -> None:
         kept = {_place(place) for place in self.reservoir.of(0)[1]}
         self._firing = {place: latents for place, latents in self._firing.items() if place in kept}
 

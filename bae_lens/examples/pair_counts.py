@@ -44,11 +44,7 @@ class PairCounts:
             ValueError: if there are more tokens in all than an int32 counts. Nothing is counted then.
         """
         n, d = firings.shape
-        if self._n_tokens + n > _MOST_TOKENS:
-            raise ValueError(
-                f"Pairs are counted over {_MOST_TOKENS:,} tokens at most; there are "
-                f"{self._n_tokens + n:,}. Read fewer tokens."
-            )
+        self._check_room(n)
         if n > EXACT_ROWS:
             for begin in range(0, n, EXACT_ROWS):
                 self.update(firings[begin : begin + EXACT_ROWS])
@@ -65,6 +61,23 @@ class PairCounts:
         for a in range(0, d, _TILE):
             product = bits[:, a : a + _TILE].T @ bits
             self.together[a : a + _TILE] += product.int().numpy()
+
+    def merge(self, other: PairCounts) -> None:
+        """Add what another has counted of the same latents.
+
+        Raises:
+            ValueError: if there are more tokens in all than an int32 counts. Nothing is added then.
+        """
+        self._check_room(other._n_tokens)
+        self._n_tokens += other._n_tokens
+        self.together += other.together
+
+    def _check_room(self, n_more: int) -> None:
+        if self._n_tokens + n_more > _MOST_TOKENS:
+            raise ValueError(
+                f"Pairs are counted over {_MOST_TOKENS:,} tokens at most; there are "
+                f"{self._n_tokens + n_more:,}. Read fewer tokens."
+            )
 
     def neighbors(
         self, n_tokens: int, when_off: NDArray[np.bool_], n: int

@@ -103,6 +103,18 @@ class Reservoir:
             every = np.concatenate([kept[touched].reshape(-1), offered])
             kept[touched] = every[best].reshape(-1, self.n)
 
+    def merge(self, other: Reservoir) -> None:
+        """Take in the entries of another of as many groups; of equal priorities this one's are kept."""
+        groups = np.repeat(np.arange(len(other.priorities)), other.n)
+        there = np.flatnonzero(other.priorities.ravel() != _EMPTY)
+        self.offer(
+            groups[there],
+            other.priorities.ravel()[there],
+            other.strengths.ravel()[there],
+            there,
+            other.places.reshape(-1),
+        )
+
     def of(self, group: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Strengths and places of a group's entries, the smallest priority first."""
         there = self.priorities[group] != _EMPTY

@@ -47,6 +47,19 @@ class TokenCounts:
         self.n_counted += np.bincount(groups, minlength=n_groups)
         self._prune()
 
+    def merge(self, other: TokenCounts) -> None:
+        """Add what another has counted of as many groups: ``short_by`` is then that of both, and more where
+        counters do not fit."""
+        n_groups, width = self.counts.shape
+        width = max(width, other.counts.shape[1])
+        theirs = other.counts.copy()
+        for counts in (self.counts, theirs):
+            counts.resize(n_groups, width)
+        self.counts = self.counts + theirs
+        self.short_by += other.short_by
+        self.n_counted += other.n_counted
+        self._prune()
+
     def _prune(self) -> None:
         sizes = np.diff(self.counts.indptr)
         full = np.flatnonzero(sizes > 2 * self.capacity)
@@ -81,3 +94,9 @@ def lifts_of(counts: Any, totals: NDArray[np.int64], group: int, least: int) -> 
     return sparse.csr_matrix(
         (values, row.indices[keep], [0, int(keep.sum())]), shape=(1, counts.shape[1])
     )
+
+
+def row_of(counts: Any, group: int) -> tuple[list[int], list[int]]:
+    """Columns and values of a row of a sparse matrix."""
+    begin, end = counts.indptr[group : group + 2]
+    return counts.indices[begin:end].tolist(), counts.data[begin:end].tolist()

@@ -1,9 +1,13 @@
-"""Token ids as text that people can read."""
+"""Token ids as text that people can read, and examples with it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from bae_lens.examples.corpus import NOTHING
+from bae_lens.examples.records import Example
+from bae_lens.examples.reservoir import Reservoir
 
 # What decoders put for bytes that are no character.
 _BROKEN = "\ufffd"
@@ -62,3 +66,31 @@ class TokenStrings:
         return self._tokenizer.decode(
             ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
+
+
+def examples_of(
+    reservoir: Reservoir,
+    group: int,
+    strings: TokenStrings,
+    n_left: int,
+    strength: float | None,
+    has_margins: bool = False,
+) -> tuple[Example, ...]:
+    """Examples of a group; all of one strength where one is given, and the number kept may be their margin."""
+    examples = []
+    for key, place in zip(*reservoir.of(group), strict=True):
+        window = place["window"]
+        tokens = tuple(window[window != NOTHING].tolist())
+        marked = int((window[:n_left] != NOTHING).sum())
+        examples.append(
+            Example(
+                tokens=tokens,
+                marked=marked,
+                strength=float(key) if strength is None else strength,
+                text=int(place["text"]),
+                position=int(place["position"]),
+                strings=strings.of_window(tokens, marked),
+                margin=float(key) if has_margins else None,
+            )
+        )
+    return tuple(examples)
