@@ -1,6 +1,7 @@
 """Binary Autoencoders and Cross-Layer VQ-VAEs for SAELens and TransformerLens.
 
-The import registers the architectures ``bae``, ``clvq_vae`` and ``topk_transcoder`` with SAELens. Where what is:
+The import registers the architectures ``bae``, ``clvq_vae`` and ``topk_transcoder`` with SAELens. The names below are
+imported when they are first used. Where what is:
 
 | name | what it is | room |
 |---|---|---|
@@ -24,36 +25,40 @@ ARCHITECTURE.md in the repository has the whole map.
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
-from bae_lens.architectures import (
-    BAE,
-    CLVQVAE,
-    BAEConfig,
-    CLVQVAEConfig,
-    TopKTranscoder,
-    TopKTranscoderConfig,
-    TrainingBAE,
-    TrainingBAEConfig,
-    TrainingCLVQVAE,
-    TrainingCLVQVAEConfig,
-    TrainingTopKTranscoder,
-    TrainingTopKTranscoderConfig,
-    register_architectures,
-)
-from bae_lens.attach import attached
-from bae_lens.concept_ablation import concept_ablation
-from bae_lens.entropy import entropy_profile
-from bae_lens.evals import CodeStatistics, run_evals
-from bae_lens.finetuning import finetune_classifier
+from bae_lens.checks.lazy_names import lazy_names
 from bae_lens.moved import keep_old_names
-from bae_lens.steering import ablate_latents, logit_effects, steer, usual_strengths
-from bae_lens.training import (
-    CrossLayerRunnerConfig,
-    CrossLayerTrainingRunner,
-    ReplayedActivations,
-    TrainingRunner,
-    load_config,
-)
+from bae_lens.registration import register_with_sae_lens
+
+if TYPE_CHECKING:
+    from bae_lens.architectures import (
+        BAE,
+        CLVQVAE,
+        BAEConfig,
+        CLVQVAEConfig,
+        TopKTranscoder,
+        TopKTranscoderConfig,
+        TrainingBAE,
+        TrainingBAEConfig,
+        TrainingCLVQVAE,
+        TrainingCLVQVAEConfig,
+        TrainingTopKTranscoder,
+        TrainingTopKTranscoderConfig,
+    )
+    from bae_lens.attach import attached
+    from bae_lens.concept_ablation import concept_ablation
+    from bae_lens.entropy import entropy_profile
+    from bae_lens.evals import CodeStatistics, run_evals
+    from bae_lens.finetuning import finetune_classifier
+    from bae_lens.steering import ablate_latents, logit_effects, steer, usual_strengths
+    from bae_lens.training import (
+        CrossLayerRunnerConfig,
+        CrossLayerTrainingRunner,
+        ReplayedActivations,
+        TrainingRunner,
+        load_config,
+    )
 
 __all__ = [
     "BAE",
@@ -91,5 +96,27 @@ try:
 except PackageNotFoundError:  # A copy of the source that was never installed.
     __version__ = "unknown"
 
-register_architectures()
+# torch, SAELens and TransformerLens take seconds to import: what needs them waits until it is asked for.
+lazy_names(
+    __name__,
+    {
+        "bae_lens.architectures": (
+            *("BAE", "BAEConfig", "TrainingBAE", "TrainingBAEConfig"),
+            *("CLVQVAE", "CLVQVAEConfig", "TrainingCLVQVAE", "TrainingCLVQVAEConfig"),
+            *("TopKTranscoder", "TopKTranscoderConfig"),
+            *("TrainingTopKTranscoder", "TrainingTopKTranscoderConfig"),
+        ),
+        "bae_lens.attach": ("attached",),
+        "bae_lens.concept_ablation": ("concept_ablation",),
+        "bae_lens.entropy": ("entropy_profile",),
+        "bae_lens.evals": ("CodeStatistics", "run_evals"),
+        "bae_lens.finetuning": ("finetune_classifier",),
+        "bae_lens.steering": ("ablate_latents", "logit_effects", "steer", "usual_strengths"),
+        "bae_lens.training": (
+            *("CrossLayerRunnerConfig", "CrossLayerTrainingRunner", "ReplayedActivations"),
+            *("TrainingRunner", "load_config"),
+        ),
+    },
+)
+register_with_sae_lens()
 keep_old_names()

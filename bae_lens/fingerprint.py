@@ -7,9 +7,11 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _BLOCK = 2**24  # bytes read at once
 
@@ -26,6 +28,8 @@ def weights_sha256(weights: torch.nn.Module | Mapping[str, Tensor]) -> str:
     Returns:
         64 hexadecimal digits.
     """
+    import torch
+
     digest = hashlib.sha256()
     named = weights.state_dict() if isinstance(weights, torch.nn.Module) else weights
     for name, value in sorted(named.items()):

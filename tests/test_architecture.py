@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bae_lens"
 MAX_LINES = 450
 # The package itself, which everybody may enter by and nothing within it imports.
-DOOR = {"bae_lens", "bae_lens.__main__", "bae_lens.moved"}
+DOOR = {"bae_lens", "bae_lens.__main__", "bae_lens.moved", "bae_lens.registration"}
 # What breaks the rule as (module, imported module). The list may shrink and must not grow.
 VIOLATIONS: set[tuple[str, str]] = set()
 

@@ -16,12 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from bae_lens.checks.fields import check, is_valid, positive, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULT_MULTIPLE = 10.0
 # Of which the median norm is taken, where none was fixed before.

@@ -74,3 +74,6 @@ def _register(known: dict[str, tuple[Any, Any]], sae: type[Any], config: type[An
             "bae_lens cannot register its own under that name."
         )
     known[architecture] = (sae, config)
+
+
+register_architectures()

@@ -14,7 +14,6 @@ from numbers import Integral, Real
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from simple_parsing.helpers.fields import field
 
 # What a count or a seed can be where it becomes a tensor.
@@ -186,6 +185,8 @@ class Device:
         return "the name of a device that torch knows, such as 'cpu' or 'cuda:0'"
 
     def read(self, value: Any) -> Any:
+        import torch  # Fields are of the command line's options too, whose help waits for nothing heavy.
+
         if isinstance(value, torch.device):
             return str(value)
         if not isinstance(value, str):

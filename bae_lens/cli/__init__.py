@@ -9,8 +9,8 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-
-from bae_lens.distributed import RankFailedError, n_launched
+from importlib import metadata
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,8 @@ _COMMANDS = {
 }
 # Under torchrun; any other would be run by each process for itself.
 _ON_RANKS = ("train", "eval")
+# Whose versions a report of a fault needs.
+_VERSIONS = ("bae-lens", "sae-lens", "transformer-lens", "transformers", "torch")
 _FAILED, _USER_ERROR, _INTERRUPTED = 1, 2, 130
 
 
@@ -44,13 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="bae-lens", description="Binary Autoencoders for SAELens."
     )
+    parser.add_argument("--version", action=_Versions, nargs=0, help="print versions, and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in _COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
     command, rest = parser.parse_args(argv[:1]).command, argv[1:]
     try:
         with _models_are_named():
-            _check_processes(command)
             return _run(command, rest)
     except (ValueError, OSError, ImportError, argparse.ArgumentError) as error:
         reason = _what_is_wrong(error)
@@ -59,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         logger.debug("Where it was raised", exc_info=error)
         print(f"bae-lens: error: {_printable(reason)}", file=sys.stderr)
         return _USER_ERROR
-    except RankFailedError as error:
+    except RuntimeError as error:
+        if not _is_of_another_rank(error):
+            raise
         print(f"bae-lens: error: {_printable(str(error))}", file=sys.stderr)
         return _FAILED
     except KeyboardInterrupt:
@@ -67,16 +71,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _INTERRUPTED
 
 
-def _check_processes(command: str) -> None:
-    if command not in _ON_RANKS and n_launched() > 1:
-        raise ValueError(
-            f"bae-lens {command} is run by one process, and there are {n_launched()} (WORLD_SIZE); those that "
-            f"several run together are {' and '.join(_ON_RANKS)}. Start it without torchrun."
-        )
+class _Versions(argparse.Action):
+    """``--version``, which reads what pip noted and imports nothing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        found = {}
+        for name in _VERSIONS:
+            try:
+                found[name] = metadata.version(name)
+            except metadata.PackageNotFoundError:  # A copy of the source that was never installed.
+                found[name] = "unknown"
+        found["python"] = sys.version.split()[0]
+        print("\n".join(f"{name} {version}" for name, version in found.items()))
+        parser.exit()
 
 
 def _run(command: str, argv: list[str]) -> int:
-    # Imported by name, and only the one: each command brings its own heavy libraries.
+    # Imported by name, and only the one. No module of a command imports a heavy library before its arguments
+    # have been read: help and mistakes are answered at once.
     name = command.replace("-", "_")
     module = importlib.import_module(f"bae_lens.cli.{name}")
     parser = argparse.ArgumentParser(prog=f"bae-lens {command}", description=_COMMANDS[command])
@@ -86,7 +98,24 @@ def _run(command: str, argv: list[str]) -> int:
     module.add_arguments(parser)
     args = parser.parse_args(argv)
     _refuse_empty(parser, args)
+    _check_processes(command)
     return getattr(module, f"run_{name}")(args) or 0
+
+
+def _check_processes(command: str) -> None:
+    from bae_lens.distributed import n_launched
+
+    if command not in _ON_RANKS and n_launched() > 1:
+        raise ValueError(
+            f"bae-lens {command} is run by one process, and there are {n_launched()} (WORLD_SIZE); those that "
+            f"several run together are {' and '.join(_ON_RANKS)}. Start it without torchrun."
+        )
+
+
+def _is_of_another_rank(error: RuntimeError) -> bool:
+    from bae_lens.distributed import RankFailedError
+
+    return isinstance(error, RankFailedError)
 
 
 def _refuse_empty(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -9,21 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from bae_lens import offline as demo
-from bae_lens.activations.labeled_texts import read_texts
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
-from bae_lens.concept_ablation import AblationSettings, ConceptAblationResult, concept_ablation
-from bae_lens.concept_ablation.attribution import Attribution
-from bae_lens.concept_ablation.concepts import Vectors
-from bae_lens.concept_ablation.passes import Readout
-from bae_lens.concept_ablation.predictors import PredictedBy
-from bae_lens.concept_ablation.probes import ProbeKind
-from bae_lens.concept_ablation.removals import leace_fitters
-from bae_lens.concept_ablation.settings import Protocol
-from bae_lens.fingerprint import weights_sha256
+from bae_lens.concept_ablation.settings import (
+    AblationSettings,
+    Attribution,
+    PredictedBy,
+    ProbeKind,
+    Protocol,
+    Readout,
+    Vectors,
+)
 
 if TYPE_CHECKING:
     from sae_lens import SAE
+
+    from bae_lens.concept_ablation import ConceptAblationResult
 
 _OUTPUT = "concept_ablation.json"
 _SHOWN_WORDS = 10
@@ -91,6 +92,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def run_ablate(args: argparse.Namespace) -> int:
+    from bae_lens.concept_ablation.removals import leace_fitters
+    from bae_lens.concept_ablation.run import concept_ablation
+    from bae_lens.fingerprint import weights_sha256
+
     path = saved_folder(args.path)
     chosen = {f.name: getattr(args, f.name) for f in fields(AblationSettings) if f.name in args}
     settings = AblationSettings(**chosen)
@@ -120,6 +125,8 @@ def run_ablate(args: argparse.Namespace) -> int:
 
 
 def _reference_texts(args: argparse.Namespace, sae: SAE[Any]) -> list[str] | None:
+    from bae_lens.activations.labeled_texts import read_texts
+
     data, trained_on = args.reference_data, sae.cfg.metadata.dataset_path
     if not args.n_reference:
         return None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
-
-from bae_lens.activations.labeled_texts import has_column, read_texts
 from bae_lens.activations.outlier_tokens import DEFAULT_MULTIPLE
 from bae_lens.checks.fields import Number, check
-from bae_lens.concept_ablation import LabeledTexts
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from bae_lens.activations.labeled_texts import LabeledTexts
 
 _LABEL = "label"
 
@@ -54,6 +55,8 @@ def add_data_arguments(
 
 def read_data(args: argparse.Namespace) -> LabeledTexts:
     """By these options."""
+    from bae_lens.activations.labeled_texts import LabeledTexts
+
     return LabeledTexts.read(
         args.data,
         text_column=args.text_column,
@@ -64,12 +67,18 @@ def read_data(args: argparse.Namespace) -> LabeledTexts:
 
 def read_unlabeled(args: argparse.Namespace) -> Dataset:
     """The same without labels, as a store of text takes it."""
+    from datasets import Dataset
+
+    from bae_lens.activations.labeled_texts import read_texts
+
     texts = read_texts(args.data, text_column=args.text_column, split=args.split)
     return Dataset.from_dict({"text": texts})
 
 
 def has_labels(args: argparse.Namespace) -> bool:
     """Whether there is a column of labels, or one was asked for by its name."""
+    from bae_lens.activations.labeled_texts import has_column
+
     return args.label_column != _LABEL or has_column(args.data, _LABEL, args.split)
 
 

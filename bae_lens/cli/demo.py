@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from sae_lens import SAE, ActivationsStore
     from torch import Tensor
@@ -199,6 +197,8 @@ def _score(
 
 def _show_attached(name: str, sae: SAE[Any], model: Any, tokens: Tensor) -> None:
     """Run the model with the SAE in it, with and without what it misses added back."""
+    import torch
+
     from bae_lens.attach import attached
 
     def loss() -> float:

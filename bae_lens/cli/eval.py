@@ -13,17 +13,7 @@ from bae_lens.cli.data import (
     read_unlabeled,
 )
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
-from bae_lens.distributed import (
-    check_same,
-    failures_named,
-    n_ranks,
-    on_every_rank,
-    own_device,
-    rank,
-    start_process_group,
-)
 from bae_lens.files.json_file import finite_or_none, write_json
-from bae_lens.fingerprint import weights_sha256
 
 METRICS_FILENAME = "eval_metrics.json"
 # Options that say how much text is read.
@@ -64,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_eval(args: argparse.Namespace) -> int:
     """Under torchrun each process evaluates its share of the text; rank 0 prints and writes."""
+    from bae_lens.distributed import failures_named, on_every_rank, rank, start_process_group
+
     start_process_group()
     with failures_named():
         with on_every_rank():
@@ -79,6 +71,8 @@ def run_eval(args: argparse.Namespace) -> int:
 
 def _output(args: argparse.Namespace) -> Path:
     """The file that is to be written, if the arguments are such that there will be something to write."""
+    from bae_lens.distributed import rank
+
     path = saved_folder(args.path)
     output = Path(args.output) if args.output else path / METRICS_FILENAME
     if rank() == 0:
@@ -98,7 +92,9 @@ def _evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     from sae_lens.evals import get_eval_everything_config
 
     from bae_lens.activations.held_out import held_out_store
+    from bae_lens.distributed import check_same, n_ranks, on_every_rank, own_device
     from bae_lens.evals import run_evals
+    from bae_lens.fingerprint import weights_sha256
 
     all_ranks = n_ranks() > 1
     with on_every_rank():

@@ -14,11 +14,11 @@ from bae_lens import offline as demo
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data
 from bae_lens.cli.saved import check_output
 from bae_lens.files.whole import write_text
-from bae_lens.finetuning import FinetuningSettings, finetune_classifier
-from bae_lens.loading.encoders_to_train import Pooling
+from bae_lens.finetuning.settings import FinetuningSettings
+from bae_lens.loading.pooling import Pooling
 
 if TYPE_CHECKING:
-    from bae_lens.concept_ablation import LabeledTexts
+    from bae_lens.activations.labeled_texts import LabeledTexts
     from bae_lens.finetuning import FinetuningResult
 
 
@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_finetune(args: argparse.Namespace) -> int:
+    from bae_lens.finetuning import finetune_classifier
+
     chosen = {f.name: getattr(args, f.name) for f in fields(FinetuningSettings)}
     settings = FinetuningSettings(**chosen)
     if args.held_out_output:

@@ -6,22 +6,23 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from bae_lens.activations.labeled_texts import read_texts
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, names_of, saved_folder
-from bae_lens.concept_ablation import AblationSettings
-from bae_lens.concept_ablation.attribution import Attribution
-from bae_lens.concept_ablation.passes import Readout
-from bae_lens.concept_ablation.predictors import PredictedBy, predictor
-from bae_lens.concept_ablation.run import probed_hooks
-from bae_lens.examples.records import LatentRecords
+from bae_lens.concept_ablation.settings import (
+    AblationSettings,
+    Attribution,
+    PredictedBy,
+    Readout,
+)
 from bae_lens.files.json_file import read_json
-from bae_lens.loading.saved_saes import load_sae
-from bae_lens.quiz.questions import QuizSettings, key_path, write_quiz
-from bae_lens.scoring.recoverability import RecoverabilityTask
-from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
+from bae_lens.quiz.settings import QuizSettings
+
+if TYPE_CHECKING:
+    from bae_lens.examples.records import LatentRecords
+    from bae_lens.scoring.recoverability import RecoverabilityTask
+    from bae_lens.scoring.recoverability_result import Recoverability
 
 _OUTPUT, _RECOVERABILITY = "quiz.html", "recoverability.json"
 
@@ -105,6 +106,13 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def run_quiz(args: argparse.Namespace) -> int:
+    from bae_lens.activations.labeled_texts import read_texts
+    from bae_lens.concept_ablation.predictors import predictor
+    from bae_lens.concept_ablation.run import probed_hooks
+    from bae_lens.quiz.questions import key_path, write_quiz
+    from bae_lens.scoring.recoverability import RecoverabilityTask
+    from bae_lens.scoring.recoverability_result import RecoverabilitySettings
+
     folders = [saved_folder(path) for path in args.paths]
     settings = QuizSettings(**_given(args, QuizSettings))
     recoverability_settings = RecoverabilitySettings(**_given(args, RecoverabilitySettings))
@@ -168,6 +176,9 @@ def _check_models(folders: list[Path]) -> None:
 
 def _check_probe(model: Any, folders: list[Path], hook_name_out: str | None) -> None:
     """The same: probes of different hook points predict differently."""
+    from bae_lens.concept_ablation.run import probed_hooks
+    from bae_lens.loading.saved_saes import load_sae
+
     found = {probed_hooks(model, load_sae(f), hook_name_out)[1] for f in folders}
     if len(found) > 1:
         raise ValueError(

@@ -9,14 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
-from sae_lens import SAE
-from sae_lens.evals import get_eval_everything_config
-
-from bae_lens.activations.held_out import held_out_store
-from bae_lens.activations.hook_points import hook_names
 from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.checks.fields import is_valid, whole
 from bae_lens.cli.data import (
@@ -38,22 +33,14 @@ from bae_lens.cli.saved import (
     saved_folder,
 )
 from bae_lens.cli.scores import Scoring, add_score_arguments
-from bae_lens.evals.run import run_evals
-from bae_lens.examples import ExampleSettings, LatentRecords, collect_examples
-from bae_lens.examples.records import check_records_of
+from bae_lens.examples.records import ExampleSettings, LatentRecords, check_records_of
 from bae_lens.files.json_file import read_json
 from bae_lens.fingerprint import is_of_weights, weights_sha256
-from bae_lens.loading.saved_saes import load_sae
-from bae_lens.report import (
-    CodedSentence,
-    Compared,
-    Result,
-    collect_sentences,
-    write_comparison,
-    write_report,
-)
-from bae_lens.training.metric_log import read_metric_log
-from bae_lens.training.outputs import METRICS_FILENAME
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+    from bae_lens.report import CodedSentence, Compared, Result
 
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"
 _EXAMPLES = "examples.json"
@@ -139,6 +126,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def run_report(args: argparse.Namespace) -> int:
+    from bae_lens.loading.saved_saes import load_sae
+    from bae_lens.report import write_comparison, write_report
+
     folders = [saved_folder(path) for path in args.paths]
     settings = ExampleSettings(
         **{f.name: getattr(args, f.name) for f in fields(ExampleSettings) if f.name in args}
@@ -220,6 +210,8 @@ class _Texts(NamedTuple):
 
     def open(self, saved: Saved, batch_size: int) -> Any:
         """Open the texts as ``collect_examples`` takes them."""
+        from bae_lens.activations.held_out import held_out_store
+
         if self.labels is not None:
             return self.source
         return held_out_store(saved.sae, saved.model, self.source, batch_size)
@@ -278,6 +270,16 @@ def _collect(
     score: Callable[[LatentRecords], Sequence[Result]],
 ) -> tuple[Compared, list[CodedSentence]]:
     """All that the reports show of one SAE."""
+    from sae_lens.evals import get_eval_everything_config
+
+    from bae_lens.activations.held_out import held_out_store
+    from bae_lens.activations.hook_points import hook_names
+    from bae_lens.evals import run_evals
+    from bae_lens.examples import collect_examples
+    from bae_lens.report import Compared, collect_sentences
+    from bae_lens.training.metric_log import read_metric_log
+    from bae_lens.training.outputs import METRICS_FILENAME
+
     summary, extent, is_of = _read_metrics(folder / EVAL_FILENAME, sha256)
     n_code_tokens = extent.get("n_code_tokens", _CODE_TOKENS)
     if args.n_code_tokens is not None:

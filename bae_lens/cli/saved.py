@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bae_lens.files.whole import check_output_file
-from bae_lens.loading.saved_saes import load_sae, load_scaler, read_sae_config
 
 # Files in a saved SAE's folder that no command may write over.
 _OF_AN_SAE = (
@@ -72,6 +71,8 @@ def saved_folder(path: str) -> Path:
         FileNotFoundError: if the path is not the folder of a saved SAE.
         ValueError: if its config is not one.
     """
+    from bae_lens.loading.saved_saes import read_sae_config
+
     folder = Path(path)
     read_sae_config(folder)
     return folder
@@ -93,6 +94,7 @@ def load_saved(folder: Path, args: argparse.Namespace) -> Saved:
     """
     from bae_lens.activations.held_out import load_model_of
     from bae_lens.activations.hook_points import hook_names, hook_width
+    from bae_lens.loading.saved_saes import load_sae, load_scaler
 
     sae = load_sae(folder, args.device)
     metadata = sae.cfg.metadata

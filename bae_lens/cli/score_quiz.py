@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 
 from bae_lens.cli.saved import check_output
-from bae_lens.quiz.questions import QuizKey
-from bae_lens.quiz.scores import QuizAnswers, score_quiz
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_score_quiz(args: argparse.Namespace) -> int:
+    from bae_lens.quiz.questions import QuizKey
+    from bae_lens.quiz.scores import QuizAnswers, score_quiz
+
     if args.output:
         check_output(Path(args.output), args.key, *args.answers)
     key = QuizKey.load(args.key)

@@ -7,26 +7,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from bae_lens.examples import LatentRecords
-from bae_lens.report import Result
-from bae_lens.scoring import (
-    ComSemSettings,
-    DryRun,
-    EmbeddingJudge,
-    EndpointJudge,
-    EndpointSettings,
-    IntruderSettings,
-    JudgeUnavailable,
-    LimitReached,
-    Limits,
-    ModelEncoder,
-    comsem_test,
-    intruder_test,
-)
 from bae_lens.scoring.comsem_settings import Protocol
-from bae_lens.scoring.judges.answer_cache import AnswerCache
+
+if TYPE_CHECKING:
+    from bae_lens.examples import LatentRecords
+    from bae_lens.report import Result
+    from bae_lens.scoring import DryRun, EmbeddingJudge, EndpointJudge, ModelEncoder
 
 _ANSWERS = "judge_answers.jsonl"
 _PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -109,6 +97,14 @@ class Scoring:
             ValueError: if options do not go together, a number is negative, or the environment names
                 no endpoint.
         """
+        from bae_lens.scoring import (
+            DryRun,
+            EmbeddingJudge,
+            EndpointJudge,
+            EndpointSettings,
+            Limits,
+        )
+
         judges = set(args.judge or ("offline",))
         is_asked = args.judge is not None
         if "none" in judges and len(judges) > 1:
@@ -174,6 +170,8 @@ class Scoring:
             ValueError: if the judge stopped before the end; or, where scores were asked for, if the
                 examples are too few for them.
         """
+        from bae_lens.scoring import JudgeUnavailable, LimitReached
+
         cache = output.with_name(_ANSWERS)
         found: list[Result] = []
         try:
@@ -200,6 +198,9 @@ class Scoring:
 
     def _results(self, records: LatentRecords, cache: Path) -> Iterator[tuple[str, Result]]:
         """The results with the names of their files."""
+        from bae_lens.scoring import ComSemSettings, IntruderSettings, comsem_test, intruder_test
+        from bae_lens.scoring.judges.answer_cache import AnswerCache
+
         if self.offline is not None:
             settings = IntruderSettings(n_latents=self.n_latents)
             yield "intruder.json", intruder_test(records, self.offline, settings)
@@ -240,6 +241,8 @@ def _beside(output: Path, file: str) -> Path:
 
 def _encoder(device: str, lacks: str, is_needed: bool) -> ModelEncoder | None:
     """MiniLM; None where it is not installed, and on stderr what there is not without it."""
+    from bae_lens.scoring import ModelEncoder
+
     try:
         return ModelEncoder.minilm(device)
     except ImportError as error:

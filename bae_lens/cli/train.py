@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from sae_lens.llm_sae_training_runner import _parse_cfg_args
-from sae_lens.training._interruption import InterruptedException
+from bae_lens.training.shipped_configs import list_configs
 
-from bae_lens.distributed import rank, start_process_group
-from bae_lens.training.config_file import RunConfig, list_configs, load_config
-from bae_lens.training.cross_layer_runner import CrossLayerRunnerConfig, is_cross_layer
+if TYPE_CHECKING:
+    from bae_lens.training.config_file import RunConfig
 
 _HELP = {"-h", "--help"}
 _TRUST = "--trust_remote_code"
@@ -30,14 +29,19 @@ def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
     # No field, and for nobody but who types it.
     trusts = _TRUST in options
     options = [option for option in options if option != _TRUST]
-    start_process_group()
-    if has_config and not _HELP.intersection(options):
-        config = load_config(argv[0], _overrides(options), trust_remote_code=trusts)
-    elif not has_config and options and options[0] not in _HELP:
-        config = _from_flags(options)
-    else:
+    if _HELP.intersection(options if has_config else options[:1]) or not (has_config or options):
         parser.print_help()
         return 0
+    from sae_lens.training._interruption import InterruptedException
+
+    from bae_lens.distributed import rank, start_process_group
+    from bae_lens.training.config_file import load_config
+
+    start_process_group()
+    if has_config:
+        config = load_config(argv[0], _overrides(options), trust_remote_code=trusts)
+    else:
+        config = _from_flags(options)
     try:
         config.run(trust_remote_code=trusts)
     except InterruptedException:
@@ -69,6 +73,11 @@ def _describe(parser: argparse.ArgumentParser) -> None:
 
 
 def _from_flags(argv: list[str]) -> RunConfig:
+    from sae_lens.llm_sae_training_runner import _parse_cfg_args
+
+    from bae_lens.training.config_file import RunConfig
+    from bae_lens.training.cross_layer_runner import CrossLayerRunnerConfig, is_cross_layer
+
     ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     ours.add_argument("--replay_tokens", type=int)
     ours.add_argument("--replay_path")

@@ -10,14 +10,19 @@ The data's way: ``labeled_texts`` → ``texts`` → ``passes`` → ``predictors`
 ``interventions`` → ``measure`` → ``result``.
 """
 
-from bae_lens.activations.labeled_texts import LabeledTexts
-from bae_lens.concept_ablation.measure import ablate
-from bae_lens.concept_ablation.result import AblationRow, ConceptAblationResult
-from bae_lens.concept_ablation.run import concept_ablation
-from bae_lens.concept_ablation.salient_tokens import SalientTokens
-from bae_lens.concept_ablation.settings import AblationSettings
-from bae_lens.concept_ablation.task import AblationTask
-from bae_lens.dictionaries import Clusters
+from typing import TYPE_CHECKING
+
+from bae_lens.checks.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from bae_lens.activations.labeled_texts import LabeledTexts
+    from bae_lens.concept_ablation.measure import ablate
+    from bae_lens.concept_ablation.result import AblationRow, ConceptAblationResult
+    from bae_lens.concept_ablation.run import concept_ablation
+    from bae_lens.concept_ablation.salient_tokens import SalientTokens
+    from bae_lens.concept_ablation.settings import AblationSettings
+    from bae_lens.concept_ablation.task import AblationTask
+    from bae_lens.dictionaries import Clusters
 
 __all__ = [
     "AblationRow",
@@ -30,3 +35,17 @@ __all__ = [
     "ablate",
     "concept_ablation",
 ]
+
+lazy_names(
+    __name__,
+    {
+        "bae_lens.activations.labeled_texts": ("LabeledTexts",),
+        "bae_lens.concept_ablation.measure": ("ablate",),
+        "bae_lens.concept_ablation.result": ("AblationRow", "ConceptAblationResult"),
+        "bae_lens.concept_ablation.run": ("concept_ablation",),
+        "bae_lens.concept_ablation.salient_tokens": ("SalientTokens",),
+        "bae_lens.concept_ablation.settings": ("AblationSettings",),
+        "bae_lens.concept_ablation.task": ("AblationTask",),
+        "bae_lens.dictionaries": ("Clusters",),
+    },
+)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +12,8 @@ from torch import Tensor
 
 from bae_lens.concept_ablation.passes import Batch, Reader, frozen, pool
 from bae_lens.concept_ablation.predictors import OwnLogits
+from bae_lens.concept_ablation.settings import Attribution
 from bae_lens.nn import widened
-
-Attribution = Literal["integrated_gradients", "gradient_x_activation"]
 
 # Scores of sentence vectors [batch, d], or of the model's own logits [batch, n_classes], one per text;
 # which texts they are of is told.

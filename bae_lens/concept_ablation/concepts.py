@@ -7,18 +7,18 @@ is a direction already: a row of the decoder or a column of the encoder.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from bae_lens.concept_ablation.settings import Vectors
 from bae_lens.dictionaries import Clusters, Dictionary
 
 __all__ = ["Clusters", "Concepts", "TokenSample", "Vectors", "describe"]
 
-Vectors = Literal["decoder", "encoder"]
 
 # Tokens that are encoded at a time.
 _CHUNK = 4096

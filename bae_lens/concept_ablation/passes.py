@@ -20,10 +20,9 @@ from bae_lens.activations.outlier_tokens import N_REFERENCE_TOKENS, OutlierToken
 from bae_lens.activations.special_tokens import special_token_ids, special_token_mask
 from bae_lens.activations.text_batch import TextBatch
 from bae_lens.checks.suggest import did_you_mean
+from bae_lens.concept_ablation.settings import Readout
 from bae_lens.concept_ablation.texts import EncodedTexts
 from bae_lens.nn import widened
-
-Readout = Literal["last", "first", "mean"]
 
 # Bytes of lower activations that a reader keeps at most.
 _MAX_KEPT = 2**30

@@ -13,12 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bae_lens.concept_ablation.passes import Batch, Logits
+from bae_lens.concept_ablation.settings import PredictedBy
 from bae_lens.evals.reconstruction import predicts_next_token
 from bae_lens.loading.classifiers import class_names
 
 logger = logging.getLogger(__name__)
 
-PredictedBy = Literal["head", "label_words", "probe"]
 
 # What transformers calls a class that has no name.
 _UNNAMED = re.compile(r"LABEL_(\d+)", re.IGNORECASE)

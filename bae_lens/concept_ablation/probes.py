@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor, nn
 
-ProbeKind = Literal["logistic", "mlp"]
+from bae_lens.concept_ablation.settings import ProbeKind
 
 _INNER_SHARE = 0.2  # of the training data, to choose by
 _STRENGTHS = tuple(10.0**k for k in range(-4, 1))  # sklearn's C, the strongest penalty first

@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 from bae_lens.activations.outlier_tokens import multiple_of
 from bae_lens.checks.fields import Flag, ListOf, OneOf, Rule, Text, check_fields, whole
 from bae_lens.checks.old_names import renamed_fields
-from bae_lens.concept_ablation.attribution import Attribution
-from bae_lens.concept_ablation.concepts import Vectors
-from bae_lens.concept_ablation.passes import Readout
-from bae_lens.concept_ablation.predictors import PredictedBy
-from bae_lens.concept_ablation.probes import ProbeKind
 
 Protocol = Literal["controlled", "released"]
+Attribution = Literal["integrated_gradients", "gradient_x_activation"]
+Vectors = Literal["decoder", "encoder"]
+Readout = Literal["last", "first", "mean"]
+PredictedBy = Literal["head", "label_words", "probe"]
+ProbeKind = Literal["logistic", "mlp"]
 
 # What None stands for.
 _BY_PROTOCOL: dict[str, dict[str, Any]] = {

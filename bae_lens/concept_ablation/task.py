@@ -14,13 +14,13 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.activations.outlier_tokens import multiple_of
-from bae_lens.concept_ablation.attribution import Attribution, attribute
+from bae_lens.concept_ablation.attribution import attribute
 from bae_lens.concept_ablation.concepts import TokenSample
-from bae_lens.concept_ablation.passes import Batch, Reader, Readout, check_hooks, pool
-from bae_lens.concept_ablation.predictors import OwnLogits, PredictedBy, own_logits
+from bae_lens.concept_ablation.passes import Batch, Reader, check_hooks, pool
+from bae_lens.concept_ablation.predictors import OwnLogits, own_logits
 from bae_lens.concept_ablation.probes import Probe, fit_probe, stratified_folds
 from bae_lens.concept_ablation.removals import leace_fitters
-from bae_lens.concept_ablation.settings import AblationSettings
+from bae_lens.concept_ablation.settings import AblationSettings, Attribution, PredictedBy, Readout
 from bae_lens.concept_ablation.texts import encode_texts
 from bae_lens.evals.reconstruction import predicts_next_token
 

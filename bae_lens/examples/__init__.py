@@ -5,16 +5,21 @@ strongest examples, and random ones), ``corpus_tokens``, ``token_counts`` and ``
 ``records``.
 """
 
-from bae_lens.examples.collect import collect_examples
-from bae_lens.examples.records import (
-    CorpusToken,
-    Count,
-    Example,
-    ExampleSettings,
-    LatentRecord,
-    LatentRecords,
-    Neighbor,
-)
+from typing import TYPE_CHECKING
+
+from bae_lens.checks.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from bae_lens.examples.collect import collect_examples
+    from bae_lens.examples.records import (
+        CorpusToken,
+        Count,
+        Example,
+        ExampleSettings,
+        LatentRecord,
+        LatentRecords,
+        Neighbor,
+    )
 
 __all__ = [
     "CorpusToken",
@@ -26,3 +31,19 @@ __all__ = [
     "Neighbor",
     "collect_examples",
 ]
+
+lazy_names(
+    __name__,
+    {
+        "bae_lens.examples.collect": ("collect_examples",),
+        "bae_lens.examples.records": (
+            "CorpusToken",
+            "Count",
+            "Example",
+            "ExampleSettings",
+            "LatentRecord",
+            "LatentRecords",
+            "Neighbor",
+        ),
+    },
+)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from bae_lens.checks.fields import Number, OneOf, Rule, check_fields, positive, whole
-from bae_lens.loading.encoders_to_train import Pooling
+from bae_lens.loading.pooling import Pooling
 
 _FIELDS: Mapping[str, Rule] = {
     "epochs": whole(1),

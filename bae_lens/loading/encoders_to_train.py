@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -20,10 +20,10 @@ from bae_lens.encoders import ENCODER_CLASSES
 from bae_lens.loading.classifiers import class_names
 from bae_lens.loading.language_models import is_folder, reading_as_data
 from bae_lens.loading.model_folders import check_files, check_finite, check_tokenizer
+from bae_lens.loading.pooling import Pooling
 
 logger = logging.getLogger(__name__)
 
-Pooling = Literal["cls", "mean"]
 # What transformers may call the parts of a head, or what pools a text for it: these may be new.
 _HEAD = ("classifier", "pooler", "pre_classifier", "head", "score")
 _CLASS = "AutoModelForSequenceClassification"

@@ -12,58 +12,16 @@ import numpy as np
 from typing_extensions import Self
 
 from bae_lens.checks.consistency import check_indices, check_lengths, check_that
-from bae_lens.checks.fields import check_fields, whole
 from bae_lens.examples.records import LatentRecords
 from bae_lens.files.json_file import JsonResult
 from bae_lens.files.whole import write_bytes
 from bae_lens.html_page import html_page
+from bae_lens.quiz.settings import QuizSettings
 from bae_lens.scoring.judges.answer_cache import key_of
 from bae_lens.scoring.words_and_contexts import words_and_contexts_of
 
 if TYPE_CHECKING:
     from bae_lens.scoring.recoverability_result import Recoverability
-
-
-@dataclass(frozen=True)
-class QuizSettings:
-    """Settings of ``write_quiz``.
-
-    Args:
-        n_texts (int): Texts that are asked about, of each dictionary the same; fewer where there are
-            fewer.
-        n_controls (int): Controls of each dictionary, ``n_texts`` at most.
-        n_words (int): Words of a concept that are shown at most.
-        n_contexts (int): Contexts of a concept that are shown at most.
-        seed (int): Of the draw, the order of questions, and the intervals of the scores.
-
-    Raises:
-        ValueError: if a value is outside its range, or nothing would be shown.
-    """
-
-    n_texts: int = 12
-    n_controls: int = 3
-    n_words: int = 10
-    n_contexts: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(
-            self,
-            {
-                "n_texts": whole(1),
-                "n_controls": whole(0),
-                "n_words": whole(0),
-                "n_contexts": whole(0),
-                "seed": whole(0),
-            },
-        )
-        if self.n_controls > self.n_texts:
-            raise ValueError(
-                f"n_controls is {self.n_controls}, of n_texts = {self.n_texts} texts. Lower it, or "
-                "ask about more texts."
-            )
-        if self.n_words + self.n_contexts == 0:
-            raise ValueError("A view shows words or contexts; n_words and n_contexts are both 0.")
 
 
 class QuizItem(NamedTuple):

@@ -8,33 +8,38 @@ What a dictionary tells of a model's predictions: ``words_and_contexts`` (words 
 ``nmi``.
 """
 
-from bae_lens.scoring.codes_of_words import WordCodes, word_codes
-from bae_lens.scoring.comsem import comsem_test
-from bae_lens.scoring.comsem_result import ComSemResult, ComSemSettings, protocol_distance
-from bae_lens.scoring.intruder import intruder_test
-from bae_lens.scoring.intruder_result import IntruderResult, IntruderSettings
-from bae_lens.scoring.judges import (
-    DryRun,
-    EmbeddingJudge,
-    EndpointJudge,
-    EndpointSettings,
-    Judge,
-    JudgeUnavailable,
-    LimitReached,
-    Limits,
-    MarkedText,
-    ModelEncoder,
-    Question,
-)
-from bae_lens.scoring.nmi import (
-    PredictionNMI,
-    prediction_nmi,
-    prediction_nmi_difference,
-)
-from bae_lens.scoring.ranking import Ranking, RankingSettings, rank_dictionaries
-from bae_lens.scoring.recoverability import RecoverabilityTask
-from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
-from bae_lens.scoring.words_and_contexts import WordsAndContexts, words_and_contexts_of
+from typing import TYPE_CHECKING
+
+from bae_lens.checks.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from bae_lens.scoring.codes_of_words import WordCodes, word_codes
+    from bae_lens.scoring.comsem import comsem_test
+    from bae_lens.scoring.comsem_result import ComSemResult, ComSemSettings, protocol_distance
+    from bae_lens.scoring.intruder import intruder_test
+    from bae_lens.scoring.intruder_result import IntruderResult, IntruderSettings
+    from bae_lens.scoring.judges import (
+        DryRun,
+        EmbeddingJudge,
+        EndpointJudge,
+        EndpointSettings,
+        Judge,
+        JudgeUnavailable,
+        LimitReached,
+        Limits,
+        MarkedText,
+        ModelEncoder,
+        Question,
+    )
+    from bae_lens.scoring.nmi import (
+        PredictionNMI,
+        prediction_nmi,
+        prediction_nmi_difference,
+    )
+    from bae_lens.scoring.ranking import Ranking, RankingSettings, rank_dictionaries
+    from bae_lens.scoring.recoverability import RecoverabilityTask
+    from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
+    from bae_lens.scoring.words_and_contexts import WordsAndContexts, words_and_contexts_of
 
 __all__ = [
     "ComSemResult",
@@ -69,3 +74,32 @@ __all__ = [
     "word_codes",
     "words_and_contexts_of",
 ]
+
+lazy_names(
+    __name__,
+    {
+        "bae_lens.scoring.codes_of_words": ("WordCodes", "word_codes"),
+        "bae_lens.scoring.comsem": ("comsem_test",),
+        "bae_lens.scoring.comsem_result": ("ComSemResult", "ComSemSettings", "protocol_distance"),
+        "bae_lens.scoring.intruder": ("intruder_test",),
+        "bae_lens.scoring.intruder_result": ("IntruderResult", "IntruderSettings"),
+        "bae_lens.scoring.judges": (
+            "DryRun",
+            "EmbeddingJudge",
+            "EndpointJudge",
+            "EndpointSettings",
+            "Judge",
+            "JudgeUnavailable",
+            "LimitReached",
+            "Limits",
+            "MarkedText",
+            "ModelEncoder",
+            "Question",
+        ),
+        "bae_lens.scoring.nmi": ("PredictionNMI", "prediction_nmi", "prediction_nmi_difference"),
+        "bae_lens.scoring.ranking": ("Ranking", "RankingSettings", "rank_dictionaries"),
+        "bae_lens.scoring.recoverability": ("RecoverabilityTask",),
+        "bae_lens.scoring.recoverability_result": ("Recoverability", "RecoverabilitySettings"),
+        "bae_lens.scoring.words_and_contexts": ("WordsAndContexts", "words_and_contexts_of"),
+    },
+)

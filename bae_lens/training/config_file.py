@@ -43,13 +43,13 @@ from bae_lens.training.cross_layer_runner import (
 from bae_lens.training.run_checks import PATH_FIELDS
 from bae_lens.training.runner import TrainingRunner
 from bae_lens.training.runner_fields import check_section
+from bae_lens.training.shipped_configs import SUFFIXES, list_configs
 from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 
 logger = logging.getLogger(__name__)
 
 RunnerConfig = LanguageModelSAERunnerConfig[Any] | SyntheticSAERunnerConfig[Any]
 
-_SUFFIXES = (".yaml", ".yml", ".json")
 _SECTIONS = ("sae", "logger", "synthetic_model")
 # The name of the section that is not one: the runner's own fields.
 _TOP = ""
@@ -125,12 +125,6 @@ class RunConfig(NamedTuple):
             replay_path=self.replay_path,
             **({"trust_remote_code": True} if trust_remote_code else {}),
         )
-
-
-def list_configs() -> list[str]:
-    """Names of the configs that ship with this package, each one that ``load_config`` takes."""
-    files = (resources.files("bae_lens") / "configs").iterdir()
-    return sorted(Path(file.name).stem for file in files if file.name.endswith(_SUFFIXES))
 
 
 def load_config(
@@ -215,7 +209,7 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
     if os.path.isdir(path):
         raise FileNotFoundError(f"{source} is a folder; give a YAML or JSON file.")
     siblings = path.parent.glob("*") if os.path.isdir(path.parent) else ()
-    near = [str(file) for file in siblings if file.suffix in _SUFFIXES]
+    near = [str(file) for file in siblings if file.suffix in SUFFIXES]
     raise FileNotFoundError(
         f"There is no file {shown(source)}, nor a shipped config of that name (there are "
         f"{', '.join(shipped)}). {did_you_mean(source[:200], [*shipped, *near])}"

@@ -15,8 +15,8 @@ from sae_lens.training.activation_scaler import ActivationScaler
 
 from bae_lens import offline as demo
 from bae_lens.checks.install_hint import install_command
-from bae_lens.cli import ablate, main
-from bae_lens.concept_ablation import AblationSettings, ConceptAblationResult
+from bae_lens.cli import main
+from bae_lens.concept_ablation import AblationSettings, ConceptAblationResult, run
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
@@ -93,7 +93,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(options, dictionary=dictionary, dataset=dataset, settings=settings)
         raise ValueError("stop")
 
-    monkeypatch.setattr(ablate, "concept_ablation", stop)
+    monkeypatch.setattr(run, "concept_ablation", stop)
     return seen
 
 

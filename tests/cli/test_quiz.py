@@ -14,6 +14,7 @@ from bae_lens import offline as demo
 from bae_lens.cli import main, quiz
 from bae_lens.files.json_file import write_json
 from bae_lens.quiz.questions import QuizKey
+from bae_lens.scoring.recoverability import RecoverabilityTask
 from bae_lens.scoring.recoverability_result import Recoverability
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
@@ -162,7 +163,7 @@ def test_a_classifiers_own_prediction_is_asked_for(files, tmp_path, capsys, monk
 def test_probes_at_different_hook_points_are_refused_before_texts_are_read(
     paths, files, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(quiz.RecoverabilityTask, "prepare", None)
+    monkeypatch.setattr(RecoverabilityTask, "prepare", None)
     monkeypatch.chdir(tmp_path)
     other = save(tmp_path / "other", make_clvq(d_out=D_IN), hook_name_out="blocks.0.hook_mlp_out")
     err = refused(capsys, paths[0], other, *files)

@@ -14,9 +14,9 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.concept_ablation.concepts import TokenSample
-from bae_lens.concept_ablation.passes import Reader, Readout
+from bae_lens.concept_ablation.passes import Reader
 from bae_lens.concept_ablation.probes import stratified_folds
-from bae_lens.concept_ablation.settings import AblationSettings
+from bae_lens.concept_ablation.settings import AblationSettings, Readout
 from bae_lens.concept_ablation.task import AblationTask, Salient, _fit
 from bae_lens.concept_ablation.texts import EncodedTexts, encode_texts
 from bae_lens.encoders import encoder_bridge
