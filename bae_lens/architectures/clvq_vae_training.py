@@ -28,7 +28,7 @@ from bae_lens.architectures.packed_rows import unpack_rows
 from bae_lens.architectures.saving import change_l0, save_whole
 from bae_lens.checks.fields import check, whole
 from bae_lens.checks.finite import check_finite_weights
-from bae_lens.distributed import all_sum, all_sums, broadcast, n_ranks
+from bae_lens.distributed import all_gather_objects, all_sum, all_sums, broadcast
 from bae_lens.nn import (
     AdaptiveResidualEncoder,
     EMACodebook,
@@ -168,7 +168,7 @@ class TrainingCLVQVAE(CLVQVAEBase, TrainingSAE[TrainingCLVQVAEConfig]):
             )
             means = sums / counts.clamp(min=1)[:, None]
             codebook = torch.where(counts[:, None] > 0, means, codebook)
-        n_rows = len(rows) * n_ranks()
+        n_rows = sum(all_gather_objects(len(rows)))
         share = (n_rows if batch_size is None else batch_size) / n_rows
         start = (codebook, counts * share, distances.amin(-1).mean())
         self.quantizer.set_codebook(*map(broadcast, start))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from sae_lens import SAE
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from typing_extensions import override
 
@@ -19,7 +19,7 @@ from bae_lens.architectures.packed_rows import Packed, unpack_rows
 from bae_lens.architectures.saving import save_whole
 from bae_lens.checks.fields import check, positive
 from bae_lens.checks.finite import check_finite_weights
-from bae_lens.distributed import all_gather_rows, all_sum, all_sums, broadcast
+from bae_lens.distributed import all_gather_objects, all_gather_rows, all_sum, all_sums, broadcast
 from bae_lens.nn import Float32Buffers
 
 
@@ -60,7 +60,11 @@ class CrossLayerSAE(Float32Buffers, SAE[Any]):
         Raises:
             ValueError: if there are fewer than two, or not all values are finite.
         """
-        rows = all_gather_rows(rows.float())
+        # A rank may have one more than another.
+        lengths = all_gather_objects(len(rows))
+        padded = nn.functional.pad(rows.float(), (0, 0, 0, max(lengths) - len(rows)))
+        parts = all_gather_rows(padded).split(max(lengths))
+        rows = torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
         lower, upper, valid = unpack_rows(rows, self.cfg.d_in, self.d_out)
         lower, upper = lower[valid], upper[valid]
         if len(lower) < 2:

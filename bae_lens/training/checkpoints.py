@@ -204,7 +204,7 @@ def _check_sizes(path: Path, sizes: Any) -> None:
             what = "is missing" if found is None else f"has {found} bytes"
             raise FileNotFoundError(
                 f"resume_from_checkpoint is {str(path)!r}, whose {name} {what}; it was written with "
-                f"{size}. Give a whole checkpoint."
+                f"{size} bytes. Give a whole checkpoint."
             )
 
 

@@ -23,7 +23,7 @@ from bae_lens.activations.sentence_store import SentenceStore, is_encoder_model
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_store import TextStore, check_text_settings
 from bae_lens.checks.fields import OneOf, check_fields
-from bae_lens.distributed import all_gather_objects, n_ranks, own_rows
+from bae_lens.distributed import all_gather_objects, n_ranks, rank
 from bae_lens.evals import run_evals
 from bae_lens.training.run_checks import check_width
 from bae_lens.training.runner import TrainingRunner
@@ -244,14 +244,13 @@ class CrossLayerTrainingRunner(TrainingRunner):
             )
 
     def _initialization_rows(self) -> Tensor:
-        """Rows to begin with; this rank's share of them, as many as any other's."""
+        """Rows to begin with; this rank's share of them."""
         store, n = self.activations_store, self.cfg.initialization_tokens
         if isinstance(store, ReplayedActivations):
             generator = torch.Generator().manual_seed(self.cfg.seed)
             order = torch.randperm(len(store.activations), generator=generator)
             if store.is_common:
-                order = order[:n]
-                order = own_rows(order[: len(order) // n_ranks() * n_ranks()])
+                order = order[:n].tensor_split(n_ranks())[rank()]
             else:
                 order = order[: min(all_gather_objects(min(n // n_ranks(), len(order))))]
             return store.activations[order.to(store.activations.device)]

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bae_lens.distributed import all_gather_objects, n_ranks, rank
+from bae_lens.distributed import all_gather_objects, n_ranks, on_every_rank, rank
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +48,19 @@ def gather_states(store: Any) -> dict[str, bytes]:
 
     Args:
         store: this rank's, with ``save_to_checkpoint``.
+
+    Raises:
+        OSError: on a rank that cannot write its own to its temporary folder.
+        RankError: on the others.
     """
     own: dict[str, bytes] = {}
-    if rank() > 0:
-        with tempfile.TemporaryDirectory() as name:
-            write_state(Path(name), store)
-            own = {_of_rank(f.name, rank()): f.read_bytes() for f in sorted(Path(name).iterdir())}
+    with on_every_rank():
+        if rank() > 0:
+            with tempfile.TemporaryDirectory() as name:
+                write_state(Path(name), store)
+                own = {
+                    _of_rank(f.name, rank()): f.read_bytes() for f in sorted(Path(name).iterdir())
+                }
     return {name: content for files in all_gather_objects(own) for name, content in files.items()}
 
 
@@ -97,7 +104,7 @@ def say_what_differs(path: Path, n_then: int, is_replayed: bool) -> None:
             "collects another share of the text"
         )
     else:
-        batches = "each process passes over as much of its share of the text as was read on average"
+        batches = "Each process passes over as much of its share of the text as was read on average"
     logger.warning(
         "%s was written by %d processes, and %d go on from it: weights, optimizer and schedules are those of then. "
         "%s, and random numbers are those of rank 0.",

@@ -16,12 +16,13 @@ from sae_lens.constants import (
     SPARSITY_FILENAME,
 )
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import override
 
 from bae_lens.checks.finite import check_finite_weights
-from bae_lens.distributed import n_ranks, on_every_rank, rank
+from bae_lens.distributed import RankError, n_ranks, on_every_rank, rank
 from bae_lens.files.json_file import write_json
 from bae_lens.files.whole import whole_folder
 from bae_lens.training.checkpoints import write_record
@@ -90,7 +91,11 @@ class SavingRunner(LanguageModelSAETrainingRunner):
             base_path: Path | str | None = None,
             wandb_aliases: list[str] | None = None,
         ) -> None:
-            self._other_states = gather_states(self.activations_store)
+            try:
+                self._other_states = gather_states(self.activations_store)
+            except (OSError, SafetensorError, RankError) as error:  # On every rank.
+                logger.error("A checkpoint could not be written: %s", error)
+                return
             if rank() > 0:
                 return
             base = base_path or self.cfg.checkpoint_path

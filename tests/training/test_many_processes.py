@@ -35,7 +35,7 @@ from bae_lens.activations.held_out import held_out_store
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.activations.text_store import TextStore
 from bae_lens.distributed import RankFailedError, gather_merge, rank, start_process_group
-from bae_lens.training import load_config, same_run
+from bae_lens.training import load_config, rank_states, same_run
 from bae_lens.training.checkpoints import check_whole
 from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 from tests.distributed.ranks import Outcome, on_ranks, results_of
@@ -85,6 +85,8 @@ def train_pairs(folder: Path, kept: Path) -> CrossLayerTrainingRunner:
     """A CLVQ-VAE, whose draws and revival are of the whole batch."""
     sae = clvq_cfg(d_out=D_IN, decoder_layers=1, top_k=3, revive_after=2, sequence_length=None)
     cfg = cross_layer_cfg(folder, N_STEPS, sae=sae, dtype="float64")
+    # No number of ranks but one divides them.
+    cfg.initialization_tokens = 251
     runner = CrossLayerTrainingRunner(
         cfg, make_text(), make_model(), replay_tokens=REPLAY, replay_path=kept
     )
@@ -147,6 +149,7 @@ def train_everything(folder: Path) -> dict[str, Any]:
     )
     found["pairs"] = state_of(train_pairs(folder / "pairs of two", folder / "kept pairs"))
     found["wandb"] = log_to_wandb(folder / "wandb", kept)
+    found["without room"] = train_without_room(folder / "without room", kept)
     found["stopped at"] = stop_one_rank(folder / "stopped", kept)
     [stopped] = [p for p in checkpoints(folder / "stopped") if int(p.name) == found["stopped at"]]
     resumed = train(folder / "stopped", kept, resume_from_checkpoint=str(stopped))
@@ -184,6 +187,18 @@ def log_to_wandb(folder: Path, kept: Path) -> dict[str, Any]:
     )
     runner = train(folder, kept, logger=logger)
     return {"calls": wandb.calls, "logged": wandb.logged, "state": state_of(runner)}
+
+
+def train_without_room(folder: Path, kept: Path) -> dict[str, Tensor]:
+    """A run whose rank 1 cannot write what it has to give to a checkpoint."""
+
+    def fail(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank() == 1:
+            patch.setattr(rank_states, "write_state", fail)
+        return state_of(train(folder, kept))
 
 
 def stop_one_rank(folder: Path, kept: Path | None) -> int:
@@ -411,7 +426,20 @@ def test_two_ranks_train_what_one_process_does(one: Path, two: list[dict[str, An
 
 def test_two_ranks_train_a_codebook_as_one_process_does(one: Path, two: list[dict[str, Any]]):
     assert_equal(two[0]["pairs"], two[1]["pairs"])
-    assert_equal(saved(one / "pairs of two"), saved(one / "pairs"), 1e-4)
+    of_two, of_one = saved(one / "pairs of two"), saved(one / "pairs")
+    for weights in (of_two, of_one):
+        # Of its first half, the keys', the gradient is rounding alone, which Adam takes for one.
+        name = "decoder.blocks.0.attention.key_value.bias"
+        weights[name] = weights[name].chunk(2)[1]
+    assert_equal(of_two, of_one, 1e-5)
+
+
+def test_a_rank_that_cannot_write_its_state_costs_the_checkpoint_alone(
+    one: Path, two: list[dict[str, Any]]
+):
+    for found in two:
+        torch.testing.assert_close(found["without room"], found["replayed"], rtol=0, atol=0)
+    assert not checkpoints(one / "without room")
 
 
 def test_rank_0_alone_logs_to_wandb_and_evaluates(two: list[dict[str, Any]]):
