@@ -41,10 +41,12 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
     from bae_lens.report import CodedSentence, Compared, Result
+    from bae_lens.steering import LogitEffects
 
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"
 _EXAMPLES = "examples.json"
 _CODE_TOKENS = 65_536
+_N_EFFECTS = 8
 # Of what a file says that it was measured on: it may be anybody's.
 _MOST_TEXT = 10_000_000
 
@@ -85,6 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=40,
         help="texts that are stored with their codes; 0 for none; default: %(default)s",
+    )
+    parser.add_argument(
+        "--n_effects",
+        type=int,
+        help="tokens that each latent raises most by itself, and as many that it lowers, by its logit effects; "
+        f"0 for none; default: {_N_EFFECTS}, or 0 without sentences, which need the model too",
     )
     parser.add_argument(
         "--n_code_tokens",
@@ -133,7 +141,7 @@ def run_report(args: argparse.Namespace) -> int:
     settings = ExampleSettings(
         **{f.name: getattr(args, f.name) for f in fields(ExampleSettings) if f.name in args}
     )
-    for name in ("n_sentences", "n_code_tokens"):
+    for name in ("n_sentences", "n_effects", "n_code_tokens"):
         value = getattr(args, name)
         if value is not None and value < 0:
             raise ValueError(f"--{name} must be at least 0; got {value}.")
@@ -143,7 +151,7 @@ def run_report(args: argparse.Namespace) -> int:
     outputs = outputs or [folder / _OUTPUT for folder in folders]
     if args.dry_run:
         # Only the examples are asked about.
-        args.n_sentences = args.n_code_tokens = 0
+        args.n_sentences = args.n_effects = args.n_code_tokens = 0
     else:
         read = [*folders, args.data, args.dataset, *(args.examples or ())]
         for output in outputs:
@@ -166,7 +174,7 @@ def run_report(args: argparse.Namespace) -> int:
     ):
         link = quote(Path(os.path.relpath(output, comparison.parent)).as_posix())
         score = partial(scoring.scores, name, output=output)
-        own, sentences = _collect(
+        own, sentences, effects = _collect(
             args, folder, name, sha256, records, settings, texts, references, score
         )
         if args.dry_run:
@@ -178,6 +186,7 @@ def run_report(args: argparse.Namespace) -> int:
             own.training,
             sentences,
             results=own.results,
+            effects=effects,
             title=f"{name}: {own.records.dictionary} at {own.records.hook_name}",
             about=own.about,
         )
@@ -268,7 +277,7 @@ def _collect(
     texts: _Texts,
     references: _References,
     score: Callable[[LatentRecords], Sequence[Result]],
-) -> tuple[Compared, list[CodedSentence]]:
+) -> tuple[Compared, list[CodedSentence], list[LogitEffects]]:
     """All that the reports show of one SAE."""
     from sae_lens.evals import get_eval_everything_config
 
@@ -327,12 +336,30 @@ def _collect(
         for hook, field in zip(names, ("reference_norm", "reference_norm_out"), strict=True):
             if field in found:
                 references.note(sae, hook, found[field])
+    effects = []
+    n_effects = args.n_effects
+    if n_effects is None:
+        # Not where nothing else may need the model: a report of saved examples is that of collected ones.
+        n_effects = _N_EFFECTS if args.n_sentences > 0 else 0
+    if n_effects:
+        effects = _effects(*read().given[:2], n_effects)
     about = _about(args, folder) | {"weights": f"{sha256[:12]}…"}
     if is_of not in ("", f"{about.get('text')}, {about.get('model')}"):
         # They were measured before, and stay what they are.
         print(f"bae-lens: the metrics in {folder / EVAL_FILENAME} are of {is_of}", file=sys.stderr)
         about["metrics"] = f"of {is_of}"
-    return Compared(name, records, summary, training, None, results, about), sentences
+    return Compared(name, records, summary, training, None, results, about), sentences, effects
+
+
+def _effects(model: Any, sae: SAE[Any], k: int) -> list[LogitEffects]:
+    """Of all latents; none where there is no way from them to logits."""
+    from bae_lens.steering import logit_effects
+
+    try:
+        return logit_effects(model, sae, k=k)
+    except ValueError as error:
+        print(f"bae-lens: the report has no logit effects. {error}", file=sys.stderr)
+        return []
 
 
 def _about(args: argparse.Namespace, folder: Path) -> dict[str, str]:

@@ -6,9 +6,10 @@ import math
 from collections import Counter as Tally
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
+from bae_lens.checks.consistency import check_indices
 from bae_lens.evals.code_summary import CodeSummary
 from bae_lens.examples.records import Count, Example, LatentRecord, LatentRecords
 from bae_lens.report.metrics import HEADLINES, OF_LATENTS, list_metrics
@@ -24,6 +25,9 @@ from bae_lens.report.scores import (
     list_sections,
 )
 from bae_lens.report.sentences import CodedSentence
+
+if TYPE_CHECKING:
+    from bae_lens.steering import LogitEffects
 
 # Of a training log: more could not be told apart in a chart.
 _MAX_POINTS = 300
@@ -62,23 +66,25 @@ def report_content(
     sentences: Sequence[CodedSentence],
     scores: Mapping[str, Sequence[float | None]],
     phrases: Sequence[str | None] | None,
+    effects: Sequence[LogitEffects] = (),
 ) -> dict[str, Any]:
     """Build the content of a report of one dictionary.
 
     Raises:
         ValueError: if there is not one phrase, or not one score of a name, for each latent, a result
-            is of another dictionary, or a sentence has a code that the dictionary lacks or not one
+            is of another dictionary, an effect of a latent that is not there, or a sentence has a code that the dictionary lacks or not one
             entry for each token.
     """
     records = own.records
     _check_lengths(records, scores, phrases)
     _check_sentences(records, sentences)
     check_results(records, own.results)
+    check_indices("effects", (of.latent for of in effects), len(records))
     if phrases is None:
         phrases = best_phrases(own.results, len(records))
     columns = [*list_columns(own.results), *_given_columns(scores)]
     said = list_said(own.results)
-    table = StringTable(_uses(records, sentences))
+    table = StringTable(_uses(records, sentences, effects))
     return {
         **_page("report", title, [own]),
         "alphabet": ALPHABET,
@@ -92,6 +98,7 @@ def report_content(
         "scores": [_column(column, len(records)) for column in columns],
         "said": {j: [_rounded_values(run._asdict()) for run in own] for j, own in said.items()},
         "latents": [_latent(latent, table) for latent in records.latents],
+        "effects": {of.latent: _effects(of, table) for of in effects},
         "sentences": [_sentence(sentence, table) for sentence in sentences],
     }
 
@@ -222,6 +229,11 @@ def _counts(counts: Sequence[Count] | None, table: StringTable) -> list[list[Any
     return counts and [[table[c.string], c.n, _rounded(c.lift)] for c in counts]  # pyright: ignore[reportReturnType]
 
 
+def _effects(of: LogitEffects, table: StringTable) -> list[list[list[Any]]]:
+    """The tokens that a latent raises most, and those that it lowers most."""
+    return [[[table[t.string], _rounded(t.value)] for t in end] for end in (of.top, of.bottom)]
+
+
 def _sentence(sentence: CodedSentence, table: StringTable) -> list[Any]:
     codes = [[[j, _rounded(value)] for j, value in token] for token in sentence.codes]
     others = sentence.others
@@ -229,9 +241,13 @@ def _sentence(sentence: CodedSentence, table: StringTable) -> list[Any]:
     return [table.packed(sentence.strings), codes, sentence.label, packed]
 
 
-def _uses(records: LatentRecords, sentences: Sequence[CodedSentence]) -> Tally[str]:
+def _uses(
+    records: LatentRecords, sentences: Sequence[CodedSentence], effects: Sequence[LogitEffects]
+) -> Tally[str]:
     """How often each string is referred to."""
-    return Tally(chain(_strings(records), *(sentence.strings for sentence in sentences)))
+    of_effects = (t.string for of in effects for t in chain(of.top, of.bottom))
+    of_sentences = (sentence.strings for sentence in sentences)
+    return Tally(chain(_strings(records), of_effects, *of_sentences))
 
 
 def _strings(records: LatentRecords) -> Iterator[str]:

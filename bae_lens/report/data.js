@@ -57,6 +57,7 @@ const latents = isReport
       phrase: data.phrases ? data.phrases[j] : null,
       // What each seed's judge said.
       said: data.said[j] || [],
+      effects: data.effects[j],
     }))
   : [];
 const nameOf = (j) => `${Unit} ${j}`;

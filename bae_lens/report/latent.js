@@ -52,6 +52,27 @@ function countsTable(title, what, about, counts, error) {
   );
 }
 
+function effectsTable({ effects }) {
+  if (!effects) return null;
+  const [raised, lowered] = effects;
+  return section(
+    "Logit effects",
+    note(
+      `Tokens that the ${unit} raises and lowers by itself: its decoder row through the unembedding. ` +
+        "What later layers make of it is left out.",
+    ),
+    table({
+      heads: [head("raises"), numberHead("logit"), head("lowers"), numberHead("logit")],
+      rows: raised.map(([s, value], i) => [
+        rowHead(alone(data.strings[s])),
+        numberCell(number(value)),
+        cell(alone(data.strings[lowered[i][0]])),
+        numberCell(number(lowered[i][1])),
+      ]),
+    }),
+  );
+}
+
 function neighborsTable({ neighbors }) {
   if (!neighbors) return null;
   const title = "Neighbors";
@@ -194,6 +215,7 @@ function latentView(j) {
         ),
         countsTable("Most frequent lemmas", "lemma", LIFT, latent.lemmas, latent.countError),
         classTable(latent),
+        effectsTable(latent),
         neighborsTable(latent),
         sentencesTable(j),
       ),

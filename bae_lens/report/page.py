@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bae_lens.evals.code_summary import CodeSummary
 from bae_lens.examples.records import LatentRecords
@@ -14,6 +14,9 @@ from bae_lens.html_page import html_page
 from bae_lens.report.content import Compared, comparison_content, report_content
 from bae_lens.report.scores import Result
 from bae_lens.report.sentences import CodedSentence
+
+if TYPE_CHECKING:
+    from bae_lens.steering import LogitEffects
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ def write_report(
     results: Sequence[Result] = (),
     scores: Mapping[str, Sequence[float | None]] | None = None,
     phrases: Sequence[str | None] | None = None,
+    effects: Sequence[LogitEffects] = (),
     title: str | None = None,
     about: Mapping[str, str] | None = None,
 ) -> None:
@@ -54,6 +58,8 @@ def write_report(
         scores: more numbers for each latent by what they are called, None where there is none.
         phrases: what each latent stands for, in words; None: the judge's of the results, of each
             latent the one that held best.
+        effects: tokens that latents raise and lower by themselves, see ``logit_effects``; of all
+            latents, or some.
         title: of the page; default: the architecture and hook point.
         about: more that a reader should know, by what it is called: the model, the text.
 
@@ -62,7 +68,7 @@ def write_report(
     """
     title = f"{records.dictionary} at {records.hook_name}" if title is None else title
     own = Compared(title, records, summary, training, None, results, about or {})
-    _write(Path(path), report_content(title, own, sentences or (), scores or {}, phrases))
+    _write(Path(path), report_content(title, own, sentences or (), scores or {}, phrases, effects))
 
 
 def write_comparison(

@@ -126,9 +126,11 @@ def _unembedding(model: Any, d: int) -> Float[Tensor, "d_model d_vocab"]:
         )
     weight, centers = _final_norm(norm, unembedding)
     folded = unembedding.detach().float() * weight[:, None]
+    # In place: it is as large as the embeddings.
     if centers:
-        folded = folded - folded.mean(0)
-    return folded - folded.mean(1, keepdim=True)
+        folded -= folded.mean(0)
+    folded -= folded.mean(1, keepdim=True)
+    return folded
 
 
 def _final_norm(norm: Any, like: Tensor) -> tuple[Float[Tensor, " d_model"], bool]:

@@ -53,9 +53,9 @@ def without_minilm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ModelEncoder, "minilm", lambda device: minilm.model_folder())
 
 
-def save(folder: Path, sae: Any = None) -> Path:
+def save(folder: Path, sae: Any = None, **metadata: Any) -> Path:
     sae = make_bae() if sae is None else sae
-    for name, value in KNOWN.items():
+    for name, value in {**KNOWN, **metadata}.items():
         sae.cfg.metadata[name] = value
     sae.save_model(folder)
     return folder
@@ -94,6 +94,25 @@ def test_a_report_is_written_into_the_folder(folder, capsys, asked):
     assert len(data["sentences"]) == 3
     assert {len(row[0]) for row in data["latents"]} <= {0, 1, 2}
     assert {len(row[1]) for row in data["latents"]} <= {0, 1}
+    assert len(data["effects"]) == 40
+    assert {len(end) for ends in data["effects"].values() for end in ends} == {8}
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_so_many_logit_effects_as_are_asked_for(folder, n):
+    # Nothing else needs the model.
+    assert main(["report", str(folder), *SMALL, "--save_examples", "--n_effects", "0"]) == 0
+    saved = ["--examples", str(folder / "examples.json"), "--n_sentences=0", "--n_code_tokens=0"]
+    assert main(["report", str(folder), *saved, "--n_effects", str(n)]) == 0
+    effects = Page(folder / "report.html").data["effects"]
+    assert [len(ends[0]) for ends in effects.values()] == [n] * (40 if n else 0)
+
+
+def test_where_there_is_no_way_to_logits_a_line_says_so(tmp_path, capsys):
+    heads = save(tmp_path / "sae", hook_name="blocks.0.attn.hook_z")
+    assert main(["report", str(heads), *SMALL]) == 0
+    assert Page(heads / "report.html").data["effects"] == {}
+    assert "no logit effects. The SAE writes to 'blocks.0.attn.hook_z'" in capsys.readouterr().err
 
 
 def test_metrics_and_training_that_lie_there_are_shown(folder):

@@ -16,6 +16,7 @@ from bae_lens.report import CodedSentence, write_report
 from bae_lens.scoring import ComSemResult, ComSemSettings, IntruderResult, IntruderSettings
 from bae_lens.scoring.comsem_result import LatentRun, Protocol, Votes
 from bae_lens.scoring.intruder_result import LatentTrials, Tally
+from bae_lens.steering import LogitEffects, TokenEffect
 
 N_TOKENS = 10_000
 WORDS = tuple(f" word{i}" for i in range(40))
@@ -208,6 +209,18 @@ TRAINING = {
 }
 
 
+def make_effects(n_latents: int, words: tuple[str, ...] = WORDS, k: int = 8) -> list[LogitEffects]:
+    """Of all latents but the last."""
+
+    def end(latent: int, sign: int) -> tuple[TokenEffect, ...]:
+        return tuple(
+            TokenEffect(i, words[(latent + i) % len(words)], sign * 12.5 / (i + 1))
+            for i in range(k)
+        )
+
+    return [LogitEffects(j, end(j, 1), end(j, -1)) for j in range(n_latents - 1)]
+
+
 def write_hostile(path: Path) -> int:
     """A report in which every text is hostile, and how many latents it is of."""
     words = (*HOSTILE, " plain")
@@ -227,6 +240,7 @@ def write_hostile(path: Path) -> int:
         results=[make_comsem(records, n, **said)],
         scores={HOSTILE[1]: [0.5] * n},
         phrases=[words[j % len(words)] for j in range(n)],
+        effects=make_effects(n, words),
         title="".join(HOSTILE),
     )
     return n

@@ -18,6 +18,7 @@ from tests.report.helpers import (
     SUMMARY,
     TRAINING,
     make_comsem,
+    make_effects,
     make_intruder,
     make_records,
     make_sentences,
@@ -143,6 +144,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sentences,
         scores=scores,
         phrases=phrases,
+        effects=make_effects(N),
         title="A title",
     )
     return path
@@ -473,7 +475,7 @@ def test_a_latents_page_has_its_parts(browser, report):
     browser.open(report, "#latent-0")
     assert browser.texts("#view-one h3") == [
         *("Strongest examples", "Random examples", "Most frequent tokens", "Most frequent lemmas"),
-        *("Classes", "Neighbors", "Along the stored sentences"),
+        *("Classes", "Logit effects", "Neighbors", "Along the stored sentences"),
     ]
     records = make_records(N)
     strongest = records[0].strongest[0]
@@ -800,3 +802,13 @@ def test_a_comparison_in_the_browser(browser, report, tmp_path):
     assert len(set(dashes)) == 3
     browser.resize(*SIZES["phone"])
     assert browser.run("return document.documentElement.scrollWidth") <= SIZES["phone"][0]
+
+
+def test_logit_effects_of_a_latent(browser, report):
+    browser.open(report, "#latent-5")
+    [table] = [e for e in browser.all("section") if e.text.startswith("Logit effects")]
+    first = table.find_elements("css selector", "tbody tr")[0]
+    assert len(table.find_elements("css selector", "tbody tr")) == 8
+    assert [c.text for c in first.find_elements("css selector", "td")][0::2] == ["12.5", "−12.5"]
+    browser.go(f"#latent-{N - 1}")
+    assert not any(e.text.startswith("Logit effects") for e in browser.all("section"))

@@ -18,6 +18,7 @@ from bae_lens.evals.code_statistics import CodeStatistics
 from bae_lens.report import CodedSentence, Compared, page, write_comparison, write_report
 from bae_lens.report.metrics import _EXPLANATIONS, HEADLINES, list_metrics
 from bae_lens.report.packing import unpack
+from bae_lens.steering import LogitEffects, TokenEffect
 from tests.helpers import make_activations
 from tests.report.helpers import (
     HOSTILE,
@@ -379,3 +380,18 @@ def test_a_link_elsewhere_is_refused(path, link):
     compared = [Compared(name, make_records(N), link=link) for name in "ab"]
     with pytest.raises(ValueError, match="must be a path relative"):
         write_comparison(path, compared)
+
+
+def test_logit_effects_are_there_for_those_that_have_them(path):
+    def of(latent: int, *values: float) -> LogitEffects:
+        tokens = [TokenEffect(i, f" w{i}<b>", value) for i, value in enumerate(values)]
+        return LogitEffects(latent, tuple(tokens), tuple(tokens[::-1]))
+
+    data = written(path, make_records(N), effects=[of(3, 2.5, -1), of(5, 1, 0.5)]).data
+    assert list(data["effects"]) == ["3", "5"]
+    top, bottom = data["effects"]["3"]
+    assert [(data["strings"][s], value) for s, value in top] == [(" w0<b>", 2.5), (" w1<b>", -1)]
+    assert bottom == top[::-1]
+    assert written(path, make_records(N)).data["effects"] == {}
+    with pytest.raises(ValueError, match="effects"):
+        write_report(path, make_records(N), effects=[of(N, 1.0)])
