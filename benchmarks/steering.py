@@ -23,8 +23,9 @@ chosen by the rate of its tokens. The controls' perplexity is printed: theirs ma
 
 What counts is the rate of the top tokens in what is written, over the random direction's. It is taken as the probability that
 the steered model gives to them at each place of its text, whose mean is that of the count and which does not depend on
-the luck of a few draws; the counts stand beside it. The target: 3 or more for at least half of the latents. How many
-reach 3 over another latent and over the model as it is, and how many of the controls do over the model as it is, is printed too.
+the luck of a few draws; the counts stand beside it. The target: 3 or more for at least half of the latents. It may be read in a
+second way, which is printed too: what the latent adds to the rate of the model as it is, over what the random direction adds
+or takes away. Both have another latent of equal norm beside them, in the latent's place.
 
 Of what ``--output`` holds nothing is measured again.
 """
@@ -98,7 +99,7 @@ class Plan:
     n_prompts: int = 64
     n_prompt: int = 8
     n_new: int = 32
-    strengths: tuple[float, ...] = (1, 2, 4, 8, 16)
+    strengths: tuple[float, ...] = (0.25, 0.5, 1, 2, 4, 8)
     fluency: float = 0.1
 
 
@@ -290,9 +291,22 @@ def measure(
 # The report
 
 
-def ratio(cell: dict[str, Any], over: str) -> float:
-    """Of the rates of the top tokens, steered by the latent; 0 where no strength was fluent."""
-    return cell["latent"]["rate"] / cell[over]["rate"] if cell["strength"] is not None else 0.0
+def ratio(cell: dict[str, Any], over: str, of: str = "latent") -> float:
+    """Of the rates of the top tokens; 0 where no strength was fluent."""
+    return cell[of]["rate"] / cell[over]["rate"] if cell["strength"] is not None else 0.0
+
+
+def added(cell: dict[str, Any], of: str) -> float:
+    """What is added to the rate of the model as it is, over what the random direction changes of it."""
+    change = cell[RANDOM]["rate"] - cell["clean"]["rate"]
+    return (cell[of]["rate"] - cell["clean"]["rate"]) / max(abs(change), 1e-12)
+
+
+MEASURES: dict[str, Callable[[dict[str, Any], str], float]] = {
+    "rate over the random direction's": lambda cell, of: ratio(cell, RANDOM, of),
+    "rate over that of the model as it is": lambda cell, of: ratio(cell, "clean", of),
+    "what is added to the rate, over the random direction's change": added,
+}
 
 
 def report(
@@ -324,37 +338,23 @@ def report(
     table(header, lines)
     found = [cells[f"latent/{latent}"] for latent in latents]
     lines = []
-    for name, over in (
-        ("a random direction's", RANDOM),
-        (f"{OTHER}'s", OTHER),
-        ("the model's own", "clean"),
-    ):
-        ratios = [ratio(cell, over) for cell in found]
-        n = sum(r >= TARGET for r in ratios)
-        lines.append(
-            [
-                name,
-                f"{statistics.median(ratios):.1f}",
-                f"{n} of {len(ratios)}",
-                shown(wilson(n, len(ratios)), 2),
+    for what, of_cell in MEASURES.items():
+        for name in ("latent", OTHER):
+            ratios = [
+                of_cell(cell, name) if cell["strength"] is not None else 0.0 for cell in found
             ]
-        )
-    # What the controls do, in the latent's place.
-    for name in (RANDOM, OTHER):
-        own = [c for c in found if c["strength"] is not None]
-        ratios = [c[name]["rate"] / c["clean"]["rate"] for c in own]
-        n = sum(r >= TARGET for r in ratios)
-        if ratios:
-            median = f"{statistics.median(ratios):.1f}"
+            n = sum(r >= TARGET for r in ratios)
+            interval = shown(wilson(n, len(ratios)), 2)
+            who = "the latent" if name == "latent" else f"control: {name}"
             lines.append(
                 [
-                    f"{name} over the model's own",
-                    median,
+                    f"{what}, {who}",
+                    f"{statistics.median(ratios):.1f}",
                     f"{n} of {len(ratios)}",
-                    shown(wilson(n, len(ratios)), 2),
+                    interval,
                 ]
             )
-    table(["rate of the top tokens, over", "median", f"{TARGET:g} or more", "share, 95 %"], lines)
+    table(["of the top tokens", "median", f"{TARGET:g} or more", "share, 95 %"], lines)
     reached = sum(ratio(cell, RANDOM) >= TARGET for cell in found)
     verdict = "reached" if reached >= SHARE * len(found) else "missed"
     print(

@@ -126,6 +126,15 @@ def test_the_report_counts_latents_without_a_fluent_strength(
     assert "is missed" in printed
     assert " 7.0 |" in printed
     assert "31.5 (31)" in printed
+    lines = [[c.strip() for c in line.split("|")[1:-1]] for line in printed.splitlines()]
+    table = {line[0]: line[1:3] for line in lines if len(line) == 4}
+    # Rates of 31.5, 8.5 and none, over 4.5; the other latent's is 1.5.
+    assert table["rate over the random direction's, the latent"] == ["1.9", "1 of 3"]
+    assert table["rate over the random direction's, control: another latent"] == ["0.3", "0 of 3"]
+    # 29 and 6 are added, where the random direction adds 2.
+    added = "what is added to the rate, over the random direction's change"
+    assert table[f"{added}, the latent"] == ["3.0", "2 of 3"]
+    assert table[f"{added}, control: another latent"] == ["-0.5", "0 of 3"]
     assert "`film`" in printed
 
     benchmark.report(cells, [1, 2], PLAN, strings)
