@@ -395,9 +395,11 @@ def report_projection() -> None:
     lines = []
     for name, parameters, own_shape, wanted, ranks, tokens in plans:
         seconds = project(ranks, own_shape, parameters, tokens, Machine(bandwidth=300e9))
-        # Weights in bfloat16; weights, gradients and Adam's moments in float32, codes and their gradients.
+        # Weights in bfloat16; weights, gradients and Adam's moments in float32; and what a step of a BAE took
+        # beside them on a GPU, six matrices of codes (``results/gpu.md``: 2.84 GiB at 768 -> 24,576, 4.91 GiB
+        # at 2,048 -> 32,768, with 4,096 tokens; by this 2.81 and 5.00).
         gigabytes = (
-            2 * parameters + 16 * own_shape.parameters + 4 * 4 * tokens * own_shape.d_sae
+            2 * parameters + 16 * own_shape.parameters + 6 * 4 * tokens * own_shape.d_sae
         ) / 1e9
         hours = wanted / (ranks * tokens / seconds.total(False)) / 3600
         lines.append(
@@ -427,7 +429,7 @@ def report_projection() -> None:
     )
     print(
         "300 GB/s, as above; GB are the model's weights in bfloat16, 16 bytes a parameter of the autoencoder, "
-        "and four matrices of codes. A model that does not fit one GPU has to be cut by other means."
+        "and six matrices of codes. A model that does not fit one GPU has to be cut by other means."
     )
 
 

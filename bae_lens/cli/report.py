@@ -47,8 +47,6 @@ _OUTPUT, _COMPARISON = "report.html", "comparison.html"
 _EXAMPLES = "examples.json"
 _CODE_TOKENS = 65_536
 _N_EFFECTS = 8
-# More is no help to a reader, and would fill the page.
-_MOST_EFFECTS = 1000
 # Of what a file says that it was measured on: it may be anybody's.
 _MOST_TEXT = 10_000_000
 
@@ -147,10 +145,6 @@ def run_report(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 0:
             raise ValueError(f"--{name} must be at least 0; got {value}.")
-    if args.n_effects is not None and args.n_effects > _MOST_EFFECTS:
-        raise ValueError(
-            f"--n_effects must be at most {_MOST_EFFECTS}, tokens at either end of a latent; got {args.n_effects}."
-        )
     is_one = len(folders) == 1
     comparison = Path(args.output or _COMPARISON)
     outputs = [Path(args.output or folders[0] / _OUTPUT)] if is_one else []

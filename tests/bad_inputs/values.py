@@ -232,7 +232,8 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
     encoder = save_bert(folder / "encoder", BertModel)
     given = {
         "eval": (sae,),
-        "report": (sae,),
+        # The stand-in for a language model is no encoder that could judge.
+        "report": (sae, "--judge", "none"),
         "ablate": (sae, "--data", str(data), "--context_size", "16"),
         "finetune": (str(data), "--model", str(encoder), "--output", str(folder / "classifier")),
         "quiz": (sae, "--data", str(data), "--reference", str(data), "--context_size", "16"),

@@ -508,7 +508,6 @@ def test_a_folder_without_an_sae(tmp_path, capsys):
     ("argv", "message"),
     [
         (("--n_sentences", "-1"), "--n_sentences must be at least 0; got -1"),
-        (("--n_effects", "1001"), "--n_effects must be at most 1000"),
         (("--n_code_tokens", "-1"), "--n_code_tokens must be at least 0; got -1"),
         (("--n_tokens", "0"), "n_tokens must be a whole number of at least 1 or None; got 0"),
         (("--examples", "a", "b"), "one file a PATH; got 2 files for 1 PATHs"),
