@@ -12,6 +12,7 @@ imported when they are first used. Where what is:
 | ``finetune_classifier`` | an encoder becomes a classifier, to be studied | ``finetuning`` |
 | ``attached`` | a dictionary within a running model | ``attach`` |
 | ``steer``, ``ablate_latents``, ``logit_effects`` | act on a model with latents | ``steering`` |
+| ``task_vector``, ``add_direction`` | a task as latents, beside its controls | ``steering`` |
 | ``run_evals``, ``CodeStatistics`` | metrics of any SAE | ``evals`` |
 | ``entropy_profile`` | entropy by layer and position | ``entropy`` |
 | ``concept_ablation`` | remove concepts and measure what is lost, beside controls | ``concept_ablation`` |
@@ -51,7 +52,14 @@ if TYPE_CHECKING:
     from bae_lens.entropy import entropy_profile
     from bae_lens.evals import CodeStatistics, run_evals
     from bae_lens.finetuning import finetune_classifier
-    from bae_lens.steering import ablate_latents, logit_effects, steer, usual_strengths
+    from bae_lens.steering import (
+        ablate_latents,
+        add_direction,
+        logit_effects,
+        steer,
+        task_vector,
+        usual_strengths,
+    )
     from bae_lens.training import (
         CrossLayerRunnerConfig,
         CrossLayerTrainingRunner,
@@ -80,6 +88,7 @@ __all__ = [
     "TrainingTopKTranscoderConfig",
     "__version__",
     "ablate_latents",
+    "add_direction",
     "attached",
     "concept_ablation",
     "entropy_profile",
@@ -88,6 +97,7 @@ __all__ = [
     "logit_effects",
     "run_evals",
     "steer",
+    "task_vector",
     "usual_strengths",
 ]
 
@@ -111,7 +121,10 @@ lazy_names(
         "bae_lens.entropy": ("entropy_profile",),
         "bae_lens.evals": ("CodeStatistics", "run_evals"),
         "bae_lens.finetuning": ("finetune_classifier",),
-        "bae_lens.steering": ("ablate_latents", "logit_effects", "steer", "usual_strengths"),
+        "bae_lens.steering": (
+            *("ablate_latents", "add_direction", "logit_effects", "steer", "task_vector"),
+            "usual_strengths",
+        ),
         "bae_lens.training": (
             *("CrossLayerRunnerConfig", "CrossLayerTrainingRunner", "ReplayedActivations"),
             *("TrainingRunner", "load_config"),

@@ -86,6 +86,14 @@ class OutlierTokens:
             mask = mask | self.mask(activations, name).to(mask.device)
         return mask
 
+    def mask_between(
+        self, hook_names: tuple[str, str], inputs: Tensor, targets: Tensor
+    ) -> Bool[Tensor, "*shape"]:
+        """True where a token is an outlier where a dictionary reads or where it writes, which may be one place."""
+        lower, upper = hook_names
+        at = [(lower, inputs)] if lower == upper else [(lower, inputs), (upper, targets)]
+        return self.any_mask(*at)
+
     def with_multiple(self, multiple: float) -> OutlierTokens:
         """The same reference, another multiple of it."""
         return OutlierTokens(self.reference_norms, multiple)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from sae_lens import SAE
 from sae_lens.analysis.hooked_sae_transformer import get_deep_attr
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from bae_lens.attach.points import (
     note_reading,
     what_was_read,
 )
+from bae_lens.checks.fields import check, whole
 from bae_lens.dictionaries import Dictionary
 
 
@@ -35,6 +37,7 @@ def edited(
     exclude_special_tokens: bool | Sequence[int] = True,
     exclude_outlier_tokens: bool | float | OutlierTokens = False,
     reads: bool = True,
+    position: int | None = None,
 ) -> Iterator[Model]:
     """A context in which what stands where ``sae`` writes is changed by a function, special tokens untouched.
 
@@ -52,13 +55,18 @@ def edited(
         exclude_outlier_tokens: as of ``attached``.
         reads: whether the function looks at what the SAE reads, for which the model has to have passed
             that hook point.
+        position: the one position of each text that is changed, counted from its end if negative; all if
+            omitted. A pass that goes on from a key-value cache is left as it is: the position is in the text
+            before it.
 
     Yields:
         ``model``.
 
     Raises:
-        ValueError: as ``attached``, but that any decoder will do.
+        ValueError: as ``attached``, but that any decoder will do. Inside, when the model runs: if the text
+            has no such position.
     """
+    position = check("position", position, whole(None, or_none=True))
     dictionary = Dictionary(sae)
     left_alone = LeftAlone.of(model, dictionary, exclude_special_tokens, exclude_outlier_tokens)
     path_in, path_out = (hook_path(model, name) for name in dictionary.hook_names)
@@ -83,7 +91,7 @@ def edited(
 
     def write(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
         running = tracker.running
-        if running is None:
+        if running is None or (position is not None and running.has_past):
             return None
         convert = converting[1]
         acts = output if convert is None else convert.convert(output)
@@ -92,6 +100,9 @@ def edited(
         check_width(captured, written, dictionary)
         mask = left_alone.mask(written, captured, running)
         read = captured if reads_elsewhere else written
+        if position is not None:
+            elsewhere = _all_but(position, written)
+            mask = elsewhere if mask is None else mask | elsewhere
         new = edit(written, read if reads else None)
         if mask is not None:
             new = torch.where(mask[..., None], written, new)
@@ -106,3 +117,15 @@ def edited(
     finally:
         for handle in (*hooked.values(), *([capture] if capture is not None else [])):
             handle.remove()
+
+
+def _all_but(position: int, activations: Tensor) -> Bool[Tensor, "batch pos"]:
+    """False at one position of each text, True at the others."""
+    n = activations.shape[1]
+    if not -n <= position < n:
+        raise ValueError(
+            f"The position that is to be changed is {position}, and the model was given {n} tokens."
+        )
+    mask = torch.ones(activations.shape[:2], dtype=torch.bool, device=activations.device)
+    mask[:, position] = False
+    return mask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bae_lens.activations.equal_lengths import equal_lengths
 from bae_lens.activations.hook_points import hook_width
 from bae_lens.activations.special_tokens import text_start
 from bae_lens.activations.texts import check_text
@@ -53,37 +53,33 @@ def hidden_states(
     stop_at_layer = max(layers) if len(layers) == len(stops) else None
     device = next(model.parameters()).device
 
-    by_length: dict[int, list[int]] = defaultdict(list)
-    for i, sequence in enumerate(sequences):
-        by_length[len(sequence)].append(i)
     states = {
         hook: torch.empty(*positions.shape, width, dtype=torch.float32)
         for hook, width in widths.items()
     }
-    n_tokens = sum(length * len(rows) for length, rows in by_length.items())
+    n_tokens = sum(map(len, sequences))
     with tqdm(total=n_tokens, desc="Reading", unit="tok", disable=not verbose) as bar:
-        for length, same_length in sorted(by_length.items()):
-            for start in range(0, len(same_length), batch_size):
-                rows = torch.tensor(same_length[start : start + batch_size])
-                tokens = torch.stack([sequences[i] for i in rows.tolist()])
-                _, cache = model.run_with_cache(
-                    tokens.to(device),
-                    names_filter=list(hooks),
-                    stop_at_layer=stop_at_layer,
-                    prepend_bos=False,
-                )
-                for hook in hooks:
-                    if cache[hook].shape[:2] != tokens.shape:
-                        raise ValueError(
-                            f"{hook!r} has no one vector per token: it gives {tuple(cache[hook].shape)} "
-                            f"for {tuple(tokens.shape)} tokens. Choose a hook of the residual stream, "
-                            "of an MLP or of a head's output."
-                        )
-                    acts = cache[hook].flatten(2)
-                    at = positions[rows].to(acts.device)
-                    picked = acts[torch.arange(len(rows), device=acts.device)[:, None], at]
-                    states[hook][rows] = picked.float().cpu()
-                bar.update(len(rows) * length)
+        for same_length in equal_lengths(sequences, batch_size):
+            rows = torch.tensor(same_length)
+            tokens = torch.stack([sequences[i] for i in same_length])
+            _, cache = model.run_with_cache(
+                tokens.to(device),
+                names_filter=list(hooks),
+                stop_at_layer=stop_at_layer,
+                prepend_bos=False,
+            )
+            for hook in hooks:
+                if cache[hook].shape[:2] != tokens.shape:
+                    raise ValueError(
+                        f"{hook!r} has no one vector per token: it gives {tuple(cache[hook].shape)} "
+                        f"for {tuple(tokens.shape)} tokens. Choose a hook of the residual stream, "
+                        "of an MLP or of a head's output."
+                    )
+                acts = cache[hook].flatten(2)
+                at = positions[rows].to(acts.device)
+                picked = acts[torch.arange(len(rows), device=acts.device)[:, None], at]
+                states[hook][rows] = picked.float().cpu()
+            bar.update(tokens.numel())
     return states
 
 

@@ -1,4 +1,8 @@
-"""Metrics for any SAELens SAE: densities and entropy of the code, CE against zero- and mean-ablation."""
+"""Metrics for any SAELens SAE: densities and entropy of the code, CE against zero- and mean-ablation.
+
+``replacement_divergences`` tells how far what the model says next moves when the last token's activation, or all, are
+replaced.
+"""
 
 from bae_lens.checks.old_names import renamed_names
 from bae_lens.evals.code_statistics import CodeStatistics
@@ -6,6 +10,11 @@ from bae_lens.evals.code_summary import CodeSummary
 from bae_lens.evals.codebook_use import CodebookSummary, CodebookUse
 from bae_lens.evals.magnitudes import MagnitudeQuantizer
 from bae_lens.evals.reconstruction import mean_ablation_ce
+from bae_lens.evals.replacement import (
+    Divergences,
+    ReplacementDivergences,
+    replacement_divergences,
+)
 from bae_lens.evals.run import run_evals
 from bae_lens.evals.summarize import CodeEvaluation, Reconstructed, summarize_code
 
@@ -15,9 +24,12 @@ __all__ = [
     "CodeSummary",
     "CodebookSummary",
     "CodebookUse",
+    "Divergences",
     "MagnitudeQuantizer",
     "Reconstructed",
+    "ReplacementDivergences",
     "mean_ablation_ce",
+    "replacement_divergences",
     "run_evals",
     "summarize_code",
 ]

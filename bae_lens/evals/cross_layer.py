@@ -256,9 +256,7 @@ class CrossLayerEvaluation:
     def _outliers_in(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """True where a token is an outlier at either hook point."""
         assert self.outliers is not None
-        lower, upper = self.hook_names
-        at = [(lower, inputs)] if lower == upper else [(lower, inputs), (upper, targets)]
-        return self.outliers.any_mask(*at)
+        return self.outliers.mask_between(self.hook_names, inputs, targets)
 
     def _counted(self, batch: TextBatch, inputs: Tensor, targets: Tensor) -> TextBatch:
         """The batch without its outliers, which are counted."""

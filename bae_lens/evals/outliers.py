@@ -33,9 +33,7 @@ class OutlierScores:
             acts: ``[n, d_sae]``, the code.
             outputs: ``[n, d_out]``, the reconstruction.
         """
-        lower, upper = self.hook_names
-        at = [(lower, inputs)] if lower == upper else [(lower, inputs), (upper, targets)]
-        mask = self.outliers.any_mask(*at).to(acts.device)
+        mask = self.outliers.mask_between(self.hook_names, inputs, targets).to(acts.device)
         self.n_tokens += len(mask)
         self.n_outliers += int(mask.sum())
         self._n_fired += int((acts != 0).sum())

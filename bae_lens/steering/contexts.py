@@ -1,4 +1,4 @@
-"""A model that runs with some of its latents added, held at a value or taken out."""
+"""A model that runs with latents added, held at a value or taken out, or with a vector added."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from bae_lens.checks.fields import OneOf, check, shown
 from bae_lens.dictionaries import Dictionary
 from bae_lens.steering.rows import (
     NORMALIZED,
+    check_codes_alone,
     check_has_rows,
     check_latents,
     code_vectors,
@@ -39,6 +41,7 @@ def steer(
     raw: bool = False,
     exclude_special_tokens: bool | Sequence[int] = True,
     exclude_outlier_tokens: bool | float | OutlierTokens = False,
+    position: int | None = None,
 ) -> Iterator[Model]:
     """A context in which ``model`` runs with latents of ``sae`` at strengths of one's choice.
 
@@ -72,6 +75,8 @@ def steer(
         raw: whether strengths are in the units of the code.
         exclude_special_tokens: as of ``attached``.
         exclude_outlier_tokens: as of ``attached``.
+        position: the one position of each text at which latents are steered, as of ``add_direction``; all
+            if omitted.
 
     Yields:
         ``model``.
@@ -92,7 +97,57 @@ def steer(
     amounts = torch.tensor([v * u for v, u in zip(values, units, strict=True)])
     of = dictionary, latents, amounts
     edit = _Added(*of) if mode == "add" else _Clamped(*of)
-    with edited(model, sae, edit, exclude_special_tokens, exclude_outlier_tokens, edit.reads):
+    excluded = exclude_special_tokens, exclude_outlier_tokens
+    with edited(model, sae, edit, *excluded, edit.reads, position):
+        yield model
+
+
+@contextmanager
+def add_direction(
+    model: Model,
+    sae: SAE[Any],
+    direction: Float[Tensor, " d_out"],
+    position: int | None = None,
+    exclude_special_tokens: bool | Sequence[int] = True,
+    exclude_outlier_tokens: bool | float | OutlierTokens = False,
+) -> Iterator[Model]:
+    """A context in which a vector is added to the activation where ``sae`` writes.
+
+    It is what ``steer`` does, of a vector that need not be a latent's: a task vector, or the control that a
+    latent is compared with. Contexts nest with ``steer``.
+
+    Args:
+        model: HookedTransformer or TransformerBridge. It is as it was when the context ends.
+        sae: any SAE, for where it writes.
+        direction: what is added, in the units of the activation.
+        position: the one position of each text to which it is added, counted from its end if negative, so that
+            −1 is the last token of the prompt; all if omitted. What is generated with a key-value cache goes
+            on from there and gets none itself; without a cache −1 is the last token of each pass, so give
+            the position from the beginning there (3 for a prompt of four tokens).
+        exclude_special_tokens: as of ``attached``.
+        exclude_outlier_tokens: as of ``attached``.
+
+    Yields:
+        ``model``.
+
+    Raises:
+        ValueError: if the vector is not as wide as what the SAE writes, or not finite, or the model lacks the
+            SAE's hook points. Inside, when the model runs: if the text has no such position.
+    """
+    d_out = Dictionary(sae).d_out
+    if not isinstance(direction, Tensor) or direction.shape != (d_out,):
+        got = tuple(direction.shape) if isinstance(direction, Tensor) else shown(direction)
+        raise ValueError(
+            f"The SAE writes width {d_out}, so direction must have shape ({d_out},); got {got}."
+        )
+    if not direction.isfinite().all():
+        raise ValueError("direction has entries that are NaN or infinite.")
+
+    def add(written: Tensor, _read: Tensor | None) -> Tensor:
+        return written + direction.to(written)
+
+    excluded = exclude_special_tokens, exclude_outlier_tokens
+    with edited(model, sae, add, *excluded, reads=False, position=position):
         yield model
 
 
@@ -103,6 +158,7 @@ def ablate_latents(
     latents: Iterable[int],
     exclude_special_tokens: bool | Sequence[int] = True,
     exclude_outlier_tokens: bool | float | OutlierTokens = False,
+    position: int | None = None,
 ) -> Iterator[Model]:
     """A context in which ``model`` runs without some latents of ``sae``.
 
@@ -117,6 +173,8 @@ def ablate_latents(
         latents: by index.
         exclude_special_tokens: as of ``attached``.
         exclude_outlier_tokens: as of ``attached``.
+        position: the one position of each text at which they are taken out, as of ``add_direction``; all if
+            omitted.
 
     Yields:
         ``model``.
@@ -128,7 +186,8 @@ def ablate_latents(
     check_has_rows(dictionary)
     of = check_latents(dictionary, latents)
     edit = _Ablated(dictionary, of, torch.zeros(len(of)))
-    with edited(model, sae, edit, exclude_special_tokens, exclude_outlier_tokens):
+    excluded = exclude_special_tokens, exclude_outlier_tokens
+    with edited(model, sae, edit, *excluded, position=position):
         yield model
 
 
@@ -162,7 +221,7 @@ class _Clamped:
     reads = True
 
     def __init__(self, dictionary: Dictionary, latents: Sequence[int], amounts: Tensor) -> None:
-        _check_codes_alone(dictionary)
+        check_codes_alone(dictionary, "steer with mode='add'")
         self._sae: Any = dictionary.source
         self._latents = torch.tensor(latents, dtype=torch.long, device=dictionary.device)
         self._rows = latent_rows(dictionary, latents)
@@ -194,17 +253,3 @@ class _Ablated(_Clamped):
         own = acts.argmax(-1)
         is_ablated = torch.isin(own, self._latents)[..., None]
         return torch.where(is_ablated, codes.mean(0) - codes[own], 0)
-
-
-def _check_codes_alone(dictionary: Dictionary) -> None:
-    """Refuse a code of which a token's depends on other tokens."""
-    if dictionary.depends_on_batch:
-        raise ValueError(
-            f"What a {dictionary.name} in training fires at a token depends on the other tokens of the "
-            "batch. Save it for inference and load that, or steer with mode='add'."
-        )
-    if hasattr(dictionary.source, "encode_with_predictions"):
-        raise ValueError(
-            f"What a {dictionary.name} SAE fires at a token depends on the tokens before it, which a "
-            "key-value cache hides. Steer with mode='add'."
-        )

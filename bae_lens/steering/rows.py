@@ -58,6 +58,28 @@ def check_has_rows(dictionary: Dictionary) -> None:
         )
 
 
+def check_codes_alone(dictionary: Dictionary, instead: str) -> None:
+    """Refuse a code of which a token's depends on other tokens.
+
+    Args:
+        dictionary: an SAE.
+        instead: what to do rather than that, as the end of a sentence.
+
+    Raises:
+        ValueError: if it is a BatchTopK in training, or predicts a token's code from those before it.
+    """
+    if dictionary.depends_on_batch:
+        raise ValueError(
+            f"What a {dictionary.name} in training fires at a token depends on the other tokens of the "
+            f"batch. Save it for inference and load that, or {instead}."
+        )
+    if hasattr(dictionary.source, "encode_with_predictions"):
+        raise ValueError(
+            f"What a {dictionary.name} SAE fires at a token depends on the tokens before it, of which "
+            f"one token alone knows nothing: {instead}."
+        )
+
+
 @torch.no_grad()
 def latent_rows(dictionary: Dictionary, latents: Iterable[int]) -> Float[Tensor, "k d_out"]:
     """What one unit of each latent's activation adds to the output, in the units that ``decode`` has.

@@ -14,7 +14,7 @@ from sae_lens.saes.transcoder import SkipTranscoder
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from bae_lens import ablate_latents, attached, steer
+from bae_lens import ablate_latents, add_direction, attached, steer
 from tests.attach.test_attach import Model, hook_after, hook_of, hook_out_of, is_bridge
 from tests.conformance.cases import make_flipped_bae, make_topk
 from tests.helpers import (
@@ -242,6 +242,74 @@ def reads_its_cache(model: Model) -> bool:
             make_tokens(2, 5), use_past_kv_cache=True, return_type="tokens", **GREEDY
         )
         return torch.equal(model(new[:, :-1])[:, 4:].argmax(-1), new[:, 5:])
+
+
+@pytest.mark.parametrize("position", [-1, 4])
+def test_at_one_position_nothing_else_is_touched(model, tokens, position):
+    sae = placed(make_bae(), model)
+    vector = torch.randn(D_IN, generator=torch.Generator().manual_seed(0))
+    clean = model.run_with_cache(tokens)[1][hook_of(model)]
+    [latent] = fired(model, sae, tokens, 1)
+    acts = sae.scale[latent] * (sae.encode(clean)[..., latent, None] != 0)
+    row = sae.W_dec[latent]
+    expected = {
+        "vector": vector.expand_as(clean),
+        "added": (2 * sae.scale[latent] * row).expand_as(clean),
+        "ablated": -acts * row,
+    }
+    contexts = {
+        "vector": lambda at: add_direction(model, sae, vector, position=at),
+        "added": lambda at: steer(model, sae, {latent: 2}, position=at),
+        "ablated": lambda at: ablate_latents(model, sae, [latent], position=at),
+    }
+    for name, context in contexts.items():
+        with context(position):
+            change = model.run_with_cache(tokens)[1][hook_of(model)] - clean
+        close(change[:, position], expected[name][:, position])
+        change[:, position] = 0
+        assert (change == 0).all()
+    with add_direction(model, sae, vector):
+        change = model.run_with_cache(tokens)[1][hook_of(model)] - clean
+    is_special = torch.isin(tokens, SPECIAL)
+    close(change[~is_special], vector.expand(int((~is_special).sum()), -1))
+    assert (change[is_special] == 0).all()
+
+
+def test_at_one_position_with_and_without_cache_the_model_writes_the_same(model):
+    sae, prompt = placed(make_bae(), model), make_tokens(2, 5)
+    vector = 8 * torch.randn(D_IN, generator=torch.Generator().manual_seed(3))
+    new: dict[Any, Tensor] = {}
+    settings: Any = {"return_type": "tokens", **GREEDY}
+    with torch.no_grad():
+        for cache in [False, *([True] if reads_its_cache(model) else [])]:
+            settings["use_past_kv_cache"] = cache
+            with add_direction(model, sae, vector, position=4):
+                new[cache] = model.generate(prompt.clone(), **settings)
+                by_hand = model(new[cache][:, :-1])[:, 4:].argmax(-1)
+            assert torch.equal(by_hand, new[cache][:, 5:])
+        clean: Any = model.generate(prompt.clone(), **settings)
+        assert not torch.equal(clean, new[False])
+        if True in new:
+            assert torch.equal(new[True], new[False])
+            # The end of the prompt is at the same place.
+            with add_direction(model, sae, vector, position=-1):
+                last: Any = model.generate(prompt.clone(), **settings)
+            assert torch.equal(last, new[True])
+
+
+def test_what_cannot_be_added_is_said(model, tokens):
+    sae = placed(make_bae(), model)
+
+    def refused(match: str, vector: Any, position: Any = None) -> None:
+        with pytest.raises(ValueError, match=match), add_direction(model, sae, vector, position):
+            model(tokens)
+
+    refused(rf"shape \({D_IN},\); got \(3,\)", torch.ones(3))
+    refused(r"got \[1.0\]", [1.0])
+    refused("NaN or infinite", torch.full((D_IN,), float("inf")))
+    refused("position must be", torch.ones(D_IN), 1.5)
+    refused("is 12, and the model was given 12 tokens", torch.ones(D_IN), 12)
+    refused("is -13, and the model was given 12 tokens", torch.ones(D_IN), -13)
 
 
 def test_contexts_nest_and_add_up(model, tokens):

@@ -1,0 +1,322 @@
+"""A task as a vector: the latents whose firing differs most between prompts with demonstrations and without.
+
+The newest experiment of the BAE release (``ICL_steer.py``) reads the last token of prompts with four
+demonstrations and of the same queries without, takes the k bits whose firing rates differ most, adds up their decoder
+rows, each with the sign of its difference, and scales the sum to a share of the norm of the difference of the two
+sets' mean activations. Here each latent's row is weighted by what the latent usually is (of a bit: that it is on), so that
+the same holds for levels and real values, and the vector comes with what it has to be compared with:
+the difference of means itself, other latents, the same latents with other signs, and random directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from bae_lens.activations.special_tokens import special_token_ids
+from bae_lens.attach.points import Model
+from bae_lens.checks.fields import OneOf, check, shown, whole
+from bae_lens.dictionaries import Dictionary
+from bae_lens.entropy.hidden_states import check_tokenizer, hidden_states, tokenize
+from bae_lens.results import Table
+from bae_lens.stats import Interval, wilson
+from bae_lens.stats import shown as shown_interval
+from bae_lens.steering.rows import check_codes_alone, check_has_rows, latent_rows
+
+By = Literal["rate", "mean"]
+Prompts = Sequence[str] | Sequence[Int[Tensor, " length"]] | Int[Tensor, "n length"]
+
+
+class TaskLatent(NamedTuple):
+    """A latent of a task vector.
+
+    Attributes:
+        latent: which one.
+        rate_with: share of prompts with demonstrations at whose last token it fires, with its 95 % interval
+            (Wilson).
+        rate_without: the same without demonstrations.
+        weight: of its decoder row in the vector, before that is scaled; positive where it fires more with
+            demonstrations.
+    """
+
+    latent: int
+    rate_with: Interval
+    rate_without: Interval
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVector:
+    """What demonstrations change at the last token, in latents; see ``task_vector``.
+
+    All vectors are in the units of the activation where the SAE writes, ``[d_out]``, float32, on the CPU, and of the
+    norm of ``difference_of_means``: multiply by the strength and give it to ``add_direction``.
+
+    Attributes:
+        latents: by how much they differ, the largest first.
+        direction: the sum of their decoder rows by ``TaskLatent.weight``, scaled.
+        difference_of_means: the mean activation with demonstrations less that without.
+        by: what the latents were chosen and weighted by.
+        n_with: number of prompts with demonstrations.
+        n_without: number of prompts without.
+    """
+
+    latents: tuple[TaskLatent, ...]
+    direction: Float[Tensor, " d_out"]
+    difference_of_means: Float[Tensor, " d_out"]
+    by: By
+    n_with: int
+    n_without: int
+    _dictionary: Dictionary = field(repr=False)
+    _units: Float[Tensor, " n_latents"] = field(repr=False)
+
+    @property
+    def cosine(self) -> float:
+        """Between ``direction`` and ``difference_of_means``: how much of one is the other."""
+        return cosine_similarity(self.direction, self.difference_of_means, dim=0).item()
+
+    # Controls, all of the same norm
+
+    def random_latents(self, seed: int = 0) -> Float[Tensor, " d_out"]:
+        """As many other latents, drawn among those that fire at the last token of some prompt, with random signs.
+
+        Raises:
+            ValueError: if there are fewer others that fire.
+        """
+        generator = _generator(seed)
+        chosen = [found.latent for found in self.latents]
+        others = self._units.nonzero()[:, 0]
+        others = others[~torch.isin(others, torch.tensor(chosen))]
+        if len(others) < len(chosen):
+            raise ValueError(
+                f"{len(others)} latents fire at the last tokens of these prompts beside the {len(chosen)} of the "
+                "vector, too few to draw as many: take a smaller k, or compare with random_signs."
+            )
+        drawn = others[torch.randperm(len(others), generator=generator)[: len(chosen)]]
+        sizes = self._units[drawn] if self.by == "rate" else self._weights().abs()
+        return self._sum(drawn.tolist(), _signs(len(chosen), generator) * sizes)
+
+    def random_signs(self, seed: int = 0) -> Float[Tensor, " d_out"]:
+        """The same latents, each with a sign drawn at random."""
+        signs = _signs(len(self.latents), _generator(seed))
+        return self._sum([found.latent for found in self.latents], signs * self._weights().abs())
+
+    def random_direction(
+        self, seed: int = 0, equal_cosine: bool = False
+    ) -> Float[Tensor, " d_out"]:
+        """A Gaussian direction.
+
+        Args:
+            seed: of the draw.
+            equal_cosine: with the cosine to ``difference_of_means`` that ``direction`` has: what of the effect is
+                owed to that alone.
+        """
+        mean, norm = self.difference_of_means, self.difference_of_means.norm()
+        drawn = torch.randn(mean.shape, generator=_generator(seed))
+        if equal_cosine:
+            along = mean / norm
+            across = normalize(drawn - (drawn @ along) * along, dim=0)
+            cosine = min(max(self.cosine, -1.0), 1.0)
+            drawn = cosine * along + math.sqrt(1 - cosine**2) * across
+        return drawn / drawn.norm() * norm
+
+    # As a table
+
+    def table(self) -> Table:
+        """The latents with their rates."""
+        rows = [
+            (
+                str(found.latent),
+                shown_interval(found.rate_with),
+                shown_interval(found.rate_without),
+                f"{found.rate_with.mean - found.rate_without.mean:+.3f}",
+            )
+            for found in self.latents
+        ]
+        return Table(
+            ("latent", "rate with", "rate without", "difference"),
+            rows,
+            (
+                f"Last tokens of {self.n_with} prompts with demonstrations and {self.n_without} without; cosine to the "
+                f"difference of means {self.cosine:.2f}, norm {self.difference_of_means.norm():.2f}.",
+            ),
+            "The latents were chosen by their difference on these prompts, which on others is smaller.",
+        )
+
+    # Parts
+
+    def _weights(self) -> Tensor:
+        return torch.tensor([found.weight for found in self.latents])
+
+    def _sum(self, latents: Sequence[int], weights: Tensor) -> Tensor:
+        norm = self.difference_of_means.norm().item()
+        return _scaled_sum(self._dictionary, latents, weights, norm)
+
+
+@torch.no_grad()
+def task_vector(
+    model: Model,
+    sae: SAE[Any],
+    with_demonstrations: Prompts,
+    without: Prompts,
+    k: int | None = 20,
+    by: By = "rate",
+    exclude_special_tokens: bool | Sequence[int] = True,
+    batch_size: int = 32,
+) -> TaskVector:
+    """The vector of a task from the latents whose firing at the last token demonstrations change most.
+
+    Prompts end where the answer begins. Which latents differ is only of use if nothing else does: give the same
+    queries with and without, and, where the vector is to be tested, other queries than it was made of.
+
+    * ``by="rate"``, the release's way with bits: the k latents whose firing rates differ most; each adds its decoder
+      row × the mean of its activation where it fires in these prompts (a bit: × what it is on), with the sign of its
+      difference.
+    * ``by="mean"``, the release's way with real values: the k latents whose mean activations differ most, each
+      weighted by its difference. Of all latents that is the difference of means as the SAE sees it.
+
+    Equal differences go by index.
+
+    Args:
+        model: HookedTransformer or TransformerBridge.
+        sae: any SAE with a row for each latent; of one that writes to another hook point than it reads, latents are
+            read at one, and the difference of means is that of the other.
+        with_demonstrations: texts, or their token ids.
+        without: the same without demonstrations.
+        k: number of latents; fewer where fewer differ. None: all that differ.
+        by: what latents are chosen and weighted by.
+        exclude_special_tokens: as of ``attached``; prompts that end with one of these are refused, since nothing is
+            added there.
+        batch_size: prompts of equal length per forward pass.
+
+    Raises:
+        ValueError: if there are no prompts, one is empty or ends with a special token, no latent differs, a code has
+            no direction of its own, or what fires at a token depends on others.
+    """
+    dictionary = Dictionary(sae)
+    check_has_rows(dictionary)
+    check_codes_alone(dictionary, "take another SAE")
+    k, by = check("k", k, whole(1, or_none=True)), check("by", by, OneOf(("rate", "mean")))
+    special = special_token_ids(model, exclude_special_tokens)
+    named = {"with_demonstrations": with_demonstrations, "without": without}
+    sequences = {name: _tokens(model, prompts, name, special) for name, prompts in named.items()}
+    read = [_read(model, dictionary, tokens, batch_size) for tokens in sequences.values()]
+    (code_with, mean_with), (code_without, mean_without) = read
+
+    fires, fires_without = code_with != 0, code_without != 0
+    n_fired = fires.sum(0) + fires_without.sum(0)
+    total = code_with.sum(0) + code_without.sum(0)
+    # What each is where it fires; 0 of one that never does.
+    units = total / n_fired.clamp(min=1)
+    if by == "rate":
+        difference = fires.double().mean(0) - fires_without.double().mean(0)
+        weights = difference.sign() * units
+    else:
+        difference = weights = code_with.mean(0) - code_without.mean(0)
+    order = difference.abs().argsort(descending=True, stable=True)
+    order = order[difference[order] != 0][:k].tolist()
+    if not order:
+        raise ValueError(
+            "No latent fires differently with demonstrations and without: are the prompts of both the same?"
+        )
+    means = mean_with - mean_without
+    return TaskVector(
+        tuple(
+            TaskLatent(j, _rate(fires[:, j]), _rate(fires_without[:, j]), weights[j].item())
+            for j in order
+        ),
+        _scaled_sum(dictionary, order, weights[order].float(), means.norm().item()),
+        means.float(),
+        by,
+        len(code_with),
+        len(code_without),
+        dictionary,
+        units.float(),
+    )
+
+
+def _tokens(
+    model: Any, prompts: Any, name: str, special: Sequence[int]
+) -> list[Int[Tensor, " length"]]:
+    """Token ids of prompts, checked."""
+    if isinstance(prompts, str) or not isinstance(prompts, (Sequence, Tensor)) or not len(prompts):
+        raise ValueError(f"{name} must be a list of prompts; got {shown(prompts)}.")
+    sequences: list[Any] = list(prompts)
+    if isinstance(sequences[0], str):
+        check_tokenizer(model)
+        sequences = list(tokenize(model, sequences))
+    for i, tokens in enumerate(sequences):
+        if not isinstance(tokens, Tensor) or tokens.ndim != 1 or tokens.is_floating_point():
+            raise ValueError(
+                f"{name} must be texts, or token ids of one prompt each; got {shown(tokens)} as number {i}."
+            )
+        if not len(tokens):
+            raise ValueError(f"Prompt {i} of {name} has no token.")
+        if tokens[-1].item() in special:
+            raise ValueError(
+                f"Prompt {i} of {name} ends with the special token {tokens[-1].item()}, which is left as it is. Give "
+                "prompts that end where the answer begins, or exclude_special_tokens=False."
+            )
+    return sequences
+
+
+def _read(
+    model: Any, dictionary: Dictionary, sequences: Sequence[Tensor], batch_size: int
+) -> tuple[Float[Tensor, "n n_latents"], Float[Tensor, " d_out"]]:
+    """The code at the last token of each prompt, and the mean activation there where the SAE writes; float64."""
+    last = torch.tensor([[len(tokens) - 1] for tokens in sequences])
+    hooks = list(dict.fromkeys(dictionary.hook_names))
+    states = hidden_states(model, hooks, sequences, last, batch_size)
+    read, written = (
+        _of_head(states[hook][:, 0], head, width)
+        for hook, head, width in zip(
+            dictionary.hook_names,
+            dictionary.head_indices,
+            (dictionary.d_in, dictionary.d_out),
+            strict=True,
+        )
+    )
+    code = dictionary.encode(read.to(dictionary.device, dictionary.dtype)).cpu().double()
+    if dictionary.kind.is_one_hot:
+        # Whatever a code is scaled by, it is what the token has: see latent_rows.
+        code = (code != 0).double()
+    return code, written.double().mean(0)
+
+
+def _of_head(states: Tensor, head: int | None, width: int) -> Tensor:
+    """Of heads side by side, one."""
+    return states if head is None else states.unflatten(1, (-1, width))[:, head]
+
+
+def _scaled_sum(
+    dictionary: Dictionary, latents: Sequence[int], weights: Tensor, norm: float
+) -> Float[Tensor, " d_out"]:
+    """Σ weight × decoder row, of a norm."""
+    total = weights @ latent_rows(dictionary, latents).float().cpu()
+    if not total.norm() > 0:
+        raise ValueError(
+            f"The decoder rows of latents {shown(list(latents))} add up to nothing, which has no direction."
+        )
+    return total / total.norm() * norm
+
+
+def _rate(fired: Bool[Tensor, " n"]) -> Interval:
+    interval = wilson(int(fired.sum()), len(fired))
+    assert interval is not None
+    return interval
+
+
+def _signs(n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
+    return 2.0 * torch.randint(2, (n,), generator=generator) - 1
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(check("seed", seed, whole(0)))
