@@ -28,6 +28,8 @@ from bae_lens.activations.texts import MissingTexts, check_text, is_missing
 from bae_lens.files.json_file import parse_json
 from bae_lens.loading import hub
 
+# What LabeledTexts.read takes if nothing is said.
+_COLUMNS = {"text_column": "text", "label_column": "label", "split": "test"}
 _FILES = (".jsonl", ".json", ".csv", ".txt")  # of _READERS
 
 
@@ -111,6 +113,23 @@ class LabeledTexts:
         number_of = {name: i for i, name in enumerate(label_names)}
         labels = torch.tensor([number_of[cast(str, name)] for name in names])
         return cls(texts, labels, label_names, rationales)
+
+    @classmethod
+    def of(cls, data: Any, **columns: str) -> LabeledTexts:
+        """The texts, ``read`` by their columns' names and split if they are not read yet.
+
+        Raises:
+            ValueError: see ``read``; or if they are read already and a name other than the default is given.
+        """
+        if not isinstance(data, LabeledTexts):
+            return cls.read(data, **columns)
+        given = [name for name, value in columns.items() if value != _COLUMNS[name]]
+        if given:
+            raise ValueError(
+                f"{given[0]} is for data that are still to be read; these are LabeledTexts: give it to "
+                "LabeledTexts.read."
+            )
+        return data
 
     def sample(self, n: int, seed: int = 0) -> LabeledTexts:
         """At most ``n`` of the texts in random order, the classes' shares as near as can be.

@@ -20,6 +20,7 @@ _COMMANDS = {
     "finetune": "make a classifier of an encoder, to be studied as any language model",
     "eval": "evaluate a saved autoencoder",
     "ablate": "remove a saved autoencoder's concepts and measure what a probe loses, beside controls",
+    "probe": "tell the classes of texts by a few latents of a saved autoencoder, beside controls",
     "report": "write what the latents of saved autoencoders stand for as HTML files",
     "quiz": "write a page on which people tell a model's predictions from concepts alone",
     "score-quiz": "score what people answered there",

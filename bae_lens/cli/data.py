@@ -53,12 +53,12 @@ def add_data_arguments(
     )
 
 
-def read_data(args: argparse.Namespace) -> LabeledTexts:
-    """By these options."""
+def read_data(args: argparse.Namespace, data: str | None = None) -> LabeledTexts:
+    """By these options; ``data`` in place of what they name."""
     from bae_lens.activations.labeled_texts import LabeledTexts
 
     return LabeledTexts.read(
-        args.data,
+        args.data if data is None else data,
         text_column=args.text_column,
         label_column=args.label_column,
         split=args.split,

@@ -24,9 +24,6 @@ from bae_lens.concept_ablation.settings import AblationSettings, Attribution, Pr
 from bae_lens.concept_ablation.texts import encode_texts
 from bae_lens.evals.reconstruction import predicts_next_token
 
-# What LabeledTexts.read takes if nothing is said.
-_COLUMNS = {"text_column": "text", "label_column": "label", "split": "test"}
-
 
 class Salient(NamedTuple):
     """The salient token of each text.
@@ -116,7 +113,7 @@ class AblationTask:
         leace_fitters(0, 1, 2)  # said now, if the package is missing, and not after an hour
         check_hooks(model, hook_names)
         columns = {"text_column": text_column, "label_column": label_column, "split": split}
-        data = _labeled(dataset, columns)
+        data = LabeledTexts.of(dataset, **columns)
         if reference_texts is not None and not len(reference_texts):
             raise ValueError(
                 "reference_texts is empty: give texts, or None to describe the concepts by the "
@@ -235,19 +232,6 @@ class AblationTask:
         if self.reader.readout == "mean":
             return mean
         return torch.where(batch.read[..., None], self.vectors[0].mean(0), mean)
-
-
-def _labeled(dataset: Any, columns: dict[str, str]) -> LabeledTexts:
-    """The texts, read by their columns' names if they are not read yet."""
-    if not isinstance(dataset, LabeledTexts):
-        return LabeledTexts.read(dataset, **columns)
-    given = [name for name, value in columns.items() if value != _COLUMNS[name]]
-    if given:
-        raise ValueError(
-            f"{given[0]} is for data that are still to be read; these are LabeledTexts: give it to "
-            "LabeledTexts.read."
-        )
-    return dataset
 
 
 def _reader(

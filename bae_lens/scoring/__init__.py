@@ -6,6 +6,8 @@ The data's way: ``tested_latents`` (texts in which a latent fires, tokens at whi
 What a dictionary tells of a model's predictions: ``words_and_contexts`` (words and contexts of a concept) →
 ``bag_of_words`` (a classifier of words) → ``recoverability``; ``codes_of_words`` (of all words, salient or not) →
 ``nmi``.
+
+How well a few latents tell the class of a text: ``sparse_probing``.
 """
 
 from typing import TYPE_CHECKING
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
     from bae_lens.scoring.ranking import Ranking, RankingSettings, rank_dictionaries
     from bae_lens.scoring.recoverability import RecoverabilityTask
     from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
+    from bae_lens.scoring.sparse_probing import probe_latents, sparse_probing
+    from bae_lens.scoring.sparse_probing_result import SparseProbingResult
+    from bae_lens.scoring.sparse_probing_settings import SparseProbingSettings
+    from bae_lens.scoring.sparse_probing_task import SparseProbingTask
     from bae_lens.scoring.words_and_contexts import WordsAndContexts, words_and_contexts_of
 
 __all__ = [
@@ -63,14 +69,19 @@ __all__ = [
     "Recoverability",
     "RecoverabilitySettings",
     "RecoverabilityTask",
+    "SparseProbingResult",
+    "SparseProbingSettings",
+    "SparseProbingTask",
     "WordCodes",
     "WordsAndContexts",
     "comsem_test",
     "intruder_test",
     "prediction_nmi",
     "prediction_nmi_difference",
+    "probe_latents",
     "protocol_distance",
     "rank_dictionaries",
+    "sparse_probing",
     "word_codes",
     "words_and_contexts_of",
 ]
@@ -100,6 +111,10 @@ lazy_names(
         "bae_lens.scoring.ranking": ("Ranking", "RankingSettings", "rank_dictionaries"),
         "bae_lens.scoring.recoverability": ("RecoverabilityTask",),
         "bae_lens.scoring.recoverability_result": ("Recoverability", "RecoverabilitySettings"),
+        "bae_lens.scoring.sparse_probing": ("probe_latents", "sparse_probing"),
+        "bae_lens.scoring.sparse_probing_result": ("SparseProbingResult",),
+        "bae_lens.scoring.sparse_probing_settings": ("SparseProbingSettings",),
+        "bae_lens.scoring.sparse_probing_task": ("SparseProbingTask",),
         "bae_lens.scoring.words_and_contexts": ("WordsAndContexts", "words_and_contexts_of"),
     },
 )

@@ -16,7 +16,13 @@ from bae_lens.examples import LatentRecords
 from bae_lens.quiz import QuizKey
 from bae_lens.quiz.questions import key_path, write_quiz
 from bae_lens.quiz.scores import QuizAnswers
-from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recoverability
+from bae_lens.scoring import (
+    ComSemResult,
+    IntruderResult,
+    Ranking,
+    Recoverability,
+    SparseProbingResult,
+)
 from bae_lens.scoring.ranking import rank_dictionaries
 from bae_lens.training.metric_log import read_metric_log
 from tests.bad_inputs.damage import Damaged, damaged_bytes, damaged_json, damaged_text
@@ -25,6 +31,7 @@ from tests.concept_ablation.test_result import make_result
 from tests.helpers import make_activations, make_training_bae
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class
 from tests.report.helpers import make_comsem, make_intruder, make_records
+from tests.scoring.probing import make_probing
 from tests.scoring.test_ranking import SETTINGS, THREE, Named, fair
 
 
@@ -187,6 +194,7 @@ FILES = (
     _result(IntruderResult, lambda: make_intruder(make_records(6), 3), "settings"),
     _result(ComSemResult, lambda: make_comsem(make_records(6), 3), "settings"),
     _result(ConceptAblationResult, make_result, "settings", "chance", "accuracy", "std"),
+    _result(SparseProbingResult, make_probing, "settings"),
     _result(Recoverability, lambda: next(iter(RECOVERIES.values())), "settings"),
     _result(Ranking, lambda: rank_dictionaries(THREE, Named("x", fair), SETTINGS), "settings"),
     _of_key(QuizKey, lambda key: key),

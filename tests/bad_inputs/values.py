@@ -36,6 +36,7 @@ from bae_lens.scoring import (
     IntruderSettings,
     Limits,
     RankingSettings,
+    SparseProbingSettings,
 )
 from bae_lens.scoring.recoverability_result import RecoverabilitySettings
 from tests.bad_inputs.damage import Damaged
@@ -62,6 +63,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
             RecoverabilitySettings,
             QuizSettings,
             AblationSettings,
+            SparseProbingSettings,
             FinetuningSettings,
             Limits,
         )
@@ -235,6 +237,7 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
         # The stand-in for a language model is no encoder that could judge.
         "report": (sae, "--judge", "none"),
         "ablate": (sae, "--data", str(data), "--context_size", "16"),
+        "probe": (sae, "--data", str(data), "--context_size", "16"),
         "finetune": (str(data), "--model", str(encoder), "--output", str(folder / "classifier")),
         "quiz": (sae, "--data", str(data), "--reference", str(data), "--context_size", "16"),
     }
@@ -254,7 +257,13 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
                 known.append((name, flag, ("nonsense", "")))
             elif flag == "--device":
                 known.append((name, flag, ("gpu", "")))
-            elif flag in ("--data", "--reference", "--reference_data", "--evidence"):
+            elif flag in (
+                "--data",
+                "--test_data",
+                "--reference",
+                "--reference_data",
+                "--evidence",
+            ):
                 known.append((name, flag, (str(folder / "nowhere.jsonl"),)))
             elif flag == "--output":
                 known.append((name, flag, (sae, "/proc/x", str(data / "x"))))
@@ -284,7 +293,7 @@ VALUES = (
         "bae-lens train --FIELD", "options × bad values", "values of the fields", _train_options
     ),
     Reader(
-        "eval, report, ablate, finetune, quiz",
+        "eval, report, ablate, probe, finetune, quiz",
         "options × bad values",
         "values of the options",
         _options,
