@@ -16,7 +16,7 @@ from bae_lens.cli.data import (
     read_data,
 )
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
-from bae_lens.scoring.sparse_probing_settings import ChosenBy, SparseProbingSettings
+from bae_lens.scoring.probing_settings import ChosenBy, SparseProbingSettings
 
 if TYPE_CHECKING:
     from bae_lens.scoring import SparseProbingResult

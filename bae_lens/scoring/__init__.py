@@ -38,13 +38,13 @@ if TYPE_CHECKING:
         prediction_nmi,
         prediction_nmi_difference,
     )
+    from bae_lens.scoring.probing import probe_latents, sparse_probing
+    from bae_lens.scoring.probing_result import SparseProbingResult
+    from bae_lens.scoring.probing_settings import SparseProbingSettings
+    from bae_lens.scoring.probing_task import SparseProbingTask
     from bae_lens.scoring.ranking import Ranking, RankingSettings, rank_dictionaries
     from bae_lens.scoring.recoverability import RecoverabilityTask
     from bae_lens.scoring.recoverability_result import Recoverability, RecoverabilitySettings
-    from bae_lens.scoring.sparse_probing import probe_latents, sparse_probing
-    from bae_lens.scoring.sparse_probing_result import SparseProbingResult
-    from bae_lens.scoring.sparse_probing_settings import SparseProbingSettings
-    from bae_lens.scoring.sparse_probing_task import SparseProbingTask
     from bae_lens.scoring.words_and_contexts import WordsAndContexts, words_and_contexts_of
 
 __all__ = [
@@ -111,10 +111,10 @@ lazy_names(
         "bae_lens.scoring.ranking": ("Ranking", "RankingSettings", "rank_dictionaries"),
         "bae_lens.scoring.recoverability": ("RecoverabilityTask",),
         "bae_lens.scoring.recoverability_result": ("Recoverability", "RecoverabilitySettings"),
-        "bae_lens.scoring.sparse_probing": ("probe_latents", "sparse_probing"),
-        "bae_lens.scoring.sparse_probing_result": ("SparseProbingResult",),
-        "bae_lens.scoring.sparse_probing_settings": ("SparseProbingSettings",),
-        "bae_lens.scoring.sparse_probing_task": ("SparseProbingTask",),
+        "bae_lens.scoring.probing": ("probe_latents", "sparse_probing"),
+        "bae_lens.scoring.probing_result": ("SparseProbingResult",),
+        "bae_lens.scoring.probing_settings": ("SparseProbingSettings",),
+        "bae_lens.scoring.probing_task": ("SparseProbingTask",),
         "bae_lens.scoring.words_and_contexts": ("WordsAndContexts", "words_and_contexts_of"),
     },
 )

@@ -31,7 +31,7 @@ from tests.concept_ablation.test_result import make_result
 from tests.helpers import make_activations, make_training_bae
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class
 from tests.report.helpers import make_comsem, make_intruder, make_records
-from tests.scoring.probing import make_probing
+from tests.scoring.planted_probing import make_probing
 from tests.scoring.test_ranking import SETTINGS, THREE, Named, fair
 
 

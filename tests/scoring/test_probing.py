@@ -20,7 +20,7 @@ from bae_lens.scoring import (
     probe_latents,
     sparse_probing,
 )
-from bae_lens.scoring.sparse_probing_result import (
+from bae_lens.scoring.probing_result import (
     COMPONENTS,
     CONTROLS,
     DIMENSIONS,
@@ -42,7 +42,7 @@ from tests.helpers import (
     make_model,
     make_sinking_model,
 )
-from tests.scoring.probing import (
+from tests.scoring.planted_probing import (
     N_LATENTS,
     N_TEXTS,
     PLANTED,

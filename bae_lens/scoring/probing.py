@@ -16,7 +16,7 @@ from bae_lens.activations.outlier_tokens import multiple_of, saved_outlier_token
 from bae_lens.concept_ablation.probes import fit_probe
 from bae_lens.dictionaries import Clusters
 from bae_lens.examples.coder import Coder
-from bae_lens.scoring.sparse_probing_result import (
+from bae_lens.scoring.probing_result import (
     COMPONENTS,
     DIMENSIONS,
     LATENTS,
@@ -26,8 +26,8 @@ from bae_lens.scoring.sparse_probing_result import (
     ProbeRow,
     SparseProbingResult,
 )
-from bae_lens.scoring.sparse_probing_settings import SparseProbingSettings
-from bae_lens.scoring.sparse_probing_task import AT_ONCE, SparseProbingTask
+from bae_lens.scoring.probing_settings import SparseProbingSettings
+from bae_lens.scoring.probing_task import AT_ONCE, SparseProbingTask
 
 
 def sparse_probing(

@@ -13,7 +13,7 @@ from bae_lens.charts import Curve, curves
 from bae_lens.checks.consistency import check_counts, check_indices, check_lengths, check_that
 from bae_lens.files.json_file import ResultOfWeights
 from bae_lens.results import Table
-from bae_lens.scoring.sparse_probing_settings import SparseProbingSettings
+from bae_lens.scoring.probing_settings import SparseProbingSettings
 from bae_lens.stats import Interval, balanced_interval, shown
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from bae_lens.activations.reference_norms import warn_of_many
 from bae_lens.activations.text_batch import read_hooks
 from bae_lens.concept_ablation.passes import Batch, Reader
 from bae_lens.concept_ablation.texts import encode_texts
-from bae_lens.scoring.sparse_probing_result import positives
-from bae_lens.scoring.sparse_probing_settings import SparseProbingSettings
+from bae_lens.scoring.probing_result import positives
+from bae_lens.scoring.probing_settings import SparseProbingSettings
 
 logger = logging.getLogger(__name__)
 
