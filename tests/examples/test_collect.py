@@ -18,9 +18,10 @@ from scipy import sparse
 
 from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.concept_ablation import Clusters
-from bae_lens.examples import ExampleSettings, LatentRecords, collect, collect_examples
+from bae_lens.examples import ExampleSettings, LatentRecords, collect_examples
+from bae_lens.examples import collector as collecting
 from bae_lens.examples import corpus as reading
-from bae_lens.examples.collect import Collector
+from bae_lens.examples.collector import Collector
 from bae_lens.examples.corpus import NOTHING, TokenBlock, place_dtype
 from bae_lens.examples.token_text import TokenStrings
 from bae_lens.report.sentences import collect_sentences
@@ -158,7 +159,7 @@ def test_blocks_of_any_size_give_the_same(strength, monkeypatch):
     block = planted(acts, classes=np.arange(400) % 3)
     whole = records_of(block, strength, n_classes=3)
 
-    monkeypatch.setattr(collect, "_MAX_PAIRS", 50)
+    monkeypatch.setattr(collecting, "_MAX_PAIRS", 50)
     for chunk in (7, 100):
         found = records_of(block, strength, chunk, n_classes=3)
         if strength == "surprise":  # whose tokens may depend on it
@@ -235,7 +236,7 @@ def test_lemmas_add_up_forms(monkeypatch):
 
 
 def test_no_pairs_of_too_many_latents(monkeypatch, caplog):
-    monkeypatch.setattr(collect, "MAX_PAIRED", 5)
+    monkeypatch.setattr(collecting, "MAX_PAIRED", 5)
 
     found = records_of(planted(make_bits()), "surprise")
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 from bae_lens.examples import LatentRecords
-from bae_lens.examples.collect import Collector
+from bae_lens.examples.collector import Collector
 from bae_lens.examples.corpus import NOTHING, TokenBlock, place_dtype
 from bae_lens.examples.records import ExampleSettings
 from bae_lens.examples.token_text import TokenStrings

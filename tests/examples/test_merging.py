@@ -10,7 +10,7 @@ import pytest
 
 from bae_lens.distributed import start_process_group
 from bae_lens.examples import LatentRecords, collect_examples
-from bae_lens.examples.collect import Collector
+from bae_lens.examples.collector import Collector
 from bae_lens.examples.pair_counts import PairCounts
 from bae_lens.examples.token_counts import TokenCounts
 from tests.distributed.ranks import on_ranks, results_of
