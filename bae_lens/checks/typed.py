@@ -66,10 +66,19 @@ def _check_items(value: Sequence[Any], arguments: tuple[Any, ...], name: str, hi
         return
     if not arguments:
         return
-    if arguments[0] in _PLAIN and set(map(type, value)) <= set(_PLAIN[arguments[0]]):
+    if set(map(type, value)) <= _plain_types(arguments[0]):
         return  # Millions of token ids, in no time.
     for i, item in enumerate(value):
         check_types(item, arguments[0], f"{name}[{i}]")
+
+
+@lru_cache(maxsize=256)
+def _plain_types(hint: Any) -> frozenset[type]:
+    """The types of plain values that a hint allows, of a union too; none where it has others."""
+    hints = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if not all(own in _PLAIN for own in hints):
+        return frozenset()
+    return frozenset(kind for own in hints for kind in _PLAIN[own])
 
 
 def _check_union(value: Any, arguments: Iterable[Any], name: str, hint: Any) -> None:

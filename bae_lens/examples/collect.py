@@ -57,10 +57,11 @@ def collect_examples(
 
     The same seed gives the same examples, however the corpus is batched (but for rounding in the
     model, which may differ with the size of a batch). Memory does not grow with the corpus: an
-    example is 4 bytes a token of its window and 24 more, of which there are ``n_strongest +
-    n_random`` a latent, of one-bit codes four or six times as many; the margins of a block of bits
-    are 32 MB; see also ``TokenCounts``, ``PairCounts`` and
-    ``CorpusSample``.
+    example is 8 bytes a token of its window (its id, and what the latent has there) and 24 more, of which
+    there are ``n_strongest + n_random`` a latent, of one-bit codes twice ``2 n_strongest + n_random``: by
+    default 73 MB of 16,384 latents, 220 MB of as many bits. The margins of a block of bits are 32 MB, twice
+    while it is cut out; see also ``TokenCounts`` (which counts bins of activations as well), ``PairCounts``
+    and ``CorpusSample``.
 
     Args:
         model: a HookedTransformer, TransformerBridge or another model with their interface.
@@ -113,7 +114,9 @@ def collect_examples(
         n = settings.n_tokens
         own = replace(settings, n_tokens=None if n is None else max(1, own_number(n)))
     texts = replace(texts, outliers=outliers)
-    collector = Collector(coder.n_latents, coder.strength, settings, len(names or ()))
+    collector = Collector(
+        coder.n_latents, coder.strength, settings, len(names or ()), coder.level_values
+    )
     if ranks > 1:
         collector.first_token = rank() * _FAR
     for block in token_blocks(texts, coder, model, own, model_kwargs, verbose):

@@ -8,11 +8,14 @@ from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bae_lens.examples.coder import Coder
 from bae_lens.examples.corpus import TokenBlock, margins_of, place_dtype
 from bae_lens.examples.corpus_tokens import CorpusSample
+from bae_lens.examples.histogram import N_BINS, LevelCounts, bins_of, histogram_of
 from bae_lens.examples.lemmas import lemma_table
 from bae_lens.examples.pair_counts import MAX_PAIRED, PairCounts, nearest_in_codebook
 from bae_lens.examples.records import (
@@ -28,6 +31,8 @@ from bae_lens.examples.records import (
 from bae_lens.examples.reservoir import FiringKeys, Reservoir, strongest_first
 from bae_lens.examples.token_counts import TokenCounts, lifts_of, row_of, top_of
 from bae_lens.examples.token_text import TokenStrings, examples_of
+from bae_lens.examples.window_values import WindowValues
+from bae_lens.nn import levels_of_entries
 
 logger = logging.getLogger(__name__)
 
@@ -55,22 +60,30 @@ class Collector:
         strength: what kind of code it is, see ``LatentRecords.strength``.
         settings: what to keep.
         n_classes: of the labels; 0 without.
+        level_values: of a code of levels, see ``Dictionary.level_values``.
     """
 
     def __init__(
-        self, n_latents: int, strength: Strength, settings: ExampleSettings, n_classes: int
+        self,
+        n_latents: int,
+        strength: Strength,
+        settings: ExampleSettings,
+        n_classes: int,
+        level_values: Tensor | None = None,
     ) -> None:
         self.n_latents, self.settings, self.n_classes = n_latents, settings, n_classes
-        self.are_bits = strength == "surprise"
+        self.are_bits, self.is_one_hot = strength == "surprise", strength == "nearness"
+        self.level_values = None if level_values is None else level_values.cpu()
         n_groups = 2 * n_latents if self.are_bits else n_latents
         place = place_dtype(settings)
+        n_window = settings.n_left + 1 + settings.n_right
         self.keys = FiringKeys(settings.seed, n_latents)
-        self.strongest = Reservoir(n_groups, settings.n_strongest, place)
-        self.random = Reservoir(n_groups, settings.n_random, place)
+        self.strongest = Reservoir(n_groups, settings.n_strongest, place, n_window)
+        self.random = Reservoir(n_groups, settings.n_random, place, n_window)
         # Of bits: as many as the strongest, which those are in place of where random ones are wanted.
         self.more_random = None
         if self.are_bits:
-            self.more_random = Reservoir(n_groups, settings.n_strongest, place)
+            self.more_random = Reservoir(n_groups, settings.n_strongest, place, n_window)
         self.n_left_out = 0
         self.corpus_sample = None
         if settings.n_corpus_tokens > 0:
@@ -78,6 +91,9 @@ class Collector:
                 settings.n_corpus_tokens, n_latents, place, settings.seed
             )
         self.tokens = TokenCounts(n_groups, settings.n_counters)
+        # Bins of activations, or levels: there is a counter for each, so that none is short.
+        n_values = N_BINS if self.level_values is None else self.level_values.shape[1]
+        self.values = TokenCounts(n_groups, n_values)
         # Index of the first token in a corpus of which others read other parts.
         self.first_token = 0
         self.n_tokens, self.n_texts = 0, 0
@@ -110,9 +126,10 @@ class Collector:
         rows = np.repeat(np.arange(len(block)), np.diff(block.firings.indptr))
         latents = block.firings.indices.astype(np.int64)
         token_keys = self.keys.of_tokens(self.first_token + self.n_tokens + np.arange(len(block)))
-        self._keep_examples(block, rows, latents, token_keys)
+        windows = WindowValues(block, self.is_one_hot)
+        self._keep_examples(block, rows, latents, token_keys, windows)
         if self.are_bits:
-            self._keep_examples_of_off(block, token_keys)
+            self._keep_examples_of_off(block, token_keys, windows)
         if self.corpus_sample is not None:
             self.corpus_sample.update(block, token_keys)
         self.n_tokens += len(block)
@@ -133,7 +150,15 @@ class Collector:
 
     def merge(self, other: Collector) -> None:
         """Take in what another has collected of other texts, its settings and seed being the same."""
-        for name in ("strongest", "random", "more_random", "corpus_sample", "tokens", "pairs"):
+        for name in (
+            "strongest",
+            "random",
+            "more_random",
+            "corpus_sample",
+            "tokens",
+            "values",
+            "pairs",
+        ):
             if (part := getattr(self, name)) is not None:
                 part.merge(getattr(other, name))
         width = max(len(self.token_totals), len(other.token_totals))
@@ -182,6 +207,10 @@ class Collector:
                 more_random=None
                 if self.more_random is None
                 else self._examples(self.more_random, group, strings, surprise),
+                histogram=histogram_of(*row_of(self.values.counts, group))
+                if self.level_values is None
+                else None,
+                levels=self._levels(j),
             )
 
     def corpus_tokens(self, strings: TokenStrings) -> tuple[CorpusToken, ...] | None:
@@ -203,19 +232,22 @@ class Collector:
         rows: NDArray[np.int64],
         latents: NDArray[np.int64],
         token_keys: NDArray[np.uint64],
+        windows: WindowValues,
     ) -> None:
         keys = token_keys[rows] + self.keys.of_latents[latents]
         strengths = block.firings.data
         if self.more_random is not None:
             # All bits are equally strong, and what tells one's firings apart is the margin.
             strengths = margins_of(block)[rows, latents].astype(np.float32)
-            self.more_random.offer(latents, ~keys, strengths, rows, block.places)
+            self.more_random.offer(latents, ~keys, strengths, rows, block.places, windows)
         self.strongest.offer(
-            latents, strongest_first(strengths, keys), strengths, rows, block.places
+            latents, strongest_first(strengths, keys), strengths, rows, block.places, windows
         )
-        self.random.offer(latents, keys, strengths, rows, block.places)
+        self.random.offer(latents, keys, strengths, rows, block.places, windows)
 
-    def _keep_examples_of_off(self, block: TokenBlock, token_keys: NDArray[np.uint64]) -> None:
+    def _keep_examples_of_off(
+        self, block: TokenBlock, token_keys: NDArray[np.uint64], windows: WindowValues
+    ) -> None:
         """Bits that are off are many, so only those are listed that would be kept."""
         assert self.more_random is not None
         n_rows = max(1, _MAX_PAIRS // self.n_latents)
@@ -236,6 +268,7 @@ class Collector:
                     margins[rows, latents],
                     begin + rows,
                     block.places,
+                    windows,
                 )
 
     def _count_tokens(
@@ -245,12 +278,24 @@ class Collector:
         totals[: len(self.token_totals)] += self.token_totals
         self.token_totals = totals
         off = np.flatnonzero(self.when_off)
+        values = block.firings.data
+        groups = latents
         if len(off) > 0:
             is_counted = ~self.when_off[latents]
             rows_off, columns = (block.firings[:, off].toarray() == 0).nonzero()
             rows = np.concatenate([rows[is_counted], rows_off])
-            latents = np.concatenate([latents[is_counted], self.n_latents + off[columns]])
-        self.tokens.update(latents, block.tokens[rows])
+            latents = np.concatenate([latents[is_counted], off[columns]])
+            groups = latents + self.n_latents * self.when_off[latents]
+        self.tokens.update(groups, block.tokens[rows])
+        if self.level_values is not None:
+            levels = levels_of_entries(
+                torch.from_numpy(values), torch.from_numpy(latents), self.level_values
+            )
+            self.values.update(groups, levels.numpy() - 1)
+        elif not self.are_bits:
+            self.values.update(groups, bins_of(values))
+        elif block.margins is not None:
+            self.values.update(groups, bins_of(block.margins[rows, latents]))
 
     def _top(self, counted: _Counted, group: int, n_firings: int) -> tuple[Count, ...]:
         tops = []
@@ -273,6 +318,13 @@ class Collector:
         return examples_of(
             reservoir, group, strings, self.settings.n_left, surprise, has_margins=self.are_bits
         )
+
+    def _levels(self, latent: int) -> LevelCounts | None:
+        if self.level_values is None:
+            return None
+        values = self.level_values[latent].tolist()
+        n_of = dict(zip(*row_of(self.values.counts, latent), strict=True))
+        return LevelCounts(tuple(values), tuple(n_of.get(k, 0) for k in range(len(values))))
 
     def _lemmas(self, strings: TokenStrings) -> _Counted | None:
         language = self.settings.lemmas

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 
 # Tokens of a block, and entries of its code as a dense matrix, at most.
 _MAX_BLOCK, _MAX_DENSE = 4096, 2**24
-# In a window: no token there.
+# In a window: no token there; and none there that counts.
 NOTHING = -1
+AWAY = np.int32(2**31 - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,10 @@ class TokenBlock:
         margins: ``[n, n_latents]``, of bits, see ``Coder.firings_with_margins``; None of other codes.
         n_left_out: ``[n]``, outlier tokens between each and the one before; None where none are left
             out.
+        steps: ``[n, n_left + 1 + n_right]``, how many tokens that count each token of a window is after
+            the marked one; ``AWAY`` for one that does not count. None where that is not known.
+        around: more tokens, so many that every window is among them, and which of them is the block's first;
+            None where there are no others.
     """
 
     firings: Any
@@ -60,12 +65,14 @@ class TokenBlock:
     classes: NDArray[np.int64]
     margins: NDArray[np.float16] | None = None
     n_left_out: NDArray[np.int64] | None = None
+    steps: NDArray[np.int32] | None = None
+    around: tuple[TokenBlock, int] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, part: slice) -> TokenBlock:
-        """Some of the tokens."""
+        """Some of the tokens, without those around them."""
         return TokenBlock(
             self.firings[part],
             self.tokens[part],
@@ -73,6 +80,7 @@ class TokenBlock:
             self.classes[part],
             None if self.margins is None else self.margins[part],
             None if self.n_left_out is None else self.n_left_out[part],
+            None if self.steps is None else self.steps[part],
         )
 
     @classmethod
@@ -80,6 +88,7 @@ class TokenBlock:
         """Several as one."""
         margins = [block.margins for block in blocks if block.margins is not None]
         left_out = [block.n_left_out for block in blocks if block.n_left_out is not None]
+        steps = [block.steps for block in blocks if block.steps is not None]
         return cls(
             sparse.vstack([block.firings for block in blocks], format="csr"),
             np.concatenate([block.tokens for block in blocks]),
@@ -87,6 +96,7 @@ class TokenBlock:
             np.concatenate([block.classes for block in blocks]),
             np.concatenate(margins) if margins else None,
             np.concatenate(left_out) if left_out else None,
+            np.concatenate(steps) if steps else None,
         )
 
 
@@ -229,7 +239,8 @@ def token_blocks(
     """
     size = max(1, min(_MAX_BLOCK, _MAX_DENSE // coder.n_latents))
     pieces = _pieces(texts, coder, model, settings, model_kwargs)
-    return _recut(_first(settings.n_tokens, pieces, verbose), size)
+    pieces = _first(settings.n_tokens, pieces, verbose)
+    return _recut(pieces, size, settings.n_left, settings.n_right)
 
 
 @torch.no_grad()
@@ -261,7 +272,12 @@ def _pieces(
         rows, positions = (i.cpu().numpy() for i in batch.valid.nonzero(as_tuple=True))
         places = np.empty(len(rows), dtype=place_dtype(settings))
         places["text"], places["position"] = text_of_row[rows], positions
-        places["window"] = _windows(batch, settings)[rows, positions]
+        tokens = batch.tokens
+        if batch.attention_mask is not None:
+            tokens = torch.where(batch.attention_mask, tokens, NOTHING)
+        places["window"] = _windows(tokens, settings, NOTHING)[rows, positions]
+        counts = _windows(batch.valid, settings, False)[rows, positions]
+        order = np.cumsum(counts, axis=1, dtype=np.int32)
         firings, margins = coder.firings_with_margins(x)
         yield TokenBlock(
             firings,
@@ -270,16 +286,14 @@ def _pieces(
             texts.classes_of(text_of_row)[rows],
             margins,
             n_left_out,
+            np.where(counts, order - order[:, settings.n_left, None], AWAY),
         )
 
 
-def _windows(batch: TextBatch, settings: ExampleSettings) -> NDArray[np.int64]:
-    """The tokens around each, ``[batch, pos, n_left + 1 + n_right]``, as a view."""
-    tokens = batch.tokens
-    if batch.attention_mask is not None:
-        tokens = torch.where(batch.attention_mask, tokens, NOTHING)
+def _windows(values: Tensor, settings: ExampleSettings, nothing: int) -> NDArray[Any]:
+    """What the tokens around each have, ``[batch, pos, n_left + 1 + n_right]``, as a view."""
     margins = ((0, 0), (settings.n_left, settings.n_right))
-    padded = np.pad(tokens.cpu().numpy(), margins, constant_values=NOTHING)
+    padded = np.pad(values.cpu().numpy(), margins, constant_values=nothing)
     width = settings.n_left + 1 + settings.n_right
     return np.lib.stride_tricks.sliding_window_view(padded, width, axis=1)
 
@@ -295,21 +309,40 @@ def _first(
     warn_if_text_ended(n_read, n_tokens)
 
 
-def _recut(pieces: Iterable[TokenBlock], size: int) -> Iterator[TokenBlock]:
-    """Blocks of one size, the last one smaller."""
+def _recut(
+    pieces: Iterable[TokenBlock], size: int, n_left: int, n_right: int
+) -> Iterator[TokenBlock]:
+    """Blocks of one size, the last one smaller, each with the tokens around it that its windows reach to."""
     held: list[TokenBlock] = []
-    n_held = 0
+    n_held, begin = 0, 0  # Of those held, the first that no block has had.
+
+    def cut(end: int) -> TokenBlock:
+        around = TokenBlock.joined(_between(held, 0, min(end + n_right, n_held)))
+        return replace(around[begin:end], around=(around, begin))
+
     for piece in pieces:
-        begin = 0
-        while n_held + len(piece) - begin >= size:
-            end = begin + size - n_held
-            yield TokenBlock.joined([*held, piece[begin:end]])
-            held, n_held, begin = [], 0, end
-        if begin < len(piece):
-            held.append(piece[begin:])
-            n_held += len(piece) - begin
-    if held:
-        yield TokenBlock.joined(held)
+        held.append(piece)
+        n_held += len(piece)
+        while n_held >= begin + size + n_right:
+            yield cut(begin + size)
+            begin += size
+            done = max(0, begin - n_left)
+            held = _between(held, done, n_held)
+            n_held, begin = n_held - done, begin - done
+    while begin < n_held:
+        end = min(begin + size, n_held)
+        yield cut(end)
+        begin = end
+
+
+def _between(pieces: Iterable[TokenBlock], begin: int, end: int) -> list[TokenBlock]:
+    """Those of the tokens of several pieces."""
+    parts = []
+    for piece in pieces:
+        if begin < len(piece) and end > 0:
+            parts.append(piece[max(begin, 0) : min(end, len(piece))])
+        begin, end = begin - len(piece), end - len(piece)
+    return parts
 
 
 def _n_rows(source: Any) -> int | None:

@@ -13,6 +13,7 @@ from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.checks.consistency import check_counts, check_indices, check_lengths, check_that
 from bae_lens.checks.fields import Rule, Text, check_fields, whole
 from bae_lens.checks.old_names import renamed_fields, with_new_names
+from bae_lens.examples.histogram import Histogram, LevelCounts
 from bae_lens.files.json_file import ResultOfWeights, write_json
 from bae_lens.fingerprint import is_of_weights
 
@@ -92,6 +93,10 @@ class Example(NamedTuple):
             and nothing in the others.
         margin: of a bit, how far its pre-activation is from the threshold, on the side where it fires;
             None of other codes, and in files that have none.
+        activations: of each of the tokens what the latent has there, to four digits: its activation; of a bit
+            the margin where it fires; of a code its nearness where it is the token's. 0 where the latent does
+            not fire (of a code, None). None where the token does not count or was not read; None in place of
+            all of them in files that have none.
     """
 
     tokens: tuple[int, ...]
@@ -101,6 +106,7 @@ class Example(NamedTuple):
     position: int
     strings: tuple[str, ...]
     margin: float | None = None
+    activations: tuple[float | None, ...] | None = None
 
     @property
     def marked_text(self) -> str:
@@ -117,10 +123,11 @@ class Example(NamedTuple):
         return f"{before}{space}«{token[len(space) :]}»{after}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON, without a margin where there is none."""
+        """Return plain values for JSON, without a margin or activations where there are none."""
         values = self._asdict()
-        if self.margin is None:
-            del values["margin"]
+        for name in ("margin", "activations"):
+            if values[name] is None:
+                del values[name]
         return values
 
 
@@ -205,6 +212,10 @@ class LatentRecord:
         more_random: of bits, a second random sample, which shares none with the first where there
             are enough firings for both: what scores show in place of the strongest. None of other
             codes; in files without margins ``strongest`` is this sample.
+        histogram: how strongly it fires; None of a code of levels, and in files that have none. Of a bit,
+            whose value may change that has been the rarer up to then, some firings may be missing.
+        levels: of a code of levels, how often it is at each; None of other codes, and in files that have
+            none.
     """
 
     index: int
@@ -220,6 +231,8 @@ class LatentRecord:
     class_shares: tuple[float, ...] | None = None
     lift_tokens: tuple[Count, ...] | None = None
     more_random: tuple[Example, ...] | None = None
+    histogram: Histogram | None = None
+    levels: LevelCounts | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -230,6 +243,11 @@ class LatentRecord:
                     part.to_dict() if isinstance(part, Example) else part._asdict()
                     for part in values[name]
                 ]
+        for name in _COUNTS:
+            if values[name] is None:
+                del values[name]
+            else:
+                values[name] = values[name]._asdict()
         return values
 
     @classmethod
@@ -239,6 +257,9 @@ class LatentRecord:
         for name, kind in _PARTS.items():
             if own.get(name) is not None:
                 own[name] = tuple(kind(**_with_tuples(part)) for part in own[name])
+        for name, kind in _COUNTS.items():
+            if own.get(name) is not None:
+                own[name] = kind(**_with_tuples(own[name]))
         return cls(**_with_tuples(own))
 
 
@@ -250,6 +271,10 @@ _PARTS: dict[str, type[Example] | type[Count] | type[Neighbor]] = {
     "top_tokens": Count,
     "top_lemmas": Count,
     "neighbors": Neighbor,
+}
+_COUNTS: dict[str, type[Histogram] | type[LevelCounts]] = {
+    "histogram": Histogram,
+    "levels": LevelCounts,
 }
 
 
@@ -323,9 +348,14 @@ class LatentRecords(ResultOfWeights):
         for index, own in enumerate(self.latents):
             check_that(own.index == index, f"latents must be in order, {index} here", own.index)
             for example in (*own.strongest, *own.random, *(own.more_random or ())):
-                check_indices("marked", [example.marked], len(example.strings))
+                n_tokens = len(example.strings)
+                check_indices("marked", [example.marked], n_tokens)
+                check_lengths(n_tokens, "tokens", activations=example.activations)
             check_indices("neighbors", (other.latent for other in own.neighbors or ()), n)
             check_lengths(n_classes, "classes", class_shares=own.class_shares)
+            for counted in (own.histogram, own.levels):
+                if counted is not None:
+                    counted.check()
         for token in self.corpus_tokens or ():
             check_indices("marked", [token.example.marked], len(token.example.strings))
             check_indices("corpus_tokens.latents", token.latents, n)

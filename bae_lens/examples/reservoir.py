@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,16 +50,19 @@ class Reservoir:
     """The ``n`` entries of each group with the smallest priorities.
 
     Entries may come in any number of pieces. Of equal priorities the earlier one is kept. Memory is
-    ``n_groups · n`` entries, and while a piece is offered as much again as it needs.
+    ``n_groups · n`` entries (12 bytes, the place, and 4 a value), and while a piece is offered as much again
+    as it needs.
 
     Args:
         n_groups: number of groups (latents).
         n: entries kept of each, 1 at least.
         place: what is kept of each beside its priority and strength, as a NumPy dtype.
+        n_values: values that are kept of each as well, see ``offer``.
     """
 
-    def __init__(self, n_groups: int, n: int, place: np.dtype[Any]) -> None:
+    def __init__(self, n_groups: int, n: int, place: np.dtype[Any], n_values: int = 0) -> None:
         self.n = n
+        self.values = np.zeros((n_groups, n, n_values), dtype=np.float32)
         self.priorities = np.full((n_groups, n), _EMPTY)
         self.strengths = np.zeros((n_groups, n), dtype=np.float32)
         self.places = np.zeros((n_groups, n), dtype=place)
@@ -75,6 +79,7 @@ class Reservoir:
         strengths: NDArray[np.float32],
         rows: NDArray[np.int64],
         places: NDArray[Any],
+        values: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float32]] | None = None,
     ) -> None:
         """Entries, in the order of the corpus.
 
@@ -84,6 +89,8 @@ class Reservoir:
             strengths: ``[m]``.
             rows: ``[m]``, which of ``places`` is each entry's.
             places: ``[n_rows]``.
+            values: of the rows and groups of those that may be kept, ``[k]`` each, gives their values,
+                ``[k, n_values]``; None: there are none.
         """
         new = np.flatnonzero(priorities < self.limits[groups])
         # No more than can be kept, before places are looked up.
@@ -94,14 +101,19 @@ class Reservoir:
         every_group = np.concatenate([np.repeat(np.arange(len(touched)), self.n), new_groups])
         every_priority = np.concatenate([self.priorities[touched].ravel(), priorities[new]])
         best = _first_of_each(every_group, every_priority, self.n)
-        for kept, offered in (
+        pairs = [
             (self.priorities, priorities[new]),
             (self.strengths, strengths[new]),
             (self.places, places[rows[new]]),
-        ):
+        ]
+        if values is not None:
+            pairs.append((self.values, values(rows[new], groups[new])))
+        for kept, offered in pairs:
             # Each group had n entries already, empty ones among them, and so has n again.
-            every = np.concatenate([kept[touched].reshape(-1), offered])
-            kept[touched] = every[best].reshape(-1, self.n)
+            shape = kept.shape[2:]
+            held = kept[touched].reshape(len(touched) * self.n, *shape)
+            every = np.concatenate([held, offered])
+            kept[touched] = every[best].reshape(len(touched), self.n, *shape)
 
     def merge(self, other: Reservoir) -> None:
         """Take in the entries of another of as many groups; of equal priorities this one's are kept."""
@@ -113,12 +125,17 @@ class Reservoir:
             other.strengths.ravel()[there],
             there,
             other.places.reshape(-1),
+            lambda rows, groups: other.values[groups, rows % other.n],
         )
 
     def of(self, group: int) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Strengths and places of a group's entries, the smallest priority first."""
         there = self.priorities[group] != _EMPTY
         return self.strengths[group][there], self.places[group][there]
+
+    def values_of(self, group: int) -> NDArray[np.float32]:
+        """Values of a group's entries, in the order of ``of``."""
+        return self.values[group][self.priorities[group] != _EMPTY]
 
 
 def _first_of_each(groups: NDArray[Any], priorities: NDArray[Any], n: int) -> NDArray[np.int64]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bae_lens.examples.corpus import NOTHING
 from bae_lens.examples.records import Example
 from bae_lens.examples.reservoir import Reservoir
@@ -78,9 +81,10 @@ def examples_of(
 ) -> tuple[Example, ...]:
     """Examples of a group; all of one strength where one is given, and the number kept may be their margin."""
     examples = []
-    for key, place in zip(*reservoir.of(group), strict=True):
+    for key, place, values in zip(*reservoir.of(group), reservoir.values_of(group), strict=True):
         window = place["window"]
         tokens = tuple(window[window != NOTHING].tolist())
+        values = values[window != NOTHING] if len(values) else values
         marked = int((window[:n_left] != NOTHING).sum())
         examples.append(
             Example(
@@ -91,6 +95,20 @@ def examples_of(
                 position=int(place["position"]),
                 strings=strings.of_window(tokens, marked),
                 margin=float(key) if has_margins else None,
+                activations=_activations(values),
             )
         )
     return tuple(examples)
+
+
+def _activations(values: NDArray[np.float32]) -> tuple[float | None, ...] | None:
+    """To four digits, as there are more than the rounding of the model leaves; None where none is known."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return None
+    # Most are 0, and the same object then.
+    found: list[float | None] = [0.0 if is_known else None for is_known in known.tolist()]
+    for k in np.flatnonzero(values).tolist():
+        if known[k]:
+            found[k] = float(f"{values[k]:.4g}")
+    return tuple(found)

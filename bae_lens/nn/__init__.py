@@ -19,7 +19,12 @@ from bae_lens.nn.joint_entropy import (
     mutual_information,
     plug_in_entropy,
 )
-from bae_lens.nn.level_index import check_level_values, level_counts, level_indices
+from bae_lens.nn.level_index import (
+    check_level_values,
+    level_counts,
+    level_indices,
+    levels_of_entries,
+)
 from bae_lens.nn.levels import (
     LevelCode,
     heights_of,
@@ -69,6 +74,7 @@ __all__ = [
     "inverse_softplus",
     "level_counts",
     "level_indices",
+    "levels_of_entries",
     "marginal_entropy",
     "miller_madow_correction",
     "mutual_information",

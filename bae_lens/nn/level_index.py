@@ -65,6 +65,27 @@ def level_indices(
 
 
 @torch.no_grad()
+def levels_of_entries(
+    values: Float[Tensor, " m"], latents: Int[Tensor, " m"], level_values: Float[Tensor, "d_sae L"]
+) -> Int[Tensor, " m"]:
+    """The level from 1 of single activations that are not 0, as ``level_indices`` tells them.
+
+    Args:
+        values: activations.
+        latents: which latent each is of.
+        level_values: as for ``level_indices``.
+    """
+    level_values = widened(level_values).to(values.device)
+    boundaries = (level_values[:, 1:] + level_values[:, :-1]) / 2
+    values = widened(values)
+    levels = torch.ones_like(latents, dtype=torch.int32)
+    # One boundary at a time: memory is by what fires, and not L times that.
+    for boundary in boundaries.T.contiguous():
+        levels += values > boundary[latents]
+    return levels
+
+
+@torch.no_grad()
 def level_counts(
     acts: Float[Tensor, "*batch d_sae"], level_values: Float[Tensor, "d_sae L"]
 ) -> Int[Tensor, "d_sae L"]:
@@ -92,13 +113,7 @@ def _check_shapes(acts: Tensor, level_values: Tensor) -> None:
 
 def _fired(acts: Tensor, level_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where activations are not 0: which entries of the flattened tensor, which latents, which levels."""
-    values = widened(level_values).to(acts.device)
-    boundaries = (values[:, 1:] + values[:, :-1]) / 2
     acts = acts.reshape(-1)
     entries = acts.nonzero()[:, 0]
-    latents, fired_acts = entries % len(values), widened(acts[entries])
-    levels = torch.ones_like(latents, dtype=torch.int32)
-    # One boundary at a time: memory is by what fires, and not L times that.
-    for boundary in boundaries.T.contiguous():
-        levels += fired_acts > boundary[latents]
-    return entries, latents, levels
+    latents = entries % len(level_values)
+    return entries, latents, levels_of_entries(acts[entries], latents, level_values)

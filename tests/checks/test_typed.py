@@ -17,6 +17,10 @@ class Part(NamedTuple):
     share: float | None = None
 
 
+class Row(NamedTuple):
+    values: tuple[float | None, ...]
+
+
 @dataclass(frozen=True)
 class Whole:
     kind: ClassVar[str] = "whole"
@@ -38,6 +42,9 @@ def test_that_what_is_right_passes() -> None:
     check_types(RIGHT)
     check_types(replace(RIGHT, share=1, parts=[], pair=[1, "b"], anything=object()))
     check_types(make_records(12))
+    check_types(Row((0.5, 1, None)))
+    with pytest.raises(ValueError, match=r"values\[2\] must be of type float \| None; got '1'."):
+        check_types(Row((0.5, None, "1")))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -360,7 +360,7 @@ def without_strength(records: LatentRecords) -> list[Any]:
             x.n_firings,
             x.top_tokens,
             x.count_error,
-            *([e[:2] + e[3:] for e in part] for part in (x.strongest, x.random)),
+            *([e[:2] + e[3:7] for e in part] for part in (x.strongest, x.random)),
             [n.latent for n in x.neighbors or ()],
         )
         for x in records.latents

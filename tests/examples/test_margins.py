@@ -171,8 +171,8 @@ def test_sinks_are_no_evidence_and_are_counted(caplog):
     assert kept.outliers is not None
     assert kept.outliers.reference_norm == 2
     given = OutlierTokens({HOOK: one.outliers.reference_norm}) if one.outliers else False
-    again = collect_examples(model, sae, texts, SETTINGS, exclude_outlier_tokens=given)
-    assert again == replace(one, settings=SETTINGS)
+    again = collect_examples(model, sae, texts, one.settings, exclude_outlier_tokens=given)
+    assert again == one
     sentences = collect_sentences(model, sae, texts, again, n_sentences=60)
     sinks = [
         (codes, others)

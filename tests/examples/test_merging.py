@@ -51,6 +51,10 @@ def test_parts_merged_are_the_whole(strength: Any):
     for one, other in [*pairs, (merged.corpus_sample.reservoir, whole.corpus_sample.reservoir)]:
         assert np.array_equal(one.priorities, other.priorities)
         assert np.array_equal(one.places, other.places)
+        assert np.array_equal(one.values, other.values, equal_nan=True)
+    bins, every = merged.values.counts, whole.values.counts
+    assert (bins != every).nnz == 0
+    assert every.sum() > 0 or strength == "surprise", "there are no margins here"
 
 
 def test_counts_that_do_not_fit_stay_within_their_error():
@@ -119,6 +123,10 @@ def test_ranks_see_what_one_process_sees(ranks: list[dict[str, Any]], name: str)
     for one, other in zip(records.latents, alone.latents, strict=True):
         for field in ("n_firings", "rate", "when_off", "neighbors", "class_shares"):
             assert getattr(one, field) == getattr(other, field), field
+        counts = [x.histogram and sum(x.histogram.counts) for x in (one, other)]
+        # Of a bit they depend on where blocks end, as its tokens do.
+        assert counts[0] == counts[1] if name == "texts" else counts[0] is not None
+        assert all(e.activations and e.activations[e.marked] for e in one.random)
         strengths = [[e.margin or e.strength for e in x.strongest] for x in (one, other)]
         assert strengths[0] == pytest.approx(strengths[1], rel=1e-3)
         if name == "texts":

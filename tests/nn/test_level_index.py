@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bae_lens.nn import check_level_values, level_counts, level_indices
+from bae_lens.nn import check_level_values, level_counts, level_indices, levels_of_entries
 
 
 def random_values(d_sae: int, n_levels: int, seed: int = 0) -> Tensor:
@@ -111,3 +111,13 @@ def test_activations_of_another_width_are_refused(shape):
         level_indices(torch.zeros(shape), random_values(3, 2))
     with pytest.raises(ValueError, match=r"of 3 latents; got activations of shape \("):
         level_counts(torch.zeros(shape), random_values(3, 2))
+
+
+def test_levels_of_entries_are_those_of_the_dense_code():
+    values = random_values(5, 3)
+    levels = torch.randint(4, (40, 5), generator=torch.Generator().manual_seed(0))
+    acts = torch.where(levels > 0, values.T[levels.clamp(min=1) - 1, torch.arange(5)], 0)
+    rows, latents = levels.nonzero(as_tuple=True)
+    found = levels_of_entries(acts[rows, latents], latents, values)
+    assert torch.equal(found, levels[rows, latents].int())
+    assert torch.equal(level_indices(acts, values), levels.int())
