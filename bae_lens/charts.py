@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Hues that stay apart for the color-blind and in gray; line styles tell them apart as well.
 COLORS = ("#0b6e99", "#d1711f", "#5b8c2a", "#8a4f9e")
 STYLES = ("-", "--", "-.", ":")
+# Endings of files that figures are written to.
+FORMATS = (".png", ".svg", ".pdf")
 _GRAY = "0.3"
 _LEGEND_BELOW: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
 
@@ -134,6 +136,18 @@ def require_matplotlib() -> Any:
             f"Plots need matplotlib. Install it with:\n    {install_command('demo')}"
         ) from e
     return plt
+
+
+def check_figure_file(path: str | Path) -> None:
+    """That a path's ending names a format that figures are written in.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"{path} must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, the formats of figures."
+        )
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:

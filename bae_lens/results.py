@@ -1,9 +1,10 @@
-"""What results are shown as: a table of cells with notes, for the terminal, Markdown and pages."""
+"""What results are shown as: a table of cells with notes, for the terminal, Markdown and pages; a verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,21 @@ class Table:
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         table = "\n".join(_aligned(line, widths) for line in lines)
         return "\n\n".join(filter(None, [table, *self.notes, self.caveat]))
+
+
+class Verdict(NamedTuple):
+    """What a result comes to, in two sentences.
+
+    Attributes:
+        finding: What was found, and no more than its intervals allow.
+        advice: What to try next: an option with its value.
+    """
+
+    finding: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.finding} {self.advice}"
 
 
 def _cell(text: str) -> str:

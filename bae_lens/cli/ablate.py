@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from bae_lens import offline as demo
 from bae_lens.cli.data import add_data_arguments, count_or_all, read_data, unescaped
+from bae_lens.cli.plots import add_plot_argument, plot_path, write_plot
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
 from bae_lens.concept_ablation.settings import (
     AblationSettings,
@@ -20,6 +21,7 @@ from bae_lens.concept_ablation.settings import (
     Readout,
     Vectors,
 )
+from bae_lens.files.json_file import write_json
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -52,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
     add_saved_arguments(parser)
     parser.add_argument("--output", help=f"JSON file to write; default: PATH/{_OUTPUT}")
+    add_plot_argument(parser, "accuracy after each removal, with intervals")
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +97,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 def run_ablate(args: argparse.Namespace) -> int:
     from bae_lens.concept_ablation.removals import leace_fitters
     from bae_lens.concept_ablation.run import concept_ablation
+    from bae_lens.concept_ablation.verdict import ablation_verdict
     from bae_lens.fingerprint import weights_sha256
 
     path = saved_folder(args.path)
@@ -103,6 +107,7 @@ def run_ablate(args: argparse.Namespace) -> int:
         raise ValueError(f"--n_reference must be at least 0; got {args.n_reference}.")
     output = Path(args.output) if args.output else path / _OUTPUT
     check_output(output, path, args.data, args.reference_data)
+    plot = plot_path(args, output, path, args.data, args.reference_data)
     # LEACE comes last, and its package should not be missed only then.
     leace_fitters(0, 1, 2)
     data = read_data(args)
@@ -119,8 +124,12 @@ def run_ablate(args: argparse.Namespace) -> int:
     print_summary(result)
     print(f"\n{result.table()}\n")
     print(f"What the concept costs beyond random directions:\n\n{result.excess_table()}")
-    replace(result, weights_sha256=sha256).save(output)
+    verdict = ablation_verdict(result)
+    written = replace(result, weights_sha256=sha256).to_dict()
+    write_json(output, written | {"verdict": verdict._asdict()})
     print(f"\nWritten to {output}")
+    write_plot(plot, lambda: result.plot(f"{result.dictionary}, {' → '.join(result.hook_names)}"))
+    print(f"\n{verdict}")
     return 0
 
 

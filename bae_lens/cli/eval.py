@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bae_lens.cli.data import (
     add_data_arguments,
@@ -12,8 +12,12 @@ from bae_lens.cli.data import (
     outlier_option,
     read_unlabeled,
 )
+from bae_lens.cli.plots import add_plot_argument, plot_path, write_plot
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
 from bae_lens.files.json_file import finite_or_none, write_json
+
+if TYPE_CHECKING:
+    from sae_lens import SAEConfig
 
 METRICS_FILENAME = "eval_metrics.json"
 # Options that say how much text is read.
@@ -50,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, "texts to read in place of --dataset", required=False, labels=False)
     add_saved_arguments(parser)
     parser.add_argument("--output", help="JSON file to write; default: PATH/" + METRICS_FILENAME)
+    add_plot_argument(parser, "how often each latent fires")
 
 
 def run_eval(args: argparse.Namespace) -> int:
@@ -59,24 +64,40 @@ def run_eval(args: argparse.Namespace) -> int:
     start_process_group()
     with failures_named():
         with on_every_rank():
-            output = _output(args)
-        metrics, about = _evaluate(args)
+            output, plot = _outputs(args)
+        evaluated = _evaluate(args)
         with on_every_rank():
             if rank() == 0:
-                print_metrics(metrics)
-                write_json(output, {**_strict(metrics), "sae": about})
-                print(f"\nWritten to {output}")
+                _write(evaluated, output, plot)
     return 0
 
 
-def _output(args: argparse.Namespace) -> Path:
-    """The file that is to be written, if the arguments are such that there will be something to write."""
+def _write(evaluated: _Evaluated, output: Path, plot: Path | None) -> None:
+    from bae_lens.evals.plot import plot_firing_rates
+    from bae_lens.evals.verdict import eval_verdict
+
+    metrics, rates, about, cfg = evaluated
+    verdict = eval_verdict(metrics, cfg)
+    print_metrics(metrics)
+    write_json(output, {**_strict(metrics), "verdict": verdict._asdict(), "sae": about})
+    print(f"\nWritten to {output}")
+    if rates:
+        n_tokens, name = metrics["code"]["n_tokens"], cfg.architecture()
+        title = f"{about['model_name']}, {cfg.metadata.hook_name}"
+        write_plot(plot, lambda: plot_firing_rates({name: rates}, n_tokens, title))
+    print(f"\n{verdict}")
+
+
+def _outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:
+    """The files that are to be written, if the arguments are such that there will be something to write."""
     from bae_lens.distributed import rank
 
     path = saved_folder(args.path)
-    output = Path(args.output) if args.output else path / METRICS_FILENAME
+    output, plot = Path(args.output) if args.output else path / METRICS_FILENAME, None
     if rank() == 0:
-        check_output(output, path, args.data, args.dataset)
+        inputs = (path, args.data, args.dataset)
+        check_output(output, *inputs)
+        plot = plot_path(args, output, *inputs)
     for name in ("n_eval_batches", "batch_size_prompts"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
@@ -84,11 +105,19 @@ def _output(args: argparse.Namespace) -> Path:
         raise ValueError(f"--n_code_tokens must be at least 0; got {args.n_code_tokens}.")
     if args.data is not None and args.dataset is not None:
         raise ValueError("Give --data or --dataset: only one of them can be read.")
-    return output
+    return output, plot
 
 
-def _evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics, and what they are of."""
+class _Evaluated(NamedTuple):
+    """Metrics, how often each latent fires (empty where that was not measured), and what they are of."""
+
+    metrics: dict[str, Any]
+    firing_rates: list[float]
+    about: dict[str, Any]
+    cfg: SAEConfig
+
+
+def _evaluate(args: argparse.Namespace) -> _Evaluated:
     from sae_lens.evals import get_eval_everything_config
 
     from bae_lens.activations.held_out import held_out_store
@@ -105,7 +134,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
         sha256 = weights_sha256(sae)
     # A folder may be another one on another machine.
     check_same({"the autoencoder's weights": sha256})
-    metrics, _ = run_evals(
+    metrics, per_latent = run_evals(
         sae,
         store,
         model,
@@ -123,12 +152,13 @@ def _evaluate(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]
     )
     # What these are of, and how much text: for whoever finds them beside others.
     metadata = sae.cfg.metadata
-    return metrics, {
+    about = {
         "weights_sha256": sha256,
         "model_name": args.model or metadata.model_name,
         "text": Path(args.data).name if args.data else args.dataset or metadata.dataset_path,
         **{name: getattr(args, name) for name in (*EXTENT, "outlier_multiple")},
     }
+    return _Evaluated(metrics, per_latent.get("firing_rates", []), about, sae.cfg)
 
 
 def _strict(metrics: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -395,6 +395,7 @@ def _read_metrics(path: Path, sha256: str) -> tuple[dict[str, Any] | None, dict[
     if not path.is_file():
         return None, {}, ""
     summary = read_json(path, "file of metrics")
+    summary.pop("verdict", None)
     about = summary.pop("sae", None)
     about = about if isinstance(about, dict) else {}
     if is_of_weights(about.get("weights_sha256"), sha256, str(path)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -124,24 +125,33 @@ def load_saved(folder: Path, args: argparse.Namespace) -> Saved:
     return Saved(sae, model, scaler)
 
 
-def check_output(output: Path, *inputs: str | Path | None) -> None:
+def check_output(
+    output: Path, *inputs: str | Path | None, option: str = "--output", others: Sequence[Path] = ()
+) -> None:
     """That a file can be written in the end, and takes the place of nothing that is read.
 
     Args:
         output: the file.
         inputs: files that the command reads, and folders of saved SAEs.
+        option: by which it is named.
+        others: files that the command writes beside it.
 
     Raises:
         ValueError: if it cannot, or would.
     """
     target = Path(os.path.realpath(output))
+    for other in others:
+        if target == Path(os.path.realpath(other)):
+            raise ValueError(
+                f"{option} {output} is another file that is written. Name another one."
+            )
     for path in map(Path, filter(None, inputs)):
         files = [path / name for name in _OF_AN_SAE] if path.is_dir() else [path]
         if target in [Path(os.path.realpath(file)) for file in files]:
             raise ValueError(
-                f"--output {output} is a file that is read, and would be lost. Name another one."
+                f"{option} {output} is a file that is read, and would be lost. Name another one."
             )
     try:
         check_output_file(output)
     except ValueError as error:
-        raise ValueError(f"--output {error}") from error
+        raise ValueError(f"{option} {error}") from error

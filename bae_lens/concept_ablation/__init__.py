@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bae_lens.concept_ablation.salient_tokens import SalientTokens
     from bae_lens.concept_ablation.settings import AblationSettings
     from bae_lens.concept_ablation.task import AblationTask
+    from bae_lens.concept_ablation.verdict import ablation_verdict
     from bae_lens.dictionaries import Clusters
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "LabeledTexts",
     "SalientTokens",
     "ablate",
+    "ablation_verdict",
     "concept_ablation",
 ]
 
@@ -46,6 +48,7 @@ lazy_names(
         "bae_lens.concept_ablation.salient_tokens": ("SalientTokens",),
         "bae_lens.concept_ablation.settings": ("AblationSettings",),
         "bae_lens.concept_ablation.task": ("AblationTask",),
+        "bae_lens.concept_ablation.verdict": ("ablation_verdict",),
         "bae_lens.dictionaries": ("Clusters",),
     },
 )

@@ -51,6 +51,8 @@ Correct = Sequence[bool] | Sequence[Sequence[bool]]
 # Who is read, and who predicts by the settings' name for it.
 PROBE, LABEL_WORDS, HEAD = "probe", "label words", "head"
 READERS = {"probe": PROBE, "label_words": LABEL_WORDS, "head": HEAD}
+# The same in a sentence.
+WHO = {PROBE: "the probe", HEAD: "the model's head", LABEL_WORDS: "the model"}
 
 
 @dataclass(frozen=True)
@@ -335,11 +337,10 @@ class ConceptAblationResult(ResultOfWeights):
             return []
         margin = "its accuracy less the share of the most frequent class, over texts, is "
         margin += f"{signal.mean:+.3f} [{signal.low:+.3f}, {signal.high:+.3f}]"
-        who = {PROBE: "the probe", HEAD: "the model's head", LABEL_WORDS: "the model"}
         if self.has_signal:
-            return [f"What {who[self.predicted_by]} predicts is attributed: {margin}."]
+            return [f"What {WHO[self.predicted_by]} predicts is attributed: {margin}."]
         return [
-            f"**Without signal**: {who[self.predicted_by]} predicts no better than chance ({margin}, "
+            f"**Without signal**: {WHO[self.predicted_by]} predicts no better than chance ({margin}, "
             "which has to be above 0), so that what an ablation costs says nothing of its concepts."
         ]
 
@@ -425,7 +426,7 @@ class ConceptAblationResult(ResultOfWeights):
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What ``to_dict`` gave."""
         own = with_new_names(cls, values)
-        for name in ("chance", "has_signal"):
+        for name in ("chance", "has_signal", "verdict"):
             own.pop(name, None)
         # Before there was a choice a probe predicted.
         settings = {"predicted_by": "probe"} | dict(own["settings"])

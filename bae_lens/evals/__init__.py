@@ -17,6 +17,7 @@ from bae_lens.evals.replacement import (
 )
 from bae_lens.evals.run import run_evals
 from bae_lens.evals.summarize import CodeEvaluation, Reconstructed, summarize_code
+from bae_lens.evals.verdict import eval_verdict
 
 __all__ = [
     "CodeEvaluation",
@@ -28,6 +29,7 @@ __all__ = [
     "MagnitudeQuantizer",
     "Reconstructed",
     "ReplacementDivergences",
+    "eval_verdict",
     "mean_ablation_ce",
     "replacement_divergences",
     "run_evals",

@@ -100,7 +100,7 @@ def run_evals(
     exclude_outlier_tokens: bool | float | OutlierTokens = True,
     all_ranks: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """SAELens' ``run_evals`` with three additions, for any SAE.
+    """SAELens' ``run_evals`` with four additions, for any SAE.
 
     * ``model_performance_preservation`` gains ``ce_loss_with_mean_ablation`` and
       ``ce_loss_score_mean_ablation``, on the same tokens as SAELens' zero-ablation score, where
@@ -111,6 +111,9 @@ def run_evals(
       text, and where it has not so many at all, over those that it has, with a warning
       (``n_tokens`` says how many they are; where there is none it stands alone); for a CLVQ-VAE also those of ``CodebookSummary``, whose
       ``bits_per_token`` is then the description length.
+
+    * ``firing_rates`` among the per-latent metrics: how often each latent fires on the tokens of ``code``, as the
+      SAE is;
 
     * outlier tokens (attention sinks other than BOS, see ``bae_lens.activations.outlier_tokens``) are left out as
       special tokens are: not scored, and not replaced in the model. A group ``outlier_tokens`` says
@@ -153,7 +156,7 @@ def run_evals(
             ``bae_lens.evals.on_ranks.averaged`` says. Outliers are told by rank 0's norms.
 
     Returns:
-        Metrics by group, and SAELens' per-latent metrics.
+        Metrics by group, and SAELens' per-latent metrics with ``firing_rates``.
 
     Raises:
         ValueError: if the SAE's metadata names no hook point, the model lacks one of them, or it has
@@ -198,13 +201,14 @@ def run_evals(
     if n_code_tokens == 0:
         return metrics, feature_metrics
     scores = None
+    firing_rates: list[float] = []
 
     is_sound = sae.cfg.d_sae <= min(n_code_tokens // TOKENS_PER_LATENT, _MAX_PAIRED)
     counts_pairs = is_sound if pair_counts is None else pair_counts
 
     def code() -> dict[str, Any]:
         """The group ``code``, of the next tokens of the text, up to its end."""
-        nonlocal scores
+        nonlocal scores, firing_rates
         scores = None if outliers is None else OutlierScores(outliers, hook_names(sae))
         use = CodebookUse(sae.cfg.d_sae) if evaluation is not None and is_one_hot(sae) else None
         if evaluation is None:
@@ -231,6 +235,7 @@ def run_evals(
             outlier_scores=scores,
             all_ranks=all_ranks,
         )
+        firing_rates = summary.firing_rates.tolist()
         if use is not None and all_ranks:
             use = gather_merge(use)
         group = {
@@ -260,7 +265,7 @@ def run_evals(
     if outliers is not None and scores is not None:
         metrics["outlier_tokens"] = described(outliers, hook_names(sae)) | scores.compute()
         warn_of_many(scores.n_outliers, scores.n_tokens, outliers)
-    return metrics, feature_metrics
+    return metrics, feature_metrics | ({"firing_rates": firing_rates} if firing_rates else {})
 
 
 def _reads_text(config: EvalConfig) -> bool:

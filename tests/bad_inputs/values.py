@@ -267,6 +267,8 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
                 known.append((name, flag, (str(folder / "nowhere.jsonl"),)))
             elif flag == "--output":
                 known.append((name, flag, (sae, "/proc/x", str(data / "x"))))
+            elif flag == "--plot":
+                known.append((name, flag, (sae, "x.txt", "/proc/x.png", str(data / "x.svg"))))
     while True:
         name, flag, values = random.choice(known)
         value = random.choice(values)

@@ -16,7 +16,12 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from bae_lens import offline as demo
 from bae_lens.checks.install_hint import install_command
 from bae_lens.cli import main
-from bae_lens.concept_ablation import AblationSettings, ConceptAblationResult, run
+from bae_lens.concept_ablation import (
+    AblationSettings,
+    ConceptAblationResult,
+    ablation_verdict,
+    run,
+)
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
@@ -124,7 +129,13 @@ def test_the_table_is_printed_and_the_result_written(folder, data, asked, capsys
     assert result.table() in out
     assert result.excess_table() in out
     assert result.settings["predicted_by"] == "label_words"
-    assert out.endswith(f"\nWritten to {folder / 'concept_ablation.json'}\n")
+    written = json.loads((folder / "concept_ablation.json").read_text())
+    verdict = ablation_verdict(result)
+    assert written["verdict"] == verdict._asdict()
+    assert out.endswith(
+        f"\nWritten to {folder / 'concept_ablation.json'}\nPlot in {folder / 'concept_ablation.png'}\n\n{verdict}\n"
+    )
+    assert (folder / "concept_ablation.png").read_bytes().startswith(b"\x89PNG")
     summary = dict(line.split("  ", 1) for line in out.split("\n\n")[0].splitlines())
     summary = {name: value.strip() for name, value in summary.items()}
     assert list(summary) == [
@@ -156,7 +167,16 @@ def test_what_is_not_known_is_not_printed(folder, tmp_path, rows, capsys):
     pytest.importorskip("concept_erasure")
     data = write(tmp_path / "plain.jsonl", [row | {"rationale": None} for row in rows])
     output = tmp_path / "new" / "result.json"
-    options = (*SMALL, "--salient", "readout", "--no-causal", "--output", str(output))
+    options = (
+        *SMALL,
+        "--salient",
+        "readout",
+        "--no-causal",
+        "--output",
+        str(output),
+        "--plot",
+        "none",
+    )
 
     assert main(["ablate", str(folder), "--data", data, *options]) == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ GROUPS = {
     "token_stats",
     "code",
     "outlier_tokens",
+    "verdict",
 }
 
 
@@ -108,11 +110,17 @@ def test_metrics_are_written_into_the_folder_and_printed(folder, capsys):
     assert 0 < metrics["model_performance_preservation"]["ce_loss_with_mean_ablation"] < 20
     out = capsys.readouterr().out
     del metrics["sae"]
+    verdict = metrics.pop("verdict")
     for group, values in metrics.items():
         assert f"\n{group}\n" in out
         assert all(f"  {name} " in out for name in values)
     assert f"{metrics['code']['l0']:.4f}" in out
-    assert f"Written to {folder / 'eval_metrics.json'}" in out
+    assert (
+        f"Written to {folder / 'eval_metrics.json'}\nPlot in {folder / 'eval_metrics.png'}\n" in out
+    )
+    assert out.endswith(f"\n\n{verdict['finding']} {verdict['advice']}\n")
+    assert verdict["finding"].startswith("On 100 tokens ")
+    assert (folder / "eval_metrics.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_text_that_is_too_short_counts_whole(folder, caplog):
@@ -158,6 +166,52 @@ def test_an_output_is_nothing_that_is_read(folder, tmp_path, asked, capsys, name
     assert not asked
 
 
+def test_the_plot_is_where_it_is_asked_for_or_nowhere(folder, tmp_path, capsys):
+    assert run(folder, "--plot", str(tmp_path / "new" / "rates.svg")) == 0
+    assert "<svg" in (tmp_path / "new" / "rates.svg").read_text()
+    assert run(folder, "--plot", "none", "--output", str(tmp_path / "own.json")) == 0
+    # What a device takes has no folder to put a plot beside it.
+    assert run(folder, "--output", "/dev/null") == 0
+    assert not list(folder.glob("*.png")) + list(tmp_path.glob("*.png"))
+    assert capsys.readouterr().out.count("Plot in") == 1
+
+
+@pytest.mark.parametrize(
+    ("plot", "said"),
+    [
+        ("plot.txt", "must end in .png, .svg or .pdf"),
+        ("sae/cfg.json", "must end in .png, .svg or .pdf"),
+        ("link.png", "is a file that is read"),
+        ("same.png", "is another file that is written"),
+        ("/proc/x.png", "cannot be written as a file"),
+    ],
+)
+def test_a_plot_that_cannot_be_written_is_told_before_anything_is_loaded(
+    folder, tmp_path, asked, capsys, plot, said
+):
+    (tmp_path / "link.png").symlink_to(folder / "cfg.json")
+    output = str(tmp_path / ("same.png" if plot == "same.png" else "own.json"))
+    argv = ["eval", str(folder), "--output", output, "--plot", str(tmp_path / plot)]
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert f"bae-lens: error: --plot {tmp_path / plot} " in err
+    assert said in err
+    assert not asked
+
+
+def test_without_matplotlib_there_is_no_plot(folder, tmp_path, monkeypatch, asked, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+
+    assert main(["eval", str(folder), "--plot", str(tmp_path / "asked.png")]) == 2
+    assert "Plots need matplotlib. Install it with:" in capsys.readouterr().err
+    assert not asked
+    assert run(folder) == 0
+    out, err = capsys.readouterr()
+    assert "bae-lens: no plot is written. Plots need matplotlib." in err
+    assert "Plot in" not in out
+    assert set(strict_json(folder / "eval_metrics.json")) == GROUPS
+
+
 def test_a_second_time_gives_the_same(folder):
     run(folder)
     first = (folder / "eval_metrics.json").read_text()
@@ -199,6 +253,8 @@ def test_the_options_reach_the_evals(folder):
 
     metrics = strict_json(folder / "eval_metrics.json")
     assert set(metrics) == GROUPS - {"code", "outlier_tokens"}
+    # There are no rates to draw.
+    assert not (folder / "eval_metrics.png").exists()
     assert set(metrics["token_stats"].values()) == {2 * 3 * CONTEXT_SIZE}
 
 
@@ -252,7 +308,7 @@ def test_a_checkpoint_whose_scale_is_not_folded_in_yet_scores_as_it_would_folded
     for name in ("checkpoint", "folded"):
         assert run(tmp_path / name) == 0
         metrics = strict_json(tmp_path / name / "eval_metrics.json")
-        del metrics["sae"]
+        del metrics["sae"], metrics["verdict"]
         scores.append(
             {g: {k: v for k, v in m.items() if v is not None} for g, m in metrics.items()}
         )

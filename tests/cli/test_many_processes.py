@@ -82,6 +82,8 @@ def test_rank_0_prints_one_table_and_writes_it_once(folder: Path, ranks: list[di
     written = json.loads((folder / "sae" / "eval_metrics.json").read_text())
     assert written["code"]["n_tokens"] + written["outlier_tokens"]["n_outlier_tokens"] == 400
     assert written["code"]["chow_liu_entropy"] > 0
+    assert ranks[0]["eval"][1].endswith(f" {written['verdict']['advice']}\n")
+    assert (folder / "sae" / "eval_metrics.png").is_file()
     assert written["sae"]["text"] == str(folder / "texts.jsonl")
 
 

@@ -667,7 +667,7 @@ def test_nothing_is_asked_for_by_default(model):
 
     assert set(metrics) == {"token_stats", "code", "outlier_tokens"}
     assert set(metrics["token_stats"].values()) == {0}
-    assert per_latent == {}
+    assert set(per_latent) == {"firing_rates"}
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,9 @@ def test_saelens_groups_are_what_saelens_returns(model, make_sae, exclude):
 
     # Exactly, and NaN where SAELens says NaN.
     np.testing.assert_equal(without_additions(metrics), expected)
+    rates = per_latent.pop("firing_rates")
+    assert len(rates) == sae.cfg.d_sae
+    assert sum(rates) == pytest.approx(metrics["code"]["l0"])
     np.testing.assert_equal(per_latent, expected_per_latent)
     assert set(metrics) == {*expected, "code", "outlier_tokens"}
     assert set(metrics["model_performance_preservation"]) == {
@@ -156,7 +159,7 @@ def test_nothing_is_asked_of_saelens_by_default(model):
     metrics, per_latent = run_evals(sae, store_of(sae, model), model, n_code_tokens=64)
 
     assert set(metrics) == {"token_stats", "code", "outlier_tokens"}
-    assert per_latent == {}
+    assert set(per_latent) == {"firing_rates"}
 
 
 # What is added

@@ -1,0 +1,153 @@
+"""What the metrics of an SAE come to, in two sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sae_lens import SAEConfig
+
+from bae_lens.checks.fields import Number, is_valid
+from bae_lens.results import Verdict
+
+# Shares of latents from which on they are the first thing to change.
+_MANY_DEAD, _MANY_DENSE = 0.1, 0.02
+# On fewer tokens latents that are merely rare look dead; and what to ask for then.
+_FEW_TOKENS, _ENOUGH_TOKENS = 32_768, 65_536
+# Up to so many bits a code is one to read (``tutorials/guides/budget.md``), and 40 is what the benchmark reads best at.
+_READABLE_BITS, _BITS_TO_READ = 60, 40
+_CAP = 0.05
+# How a number of latents on per token is asked for. BatchTopK is saved as JumpReLU.
+_BY_L0 = {
+    **dict.fromkeys(("topk", "abstopk", "topk_transcoder"), "--sae.k {n}"),
+    "jumprelu": "--sae.k {n} (BatchTopK) or --sae.target_l0 {n} (JumpReLU)",
+}
+
+
+def eval_verdict(metrics: Mapping[str, Mapping[str, Any]], cfg: SAEConfig) -> Verdict:
+    """Say what is dense and dead, what the reconstruction costs, and what to train or measure next.
+
+    The metrics have no intervals: shares and costs stand with the tokens that they are of, and the advice follows
+    only from what is far off (one latent in ten dead, one in fifty denser than 10 %, worse than the mean), else from the bits.
+
+    Args:
+        metrics: Of ``run_evals``, or of the file that ``bae-lens eval`` writes; groups may be missing.
+        cfg: Of the SAE.
+    """
+    code = metrics.get("code", {})
+    parts = [_of_latents(code, cfg), _of_reconstruction(code), _of_model(metrics)]
+    said = [part for part in parts if part]
+    if not said:
+        return Verdict("Nothing was measured.", f"Try --n_code_tokens {_ENOUGH_TOKENS}.")
+    finding = "; ".join(said)
+    return Verdict(f"{finding[0].upper()}{finding[1:]}.", _advice(metrics, code, cfg))
+
+
+def _of_latents(code: Mapping[str, Any], cfg: SAEConfig) -> str:
+    n_tokens = code.get("n_tokens")
+    if not n_tokens:
+        return ""
+    if (in_use := code.get("codes_in_use")) is not None:
+        return (
+            f"on {n_tokens:,} tokens {in_use:,} of {cfg.d_sae:,} codes are in use, as many as {code['perplexity']:.0f} "
+            "used evenly"
+        )
+    return (
+        f"on {n_tokens:,} tokens {_percent(code['dead_share'])} of {cfg.d_sae:,} latents never fire (dead) and "
+        f"{_percent(code['dense_share_10'])} fire at more than 10 % (dense)"
+    )
+
+
+def _of_reconstruction(code: Mapping[str, Any]) -> str:
+    explained = _number(code, "explained_variance")
+    if explained is None:
+        return ""
+    words = f"the reconstruction explains {explained:.3f} of the variance"
+    if (bits := code.get("description_length")) is not None:
+        return f"{words}, in {bits:,.0f} bits per token"
+    return f"{words}, in {code['support_entropy']:,.0f} bits per token without magnitudes"
+
+
+def _of_model(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    group = metrics.get("model_performance_preservation", {})
+    with_sae, without = (_number(group, f"ce_loss_{which}_sae") for which in ("with", "without"))
+    if with_sae is None or without is None:
+        return ""
+    cost = with_sae - without
+    shares = [
+        f"{_percent(cost / (ablated - without))} of what {what} cost"
+        for name, what in (("ablation", "zeros"), ("mean_ablation", "mean activations"))
+        # Where it costs nothing, which a model that says nothing allows, there is no share of it.
+        if (ablated := _number(group, f"ce_loss_with_{name}")) is not None and ablated > without
+    ]
+    words = f"in the model it costs {cost:+.3f} nats per token"
+    n_tokens = metrics.get("token_stats", {}).get("total_tokens_eval_reconstruction")
+    of = f" on {n_tokens:,} tokens" if n_tokens else ""
+    return f"{words}{of}" + (f", {' and '.join(shares)}" if shares else "")
+
+
+def _number(group: Mapping[str, Any], name: str) -> float | None:
+    """None where there is none, or it is NaN or infinite."""
+    value = group.get(name)
+    return value if is_valid(value, Number()) else None
+
+
+def _advice(
+    metrics: Mapping[str, Mapping[str, Any]], code: Mapping[str, Any], cfg: SAEConfig
+) -> str:
+    of_model = metrics.get("model_performance_preservation", {})
+    scores = (
+        _number(of_model, "ce_loss_score_mean_ablation"),
+        _number(code, "explained_variance"),
+    )
+    if any(score is not None and score <= 0 for score in scores):
+        return (
+            "That is no better than the mean activation: check first that it was trained on this model, hook point and "
+            "text, and try others with --model and --data."
+        )
+    if not code.get("n_tokens"):
+        return f"For what its latents do, try --n_code_tokens {_ENOUGH_TOKENS}."
+    if code["dead_share"] > _MANY_DEAD:
+        return _advice_on_dead(code, cfg)
+    if code.get("codes_in_use") is not None:
+        return f"For more of the variance, at most one bit per token dearer, train with --sae.d_sae {2 * cfg.d_sae}."
+    if code["dense_share_10"] > _MANY_DENSE:
+        return _advice_on_dense(code, cfg)
+    bits = code.get("description_length") or code["support_entropy"]
+    if bits > _READABLE_BITS:
+        fewer = _budget(code, cfg, _BITS_TO_READ / bits, bits)
+        return f"For latents to read, train with fewer bits: {fewer}."
+    more = _budget(code, cfg, 2, bits)
+    return (
+        f"For what its latents stand for, run bae-lens report; to explain more, train with {more}."
+    )
+
+
+def _advice_on_dead(code: Mapping[str, Any], cfg: SAEConfig) -> str:
+    if code["n_tokens"] < _FEW_TOKENS:
+        return f"To tell dead latents from rare ones, try --n_code_tokens {_ENOUGH_TOKENS}, on as much text."
+    n_alive = round((1 - code["dead_share"]) * cfg.d_sae)
+    if n_alive == 0:
+        return "Train anew with --lr 1e-3, and watch the latents in metrics.jsonl: none is left."
+    return f"The same costs less with as many as are alive: train with --sae.d_sae {n_alive}."
+
+
+def _advice_on_dense(code: Mapping[str, Any], cfg: SAEConfig) -> str:
+    if cfg.architecture() == "bae":
+        return f"To push dense latents back, train with --sae.max_density {_CAP}."
+    return f"For fewer dense latents, train with {_budget(code, cfg, 0.5)}."
+
+
+def _budget(code: Mapping[str, Any], cfg: SAEConfig, factor: float, bits: float = 0) -> str:
+    """The option by which a code of that many times its bits is asked for."""
+    kind = cfg.architecture()
+    if kind == "bae":
+        return f"--sae.target_entropy {max(round(factor * bits), 1)}"
+    if kind in ("standard", "gated"):
+        return f"{'half' if factor > 1 else 'twice'} the --sae.l1_coefficient"
+    by_l0 = _BY_L0.get(kind, "about {n} latents on per token")
+    return by_l0.format(n=max(round(factor * code["l0"]), 1))
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %") if share else "0 %"

@@ -1,0 +1,107 @@
+"""The verdict of an SAE's metrics, on figures by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sae_lens import GatedSAEConfig, JumpReLUSAEConfig, SAEConfig, StandardSAEConfig, TopKSAEConfig
+from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAEConfig
+
+from bae_lens import BAEConfig, CLVQVAEConfig
+from bae_lens.evals import eval_verdict
+
+D: dict[str, Any] = {"d_in": 16, "d_sae": 40}
+BAE = BAEConfig(**D)
+
+
+def code(**changes: Any) -> dict[str, Any]:
+    own = {"n_tokens": 65_000, "dead_share": 0.05, "dense_share_10": 0.0, "explained_variance": 0.8}
+    return {**own, "description_length": 310.0, "support_entropy": 300.0, "l0": 48.0, **changes}
+
+
+def model(**changes: Any) -> dict[str, Any]:
+    own = {"ce_loss_with_sae": 3.2, "ce_loss_without_sae": 3.0, "ce_loss_with_ablation": 13.0}
+    own |= {"ce_loss_with_mean_ablation": 8.0, "ce_loss_score_mean_ablation": 0.96}
+    return {**own, **changes}
+
+
+def metrics(of_code: dict[str, Any] | None = None, **changes: Any) -> dict[str, dict[str, Any]]:
+    stats = {"total_tokens_eval_reconstruction": 4096}
+    groups = {"model_performance_preservation": model(), "token_stats": stats}
+    return {**groups, "code": code() if of_code is None else of_code, **changes}
+
+
+def test_the_finding_has_the_figures_with_their_tokens():
+    assert eval_verdict(metrics(), BAE).finding == (
+        "On 65,000 tokens 5.0 % of 40 latents never fire (dead) and 0 % fire at more than 10 % (dense); the "
+        "reconstruction explains 0.800 of the variance, in 310 bits per token; in the model it costs +0.200 nats per "
+        "token on 4,096 tokens, 2.0 % of what zeros cost and 4.0 % of what mean activations cost."
+    )
+
+
+def test_what_was_not_measured_is_not_said():
+    encoder = metrics()
+    del encoder["model_performance_preservation"]
+    assert "model" not in eval_verdict(encoder, BAE).finding
+    no_magnitudes = metrics(code(description_length=None))
+    assert "300 bits per token without magnitudes" in str(eval_verdict(no_magnitudes, BAE))
+    # An ablation that costs nothing has no share.
+    free = metrics(model_performance_preservation=model(ce_loss_with_ablation=2.9))
+    assert "zeros" not in eval_verdict(free, BAE).finding
+    broken = metrics(model_performance_preservation=model(ce_loss_with_sae=float("nan")))
+    assert "nats" not in eval_verdict(broken, BAE).finding
+    no_code = metrics({"n_tokens": 0})
+    assert eval_verdict(no_code, BAE).finding.startswith("In the model it costs")
+    assert "--n_code_tokens 65536" in eval_verdict(no_code, BAE).advice
+    assert str(eval_verdict({}, BAE)) == "Nothing was measured. Try --n_code_tokens 65536."
+
+
+@pytest.mark.parametrize(
+    ("of_code", "advised"),
+    [
+        (code(explained_variance=-0.1), "no better than the mean activation"),
+        (code(dead_share=0.25), "--sae.d_sae 30."),
+        (code(dead_share=0.25, n_tokens=1000), "--n_code_tokens 65536"),
+        (code(dead_share=1.0), "--lr 1e-3"),
+        (code(dense_share_10=0.03), "--sae.max_density 0.05."),
+        (code(), "with fewer bits: --sae.target_entropy 40."),
+        (code(description_length=45.0), "run bae-lens report; to explain more, train with --sae.target_entropy 90"),
+        # A code of which the magnitudes are unknown is judged by what is known.
+        (code(description_length=None, support_entropy=50.0), "--sae.target_entropy 100"),
+    ],
+)  # fmt: skip
+def test_what_a_bae_is_advised(of_code, advised):
+    assert advised in eval_verdict(metrics(of_code), BAE).advice
+
+
+def test_a_model_that_does_worse_than_with_the_mean_is_told_first():
+    worse = metrics(
+        code(dead_share=0.5), model_performance_preservation=model(ce_loss_score_mean_ablation=-0.1)
+    )
+    assert "no better than the mean activation" in eval_verdict(worse, BAE).advice
+
+
+@pytest.mark.parametrize(
+    ("cfg", "dense", "more"),
+    [
+        (TopKSAEConfig(**D, k=48), "--sae.k 24.", "--sae.k 96."),
+        (JumpReLUSAEConfig(**D), "--sae.k 24 (BatchTopK) or --sae.target_l0 24", "--sae.k 96 (Bat"),
+        (StandardSAEConfig(**D), "twice the --sae.l1_coefficient.", "half the --sae.l1_coeffic"),
+        (GatedSAEConfig(**D), "twice the --sae.l1_coefficient.", "half the --sae.l1_coefficient."),
+        (MatchingPursuitSAEConfig(**D), "about 24 latents on per token.", "about 96 latents on"),
+    ],
+)
+def test_saelens_own_are_advised_in_their_own_fields(cfg: SAEConfig, dense: str, more: str):
+    assert dense in eval_verdict(metrics(code(dense_share_10=0.1)), cfg).advice
+    assert more in eval_verdict(metrics(code(description_length=50.0)), cfg).advice
+
+
+def test_a_codebook():
+    of_code = code(codes_in_use=38, perplexity=21.3, description_length=4.4)
+    cfg = CLVQVAEConfig(**D, d_out=16)
+    verdict = eval_verdict(metrics(of_code), cfg)
+    assert "38 of 40 codes are in use, as many as 21 used evenly;" in verdict.finding
+    assert "--sae.d_sae 80" in verdict.advice
+    few = eval_verdict(metrics({**of_code, "dead_share": 0.5, "codes_in_use": 20}), cfg)
+    assert "--sae.d_sae 20." in few.advice
