@@ -32,7 +32,7 @@ from bae_lens.cli.saved import (
     names_of,
     saved_folder,
 )
-from bae_lens.cli.scores import Scoring, add_score_arguments
+from bae_lens.cli.scores import Scoring, add_score_arguments, saved_probing
 from bae_lens.examples.records import ExampleSettings, LatentRecords, check_records_of
 from bae_lens.files.json_file import read_json
 from bae_lens.fingerprint import is_of_weights, weights_sha256
@@ -161,6 +161,7 @@ def run_report(args: argparse.Namespace) -> int:
     # The weights themselves say what is theirs: what lies beside them may be of those before.
     sha256s = [weights_sha256(load_sae(folder)) for folder in folders]
     all_records = _read_all_records(args.examples, folders, sha256s)
+    all_probing = [saved_probing(*own) for own in zip(folders, sha256s, strict=True)]
     references = _References(outlier_option(args), {})
     texts = _Texts.read(args)
     names = names_of(folders)
@@ -169,11 +170,11 @@ def run_report(args: argparse.Namespace) -> int:
         if records is not None:
             scoring.check(records, file)
     compared = []
-    for name, folder, sha256, records, output in zip(
-        names, folders, sha256s, all_records, outputs, strict=True
+    for name, folder, sha256, records, probing, output in zip(
+        names, folders, sha256s, all_records, all_probing, outputs, strict=True
     ):
         link = quote(Path(os.path.relpath(output, comparison.parent)).as_posix())
-        score = partial(scoring.scores, name, output=output)
+        score = partial(scoring.scores, name, output=output, known=probing)
         own, sentences, effects = _collect(
             args, folder, name, sha256, records, settings, texts, references, score
         )

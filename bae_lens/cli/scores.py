@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from bae_lens.cli.probe import PROBING_FILENAME
 from bae_lens.scoring.comsem_settings import Protocol
 
 if TYPE_CHECKING:
     from bae_lens.examples import LatentRecords
     from bae_lens.report import Result
-    from bae_lens.scoring import DryRun, EmbeddingJudge, EndpointJudge, ModelEncoder
+    from bae_lens.scoring import (
+        ComSemResult,
+        DryRun,
+        EmbeddingJudge,
+        EndpointJudge,
+        IntruderResult,
+        ModelEncoder,
+        SparseProbingResult,
+    )
 
 _ANSWERS = "judge_answers.jsonl"
 _PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -158,13 +167,16 @@ class Scoring:
                 "Collect the examples with n_corpus_tokens above 0, or give --judge none."
             )
 
-    def scores(self, name: str, records: LatentRecords, output: Path) -> list[Result]:
+    def scores(
+        self, name: str, records: LatentRecords, output: Path, known: Sequence[Result] = ()
+    ) -> list[Result]:
         """Score the latents of one dictionary, each result written beside its report as soon as it is there.
 
         Args:
             name: of the dictionary, for messages.
             records: of it.
             output: its report.
+            known: results that there are already, which come last.
 
         Raises:
             ValueError: if the judge stopped before the end; or, where scores were asked for, if the
@@ -194,9 +206,11 @@ class Scoring:
             if self.is_asked:
                 raise
             _say(f"no scores of {name}: {error}")
-        return found
+        return [*found, *known]
 
-    def _results(self, records: LatentRecords, cache: Path) -> Iterator[tuple[str, Result]]:
+    def _results(
+        self, records: LatentRecords, cache: Path
+    ) -> Iterator[tuple[str, IntruderResult | ComSemResult]]:
         """The results with the names of their files."""
         from bae_lens.scoring import ComSemSettings, IntruderSettings, comsem_test, intruder_test
         from bae_lens.scoring.judges.answer_cache import AnswerCache
@@ -231,6 +245,21 @@ class Scoring:
             f"{calls:,} calls at most, with about {n_in:,} tokens of questions and {n_out:,} of answers; "
             f"{self.dry.n_cached:,} questions are answered by the cache{again}. Nothing was asked or written."
         )
+
+
+def saved_probing(folder: Path, sha256: str) -> list[SparseProbingResult]:
+    """What ``bae-lens probe`` has written; nothing where it is of other weights, which stderr is told."""
+    from bae_lens.fingerprint import is_of_weights
+    from bae_lens.scoring import SparseProbingResult
+
+    path = folder / PROBING_FILENAME
+    if not path.is_file():
+        return []
+    result = SparseProbingResult.load(path)
+    if is_of_weights(result.weights_sha256, sha256, str(path)):
+        return [result]
+    _say(f"{path} is of other weights, and left out: run bae-lens probe again")
+    return []
 
 
 def _beside(output: Path, file: str) -> Path:

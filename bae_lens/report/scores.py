@@ -10,14 +10,16 @@ from bae_lens.examples.records import LatentRecords
 from bae_lens.results import Table
 from bae_lens.scoring.comsem_result import ComSemResult, LatentRun, protocol_distance
 from bae_lens.scoring.intruder_result import KINDS, IntruderResult
+from bae_lens.scoring.probing_result import LATENTS, RANDOM, WHOLE, SparseProbingResult
 from bae_lens.stats import Interval, shown
 
-Result = IntruderResult | ComSemResult
+Result = IntruderResult | ComSemResult | SparseProbingResult
 
 _INTRUDER = {"random": "intruder score", "hard": "hard-intruder score"}
 _PURITY = "token purity"
 _COMSEM = {"balanced": "ComSem score", "released": "ComSem score, released"}
 _APART = "How far the protocols are apart"
+_PROBING, _BY_CLASS = "sparse probing", "Sparse probing, by class"
 _ABOUT = {
     "intruder test": "A judge sees tokens at which a latent fires and one at which it does not, the "
     "intruder, each in its context, and says which is the intruder. Accuracy: how often it is right. "
@@ -29,6 +31,10 @@ _ABOUT = {
     "and says of other tokens at which the latent fires whether the phrase fits. Non-activating "
     "tokens are left out, so a phrase that fits everything scores 1.",
     _APART: "Both protocols' scores of the same latents.",
+    _PROBING: "Of labeled texts, the mean activations of k latents, those that differ most between a class "
+    "and the others, tell the class of held-out texts by a logistic regression. Beside them: as many "
+    "random latents, latents chosen for shuffled labels, and k numbers of the activation itself.",
+    _BY_CLASS: "Which latents tell each class from the others, and how well.",
     _INTRUDER["random"]: "How often a judge picks out the one token, drawn at random, at which the "
     "latent does not fire, among those at which it fires.",
     _INTRUDER[
@@ -139,11 +145,15 @@ def list_columns(results: Sequence[Result]) -> list[Column]:
 
 def list_sections(results: Sequence[Result]) -> list[Section]:
     """The results' own tables; of two protocols also how far they are apart."""
-    found = [_section(_title(result), result.to_table()) for result in results]
+    found = []
+    for result in results:
+        found.append(_section(_title(result), result.to_table(), _about(result)))
+        if isinstance(result, SparseProbingResult):
+            found.append(_section(_BY_CLASS, result.class_table(), _ABOUT[_BY_CLASS]))
     comsem = _comsem(results)
     if len(comsem) == 2:
         distance = protocol_distance(comsem["balanced"], comsem["released"])
-        found.append(_section(_APART, distance.to_table()))
+        found.append(_section(_APART, distance.to_table(), _ABOUT[_APART]))
     return found
 
 
@@ -189,8 +199,14 @@ def _comsem(results: Sequence[Result]) -> dict[str, ComSemResult]:
 
 
 def _title(result: Result) -> str:
+    if isinstance(result, SparseProbingResult):
+        return f"{_PROBING}, {result.data}" if result.data else _PROBING
     is_intruder = isinstance(result, IntruderResult)
     return "intruder test" if is_intruder else f"ComSem, {result.settings.protocol}"
+
+
+def _about(result: Result) -> str:
+    return _ABOUT[_PROBING if isinstance(result, SparseProbingResult) else _title(result)]
 
 
 def _named(dictionary: str, hook_name: str, n_latents: int) -> str:
@@ -198,6 +214,8 @@ def _named(dictionary: str, hook_name: str, n_latents: int) -> str:
 
 
 def _columns(result: Result) -> Iterator[Column]:
+    if isinstance(result, SparseProbingResult):
+        return  # What it says is of classes.
     if isinstance(result, ComSemResult):
         yield _column(_comsem_name(result), result.scores(), {}, _nothing(result))
         return
@@ -225,10 +243,20 @@ def _column(
 
 def _means(result: Result) -> Iterator[Mean]:
     for mean in _values(result):
-        yield mean._replace(about=_ABOUT.get(mean.name, ""))
+        yield mean._replace(about=mean.about or _ABOUT.get(mean.name, ""))
 
 
 def _values(result: Result) -> Iterator[Mean]:
+    if isinstance(result, SparseProbingResult):
+        for k in result.settings.k:
+            controls = (
+                (RANDOM, shown(result.accuracy(RANDOM, k), 2)),
+                (WHOLE, shown(result.accuracy(WHOLE, None), 2)),
+            )
+            beside = "; ".join(f"{name}: {value}" for name, value in controls)
+            value = shown(result.accuracy(LATENTS, k), 2)
+            yield Mean(f"{_title(result)}, k = {k}", value, beside, _ABOUT[_PROBING])
+        return
     n = f"{len(result.latents):,} of {result.n_latents:,}"
     n_open = result.n_unanswered
     still_open = f"; {n_open:,} questions are open" if n_open else ""
@@ -265,8 +293,8 @@ def _mean(interval: Interval | None) -> float | None:
     return None if interval is None else interval.mean
 
 
-def _section(title: str, table: Table) -> Section:
+def _section(title: str, table: Table, about: str) -> Section:
     """A result's table under its title; a head that only says the title again is left out."""
-    about, title = _ABOUT[title], title[:1].upper() + title[1:]
+    title = title[:1].upper() + title[1:]
     head = [] if table.head[0] == title else list(table.head)
     return Section(title, about, head, [*map(list, table.rows)], [*table.notes], table.caveat)

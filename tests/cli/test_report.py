@@ -17,7 +17,14 @@ from bae_lens.cli import main
 from bae_lens.examples import LatentRecords
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.offline import minilm
-from bae_lens.scoring import ComSemResult, EmbeddingJudge, IntruderResult, MarkedText, ModelEncoder
+from bae_lens.scoring import (
+    ComSemResult,
+    EmbeddingJudge,
+    IntruderResult,
+    MarkedText,
+    ModelEncoder,
+    SparseProbingResult,
+)
 from bae_lens.scoring.judges.endpoint import MODEL_VARIABLE, URL_VARIABLE
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
@@ -26,6 +33,7 @@ from tests.helpers import (
     make_bae,
     make_text,
     make_transcoder,
+    write_labeled,
 )
 from tests.report.helpers import TRAINING, Page, make_records
 from tests.scoring.chat_server import ChatServer, Raw, serving
@@ -126,6 +134,29 @@ def test_metrics_and_training_that_lie_there_are_shown(folder):
         ("code/mse", None),
     ]
     assert own["training"]["points"][-1][0] == 900_000
+
+
+def test_sparse_probing_that_lies_there_is_shown(folder, tmp_path, capsys):
+    labeled = str(write_labeled(tmp_path / "labeled.jsonl"))
+    probe = ["probe", str(folder), "--data", labeled, "--context_size", "16", "--k", "1"]
+    assert main(probe) == 0
+    assert main(["report", str(folder), *SMALL]) == 0
+    [own] = Page(folder / "report.html").data["dictionaries"]
+    assert [test["title"] for test in own["tests"]] == [
+        *("Sparse probing, labeled.jsonl", "Sparse probing, by class"),
+    ]
+    assert own["means"][0][0] == "sparse probing, labeled.jsonl, k = 1"
+
+    path = folder / "sparse_probing.json"
+    replace(SparseProbingResult.load(path), weights_sha256="0" * 64).save(path)
+    capsys.readouterr()
+    assert main(["report", str(folder), *SMALL]) == 0
+    assert f"{path} is of other weights, and left out" in capsys.readouterr().err
+    [own] = Page(folder / "report.html").data["dictionaries"]
+    assert own["tests"] == []
+
+    path.write_text("{}")
+    assert f"{path} is no result of sparse_probing" in refused(capsys, str(folder), *SMALL)
 
 
 def test_metrics_without_a_fingerprint_are_shown_with_a_warning(folder, caplog):

@@ -19,6 +19,7 @@ from bae_lens.report.scores import (
 from bae_lens.scoring.comsem_result import ComSemResult, LatentRun, Votes
 from bae_lens.scoring.intruder_result import LatentTrials, Tally
 from tests.report.helpers import make_comsem, make_intruder, make_records
+from tests.scoring.planted_probing import make_probing
 
 EVIDENCE = make_records(12)
 INTRUDER = make_intruder(EVIDENCE, 4)
@@ -132,6 +133,23 @@ def test_means_stand_beside_their_controls():
     assert means["ComSem score"].beside == "guessing, or no pattern: 0.5"
     assert own.about == list_columns([INTRUDER])[0].about != ""
     assert means["explained, balanced"].value.startswith("0.67 [")
+
+
+def test_sparse_probing_has_its_tables_and_no_column():
+    probing = replace(make_probing(), data="reviews.jsonl")
+    assert list_columns([probing]) == []
+    first, by_class = list_sections([probing])
+    assert (first.title, by_class.title) == (
+        *("Sparse probing, reviews.jsonl", "Sparse probing, by class"),
+    )
+    assert "labeled texts" in first.about
+    assert first.rows[0][0] == "latents"
+    assert by_class.rows[0][0] == "class 1"
+    own = list_means([probing])[0]
+    assert own.name == "sparse probing, reviews.jsonl, k = 1"
+    assert own.value == "1.00 [1.00, 1.00]"
+    assert "random latents: " in own.beside
+    assert "whole activation: " in own.beside
 
 
 @pytest.mark.parametrize(
