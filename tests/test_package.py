@@ -118,9 +118,11 @@ def test_the_wheel_holds_the_package_whole_and_nothing_else(wheel):
     assert {name for name in names_in(wheel) if ".dist-info/" not in name} == files
 
 
-def test_the_wheel_has_the_licence_and_the_console_script(wheel):
+def test_the_wheel_has_the_licence_and_the_entry_points(wheel):
     assert "MIT License" in dist_info(wheel, "licenses/LICENSE")
-    assert "bae-lens = bae_lens.cli:main" in dist_info(wheel, "entry_points.txt")
+    declared = dist_info(wheel, "entry_points.txt")
+    assert "bae-lens = bae_lens.cli:main" in declared
+    assert "[sae_lens.plugins]\nbae-lens = bae_lens\n" in declared + "\n"
 
 
 def test_what_the_wheel_asks_for(wheel):
