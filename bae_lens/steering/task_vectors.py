@@ -53,6 +53,15 @@ class TaskLatent(NamedTuple):
     weight: float
 
 
+class _Reading(NamedTuple):
+    """What was read at the last tokens: codes, of prompts with demonstrations and without, and the change of the mean."""
+
+    dictionary: Dictionary
+    code_with: Float[Tensor, "n n_latents"]
+    code_without: Float[Tensor, "m n_latents"]
+    difference_of_means: Float[Tensor, " d_out"]
+
+
 @dataclass(frozen=True, eq=False)
 class TaskVector:
     """What demonstrations change at the last token, in latents; see ``task_vector``.
@@ -75,8 +84,16 @@ class TaskVector:
     by: By
     n_with: int
     n_without: int
-    _dictionary: Dictionary = field(repr=False)
-    _units: Float[Tensor, " n_latents"] = field(repr=False)
+    _reading: _Reading = field(repr=False)
+
+    def choose(self, k: int | None = 20, by: By = "rate") -> TaskVector:
+        """Of the same prompts, by another number of latents or another measure; nothing is read again.
+
+        Args:
+            k: as of ``task_vector``.
+            by: as of ``task_vector``.
+        """
+        return _chosen(self._reading, k, by)
 
     @property
     def cosine(self) -> float:
@@ -93,7 +110,8 @@ class TaskVector:
         """
         generator = _generator(seed)
         chosen = [found.latent for found in self.latents]
-        others = self._units.nonzero()[:, 0]
+        units = _units(self._reading)
+        others = units.nonzero()[:, 0]
         others = others[~torch.isin(others, torch.tensor(chosen))]
         if len(others) < len(chosen):
             raise ValueError(
@@ -101,7 +119,7 @@ class TaskVector:
                 "vector, too few to draw as many: take a smaller k, or compare with random_signs."
             )
         drawn = others[torch.randperm(len(others), generator=generator)[: len(chosen)]]
-        sizes = self._units[drawn] if self.by == "rate" else self._weights().abs()
+        sizes = units[drawn].float() if self.by == "rate" else self._weights().abs()
         return self._sum(drawn.tolist(), _signs(len(chosen), generator) * sizes)
 
     def random_signs(self, seed: int = 0) -> Float[Tensor, " d_out"]:
@@ -158,7 +176,7 @@ class TaskVector:
 
     def _sum(self, latents: Sequence[int], weights: Tensor) -> Tensor:
         norm = self.difference_of_means.norm().item()
-        return _scaled_sum(self._dictionary, latents, weights, norm)
+        return _scaled_sum(self._reading.dictionary, latents, weights, norm)
 
 
 @torch.no_grad()
@@ -210,15 +228,18 @@ def task_vector(
     sequences = {name: _tokens(model, prompts, name, special) for name, prompts in named.items()}
     read = [_read(model, dictionary, tokens, batch_size) for tokens in sequences.values()]
     (code_with, mean_with), (code_without, mean_without) = read
+    difference = (mean_with - mean_without).float()
+    return _chosen(_Reading(dictionary, code_with, code_without, difference), k, by)
 
+
+def _chosen(reading: _Reading, k: int | None, by: By) -> TaskVector:
+    """The latents that differ most, as a vector."""
+    k, by = check("k", k, whole(1, or_none=True)), check("by", by, OneOf(("rate", "mean")))
+    dictionary, code_with, code_without, means = reading
     fires, fires_without = code_with != 0, code_without != 0
-    n_fired = fires.sum(0) + fires_without.sum(0)
-    total = code_with.sum(0) + code_without.sum(0)
-    # What each is where it fires; 0 of one that never does.
-    units = total / n_fired.clamp(min=1)
     if by == "rate":
         difference = fires.double().mean(0) - fires_without.double().mean(0)
-        weights = difference.sign() * units
+        weights = difference.sign() * _units(reading)
     else:
         difference = weights = code_with.mean(0) - code_without.mean(0)
     order = difference.abs().argsort(descending=True, stable=True)
@@ -227,20 +248,24 @@ def task_vector(
         raise ValueError(
             "No latent fires differently with demonstrations and without: are the prompts of both the same?"
         )
-    means = mean_with - mean_without
     return TaskVector(
         tuple(
             TaskLatent(j, _rate(fires[:, j]), _rate(fires_without[:, j]), weights[j].item())
             for j in order
         ),
         _scaled_sum(dictionary, order, weights[order].float(), means.norm().item()),
-        means.float(),
+        means,
         by,
         len(code_with),
         len(code_without),
-        dictionary,
-        units.float(),
+        reading,
     )
+
+
+def _units(reading: _Reading) -> Float[Tensor, " n_latents"]:
+    """What each latent is on average where it fires; 0 of one that never does."""
+    both = torch.cat([reading.code_with, reading.code_without])
+    return both.sum(0) / (both != 0).sum(0).clamp(min=1)
 
 
 def _tokens(
@@ -300,7 +325,11 @@ def _scaled_sum(
     dictionary: Dictionary, latents: Sequence[int], weights: Tensor, norm: float
 ) -> Float[Tensor, " d_out"]:
     """Σ weight × decoder row, of a norm."""
-    total = weights @ latent_rows(dictionary, latents).float().cpu()
+    total = torch.zeros(dictionary.d_out)
+    # So many at a time, each of which is decoded by itself.
+    for part in torch.arange(len(latents)).split(256):
+        rows = latent_rows(dictionary, [latents[i] for i in part.tolist()])
+        total += weights[part] @ rows.float().cpu()
     if not total.norm() > 0:
         raise ValueError(
             f"The decoder rows of latents {shown(list(latents))} add up to nothing, which has no direction."

@@ -84,11 +84,13 @@ def test_planted_latents_are_found_with_their_rates_and_signs(model: Model) -> N
     along(found.direction, rows[UP] - rows[DOWN], norm)
     first = task_vector(model, sae, after, before, k=1)
     along(first.direction, rows[UP], norm)
+    assert torch.equal(found.choose(k=1).direction, first.direction)
     assert (found.n_with, found.n_without) == (12, 12)
     assert "+0.833" in found.table().text()
 
     # By means a bit's weight is its rate × what it is on.
     by_mean = task_vector(model, sae, after, before, by="mean")
+    assert torch.equal(found.choose(by="mean").direction, by_mean.direction)
     assert {f.latent: f.weight for f in by_mean.latents} == pytest.approx(
         {UP: 10 / 12 * sae.scale[UP].item(), DOWN: -10 / 12 * sae.scale[DOWN].item()}
     )
