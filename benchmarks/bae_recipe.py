@@ -26,6 +26,8 @@ from bae_lens.nn import entropy, off_diagonal_covariance
 from bae_lens.training.fit import fit_activations
 
 D_SAE, BATCH = 4 * D_IN, 1024
+# Of all but those that have none.
+BUDGET: dict[str, Any] = {"target_entropy": "d_in"}
 
 _PUSH = "push on silent bits"  # not a field of the config: the package has no such option
 
@@ -79,7 +81,7 @@ def train(
     seed: int,
 ) -> Row:
     """Train one variant and score it."""
-    fields = {name: value for name, value in overrides.items() if name != _PUSH}
+    fields = BUDGET | {name: value for name, value in overrides.items() if name != _PUSH}
     cfg = TrainingBAEConfig(d_in=D_IN, d_sae=D_SAE, **fields)
     with pushed_silent_bits() if _PUSH in overrides else nullcontext():
         sae = fit_activations(cfg, train_acts, steps, BATCH, lr, seed)

@@ -78,7 +78,8 @@ class Shape:
     def fields(self) -> dict[str, Any]:
         """Of ``TrainingBAEConfig``."""
         steps = 2 if self.feedback else 0
-        return {"d_sae": self.d_sae, "n_levels": self.n_levels, "feedback_steps": steps}
+        code = {"n_levels": self.n_levels, "feedback_steps": steps}
+        return {"d_sae": self.d_sae, "target_entropy": "d_in", **code}
 
 
 def payload(shape: Shape) -> int:

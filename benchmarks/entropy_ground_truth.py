@@ -170,7 +170,8 @@ def measure(name: str, variant: str, seed: int, args: argparse.Namespace) -> dic
         row["trained_marginal_entropy"] = before.marginal_entropy
         row["trained_chow_liu_entropy"] = before.chow_liu_entropy
         return row | code.to_dict() | {"unexplained_variance": 1 - explained}
-    cfg = TrainingBAEConfig(d_in=D_IN, d_sae=D_SAE, max_density=None, surrogate=variant)  # type: ignore[arg-type]
+    recipe: dict[str, Any] = {"target_entropy": "d_in", "max_density": None, "surrogate": variant}
+    cfg = TrainingBAEConfig(d_in=D_IN, d_sae=D_SAE, **recipe)
     estimate = estimate_entropy(x, x_held_out, MAX_UNEXPLAINED, cfg, steps=args.steps, seed=seed)
     return row | estimate.to_dict()
 

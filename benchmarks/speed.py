@@ -413,6 +413,7 @@ def end_to_end_part(args: argparse.Namespace) -> dict[str, Any]:
         cfg = TrainingBAEConfig(
             d_in=D_IN,
             d_sae=expansion * D_IN,
+            target_entropy="d_in",
             covariance_coefficient=1e-6,
             normalize_activations="none",
         )

@@ -213,7 +213,9 @@ CODE: dict[str, int] = {}
 
 
 def training_cfg(**overrides: Any) -> TrainingBAEConfig:
-    return TrainingBAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, **CODE, **overrides})
+    """With a budget of a bit per dimension: a sixteenth of that would be one bit here."""
+    sizes = {"d_in": D_IN, "d_sae": D_SAE, "target_entropy": "d_in"}
+    return TrainingBAEConfig(**{**sizes, **CODE, **overrides})
 
 
 def make_training_bae(seed: int = 0, **overrides: Any) -> TrainingBAE:

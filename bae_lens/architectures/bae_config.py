@@ -22,6 +22,8 @@ from bae_lens.checks.fields import (
 )
 from bae_lens.nn import SURROGATES, Surrogate
 
+# Words for a ``target_entropy``: how many input dimensions share one bit.
+_BUDGETS: Mapping[str, int] = {"d_in/16": 16, "d_in": 1}
 # Those that training and inference share. Far fewer of either are of use; a slip of the pen would ask for
 # all memory, or run without end.
 _CODE_FIELDS: Mapping[str, Rule] = {"n_levels": whole(1, 1000), "feedback_steps": whole(0, 100)}
@@ -39,7 +41,9 @@ _TRAINING_FIELDS: Mapping[str, Rule] = {
     "entropy_start_step": whole(0),
     "entropy_floor": Number(least=0),
     "target_entropy": positive(
-        words=("d_in",), or_none=True, hint="bits per token; 'd_in' is one per input dimension"
+        words=tuple(_BUDGETS),
+        or_none=True,
+        hint="bits per token; 'd_in' is one per input dimension, 'd_in/16' one for 16 of them",
     ),
     "target_unexplained_variance": Number(above=0, below=1, or_none=True),
     "covariance_coefficient": Number(least=0),
@@ -92,6 +96,8 @@ class TrainingBAEConfig(TrainingSAEConfig):
 
     Examples:
         >>> TrainingBAEConfig(d_in=576, d_sae=2304).target_entropy_bits
+        36.0
+        >>> TrainingBAEConfig(d_in=576, d_sae=2304, target_entropy="d_in").target_entropy_bits
         576.0
         >>> TrainingBAEConfig(d_in=576, d_sae=2304, target_entropy=150).target_entropy_bits
         150
@@ -148,9 +154,15 @@ class TrainingBAEConfig(TrainingSAEConfig):
     """The entropy term is off while the entropy is at or below this many bits (the release's
     ``entropy_threshold``)."""
 
-    target_entropy: float | str | None = number_or_none("d_in", "d_in")
-    """Budget in bits per token that the entropy coefficient follows, up and down. ``"d_in"`` means one
-    bit per input dimension, None a fixed coefficient."""
+    target_entropy: float | str | None = number_or_none("d_in/16", *_BUDGETS)
+    """Budget in bits per token that the entropy coefficient follows, up and down. ``"d_in/16"`` means one
+    bit for 16 input dimensions, ``"d_in"`` one for each, None a fixed coefficient.
+
+    The default is for latents that can be read. On SmolLM2, whose 576 dimensions make it 36 bits, a bit a latent
+    explains as much at 37.5 as BatchTopK does at L0 4, and 1.5 to 1.7 times as many of its latents pass the intruder
+    test; at 75 bits both leads are gone (``benchmarks/results/interpretability.md``). With levels and feedback both
+    last longer. To reconstruct take ``"d_in"`` with ``n_levels=7``, ``feedback_steps=2`` and
+    ``max_density=None``. That a wider model should have more bits is taken for granted: one width was measured."""
 
     target_unexplained_variance: float | None = number_or_none(None)
     """The fidelity that the entropy coefficient follows instead: it rises while less than this share of
@@ -212,7 +224,9 @@ class TrainingBAEConfig(TrainingSAEConfig):
     @property
     def target_entropy_bits(self) -> float | None:
         """``target_entropy`` as a number of bits per token, or None where there is no target."""
-        return float(self.d_in) if self.target_entropy == "d_in" else self.target_entropy  # type: ignore[return-value]
+        if isinstance(self.target_entropy, str):
+            return self.d_in / _BUDGETS[self.target_entropy]
+        return self.target_entropy
 
     @classmethod
     def paper(

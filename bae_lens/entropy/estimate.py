@@ -94,8 +94,8 @@ def estimate_entropy(
         held_out: ``[m, d_in]``, to score on. Many more than there are bits.
         max_unexplained: share of the variance that may be left unexplained: the fidelity at which
             the entropy is taken. Entropies at different fidelities do not compare.
-        cfg: what to train; the default recipe with four bits an input dimension and no density cap
-            (which would forbid a fair bit) if omitted. ``initial_firing_rate`` is taken from ``starts``;
+        cfg: what to train; the default recipe with four latents an input dimension, a budget of one bit each and no
+            density cap (which would forbid a fair bit) if omitted. ``initial_firing_rate`` is taken from ``starts``;
             one bit a latent, and no feedback.
         starts: firing rates that bits start from, one training each.
         steps, batch_size, lr, seed, device: see ``fit_activations``.
@@ -116,7 +116,10 @@ def estimate_entropy(
                 f"{name} do not vary ({len(vectors)} vectors), so there is no variance to explain."
             )
     d_in = activations.shape[1]
-    cfg = cfg or TrainingBAEConfig(d_in=d_in, d_sae=4 * d_in, max_density=None)
+    # Of bits to spare, since what is superfluous is pruned.
+    cfg = cfg or TrainingBAEConfig(
+        d_in=d_in, d_sae=4 * d_in, target_entropy="d_in", max_density=None
+    )
     check_prunable(cfg)
 
     def score(sae: BAE | TrainingBAE, vectors: Tensor) -> CodeEvaluation:

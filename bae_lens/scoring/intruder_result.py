@@ -201,6 +201,23 @@ class IntruderResult(ResultOfWeights):
         limit = self.settings.threshold if threshold is None else threshold
         return sum(a >= limit for a in _known([t.accuracy() for t in self.latents]))
 
+    def n_passed_of_all(self, *, control: bool = False, max_purity: float = 1.0) -> Interval | None:
+        """Latents of the dictionary that pass, estimated by those tested: their share times the latents with enough
+        texts. Of the others nobody was asked, and none of them counts.
+
+        Args:
+            control: of the control instead.
+            max_purity: only latents with no more token purity count as passing; at 0.5 those of a single token
+                do not.
+
+        Returns:
+            The number with its 95 % Wilson interval over latents tested; None where none was.
+        """
+        own = self.control if control else self.latents
+        scores = _known([t.accuracy() for t in own if t.purity <= max_purity])
+        share = wilson(sum(a >= self.settings.threshold for a in scores), len(own))
+        return None if share is None else Interval(*(x * self.n_enough for x in share))
+
     def agreement(self, kind: IntruderKind = "random") -> float | None:
         """Agreement of the seeds' accuracies, see ``seed_agreement``."""
         return seed_agreement([t.by_seed(kind) for t in self.latents])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bae_lens.charts import Curve, draw_curve, remove_frame, require_matplotlib
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def plot_training(
-    logs: Mapping[str, Mapping[str, list[float]]],
+    logs: Mapping[str, Mapping[str, Sequence[float]]],
     target_entropy: float | None = None,
     title: str = "",
 ) -> Figure:

@@ -37,8 +37,16 @@ def fixed_seed():
         ),
         ("max_density", 0.0, "max_density must be a number above 0 and at most 1 or None"),
         ("max_density", 1.5, "max_density must be a number above 0 and at most 1 or None"),
-        ("target_entropy", 0.0, "target_entropy must be a positive number, 'd_in' or None"),
-        ("target_entropy", -3, "target_entropy must be a positive number, 'd_in' or None"),
+        (
+            "target_entropy",
+            0.0,
+            "target_entropy must be a positive number, 'd_in/16', 'd_in' or None",
+        ),
+        (
+            "target_entropy",
+            -3,
+            "target_entropy must be a positive number, 'd_in/16', 'd_in' or None",
+        ),
         ("target_entropy", "d_sae", "target_entropy must be a positive number.*; got 'd_sae'"),
         (
             "target_unexplained_variance",
@@ -86,18 +94,31 @@ def test_none_switches_a_part_off(field):
 
 
 @pytest.mark.parametrize(
-    ("target", "bits"), [("d_in", float(D_IN)), (7, 7.0), (2.5, 2.5), (None, None)]
+    ("target", "bits"),
+    [("d_in", float(D_IN)), ("d_in/16", D_IN / 16), (7, 7.0), (2.5, 2.5), (None, None)],
 )
 def test_target_entropy_in_bits(target, bits):
     assert training_cfg(target_entropy=target).target_entropy_bits == bits
 
 
-def test_the_default_target_follows_a_later_change_of_d_in():
+def test_the_default_target_is_to_read():
+    cfg = TrainingBAEConfig(d_in=576, d_sae=1152)
+
+    assert (cfg.target_entropy, cfg.target_entropy_bits) == ("d_in/16", 36)
+    # What was the default before means what it did, in files that have it.
+    assert (
+        TrainingBAEConfig.from_dict(cfg.to_dict() | {"target_entropy": "d_in"}).target_entropy_bits
+        == 576
+    )
+
+
+@pytest.mark.parametrize(("target", "share"), [("d_in/16", 1 / 16), ("d_in", 1)])
+def test_a_target_in_words_follows_a_later_change_of_d_in(target, share):
     # SAELens' SyntheticSAERunner corrects d_in after the config was made.
-    cfg = training_cfg()
+    cfg = training_cfg(target_entropy=target)
     cfg.d_in = 99
 
-    assert cfg.target_entropy_bits == 99
+    assert cfg.target_entropy_bits == 99 * share
 
 
 def test_paper_preset_is_the_released_recipe_in_saelens_units():

@@ -67,7 +67,7 @@ def test_what_would_take_too_long_is_left_out(monkeypatch):
 
 
 def test_the_plain_training_step_has_the_same_gradients():
-    cfg = TrainingBAEConfig(d_in=16, d_sae=64, covariance_coefficient=0.01)
+    cfg = TrainingBAEConfig(d_in=16, d_sae=64, target_entropy="d_in", covariance_coefficient=0.01)
     torch.manual_seed(0)
     ours = TrainingBAE(cfg)
     plain = speed.PlainBAE(cfg)

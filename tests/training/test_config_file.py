@@ -281,7 +281,9 @@ def test_text_is_read_as_the_fields_type(name: str, text: str, value: Any):
     assert getattr(build({name: text}), name) == value
 
 
-@pytest.mark.parametrize(("text", "value"), [("3e2", 300.0), ("d_in", "d_in"), ("none", None)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("3e2", 300.0), ("d_in", "d_in"), ("d_in/16", "d_in/16"), ("none", None)]
+)
 def test_text_for_a_field_of_several_types(text: str, value: Any):
     assert build({"target_entropy": text}).sae.target_entropy == value
 
