@@ -134,14 +134,16 @@ def headline(ours: tuple[str, Column], peer: tuple[str, Column]) -> str:
     ):
         if mine is not None and theirs is not None and theirs.mean > 0:
             found.append(f"{mine.mean / theirs.mean:.2f} times as many {what}")
-    said = f"{name} has {' and '.join(found)} as {other_name}" if found else "No ratio is known"
+    said = f"{name} has {' and '.join(found)} as {other_name}."
+    if not found:
+        said = f"There is no ratio of what is told apart, for {other_name} has no such latent."
     assert own.measured is not None
     assert other.measured is not None
     bits, others = own.measured.bits, other.measured.bits
     off = others / bits - 1
     if abs(off) <= _EQUAL:
-        return f"{said}, at equal bits ({bits:.1f} and {others:.1f} per token)."
+        return f"{said} Both are at equal bits, {bits:.1f} and {others:.1f} per token."
     return (
-        f"{said}, but not at equal bits: {other_name} has {abs(off):.0%} {'more' if off > 0 else 'fewer'} "
-        f"({others:.1f} per token, and {bits:.1f}). Its k is for the sizes that the demo has by default."
+        f"{said} They are not at equal bits: {other_name} has {abs(off):.0%} {'more' if off > 0 else 'fewer'}, "
+        f"{others:.1f} per token and not {bits:.1f}. Its k is for the sizes that the demo has by default."
     )

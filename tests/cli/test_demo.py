@@ -92,7 +92,7 @@ def said(of: dict[str, Column]) -> str:
 def test_the_headline_says_how_many_times_as_many_and_at_which_bits():
     assert said(columns()) == (
         "BAE has 2.00 times as many latents that are told apart and 3.00 times as many of those that are not "
-        "for a single token as SAELens BatchTopK, at equal bits (36.0 and 36.5 per token)."
+        "for a single token as SAELens BatchTopK. Both are at equal bits, 36.0 and 36.5 per token."
     )
 
 
@@ -100,14 +100,14 @@ def test_the_headline_says_how_many_times_as_many_and_at_which_bits():
 def test_the_headline_says_so_where_bits_are_not_equal(bits, words):
     text = said(columns(bits))
 
-    assert "but not at equal bits" in text
-    assert f"SAELens BatchTopK has {words} ({bits} per token, and 36.0)" in text
+    assert "They are not at equal bits" in text
+    assert f"SAELens BatchTopK has {words}, {bits} per token and not 36.0." in text
 
 
 def test_the_headline_of_nothing_told_apart_is_no_ratio():
     none = columns() | {PEER: Column(result_of(0), measured(description_length=36.0))}
 
-    assert said(none).startswith("No ratio is known, at equal bits")
+    assert said(none).startswith("There is no ratio of what is told apart")
 
 
 def test_random_directions_are_k_of_them_from_the_mean():
