@@ -15,7 +15,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 _COMMANDS = {
-    "demo": "train, save, load, attach and evaluate a BAE on a real language model",
+    "demo": "train a BAE to be read beside a peer, on a real language model, and write reports of both",
     "train": "train an autoencoder from a config file, a shipped config or SAELens' flags",
     "finetune": "make a classifier of an encoder, to be studied as any language model",
     "eval": "evaluate a saved autoencoder",

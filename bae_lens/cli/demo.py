@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bae_lens.checks.fields import check, whole
 from bae_lens.cli.demo_table import Column, Measured, headline, table
 
 if TYPE_CHECKING:
@@ -76,12 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_demo(args: argparse.Namespace) -> int:
     from bae_lens.charts import require_matplotlib
 
-    for name in ("tokens", "training_tokens", "held_out_tokens", "ce_batches", "n_tested"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
-    if args.seed is not None and args.seed < 0:
-        raise ValueError(f"--seed must be at least 0; got {args.seed}.")
+    for name in ("tokens", "held_out_tokens", "ce_batches", "n_tested"):
+        check(f"--{name}", getattr(args, name), whole(1))
+    check("--training_tokens", args.training_tokens, whole(1, or_none=True))
+    check("--seed", args.seed, whole(0, 2**32 - 1, or_none=True))
     require_matplotlib()
+    # Rather now than after minutes.
+    Path(args.output).mkdir(parents=True, exist_ok=True)
     # Advice on training runs of a user's own, which this is not.
     warnings.filterwarnings("ignore", category=UserWarning, module="sae_lens")
     demo = _Demo.open(args)

@@ -130,9 +130,9 @@ def test_random_directions_are_k_of_them_from_the_mean():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--tokens", "0"], "--tokens must be at least 1; got 0"),
-        (["--n_tested", "-3"], "--n_tested must be at least 1; got -3"),
-        (["--seed", "-1"], "--seed must be at least 0; got -1"),
+        (["--tokens", "0"], "--tokens must be a whole number of at least 1; got 0"),
+        (["--n_tested", "-3"], "--n_tested must be a whole number of at least 1; got -3"),
+        (["--seed", "-1"], "--seed must be a whole number from 0 to 4294967295 or None; got -1"),
     ],
 )
 def test_a_number_that_makes_no_sense_is_refused(flags, message, capsys, tmp_path):

@@ -47,6 +47,13 @@ def test_planted_latents_are_told_apart():
     assert found[TOKEN].purity == 1 > found[PURE].purity
     assert result.n_passed() == 2
     assert result.chance == 0.2
+    # All three that could be asked about were; of a single token is one of the two that pass.
+    passed = result.n_passed_of_all()
+    assert passed is not None
+    assert passed.mean == 2
+    assert 0 < passed.low < 2 < passed.high < 3
+    assert mean(result.n_passed_of_all(max_purity=0.5)) == 1
+    assert mean(result.n_passed_of_all(control=True)) == 0
     assert mean(result.accuracy(max_purity=0.5)) == pytest.approx(
         (1 + mean(found[MIXED].accuracy())) / 2
     )
