@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bae_lens.results import Table
-from bae_lens.stats import Interval
 
 if TYPE_CHECKING:
     from bae_lens.evals import CodeSummary
     from bae_lens.scoring import IntruderResult
+    from bae_lens.stats import Interval
 
 # Token purity above which a latent is for a single token.
 _ONE_TOKEN = 0.5
