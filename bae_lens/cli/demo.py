@@ -298,9 +298,7 @@ class _Demo:
         from bae_lens.scoring import IntruderSettings, intruder_test
         from bae_lens.scoring.tested_latents import TestedLatents
 
-        settings = ExampleSettings(
-            n_tokens=self.args.held_out_tokens, n_random=20, batch_size=_PROMPTS
-        )
+        settings = ExampleSettings(n_tokens=self.args.held_out_tokens, n_random=20)
         records = collect_examples(
             self.model, sae, None, settings, exclude_outlier_tokens=False, verbose=True
         )
