@@ -11,9 +11,10 @@ from urllib.parse import urlsplit
 
 from bae_lens.checks.consistency import check_indices
 from bae_lens.evals.code_summary import CodeSummary
-from bae_lens.examples.records import Count, Example, LatentRecord, LatentRecords
+from bae_lens.examples.histogram import Histogram
+from bae_lens.examples.records import Count, Example, LatentRecord, LatentRecords, Strength
 from bae_lens.report.metrics import HEADLINES, OF_LATENTS, list_metrics
-from bae_lens.report.packing import ALPHABET, StringTable, pack_rising
+from bae_lens.report.packing import ALPHABET, N_STEPS, StringTable, pack, pack_rising
 from bae_lens.report.scores import (
     Column,
     Result,
@@ -25,10 +26,13 @@ from bae_lens.report.scores import (
     list_sections,
 )
 from bae_lens.report.sentences import CodedSentence
+from bae_lens.report.windows import Windows
 
 if TYPE_CHECKING:
     from bae_lens.steering import LogitEffects
 
+# Of firings, which are below what a page says of them.
+QUANTILES = (0.05, 0.5, 0.95)
 # Of a training log: more could not be told apart in a chart.
 _MAX_POINTS = 300
 _STEP, _ENTROPY, _PERPLEXITY = (
@@ -88,6 +92,7 @@ def report_content(
     return {
         **_page("report", title, [own]),
         "alphabet": ALPHABET,
+        "nSteps": N_STEPS,
         "strings": table.strings,
         "strength": records.strength,
         "order": records.order,
@@ -97,7 +102,7 @@ def report_content(
         "phrases": None if phrases is None else list(phrases),
         "scores": [_column(column, len(records)) for column in columns],
         "said": {j: [_rounded_values(run._asdict()) for run in own] for j, own in said.items()},
-        "latents": [_latent(latent, table) for latent in records.latents],
+        "latents": [_latent(latent, table, records.strength) for latent in records.latents],
         "effects": {of.latent: _effects(of, table) for of in effects},
         "sentences": [_sentence(sentence, table) for sentence in sentences],
     }
@@ -198,31 +203,51 @@ def _training(log: Mapping[str, Sequence[float]]) -> dict[str, Any] | None:
     }
 
 
-def _latent(latent: LatentRecord, table: StringTable) -> list[Any]:
+def _latent(latent: LatentRecord, table: StringTable, strength: Strength) -> list[Any]:
     """Strongest and random examples, tokens, lemmas, how short their counts are, neighbors, classes,
-    and the tokens of the highest lift."""
+    the tokens of the highest lift, how strongly it fires, and what it has in the windows of its examples."""
     neighbors = latent.neighbors
+    windows = Windows.of(latent, strength)
     return [
-        _examples(latent.strongest, table),
-        _examples(latent.random, table),
+        _examples(latent.strongest, table, windows),
+        _examples(latent.random, table, windows),
         _counts(latent.top_tokens, table),
         _counts(latent.top_lemmas, table),
         latent.count_error,
         neighbors and [[n.latent, _rounded(n.value), n.n_together] for n in neighbors],
         _rounded_all(latent.class_shares),
         _counts(latent.lift_tokens, table),
+        _spread(latent),
+        windows and [windows.least, windows.greatest, _rounded(windows.share)],
     ]
 
 
-def _examples(examples: Sequence[Example], table: StringTable) -> list[list[Any]]:
-    """Pack examples, with the margin in place of the strength, where there is one: that is the same for all."""
+def _examples(
+    examples: Sequence[Example], table: StringTable, windows: Windows | None
+) -> list[list[Any]]:
+    """Pack examples, with the margin in place of the strength, where there is one: that is the same for all;
+    at the end what the latent has in the window, where that is known."""
     return [
         [
             *(table.packed(e.strings), e.marked),
             *(_rounded(e.strength if e.margin is None else e.margin), e.text, e.position),
+            *([windows.packed(e)] if windows is not None else []),
         ]
         for e in examples
     ]
+
+
+def _spread(latent: LatentRecord) -> list[Any] | None:
+    """How strongly a latent fires: quantiles, the number of the first bin with the counts of all, and levels
+    with the counts of theirs, in bits what the level is worth; None where that is not known, or it never fires."""
+    counted = latent.levels or latent.histogram
+    if counted is None or sum(counted.counts) == 0:
+        return None
+    quantiles = [_rounded(counted.quantile(share)) for share in QUANTILES]
+    if isinstance(counted, Histogram):
+        return [quantiles, [counted.first, "".join(map(pack, counted.counts))], None, None]
+    values = _rounded_all(counted.values)
+    return [quantiles, None, [values, counted.counts], _rounded(counted.entropy)]
 
 
 def _counts(counts: Sequence[Count] | None, table: StringTable) -> list[list[Any]] | None:

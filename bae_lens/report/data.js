@@ -48,12 +48,16 @@ function peakOf(strongest, nFirings) {
   return strongest.length ? strongest[0][2] : null;
 }
 
+const rowOf = ([strongest, random, tokens, lemmas, countError, neighbors, classes, lifts, spread, windows]) => ({
+  ...{ strongest, random, tokens, lemmas, countError, neighbors, classes, lifts, spread, windows },
+});
 const whenOff = new Set(own.whenOff);
 const latents = isReport
-  ? data.latents.map(([strongest, random, tokens, lemmas, countError, neighbors, classes, lifts], j) => ({
-      ...{ j, strongest, random, tokens, lemmas, countError, neighbors, classes, lifts },
+  ? data.latents.map((row, j) => ({
+      ...rowOf(row),
+      j,
       rate: own.nFirings[j] / own.nTokens,
-      peak: peakOf(strongest, own.nFirings[j]),
+      peak: peakOf(row[0], own.nFirings[j]),
       phrase: data.phrases ? data.phrases[j] : null,
       // What each seed's judge said.
       said: data.said[j] || [],
@@ -77,6 +81,31 @@ const [strengthUnit, greatest, aboutGreatest] = {
     "Minus the squared distance to the code of the token that is nearest to it; 0 would be the code itself.",
   ],
 }[isReport ? data.strength : "activation"];
+
+// What is told of each token, and counted of all firings: of codes the distance, which has no sign.
+const [valueName, countedName] = {
+  activation: ["activation", "activation"],
+  surprise: ["margin", "margin"],
+  nearness: ["minus squared distance", "squared distance"],
+}[isReport ? data.strength : "activation"];
+
+// Of a latent's example, at which tokens of the window it fires, and how strongly.
+function firedIn(latent, [, marked, strength, , , packed]) {
+  const values = new Map();
+  if (!packed) return values;
+  const [least, greatest] = latent.windows;
+  const step = (greatest - least) / data.nSteps;
+  // No digits that packing has not left.
+  const digits = Math.min(12, Math.max(0, Math.floor(-Math.log10(step || 1e-12))));
+  const rounded = (value) => Number(value.toFixed(digits)) || Number(value.toPrecision(1));
+  const numbers = numbersIn(packed);
+  let k = -1;
+  for (let i = 0; i < numbers.length; i += 2) {
+    k += numbers[i] + 1;
+    values.set(k, k === marked ? strength : rounded(least + step * numbers[i + 1]));
+  }
+  return values;
+}
 
 // How full the bar of a strength is, among the latent's own.
 function fullness(strength, strengths) {

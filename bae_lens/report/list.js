@@ -81,8 +81,9 @@ const columns = isReport
         label: "fires at",
         about: "Share of tokens at which it fires.",
         isNumber: true,
-        of: ({ rate }) => rate,
-        show: percent,
+        // One that never fires comes last either way.
+        of: ({ rate }) => rate || null,
+        show: (rate) => percent(rate ?? 0),
       },
       {
         key: "strongest",
@@ -101,10 +102,58 @@ const columns = isReport
     ].filter(Boolean)
   : [];
 
-// What can be sorted by: the columns, and the order in which the list comes.
+// What else can be sorted by, where there is any of it: shown in a column of its own while it is.
+const further = [
+  {
+    key: "window",
+    label: "share of its windows",
+    about:
+      "Of the other tokens around its random examples, the share at which it fires too: low where it is for single tokens, high where for what a text is about.",
+    of: ({ windows }) => windows?.[2] ?? null,
+    show: percent,
+  },
+  {
+    key: "median",
+    label: `median ${countedName}`,
+    about: `Half of its firings have at most this ${countedName}.`,
+    of: ({ spread }) => spread?.[0][1] ?? null,
+  },
+  {
+    key: "levels",
+    label: "bits of its level",
+    about: "What it is worth to know at which level it fires, in bits: 0 where it is always the same one.",
+    of: ({ spread }) => spread?.[3] ?? null,
+  },
+  {
+    key: "highest-lift",
+    label: "highest lift",
+    about: "That of the token at which it fires most out of proportion, of those at which it fires 3 times at least.",
+    of: ({ lifts }) => (lifts && lifts.length ? lifts[0][2] : null),
+  },
+  {
+    key: "class",
+    label: "share of a class above chance",
+    about: "The most by which the share of its firings in texts of a class exceeds the class's share of all tokens.",
+    of: ({ classes, rate }) =>
+      classes && rate ? Math.max(...classes.map((share, i) => share - data.classShares[i])) : null,
+    show: percent,
+  },
+  {
+    key: "effect",
+    label: "largest logit effect",
+    about: "By how much its decoder row raises the logit of the token that it raises most.",
+    of: ({ effects }) => effects?.[0][0]?.[1] ?? null,
+  },
+]
+  .filter(({ of }) => latents.some((latent) => of(latent) !== null))
+  .map((order) => ({ isNumber: true, ...order }));
+const columnFor = (key) => further.find((order) => order.key === key);
+
+// What can be sorted by: the columns, more, and the order in which the list comes.
 const orders = [
   { key: "telling", label: "most telling first", isNumber: true, of: telling },
   ...columns,
+  ...further,
 ];
 
 // What the numbers of a latent are.
@@ -112,7 +161,7 @@ const glossary = (title) =>
   lazyDetails(title, () =>
     table({
       class: "facts",
-      rows: columns.filter(({ about }) => about).map(({ label, about }) => [rowHead(label), cell(about)]),
+      rows: orders.filter(({ about }) => about).map(({ label, about }) => [rowHead(label), cell(about)]),
     }),
   );
 
@@ -159,7 +208,7 @@ function listRow(latent) {
   return el(
     "tr",
     { role: "row", "data-latent": latent.j },
-    columns.map((column, i) =>
+    columns.concat(columnFor(list.sort) || []).map((column, i) =>
       el(
         i ? "td" : "th",
         {
@@ -193,6 +242,8 @@ function refresh() {
       ? plural(latents.length, unit)
       : `${whole.format(list.order.length)} of ${plural(latents.length, unit)}` +
         (list.order.length ? "" : ": nothing matches. Try a shorter search.");
+  for (const added of [...list.heads.children].slice(columns.length)) added.remove();
+  list.heads.append(...[columnFor(list.sort) || []].flat().map(columnHead));
   for (const head of list.heads.children) {
     const isSorted = head.dataset.key === list.sort;
     head.setAttribute("aria-sort", isSorted ? (list.descending ? "descending" : "ascending") : "none");
@@ -233,6 +284,18 @@ function listCaption() {
   ];
 }
 
+const columnHead = (c) =>
+  el(
+    "th",
+    { scope: "col", role: "columnheader", class: c.isNumber ? "n" : null, "data-key": c.key },
+    el(
+      "button",
+      { type: "button", onclick: () => sortBy(c.key, true) },
+      c.label,
+      el("span", { class: "way", "aria-hidden": "true" }),
+    ),
+  );
+
 function listView() {
   const label = `Search tokens${data.phrases ? ", phrases" : ""} and numbers`;
   const [search, labeledSearch] = searchField("search", "status", label, (query) => {
@@ -261,25 +324,8 @@ function listView() {
     },
   });
   list.status = el("p", { id: "status", role: "status" });
-  const sortButton = (c) =>
-    el(
-      "button",
-      { type: "button", onclick: () => sortBy(c.key, true) },
-      c.label,
-      el("span", { class: "way", "aria-hidden": "true" }),
-    );
   // Roles are said, since on a narrow screen rows are drawn as blocks, which takes them away.
-  list.heads = el(
-    "tr",
-    { role: "row" },
-    columns.map((c) =>
-      el(
-        "th",
-        { scope: "col", role: "columnheader", class: c.isNumber ? "n" : null, "data-key": c.key },
-        sortButton(c),
-      ),
-    ),
-  );
+  list.heads = el("tr", { role: "row" }, columns.map(columnHead));
   list.body = el("tbody", { role: "rowgroup", onkeydown: moveInList });
   list.more = el("button", { type: "button", class: "more", onclick: () => showMore(MORE) });
   new IntersectionObserver(

@@ -10,6 +10,8 @@ from itertools import pairwise
 # Those of printable ASCII that stand for themselves in JSON and in HTML, none of them a space.
 ALPHABET = "".join(chr(c) for c in range(33, 127) if chr(c) not in "\"'\\<>&`")[:86]
 _HALF = len(ALPHABET) // 2
+# The largest number in two characters: a value is one of so many steps, and 0, from least to greatest.
+N_STEPS = _HALF + _HALF**2 - 1
 
 
 class StringTable:
@@ -47,6 +49,23 @@ def pack_rising(numbers: Sequence[int]) -> str:
     rising = sorted(numbers)
     steps = [b - a - 1 for a, b in pairwise(rising)]
     return "".join(map(pack, [*rising[:1], *steps]))
+
+
+def pack_values(values: Iterable[tuple[int, float]], least: float, greatest: float) -> str:
+    """Values at rising places, such as the tokens of a window at which a latent fires: of each how many places
+    there are between it and the one before, and which step it is nearest to.
+
+    Args:
+        values: places from 0, and values between ``least`` and ``greatest``.
+        least: step 0.
+        greatest: step ``N_STEPS``.
+    """
+    numbers, after = [], 0
+    per_step = (greatest - least) / N_STEPS or 1.0
+    for place, value in values:
+        numbers += [place - after, round((value - least) / per_step)]
+        after = place + 1
+    return "".join(map(pack, numbers))
 
 
 def unpack(packed: str, strings: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ function open(name) {
 }
 
 function route(isFirst) {
-  const [, name, index] = /^#([a-z]+)(?:-(\d{1,9}))?$/.exec(location.hash) || [null, "overview"];
+  const [, name, index] = /^#([a-z]+)(?:[-=](\d{1,9}))?$/.exec(location.hash) || [null, "overview"];
   const i = index === undefined ? null : Number(index);
   let place, focus;
   if (isReport && name === unit && i !== null && i < latents.length) {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_LARGE = 10_000_000
+_LARGE = 15_000_000
 SCRIPTS = tuple(
     f"{name}.js" for name in ("charts", "data", "overview", "list", "latent", "sentences", "page")
 )

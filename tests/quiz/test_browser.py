@@ -14,13 +14,9 @@ import pytest
 
 from bae_lens.quiz.questions import QuizKey, QuizSettings, key_path, write_quiz
 from bae_lens.quiz.scores import QuizAnswers, score_quiz
+from tests.browser import SIZES, Browser, contrast
 from tests.quiz.quizzes import CLASSES, EVIDENCE, N_TEXTS, RECOVERIES, recoverability, shown_class
-from tests.report import test_browser
 from tests.report.helpers import HOSTILE, Page, make_records
-from tests.report.test_browser import SIZES, Browser, contrast
-
-browser = test_browser.browser
-as_it_is = test_browser.as_it_is
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bae_lens.examples import Count, Example, ExampleSettings, LatentRecord, LatentRecords, Neighbor
+from bae_lens.examples.histogram import bins_of, histogram_of
 from bae_lens.report import CodedSentence, write_report
 from bae_lens.scoring import ComSemResult, ComSemSettings, IntruderResult, IntruderSettings
 from bae_lens.scoring.comsem_result import LatentRun, Protocol, Votes
@@ -108,6 +109,33 @@ def make_records(
         "class_shares": (0.5, 0.5),
     }
     return LatentRecords(**{**settings, **changes})
+
+
+def with_windows(records: LatentRecords, share: float = 0.12) -> LatentRecords:
+    """The same with what each latent has at the tokens of its windows, and how strongly it fires: at every
+    eighth token or so (``share``), less than at the marked one, whose strength is the greatest of the window; the
+    first token does not count."""
+    rng = np.random.default_rng(0)
+    is_code = records.strength == "nearness"
+
+    def with_values(e: Example) -> Example:
+        own = 2.5 if records.strength == "surprise" else e.strength
+        size = rng.uniform(0.1, 1, len(e.tokens)) * (rng.random(len(e.tokens)) < share)
+        size[e.marked] = 1
+        values = [float(f"{x * own:.4g}") if x or not is_code else None for x in size]
+        margin = own if records.strength == "surprise" else None
+        return e._replace(activations=(None, *values[1:]), margin=margin)
+
+    def with_counts(latent: LatentRecord) -> LatentRecord:
+        bins, counts = np.unique(bins_of(rng.lognormal(0, 1, latent.n_firings)), return_counts=True)
+        return replace(
+            latent,
+            strongest=tuple(map(with_values, latent.strongest)),
+            random=tuple(map(with_values, latent.random)),
+            histogram=histogram_of(bins.tolist(), counts.tolist()),
+        )
+
+    return replace(records, latents=tuple(map(with_counts, records.latents)))
 
 
 def many(records: LatentRecords, n: int) -> LatentRecords:
@@ -225,7 +253,9 @@ def write_hostile(path: Path) -> int:
     """A report in which every text is hostile, and how many latents it is of."""
     words = (*HOSTILE, " plain")
     n = len(words) + 1
-    records = make_records(n, words, class_names=HOSTILE[:2], dictionary=HOSTILE[1])
+    records = with_windows(
+        make_records(n, words, class_names=HOSTILE[:2], dictionary=HOSTILE[1]), 0.5
+    )
     said: dict[str, Any] = {
         "phrase": HOSTILE[0],
         "judge": f"{HOSTILE[1]}\n| {HOSTILE[2]}",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bae_lens.report import Compared, write_comparison, write_report
 from bae_lens.stats import shown
+from tests.browser import SIZES, Browser, contrast, over
 from tests.report.helpers import (
     HOSTILE,
     SUMMARY,
@@ -23,111 +20,11 @@ from tests.report.helpers import (
     make_records,
     make_sentences,
     many,
+    with_windows,
     write_hostile,
 )
 
 N = 300
-SIZES = {"phone": (360, 740), "tablet": (820, 1100), "laptop": (1280, 900)}
-
-
-class Browser:
-    """A headless one, with what the tests do and ask.
-
-    Args:
-        driver: of selenium.
-    """
-
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
-
-    def open(self, path: Path, fragment: str = "") -> None:
-        """From disk, as a fresh page."""
-        self.driver.get("about:blank")
-        self.logs()
-        self.driver.get(path.as_uri() + fragment)
-        assert self.all("[data-ready]"), self.driver.get_log("browser")
-
-    def all(self, selector: str) -> list[Any]:
-        return self.driver.find_elements("css selector", selector)
-
-    def one(self, selector: str) -> Any:
-        return self.driver.find_element("css selector", selector)
-
-    def texts(self, selector: str) -> list[str]:
-        """What is read of each, in one question: one for each would take long."""
-        script = (
-            "return [...document.querySelectorAll(arguments[0])].map((e) => e.innerText.trim())"
-        )
-        return self.run(script, selector)
-
-    def run(self, script: str, *args: Any) -> Any:
-        return self.driver.execute_script(script, *args)
-
-    def press(self, *keys: str) -> None:
-        """Keys at the element that has the focus, one after the other is done."""
-        from selenium.webdriver.common.action_chains import ActionChains
-        from selenium.webdriver.common.keys import Keys
-
-        for key in keys:
-            ActionChains(self.driver).send_keys(getattr(Keys, key, key)).perform()
-            self.settle()
-
-    def go(self, fragment: str) -> None:
-        """To another part of the page that is open."""
-        self.run("location.hash = arguments[0]", fragment)
-        self.settle()
-
-    def settle(self) -> None:
-        """Until the page has done what was asked of it: a change of address is told it later."""
-        self.run("return new Promise((done) => setTimeout(() => requestAnimationFrame(done), 20))")
-
-    @property
-    def focused(self) -> str:
-        """Text of the element that has the focus."""
-        return self.driver.switch_to.active_element.text
-
-    @property
-    def fragment(self) -> str:
-        return self.run("return location.hash")
-
-    def logs(self) -> tuple[list[str], set[str]]:
-        """Console messages, and addresses that requests went to, since the last call."""
-        messages = [entry["message"] for entry in self.driver.get_log("browser")]
-        events = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
-        asked, failed = (
-            [e["params"] for e in events if e["method"] == f"Network.{name}"]
-            for name in ("requestWillBeSent", "loadingFailed")
-        )
-        # These are announced, and stopped before they leave.
-        stopped = {e["requestId"] for e in failed if e.get("blockedReason") == "csp"}
-        return messages, {e["request"]["url"] for e in asked if e["requestId"] not in stopped}
-
-    def resize(self, width: int, height: int) -> None:
-        """Of the page itself, since a window cannot be narrower than 500."""
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-
-    def prefer(self, **features: str) -> None:
-        """Media features."""
-        wanted = [{"name": k.replace("_", "-"), "value": v} for k, v in features.items()]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if binary is None or driver is None:
-        pytest.skip("needs chromium and its driver on the path")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    own = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    own.implicitly_wait(0.1)
-    yield Browser(own)
-    own.quit()
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +35,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sentences = make_sentences(20, N)
     write_report(
         path,
-        make_records(N),
+        with_windows(make_records(N)),
         SUMMARY,
         TRAINING,
         sentences,
@@ -148,12 +45,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         title="A title",
     )
     return path
-
-
-@pytest.fixture(autouse=True)
-def as_it_is(browser: Browser) -> None:
-    browser.resize(1280, 900)
-    browser.prefer()
 
 
 def rows(browser: Browser) -> list[str]:
@@ -202,7 +93,7 @@ def test_nothing_can_be_sent(browser, report):
 def test_four_thousand_latents_load_in_two_seconds(browser, tmp_path):
     """Of the processor's time, since the clock also tells what else the machine does."""
     path = tmp_path / "large.html"
-    records = many(make_records(200, n_examples=10, n_window=25), 4096)
+    records = many(with_windows(make_records(200, n_examples=10, n_window=25), 0.5), 4096)
     write_report(path, records, SUMMARY)
     browser.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
     browser.open(path, "#latents")
@@ -474,8 +365,15 @@ def test_share_of_codes_along_a_sentence(browser, tmp_path):
 def test_a_latents_page_has_its_parts(browser, report):
     browser.open(report, "#latent-0")
     assert browser.texts("#view-one h3") == [
-        *("Strongest examples", "Random examples", "Most frequent tokens", "Most frequent lemmas"),
-        *("Classes", "Logit effects", "Neighbors", "Along the stored sentences"),
+        *("Strongest examples", "Random examples", "How strongly it fires"),
+        *(
+            "Most frequent tokens",
+            "Most frequent lemmas",
+            "Classes",
+            "Logit effects",
+            "Neighbors",
+            "Along the stored sentences",
+        ),
     ]
     records = make_records(N)
     strongest = records[0].strongest[0]
@@ -527,18 +425,6 @@ def test_what_is_not_drawn_on_a_phone_has_no_focus(browser, report):
     assert browser.one("#sort").is_displayed()
 
 
-def contrast(one: str, other: str) -> float:
-    """Of two colors, as WCAG counts it."""
-
-    def luminance(color: str) -> float:
-        parts = [float(x) / 255 for x in color[color.index("(") + 1 : -1].split(",")[:3]]
-        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_in_light_and_dark(browser, report, scheme):
     browser.prefer(prefers_color_scheme=scheme)
@@ -548,7 +434,7 @@ def test_text_can_be_read_in_light_and_dark(browser, report, scheme):
     for selector in ("body", ".note", "#view-one a", "dt"):
         assert contrast(paper, browser.one(selector).value_of_css_property("color")) >= 4.5
     mark = browser.one("mark")
-    own = mark.value_of_css_property("background-color")
+    own = over(mark.value_of_css_property("background-color"), paper)
     assert contrast(own, mark.value_of_css_property("color")) >= 4.5
     assert mark.value_of_css_property("text-decoration-line") == "underline"
 

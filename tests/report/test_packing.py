@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bae_lens.report.packing import ALPHABET, StringTable, pack, pack_rising, unpack
+from bae_lens.report.packing import (
+    ALPHABET,
+    N_STEPS,
+    StringTable,
+    pack,
+    pack_rising,
+    pack_values,
+    unpack,
+)
 
 
 def test_packed_strings_come_back():
@@ -25,6 +33,19 @@ def test_numbers_of_every_length_come_back():
     assert [len(pack(n)) for n in numbers] == [1, 1, 2, 2, 3, 4]
     packed = "".join(map(pack, numbers))
     assert unpack(packed, range(10**6 + 1)) == numbers  # pyright: ignore[reportArgumentType]
+
+
+def test_values_come_back_within_half_a_step():
+    values = {0: -2.0, 3: 1.0, 4: 0.25, 24: 6.0}
+    packed = pack_values(values.items(), -2.0, 6.0)
+    numbers = list(map(int, unpack(packed, list(map(str, range(N_STEPS + 1))))))
+    steps = [-2 + 8 * n / N_STEPS for n in numbers[1::2]]
+    assert numbers[::2] == [0, 2, 0, 19]
+    assert steps == pytest.approx(list(values.values()), abs=4 / N_STEPS)
+    assert len(packed) <= 3 * len(values)
+    # One value is the least and the greatest.
+    assert pack_values([(2, 7.0)], 7.0, 7.0) == pack(2) + pack(0)
+    assert pack_values([], 0.0, 1.0) == ""
 
 
 def test_every_number_has_a_reference_of_its_own():

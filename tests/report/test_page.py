@@ -15,6 +15,7 @@ import pytest
 
 from bae_lens.evals import CodeSummary
 from bae_lens.evals.code_statistics import CodeStatistics
+from bae_lens.examples import LevelCounts
 from bae_lens.report import CodedSentence, Compared, page, write_comparison, write_report
 from bae_lens.report.metrics import _EXPLANATIONS, HEADLINES, list_metrics
 from bae_lens.report.packing import unpack
@@ -31,6 +32,7 @@ from tests.report.helpers import (
     make_records,
     make_sentences,
     many,
+    with_windows,
     write_hostile,
 )
 
@@ -60,7 +62,8 @@ def test_examples_tokens_and_numbers_are_all_there(path):
     assert data["title"] == "bae at blocks.1.hook_resid_post"
     assert len(data["latents"]) == N
     for latent, row in zip(records.latents, data["latents"], strict=True):
-        strongest, random, tokens, lemmas, error, neighbors, classes, lifts = row
+        strongest, random, tokens, lemmas, error, neighbors, classes, lifts, *rest = row
+        assert rest == [None, None], "of examples without windows"
         for given, examples in ((latent.strongest, strongest), (latent.random, random)):
             assert len(given) == len(examples)
             for own, (packed, marked, strength, text, position) in zip(
@@ -90,6 +93,45 @@ def test_what_was_not_collected_is_null(path):
     assert data["scores"] == data["sentences"] == []
     assert all(row[3] is row[5] is row[6] is None for row in data["latents"])
     assert data["dictionaries"][0]["training"] is None
+
+
+@pytest.mark.parametrize("strength", ["activation", "surprise", "nearness"])
+def test_what_a_latent_has_in_its_windows_is_there(path, strength):
+    records = with_windows(make_records(N, strength=strength))
+    data = written(path, records).data
+    numbers = list(map(str, range(data["nSteps"] + 1)))
+    for latent, row in zip(records.latents, data["latents"], strict=True):
+        if latent.n_firings == 0:
+            assert row[8] is row[9] is None
+            continue
+        least, greatest, share = row[9]
+        assert 0 <= share < 0.5
+        step = (greatest - least) / data["nSteps"]
+        for e, (*_, packed) in zip(latent.strongest, row[0], strict=True):
+            found = list(map(int, unpack(packed, numbers)))
+            places = np.cumsum(np.array(found[::2]) + 1) - 1
+            values = dict(
+                zip(places.tolist(), [least + step * k for k in found[1::2]], strict=True)
+            )
+            assert e.activations is not None
+            expected = {k: v for k, v in enumerate(e.activations) if v}
+            assert values.keys() == expected.keys()
+            assert values == pytest.approx(expected, abs=step * 0.51 + 1e-12)
+        quantiles, (first, packed), levels, entropy = row[8]
+        assert latent.histogram is not None
+        counts = list(map(int, unpack(packed, list(map(str, range(5000))))))
+        assert (first, tuple(counts)) == latent.histogram
+        assert quantiles[1] == pytest.approx(latent.histogram.quantile(0.5), rel=1e-3)
+        assert levels is entropy is None
+
+
+def test_levels_are_there_with_what_they_are_worth(path):
+    records = make_records(N)
+    levels = LevelCounts((0.5, 1.0, 2.0), (2, 1, 1))
+    first = replace(records[0], levels=levels)
+    records = replace(records, latents=(first, *records.latents[1:]))
+    row = written(path, records).data["latents"][0]
+    assert row[8] == [[0.5, 0.5, 2], None, [[0.5, 1, 2], [2, 1, 1]], 1.5]
 
 
 def test_bits_that_fire_when_off_are_told(path):
@@ -271,14 +313,14 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_four_thousand_latents_stay_below_ten_megabytes(path, caplog):
+def test_four_thousand_latents_stay_below_fifteen_megabytes(path, caplog):
     rng = np.random.default_rng(0)
     words = tuple(f" {rng.integers(10**6):x}{i}" for i in range(50_000))
     # As many different tokens as a large vocabulary has, ten and ten windows of 25 a latent.
-    records = make_records(128, words, n_examples=10, n_window=25)
+    records = with_windows(make_records(128, words, n_examples=10, n_window=25), 0.5)
     with caplog.at_level(logging.WARNING):
         write_report(path, many(records, 4096), sentences=make_sentences(40))
-    assert 2e6 < path.stat().st_size < 10e6
+    assert 2e6 < path.stat().st_size < 15e6
     assert not caplog.messages
 
 
