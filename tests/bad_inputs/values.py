@@ -238,6 +238,7 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
         "report": (sae, "--judge", "none"),
         "ablate": (sae, "--data", str(data), "--context_size", "16"),
         "probe": (sae, "--data", str(data), "--context_size", "16"),
+        "check": (str(encoder),),
         "finetune": (str(data), "--model", str(encoder), "--output", str(folder / "classifier")),
         "quiz": (sae, "--data", str(data), "--reference", str(data), "--context_size", "16"),
     }
@@ -295,7 +296,7 @@ VALUES = (
         "bae-lens train --FIELD", "options × bad values", "values of the fields", _train_options
     ),
     Reader(
-        "eval, report, ablate, probe, finetune, quiz",
+        "eval, report, ablate, probe, check, finetune, quiz",
         "options × bad values",
         "values of the options",
         _options,
