@@ -89,24 +89,6 @@ const [valueName, countedName] = {
   nearness: ["minus squared distance", "squared distance"],
 }[isReport ? data.strength : "activation"];
 
-// Of a latent's example, at which tokens of the window it fires, and how strongly.
-function firedIn(latent, [, marked, strength, , , packed]) {
-  const values = new Map();
-  if (!packed) return values;
-  const [least, greatest] = latent.windows;
-  const step = (greatest - least) / data.nSteps;
-  // No digits that packing has not left.
-  const digits = Math.min(12, Math.max(0, Math.floor(-Math.log10(step || 1e-12))));
-  const rounded = (value) => Number(value.toFixed(digits)) || Number(value.toPrecision(1));
-  const numbers = numbersIn(packed);
-  let k = -1;
-  for (let i = 0; i < numbers.length; i += 2) {
-    k += numbers[i] + 1;
-    values.set(k, k === marked ? strength : rounded(least + step * numbers[i + 1]));
-  }
-  return values;
-}
-
 // How full the bar of a strength is, among the latent's own.
 function fullness(strength, strengths) {
   if (data.strength !== "nearness") return strength / Math.max(...strengths, 1e-12);

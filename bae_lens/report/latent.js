@@ -1,97 +1,5 @@
 // One latent: its examples, tokens, neighbors, classes and scores.
 
-// Ten shades, and the value where it is pointed at, or asked for by a click or for all tokens at once.
-const N_SHADES = 10;
-let showsValues = false;
-
-function shadedToken(tag, token, value, strengths) {
-  const text = token === "" ? NOTHING() : shown(/^ +$/.test(token) ? "␣".repeat(token.length) : token);
-  if (value === undefined) return el(tag, {}, text);
-  const shade = Math.max(1, Math.min(N_SHADES, Math.round(fullness(value, strengths) * N_SHADES)));
-  const attributes = { title: `${valueName} ${number(value)}`, "data-value": number(value) };
-  return el(tag, { class: `act a${shade}`, ...attributes }, text);
-}
-
-// A window: the marked token, and all others at which it fires, shaded by how strongly.
-function shadedText(strings, marked, values, strengths) {
-  const nodes = [];
-  let between = "";
-  const flush = () => {
-    nodes.push(shown(nodes.length ? between : between.replace(/^ +/, "")));
-    between = "";
-  };
-  strings.forEach((token, k) => {
-    if (k !== marked && !values.has(k)) {
-      between += token;
-      return;
-    }
-    // Its own space stays outside, unless it is nothing else.
-    const space = /^ *(?=[^ ])/.exec(token)?.[0] || "";
-    between += space;
-    flush();
-    const tag = k === marked ? "mark" : "span";
-    nodes.push(shadedToken(tag, token.slice(space.length), values.get(k), strengths));
-  });
-  flush();
-  return el("p", { class: "text", dir: "auto" }, nodes);
-}
-
-// For those who do not see shades.
-function firesAt(strings, values) {
-  const said = [...values].map(([k, value]) => `${plain(strings[k].trim()) || "a space"} ${number(value)}`);
-  return said.length > 0 && el("span", { class: "unseen" }, ` Fires at: ${said.join("; ")}.`);
-}
-
-function example(latent, own, strengths) {
-  const [packed, marked, strength, text, position] = own;
-  const strings = unpack(packed);
-  const values = firedIn(latent, own);
-  return el(
-    "li",
-    {},
-    shadedText(strings, marked, values, strengths),
-    note(
-      data.order !== "random" && [
-        bar(fullness(strength, strengths)),
-        ` ${data.order} ${number(strength)} · `,
-      ],
-      `text ${whole.format(text)}, token ${whole.format(position)}`,
-      firesAt(strings, values),
-    ),
-  );
-}
-
-const examples = (latent, title, about, all, strengths) =>
-  section(
-    title,
-    note(about),
-    all.length
-      ? el(
-          "ol",
-          { class: "examples", onclick: ({ target }) => target.closest(".act")?.classList.toggle("open") },
-          all.map((e) => example(latent, e, strengths)),
-        )
-      : el("p", {}, "There are none: it never fired."),
-  );
-
-// Shown at every token: for a keyboard, a phone and paper.
-function valuesButton() {
-  const button = el("button", {
-    type: "button",
-    onclick: () => {
-      showsValues = !showsValues;
-      show();
-    },
-  });
-  function show() {
-    single.classList.toggle("values", showsValues);
-    button.setAttribute("aria-pressed", showsValues);
-    button.textContent = `${valueName === "margin" ? "Margins" : "Values"} at every token`;
-  }
-  show();
-  return button;
-}
-
 // The address of this latent, to be shared.
 function linkButton(j) {
   const button = el("button", { type: "button", onclick: copy }, "Copy link");
@@ -131,14 +39,17 @@ function strengthSection({ spread }) {
   const [[low, middle, high], histogram, levels, entropy] = spread;
   const title = "How strongly it fires";
   const about =
-    `5 % of its firings have ${countedName === "activation" ? "an" : "a"} ${countedName} of at most ${number(low)}, ` +
-    `half of at most ${number(middle)}, 95 % of at most ${number(high)}.`;
+    `5 % of its firings have ${countedName === "activation" ? "an" : "a"} ${countedName} of at most ` +
+    `${number(low)}, half of at most ${number(middle)}, 95 % of at most ${number(high)}.`;
   if (levels) {
     const [values, counts] = levels;
     const n = counts.reduce((a, b) => a + b);
     return section(
       title,
-      note(about, ` Its level is worth ${number(entropy)} bits, of ${number(Math.log2(values.length))} at most.`),
+      note(
+        about,
+        ` Its level is worth ${number(entropy)} bits, of ${number(Math.log2(values.length))} at most.`,
+      ),
       table({
         heads: [head("level"), numberHead("activation"), numberHead("share"), cell()],
         rows: counts.map((k, i) => [
@@ -150,13 +61,16 @@ function strengthSection({ spread }) {
       }),
     );
   }
-  const bins = binsOf(histogram);
+  const points = binsOf(histogram).flatMap(([begin, end, n]) => [
+    [begin, n],
+    [end, n],
+  ]);
   return chart({
     title,
     about,
     x: { label: countedName, log: true },
     y: { label: "firings", zero: true },
-    series: [{ name: unit, points: bins.flatMap(([a, b, n]) => [[a, n], [b, n]]), says: about }],
+    series: [{ name: unit, points, says: about }],
   });
 }
 
@@ -290,7 +204,9 @@ function latentView(j) {
   const latent = latents[j];
   const strengths = latent.strongest.concat(latent.random).map((e) => e[2]);
   const hasWindows = latent.windows !== null;
-  const shades = hasWindows ? " Shades are by how strongly it fires there; point at a token, or tap it, for the value." : "";
+  const shades = hasWindows
+    ? " Shades are by how strongly it fires there; point at a token, or tap it, for the value."
+    : "";
   const order = list.order.indexOf(latent);
   const step = (by, words) => {
     const other = order >= 0 && list.order[order + by];

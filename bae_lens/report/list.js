@@ -108,7 +108,8 @@ const further = [
     key: "window",
     label: "share of its windows",
     about:
-      "Of the other tokens around its random examples, the share at which it fires too: low where it is for single tokens, high where for what a text is about.",
+      "Of the other tokens around its random examples, the share at which it fires too: low where it is for " +
+      "single tokens, high where for what a text is about.",
     of: ({ windows }) => windows?.[2] ?? null,
     show: percent,
   },
@@ -127,13 +128,13 @@ const further = [
   {
     key: "highest-lift",
     label: "highest lift",
-    about: "That of the token at which it fires most out of proportion, of those at which it fires 3 times at least.",
+    about: "That of the token at which it fires most out of proportion, among those with 3 firings at least.",
     of: ({ lifts }) => (lifts && lifts.length ? lifts[0][2] : null),
   },
   {
     key: "class",
     label: "share of a class above chance",
-    about: "The most by which the share of its firings in texts of a class exceeds the class's share of all tokens.",
+    about: "By how much the share of its firings in texts of a class exceeds the class's share of all tokens.",
     of: ({ classes, rate }) =>
       classes && rate ? Math.max(...classes.map((share, i) => share - data.classShares[i])) : null,
     show: percent,

@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 _LARGE = 15_000_000
 SCRIPTS = tuple(
-    f"{name}.js" for name in ("charts", "data", "overview", "list", "latent", "sentences", "page")
+    f"{name}.js"
+    for name in ("charts", "data", "overview", "list", "windows", "latent", "sentences", "page")
 )
 
 
