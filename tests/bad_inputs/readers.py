@@ -30,7 +30,7 @@ from tests.bad_inputs.trial import Trial
 from tests.concept_ablation.test_result import make_result
 from tests.helpers import make_activations, make_training_bae
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class
-from tests.report.helpers import make_comsem, make_intruder, make_records
+from tests.report.helpers import make_comsem, make_intruder, make_records, with_windows
 from tests.scoring.planted_probing import make_probing
 from tests.scoring.test_ranking import SETTINGS, THREE, Named, fair
 
@@ -190,7 +190,7 @@ def _any_text(random: Random, folder: Path) -> Iterator[Trial]:
 
 
 FILES = (
-    _result(LatentRecords, lambda: make_records(6, n_examples=3), "settings"),
+    _result(LatentRecords, lambda: with_windows(make_records(6, n_examples=3)), "settings"),
     _result(IntruderResult, lambda: make_intruder(make_records(6), 3), "settings"),
     _result(ComSemResult, lambda: make_comsem(make_records(6), 3), "settings"),
     _result(ConceptAblationResult, make_result, "settings", "chance", "accuracy", "std"),

@@ -17,11 +17,11 @@ from bae_lens.scoring import ComSemResult, IntruderResult, Ranking, Recoverabili
 from bae_lens.scoring.ranking import rank_dictionaries
 from tests.concept_ablation.test_result import make_result
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class
-from tests.report.helpers import make_comsem, make_intruder, make_records
+from tests.report.helpers import make_comsem, make_intruder, make_records, with_windows
 from tests.scoring.test_ranking import SETTINGS, THREE, Named, fair
 from tests.scoring.test_recoverability_result import make_recoverability
 
-SEEN = make_records(6, n_examples=3)
+SEEN = with_windows(make_records(6, n_examples=3))
 HUGE = 2**53
 
 
@@ -46,6 +46,10 @@ CHANGES: list[tuple[Any, str, Any]] = [
     (LatentRecords, "latents 0 index", 1),
     (LatentRecords, "latents 0 strongest 0 marked", HUGE),
     (LatentRecords, "latents 0 random 0 marked", -1),
+    (LatentRecords, "latents 0 strongest 0 activations", [1.0]),
+    (LatentRecords, "latents 0 histogram first", HUGE),
+    (LatentRecords, "latents 0 histogram counts", [-1]),
+    (LatentRecords, "latents 0 levels", {"values": [1.0, 2.0], "counts": [1]}),
     (LatentRecords, "latents 0 neighbors 0 latent", 6),
     (LatentRecords, "latents 0 class_shares", [1.0, 0.0, 0.0]),
     (LatentRecords, "corpus_tokens", [{"example": None, "latents": [HUGE]}]),
