@@ -235,14 +235,14 @@ class SparseProbingResult(ResultOfWeights):
     def class_table(self) -> Table:
         """What each class is told by, as cells."""
         ks, most = self.settings.k, self.settings.k[-1]
-        head = ("class", *(f"k = {k}" for k in ks), RANDOM, WHOLE, "latents")
+        head = ("class", "latents", *(f"k = {k}" for k in ks), RANDOM, WHOLE)
         rows = [
             (
                 self.label_names[positive],
+                ", ".join(map(str, self.row(LATENTS, most, positive).chosen)),
                 *(shown(self.accuracy(LATENTS, k, positive)) for k in ks),
                 shown(self.accuracy(RANDOM, most, positive)),
                 shown(self.accuracy(WHOLE, None, positive)),
-                ", ".join(map(str, self.row(LATENTS, most, positive).chosen)),
             )
             for positive in self.positives
         ]

@@ -399,7 +399,7 @@ def test_the_tables_have_each_number_beside_its_controls() -> None:
     assert names[5:] == [f"latents less {control}" for control in (*CONTROLS, WHOLE)]
     assert "| latents | 1.000 [1.000, 1.000] |" in text
     assert "chance is 0.5" in text
-    assert str(PLANTED) in result.class_table().rows[0][-1].split(", ")[0]
+    assert str(PLANTED) in result.class_table().rows[0][1].split(", ")[0]
 
 
 def test_the_plot_has_a_line_for_each_method() -> None:
