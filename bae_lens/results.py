@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+EVAL_METRICS_FILENAME = "eval_metrics.json"
+"""Of what ``bae-lens eval`` writes beside a saved SAE."""
+
 
 @dataclass(frozen=True)
 class Table:

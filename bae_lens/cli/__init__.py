@@ -24,6 +24,7 @@ _COMMANDS = {
     "report": "write what the latents of saved autoencoders stand for as HTML files",
     "quiz": "write a page on which people tell a model's predictions from concepts alone",
     "score-quiz": "score what people answered there",
+    "upload": "send saved autoencoders to the Hugging Face Hub, in one commit",
     "check": "try whether a language model keeps what is asked of it",
     "sae-lens": "run a command of SAELens' own with the architectures of this package",
 }

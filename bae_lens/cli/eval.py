@@ -15,11 +15,11 @@ from bae_lens.cli.data import (
 from bae_lens.cli.plots import add_plot_argument, plot_path, write_plot
 from bae_lens.cli.saved import add_saved_arguments, check_output, load_saved, saved_folder
 from bae_lens.files.json_file import finite_or_none, write_json
+from bae_lens.results import EVAL_METRICS_FILENAME as METRICS_FILENAME
 
 if TYPE_CHECKING:
     from sae_lens import SAEConfig
 
-METRICS_FILENAME = "eval_metrics.json"
 # Options that say how much text is read.
 EXTENT = ("n_eval_batches", "batch_size_prompts", "n_code_tokens")
 

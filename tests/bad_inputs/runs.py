@@ -95,10 +95,15 @@ def _run_command(name: str, folder: Path) -> None:
     command(name, str(folder), *_SMALL[name])()
 
 
-def _saved(name: str, make: Callable[[], Any]) -> Callable[[Random, Path], Iterator[Trial]]:
+def _upload(folder: Path) -> None:
+    command("upload", str(folder), "--repo_id", "a/b", "--dry_run", str(folder / "to_send"))()
+
+
+def _saved(
+    read: Callable[[Path], None], make: Callable[[], Any]
+) -> Callable[[Random, Path], Iterator[Trial]]:
     def trials(random: Random, folder: Path) -> Iterator[Trial]:
         good = saved_sae(folder / "sae", make())
-        read = partial(_run_command, name)
         cfg = (good / "cfg.json").read_bytes()
         # Of what the class itself reads; the rest of the metadata is notes.
         own = json.loads(cfg)
@@ -191,13 +196,19 @@ FOLDERS = (
         "bae-lens eval PATH, a BAE",
         "damaged cfg.json and weights",
         "a folder that SAELens wrote",
-        _saved("eval", make_bae),
+        _saved(partial(_run_command, "eval"), make_bae),
     ),
     Reader(
         "bae-lens report PATH, a CLVQ-VAE",
         "damaged cfg.json and weights",
         "a folder that SAELens wrote",
-        _saved("report", partial(make_clvq, d_out=D_IN)),
+        _saved(partial(_run_command, "report"), partial(make_clvq, d_out=D_IN)),
+    ),
+    Reader(
+        "bae-lens upload PATH, a BAE",
+        "damaged cfg.json and weights",
+        "a folder that SAELens wrote",
+        _saved(_upload, make_bae),
     ),
     Reader(
         "TrainingRunner, resume_from_checkpoint",

@@ -226,6 +226,17 @@ def _train_options(random: Random, folder: Path) -> Iterator[Trial]:
         )
 
 
+# What the hub, or whoever loads from it, could do nothing with.
+_OF_UPLOAD = {
+    "--repo_id": ("saes", "a/b/c", "a b/c", "ann/..", ""),
+    "--sae_ids": ("../x", "README.md", "/x", "a b", ""),
+    "--revision": ("a b", "..", ""),
+    "--license": ("mit\nx", "a b", ""),
+    "--model": ("/models/x", "./x", ""),
+    "--dry_run": ("/proc/x", str(Path(__file__).parent), __file__, ""),
+}
+
+
 def _options(random: Random, folder: Path) -> Iterator[Trial]:
     sae = str(saved_sae(folder / "sae"))
     data = folder / "data.jsonl"
@@ -239,6 +250,7 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
         "ablate": (sae, "--data", str(data), "--context_size", "16"),
         "probe": (sae, "--data", str(data), "--context_size", "16"),
         "check": (str(encoder),),
+        "upload": (sae, "--repo_id", "ann/saes", "--dry_run", str(folder / "to_send")),
         "finetune": (str(data), "--model", str(encoder), "--output", str(folder / "classifier")),
         "quiz": (sae, "--data", str(data), "--reference", str(data), "--context_size", "16"),
     }
@@ -250,7 +262,9 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
             flag = next((f for f in action.option_strings if f.startswith("--")), None)
             if flag is None:
                 continue
-            if action.type is int:
+            if flag in _OF_UPLOAD and name == "upload":
+                known.append((name, flag, _OF_UPLOAD[flag]))
+            elif action.type is int:
                 known.append((name, flag, ("x", "-1", "1.5", "", _VERY_MANY)))
             elif action.type is float:
                 known.append((name, flag, ("x", "nan", "-1", "")))
@@ -296,7 +310,7 @@ VALUES = (
         "bae-lens train --FIELD", "options × bad values", "values of the fields", _train_options
     ),
     Reader(
-        "eval, report, ablate, probe, check, finetune, quiz",
+        "eval, report, ablate, probe, check, upload, finetune, quiz",
         "options × bad values",
         "values of the options",
         _options,

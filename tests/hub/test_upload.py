@@ -1,0 +1,443 @@
+"""Saved SAEs go to a stand-in of the hub, and come back by ``SAE.from_pretrained``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from sae_lens import SAE, StandardSAE, StandardSAEConfig, upload_saes_to_huggingface
+from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file, save_file
+
+from bae_lens.cli import main
+from bae_lens.fingerprint import weights_sha256
+from bae_lens.hub import upload_saes
+from tests.bad_inputs.runs import saved_sae
+from tests.conformance.cases import ARCHITECTURES, in_a_model
+from tests.helpers import D_IN, D_SAE, HOOK, HOOK_OUT, make_bae, make_clvq
+from tests.hub.local_hub import TOKEN, LocalHub, use_local_hub
+
+REPO = "ann/saes"
+METRICS = {
+    "code": {
+        **{"n_tokens": 65536, "description_length": 281.4, "support_entropy": 281.4},
+        **{"explained_variance": 0.8137, "l0": 47.25, "dense_share_10": 0.013, "dead_share": 0.002},
+    },
+    "model_performance_preservation": {"ce_loss_with_sae": 3.25, "ce_loss_without_sae": 3.0},
+}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
+    return use_local_hub(monkeypatch, tmp_path / "hub")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return saved_sae(tmp_path / "block0")
+
+
+def write_metrics(folder: Path, sae: SAE[Any], **about: Any) -> None:
+    own = {"weights_sha256": weights_sha256(sae), "text": "texts|`x`\n", "model_name": "gpt2"}
+    (folder / "eval_metrics.json").write_text(json.dumps({**METRICS, "sae": {**own, **about}}))
+
+
+def change(file: Path, **values: Any) -> None:
+    """Of a JSON file; ``metadata`` is merged."""
+    now = json.loads(file.read_text())
+    for name, value in values.items():
+        now[name] = {**now[name], **value} if name == "metadata" else value
+    file.write_text(json.dumps(now))
+
+
+# There and back
+
+
+def test_every_architecture_comes_back_by_from_pretrained(hub: LocalHub, tmp_path: Path) -> None:
+    folders, saes = {}, {}
+    for i, architecture in enumerate(ARCHITECTURES.values()):
+        saes[f"sae-{i}"] = in_a_model(architecture), architecture.inputs()
+        folders[f"sae-{i}"] = tmp_path / f"{i}"
+        saes[f"sae-{i}"][0].save_model(folders[f"sae-{i}"])
+
+    uploaded = upload_saes(folders, REPO)
+
+    assert uploaded.url == f"https://hub/{REPO}/1"
+    assert len(hub.commits) == 1
+    for sae_id, (sae, inputs) in saes.items():
+        loaded = SAE.from_pretrained(REPO, sae_id)
+        assert type(loaded) is type(sae)
+        assert weights_sha256(loaded) == weights_sha256(sae)
+        assert torch.equal(loaded(inputs), sae(inputs))
+        assert loaded.cfg.metadata.hook_name == HOOK
+        assert loaded.cfg.metadata.hook_name_out == sae.cfg.metadata.hook_name_out
+        # By its own class too.
+        assert type(type(sae).from_pretrained(REPO, sae_id)) is type(sae)
+
+
+def test_the_same_files_as_of_saelens_own_upload(hub: LocalHub, folder: Path) -> None:
+    save_file({"sparsity": torch.zeros(D_SAE)}, folder / "sparsity.safetensors")
+    (folder / "runner_cfg.json").write_text('{"seed": 3}')
+    (folder / "metrics.jsonl").write_text("{}")
+
+    upload_saes_to_huggingface({"x": folder}, "ann/theirs", show_progress=False)
+    upload_saes({"x": folder}, REPO)
+
+    theirs, ours = hub.branch("ann/theirs"), hub.branch(REPO)
+    assert sorted(hub.list_repo_files(REPO)) == sorted(hub.list_repo_files("ann/theirs"))
+    for name in hub.list_repo_files(REPO):
+        if name != "README.md":
+            assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    _, cfg, sparsity = SAE.from_pretrained_with_cfg_and_sparsity(REPO, "x")
+    assert cfg["d_sae"] == D_SAE
+    assert sparsity is not None
+    assert torch.equal(sparsity, torch.zeros(D_SAE))
+
+
+def test_a_dry_run_writes_what_is_sent_and_asks_no_hub(
+    hub: LocalHub, folder: Path, tmp_path: Path
+) -> None:
+    dry = upload_saes({"x": folder}, REPO, dry_run=tmp_path / "dry")
+    assert dry.url is None
+    assert hub.private == {}
+
+    sent = upload_saes({"x": folder}, REPO)
+
+    assert sent.files == dry.files == ("README.md", "x/sae_weights.safetensors", "x/cfg.json")
+    for name in sent.files:
+        assert (tmp_path / "dry" / name).read_bytes() == (hub.branch(REPO) / name).read_bytes()
+    with pytest.raises(ValueError, match=r"dry_run .*dry is there and not empty"):
+        upload_saes({"x": folder}, REPO, dry_run=tmp_path / "dry")
+
+
+def test_what_is_there_already(
+    hub: LocalHub, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_file({"sparsity": torch.zeros(D_SAE)}, folder / "sparsity.safetensors")
+    upload_saes({"x": folder}, REPO)
+    readme = hub.branch(REPO) / "README.md"
+    readme.write_text("Ann's own.")
+    caplog.clear()
+
+    upload_saes({"x": saved_sae(tmp_path / "other", make_clvq(d_out=D_IN))}, REPO)
+
+    assert readme.read_text() == "Ann's own."
+    # Of the SAE that was there before.
+    assert hub.commits[-1] == (
+        "Upload x",
+        ["+x/sae_weights.safetensors", "+x/cfg.json", "-x/sparsity.safetensors"],
+    )
+    assert type(SAE.from_pretrained(REPO, "x")).__name__ == "CLVQVAE"
+    assert "has a README.md, which stays as it is" in caplog.text
+    assert f"{REPO} has x already: it is replaced" in caplog.text
+    upload_saes({"x": folder}, REPO, overwrite_readme=True)
+    assert readme.read_text().startswith("---\n")
+
+
+def test_a_branch_is_made_and_the_readme_says_how_to_load_from_it(
+    hub: LocalHub, folder: Path
+) -> None:
+    upload_saes({"x": folder}, REPO, revision="v2", private=True)
+
+    assert hub.private == {REPO: True}
+    assert hub.list_repo_files(REPO) == [".gitattributes"]
+    text = (hub.branch(REPO, "v2") / "README.md").read_text()
+    assert f'snapshot_download("{REPO}", revision="v2", allow_patterns="x/*")' in text
+    assert 'SAE.load_from_disk(f"{folder}/x")' in text
+    upload_saes({"x": folder}, REPO, revision="v2")
+
+
+# The card
+
+
+def test_the_card_says_what_it_is_and_how_to_load_it(
+    hub: LocalHub, folder: Path, tmp_path: Path
+) -> None:
+    write_metrics(folder, SAE.load_from_disk(folder))
+    across = saved_sae(tmp_path / "across", make_clvq(d_out=D_IN))
+    change(across / "cfg.json", metadata={"hook_name_out": HOOK_OUT, "model_name": "evil|`\n# x"})
+
+    upload_saes({"block0": folder, "across": across}, REPO, license="mit")
+
+    text = (hub.branch(REPO) / "README.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    assert yaml.safe_load(header) == {
+        "library_name": "saelens",
+        "license": "mit",
+        "tags": ["saelens", "bae-lens"],
+    }
+    assert (
+        "| `block0` | Binary Autoencoder (arXiv 2509.20997), one bit a latent | `bae-lens/tiny` | "
+        f"`{HOOK}` | {D_IN} | {D_SAE} |\n" in body
+    )
+    assert f"| `evil\\|' # x` | `{HOOK}` → `{HOOK_OUT}` |" in body
+    assert (
+        "| `block0` | 281 | 0.814 | 47.2 | 1.3 % | 0.2 % | 3.250 | 3.000 | 65,536 | `texts\\|'x'` |"
+        in body
+    )
+    assert "| `across` | –" not in body  # It was not measured.
+    assert (
+        f'import bae_lens  # registers the architecture\nfrom sae_lens import SAE\n\nsae = SAE.from_pretrained("{REPO}", "block0")'
+        in body
+    )
+    assert "| `block0` | yes | yes | 16 | `bae-lens/tiny-text` |" in body
+    # What it says to run, runs.
+    [code] = [part.split("```")[0] for part in body.split("```python\n")[1:]]
+    exec(code, loaded := {})
+    assert type(loaded["sae"]).__name__ == "BAE"
+
+
+def test_the_card_of_saelens_own_architecture_asks_for_no_package(
+    hub: LocalHub, tmp_path: Path
+) -> None:
+    cfg = StandardSAEConfig(d_in=D_IN, d_sae=D_SAE, metadata=SAEMetadata(hook_name=HOOK))
+    StandardSAE(cfg).save_model(tmp_path / "own")
+
+    upload_saes({"own": tmp_path / "own"}, REPO)
+
+    text = (hub.branch(REPO) / "README.md").read_text()
+    assert "bae" not in text
+    assert "license" not in text
+    assert f"| `own` | `standard` | – | `{HOOK}` |" in text
+    assert type(SAE.from_pretrained(REPO, "own")) is StandardSAE
+
+
+def test_metrics_of_other_weights_are_left_out(
+    hub: LocalHub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_metrics(folder, SAE.load_from_disk(folder), weights_sha256="0" * 64)
+
+    assert "x/eval_metrics.json" not in upload_saes({"x": folder}, REPO).files
+
+    assert "is of other weights" in caplog.text
+    assert "281" not in (hub.branch(REPO) / "README.md").read_text()
+
+
+# What must not leave this machine
+
+
+def test_paths_of_this_machine_are_left_out_with_a_message(
+    hub: LocalHub, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    change(folder / "cfg.json", metadata={"dataset_path": str(tmp_path / "mine.jsonl")})
+    run = {
+        "output_path": "/home/ann/out",
+        "argv": ["train", "--out=/home/ann/out", "output/x"],
+        "logger": {"run_name": f"in {Path.home()}", "nested": [{"/home/ann/x": 1}]},
+        "lr": 3e-4,
+    }
+    (folder / "runner_cfg.json").write_text(json.dumps(run))
+    write_metrics(folder, SAE.load_from_disk(folder), text="C:\\Users\\ann\\texts.txt")
+
+    upload_saes({"x": folder}, REPO)
+
+    sent = hub.branch(REPO) / "x"
+    assert json.loads((sent / "runner_cfg.json").read_text()) == {
+        "output_path": None,
+        "argv": ["train", None, "output/x"],
+        "logger": {"run_name": None, "nested": [{}]},
+        "lr": 3e-4,
+    }
+    assert SAE.from_pretrained(REPO, "x").cfg.metadata.dataset_path is None
+    everything = "".join(
+        file.read_text() for file in hub.branch(REPO).rglob("*") if file.suffix in (".json", ".md")
+    )
+    assert "ann\\" not in everything
+    assert "/home" not in everything
+    assert str(tmp_path) not in everything
+    for name in ("metadata.dataset_path", "output_path", "argv[1]", "logger.run_name", "sae.text"):
+        assert f": {name} is a path of this machine, and is left out." in caplog.text
+    # The folder itself stays as it is.
+    assert json.loads((folder / "runner_cfg.json").read_text()) == run
+
+
+def test_a_language_model_in_a_folder_needs_a_name(
+    hub: LocalHub, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "classifier").mkdir()
+    for name in (str(tmp_path / "classifier"), "classifier"):
+        change(folder / "cfg.json", metadata={"model_name": name})
+        with pytest.raises(ValueError, match=r"metadata\.model_name is a folder of this machine"):
+            upload_saes({"x": folder}, REPO)
+    assert hub.private == {}
+
+    upload_saes({"x": folder}, REPO, model_name="ann/classifier")
+
+    assert SAE.from_pretrained(REPO, "x").cfg.metadata.model_name == "ann/classifier"
+    with pytest.raises(ValueError, match="got the path"):
+        upload_saes({"x": folder}, REPO, model_name="./classifier")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("wandb_api_key", "x"),
+        ("token", "anything"),
+        ("note", TOKEN),
+        ("note", "see https://ann:pass@host.org/x"),
+        ("note", "ghp_" + "a" * 30),
+        ("hf_" + "k" * 30, 1),
+    ],
+)
+def test_secrets_are_refused_and_not_repeated(
+    hub: LocalHub, folder: Path, field: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "runner_cfg.json").write_text(json.dumps({"logger": {field: value}}))
+
+    assert main(["upload", str(folder), "--repo_id", REPO]) == 2
+
+    err = capsys.readouterr().err
+    assert "holds what looks like a key, a token or a password, so nothing is sent" in err
+    assert f"runner_cfg.json: logger.{'…' if field.startswith('hf_') else field} holds" in err
+    assert str(value) not in err or value in (1, "x")
+    assert hub.private == {}
+
+
+def test_fields_that_only_sound_like_secrets_pass(hub: LocalHub, folder: Path) -> None:
+    run = {"sequence_separator_token": "bos", "training_tokens": 10, "token": True, "hf_token": ""}
+    (folder / "runner_cfg.json").write_text(json.dumps(run))
+    upload_saes({"x": folder}, REPO)
+    assert (hub.branch(REPO) / "x" / "runner_cfg.json").read_text() == json.dumps(run)
+
+
+def test_notes_beside_the_weights_are_looked_at(hub: LocalHub, folder: Path) -> None:
+    weights = folder / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    save_file(tensors, weights, {"where": "/home/ann/x"})
+    with pytest.raises(ValueError, match="where among its notes is a path of this machine"):
+        upload_saes({"x": folder}, REPO)
+    save_file(tensors, weights, {"note": TOKEN})
+    with pytest.raises(ValueError, match=r"note holds what looks like a key"):
+        upload_saes({"x": folder}, REPO)
+
+
+# What cannot be sent
+
+
+def test_what_is_no_whole_sae(hub: LocalHub, folder: Path, tmp_path: Path) -> None:
+    checkpoint = Path(shutil.copytree(folder, tmp_path / "checkpoint"))
+    (checkpoint / "activation_scaler.json").write_text('{"scaling_factor": 2.5}')
+    unscaled = Path(shutil.copytree(folder, tmp_path / "unscaled"))
+    change(unscaled / "cfg.json", normalize_activations="expected_average_only_in")
+    nan = Path(shutil.copytree(folder, tmp_path / "nan"))
+    tensors = load_file(nan / "sae_weights.safetensors")
+    tensors["b_enc"][0] = torch.nan
+    save_file(tensors, nan / "sae_weights.safetensors")
+    sparsity = Path(shutil.copytree(folder, tmp_path / "sparsity"))
+    save_file({"sparsity": torch.zeros(3)}, sparsity / "sparsity.safetensors")
+    no_sparsity = Path(shutil.copytree(folder, tmp_path / "no_sparsity"))
+    (no_sparsity / "sparsity.safetensors").write_bytes(b"x")
+
+    for path, message in (
+        (tmp_path / "nowhere", "is not the folder of a saved SAE"),
+        (checkpoint, "is a checkpoint from the middle of a run"),
+        (unscaled, "the scale of its inputs is not in its weights"),
+        (nan, "b_enc"),
+        (sparsity, "is of another SAE: its tensor has the shape"),
+        (no_sparsity, "is no file of how often latents fire"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            # Beside one that could be sent.
+            upload_saes({"good": folder, "x": path}, REPO)
+    assert hub.private == {}
+
+
+def test_what_would_not_come_back_is_not_sent(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_bae(d_sae=D_SAE + 1)
+    monkeypatch.setattr(SAE, "from_pretrained", lambda *_, **__: other)
+    with pytest.raises(ValueError, match="would not come back as it is"):
+        upload_saes({"x": folder}, REPO)
+    assert hub.private == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repo_id": "no-owner"}, "repo_id must be OWNER/NAME"),
+        ({"repo_id": "a/b/c"}, "repo_id must be OWNER/NAME"),
+        ({"repo_id": "a/../b"}, "repo_id must be OWNER/NAME"),
+        ({"repo_id": ""}, "repo_id must be a string that is not empty"),
+        ({"saes": {}}, "saes must name at least one folder"),
+        ({"saes": {"../x": "x"}}, "An SAE's id must be a path in the repository"),
+        ({"saes": {"README.md": "x"}}, "An SAE's id must be a path in the repository"),
+        ({"saes": {".git": "x"}}, "An SAE's id must be a path in the repository"),
+        ({"revision": "a b"}, "revision must be of letters"),
+        ({"license": "mit\ntags: x"}, "license must be of letters"),
+        ({"private": "yes"}, "private must be True or False"),
+        ({"model_name": "/models/x"}, "model_name must be a name by which others find"),
+    ],
+)
+def test_names_that_cannot_be(
+    hub: LocalHub, folder: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        upload_saes(**{"saes": {"x": folder}, "repo_id": REPO, **options})
+
+
+def test_a_public_repository_gets_nothing_private(hub: LocalHub, folder: Path) -> None:
+    hub.create_repo(REPO)
+    with pytest.raises(ValueError, match="is there and public"):
+        upload_saes({"x": folder}, REPO, private=True)
+    assert hub.commits == []
+
+
+def test_what_the_hub_says_is_told_without_the_token(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fails = ConnectionError(f"reset by peer, Authorization: Bearer {TOKEN}")
+    with pytest.raises(
+        ValueError, match=r"has not been changed.*reset by peer.*An empty repo"
+    ) as told:
+        upload_saes({"x": folder}, REPO)
+    assert TOKEN not in str(told.value)
+    assert hub.list_repo_files(REPO) == [".gitattributes"]
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("bae_lens.hub.upload.get_token", lambda: None)
+    with pytest.raises(ValueError, match="There is no token for the hub: log in once"):
+        upload_saes({"x": folder}, REPO)
+
+
+# The command
+
+
+def test_the_command(
+    hub: LocalHub, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = saved_sae(tmp_path / "more" / "block0")
+
+    assert main(["upload", str(folder), "--repo_id", REPO, "--dry_run", str(tmp_path / "d")]) == 0
+    out = capsys.readouterr().out
+    assert out == (
+        "README.md\nblock0/sae_weights.safetensors\nblock0/cfg.json\n\n"
+        f"Written to {tmp_path / 'd'}; nothing was sent\n"
+    )
+    command = ["upload", str(folder), str(other), "--repo_id", REPO]
+    assert main(command) == 2
+    assert "Two PATHs are called 'block0': give each an id of its own" in capsys.readouterr().err
+    assert main([*command, "--sae_ids", "a"]) == 2
+    assert "got 1 ids for 2 PATHs" in capsys.readouterr().err
+    assert hub.private == {}
+    assert main([*command, "--sae_ids", "a/b", "c", "--private", "--license", "mit"]) == 0
+    told = capsys.readouterr()
+    assert told.out.endswith(f"\nSent to {REPO}: https://hub/{REPO}/1\n")
+    assert TOKEN not in told.out + told.err
+    assert hub.private == {REPO: True}
+    assert type(SAE.from_pretrained(REPO, "a/b")).__name__ == "BAE"
+
+
+def test_nothing_is_logged_of_the_token(
+    hub: LocalHub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG):
+        upload_saes({"x": folder}, REPO)
+    assert TOKEN not in caplog.text
+    assert not any(TOKEN.encode() in f.read_bytes() for f in hub.folder.rglob("*") if f.is_file())
