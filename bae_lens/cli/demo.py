@@ -314,7 +314,8 @@ class _Demo:
         from bae_lens.training.metric_log import read_metric_log
         from bae_lens.training.outputs import METRICS_FILENAME
 
-        folder, column = Path(self.configs[name].output_path), self.columns[name]
+        cfg, column = self.configs[name], self.columns[name]
+        folder = Path(cfg.output_path)
         assert column.measured is not None
         own = Compared(
             name,
@@ -323,6 +324,7 @@ class _Demo:
             read_metric_log(folder / METRICS_FILENAME),
             f"{folder.name}/report.html",
             [column.intruder] if column.intruder else [],
+            {"model": cfg.model_name, "text": f"{cfg.dataset_path}, held out"},
         )
         write_report(
             self.output / str(own.link),
@@ -333,6 +335,7 @@ class _Demo:
             results=own.results,
             effects=logit_effects(self.model, sae, k=_N_EFFECTS),
             title=f"The demo's {name} at {records.hook_name} of SmolLM2-135M",
+            about=own.about,
         )
         self.compared.append(own)
 
