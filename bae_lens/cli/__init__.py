@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _COMMANDS = {
     "demo": "train a BAE to be read beside a peer, on a real language model, and write reports of both",
     "train": "train an autoencoder from a config file, a shipped config or SAELens' flags",
+    "suggest": "try budgets on a little text, and say which to train with for what",
     "finetune": "make a classifier of an encoder, to be studied as any language model",
     "eval": "evaluate a saved autoencoder",
     "ablate": "remove a saved autoencoder's concepts and measure what a probe loses, beside controls",
@@ -100,7 +101,11 @@ def _run(command: str, argv: list[str]) -> int:
         # Any field of the config is an option, which argparse cannot know beforehand.
         return module.run_train(argv, parser)
     module.add_arguments(parser)
-    args = parser.parse_args(argv)
+    if command == "suggest":
+        # What is none of its own options is a field.
+        args, args.fields = parser.parse_known_args(argv)
+    else:
+        args = parser.parse_args(argv)
     _refuse_empty(parser, args)
     _check_processes(command)
     return getattr(module, f"run_{name}")(args) or 0

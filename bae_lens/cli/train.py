@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from bae_lens.training.shipped_configs import list_configs
+from bae_lens.cli.fields import TRUST, add_config_argument, overrides_of
 
 if TYPE_CHECKING:
     from bae_lens.training.config_file import RunConfig
 
 _HELP = {"-h", "--help"}
-_TRUST = "--trust_remote_code"
 
 
 def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
@@ -27,8 +26,8 @@ def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
     has_config = bool(argv) and not argv[0].startswith("-")
     options = argv[1:] if has_config else argv
     # No field, and for nobody but who types it.
-    trusts = _TRUST in options
-    options = [option for option in options if option != _TRUST]
+    trusts = TRUST in options
+    options = [option for option in options if option != TRUST]
     if _HELP.intersection(options if has_config else options[:1]) or not (has_config or options):
         parser.print_help()
         return 0
@@ -39,7 +38,7 @@ def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
 
     start_process_group()
     if has_config:
-        config = load_config(argv[0], _overrides(options), trust_remote_code=trusts)
+        config = load_config(argv[0], overrides_of(options), trust_remote_code=trusts)
     else:
         config = _from_flags(options)
     try:
@@ -54,10 +53,7 @@ def run_train(argv: list[str], parser: argparse.ArgumentParser) -> int:
 def _describe(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s CONFIG [--FIELD VALUE ...]\n       %(prog)s --architecture NAME [...]"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument(
-        "CONFIG",
-        help="a YAML or JSON file, or the name of a shipped config: " + ", ".join(list_configs()),
-    )
+    add_config_argument(parser)
     parser.epilog = (
         "Any field of the config can be changed: --lr 1e-3, --sae.d_sae 4096,\n"
         "--logger.log_to_wandb false. A name without a section is looked up in the runner's\n"
@@ -98,21 +94,6 @@ def _from_flags(argv: list[str]) -> RunConfig:
         content = runner.to_dict() | given
         runner = CrossLayerRunnerConfig.from_dict(content)
     return RunConfig(runner, args.replay_tokens, args.replay_path)
-
-
-def _overrides(argv: list[str]) -> dict[str, str]:
-    """``--name value``, ``--name=value`` and ``--name`` (true) as a dict."""
-    overrides: dict[str, str] = {}
-    rest = list(argv)
-    while rest:
-        option = rest.pop(0)
-        if not option.startswith("--"):
-            raise ValueError(f"Expected --FIELD VALUE after the config; got {option!r}.")
-        name, equals, value = option[2:].partition("=")
-        if not equals:
-            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
-        overrides[name] = value
-    return overrides
 
 
 def _print_outcome(path: str | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from bae_lens.budgets import BudgetSweep
 from bae_lens.concept_ablation import ConceptAblationResult, LabeledTexts
 from bae_lens.entropy.compression import encode_to_indices, read_codes
 from bae_lens.examples import LatentRecords
@@ -27,6 +28,7 @@ from bae_lens.scoring.ranking import rank_dictionaries
 from bae_lens.training.metric_log import read_metric_log
 from tests.bad_inputs.damage import Damaged, damaged_bytes, damaged_json, damaged_text
 from tests.bad_inputs.trial import Trial
+from tests.budgets.test_result import make_sweep
 from tests.concept_ablation.test_result import make_result
 from tests.helpers import make_activations, make_training_bae
 from tests.quiz.quizzes import EVIDENCE, RECOVERIES, answered, shown_class
@@ -196,6 +198,7 @@ FILES = (
     _result(ConceptAblationResult, make_result, "settings", "chance", "accuracy", "std"),
     _result(SparseProbingResult, make_probing, "settings"),
     _result(Recoverability, lambda: next(iter(RECOVERIES.values())), "settings"),
+    _result(BudgetSweep, make_sweep),
     _result(Ranking, lambda: rank_dictionaries(THREE, Named("x", fair), SETTINGS), "settings"),
     _of_key(QuizKey, lambda key: key),
     _of_key(QuizAnswers, _answers),

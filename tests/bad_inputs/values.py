@@ -243,6 +243,9 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
     rows = [{"text": f"word{i} word{i + 1} word3", "label": i % 2} for i in range(30)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     encoder = save_bert(folder / "encoder", BertModel)
+    config = folder / "run.yaml"
+    names = {"model_name": demo.MODEL_NAME, "dataset_path": demo.DATASET_NAME}
+    config.write_text(yaml.safe_dump({**_run_config(folder), **names}))
     given = {
         "eval": (sae,),
         # The stand-in for a language model is no encoder that could judge.
@@ -252,6 +255,7 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
         "check": (str(encoder),),
         "upload": (sae, "--repo_id", "ann/saes", "--dry_run", str(folder / "to_send")),
         "finetune": (str(data), "--model", str(encoder), "--output", str(folder / "classifier")),
+        "suggest": (str(config), "--n_judged", "0", "--tokens", "600", "--steps", "2"),
         "quiz": (sae, "--data", str(data), "--reference", str(data), "--context_size", "16"),
     }
     known: list[tuple[str, str, tuple[str, ...]]] = []
@@ -282,6 +286,8 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
                 known.append((name, flag, (str(folder / "nowhere.jsonl"),)))
             elif flag == "--output":
                 known.append((name, flag, (sae, "/proc/x", str(data / "x"))))
+            elif flag == "--budgets":
+                known.append((name, flag, ("x", "4", "4,-1", "4,nan", "")))
             elif flag == "--plot":
                 known.append((name, flag, (sae, "x.txt", "/proc/x.png", str(data / "x.svg"))))
     while True:
@@ -310,7 +316,7 @@ VALUES = (
         "bae-lens train --FIELD", "options × bad values", "values of the fields", _train_options
     ),
     Reader(
-        "eval, report, ablate, probe, check, upload, finetune, quiz",
+        "eval, report, ablate, probe, check, upload, finetune, suggest, quiz",
         "options × bad values",
         "values of the options",
         _options,

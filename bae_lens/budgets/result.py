@@ -1,0 +1,315 @@
+"""What a sweep of budgets found: the figures, the curve, and which budget is for what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from typing_extensions import Self
+
+from bae_lens.budgets.options import FIELDS
+from bae_lens.charts import Curve, curves
+from bae_lens.checks.consistency import check_counts, check_that
+from bae_lens.files.json_file import JsonResult
+from bae_lens.results import Table
+from bae_lens.stats import Interval, wilson
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Purpose = Literal["read", "reconstruct", "explained_variance"]
+
+# A code with so many times the bits that were asked for, or one over that, says little of the budget.
+_OFF = 1.5
+# Gain of explained variance, per doubling of the budget, below which more of it is hardly worth while.
+_HARDLY = 0.02
+_MANY_DEAD = 0.1
+
+
+@dataclass(frozen=True)
+class BudgetPoint:
+    """One training of a sweep, scored on held-out tokens.
+
+    Attributes:
+        budget: that was asked for.
+        bits: per token that the code needs: which latents fire, at the rates that each has, and how strongly (levels as they
+            are, real numbers in steps of 4 bits).
+        explained_variance: of the held-out activations.
+        l0: latents on per token.
+        dense_share: of latents that fire on more than 10 % of the tokens, raw.
+        dead_share: of latents that fire on none of them.
+        n_enough: latents with texts enough for an intruder test; None where there was no test.
+        n_tested: those that were drawn for it.
+        n_passed: those of them that passed.
+    """
+
+    budget: float
+    bits: float
+    explained_variance: float
+    l0: float
+    dense_share: float
+    dead_share: float
+    n_enough: int | None = None
+    n_tested: int = 0
+    n_passed: int = 0
+
+    @property
+    def passed_share(self) -> Interval | None:
+        """Of tested latents, with its 95 % interval (Wilson); None where none was tested."""
+        return wilson(self.n_passed, self.n_tested)
+
+    @property
+    def n_readable(self) -> Interval | None:
+        """Latents of the whole dictionary that would pass, by the share of those tested; None where none was."""
+        share = self.passed_share
+        if share is None or self.n_enough is None:
+            return None
+        return Interval(*(bound * self.n_enough for bound in share))
+
+
+class Recommendation(NamedTuple):
+    """A budget for a purpose.
+
+    Attributes:
+        purpose: ``"read"``, ``"reconstruct"``, or ``"explained_variance"`` for a stated one.
+        budget: to train with.
+        reason: the figures that it rests on, in a sentence.
+    """
+
+    purpose: Purpose
+    budget: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class BudgetSweep(JsonResult):
+    """Result of ``sweep_budgets``.
+
+    Attributes:
+        field: of the config that is the budget: ``"target_entropy"`` in bits per token, or ``"k"`` in latents on.
+        architecture: that was trained.
+        model_name: the language model.
+        hook_name: whose activations.
+        d_in: their width.
+        d_sae: latents.
+        n_steps: of each training.
+        n_config_steps: that the config asks for.
+        batch_size: tokens a step.
+        n_tokens: that were read for training, and trained on in as many epochs as the steps take.
+        n_held_out: tokens that the figures are of.
+        judge: who took the intruder test; None: there was none.
+        points: one a budget, in ascending order.
+    """
+
+    _file_of = "result of sweep_budgets"
+
+    field: str
+    architecture: str
+    model_name: str
+    hook_name: str
+    d_in: int
+    d_sae: int
+    n_steps: int
+    n_config_steps: int
+    batch_size: int
+    n_tokens: int
+    n_held_out: int
+    judge: str | None
+    points: tuple[BudgetPoint, ...]
+
+    def check(self) -> None:
+        """See ``JsonResult``."""
+        check_that(self.field in FIELDS, f"field must be one of {', '.join(FIELDS)}", self.field)
+        check_counts(n_steps=self.n_steps, d_sae=self.d_sae, n_held_out=self.n_held_out)
+        budgets = [point.budget for point in self.points]
+        check_that(
+            len(budgets) > 1 and budgets == sorted(set(budgets)) and budgets[0] > 0,
+            "points must be of two budgets at least, in ascending order",
+            budgets,
+        )
+        for point in self.points:
+            check_that(
+                0 <= point.n_passed <= point.n_tested <= self.d_sae,
+                "points must have no more latents that passed than were tested",
+                (point.n_passed, point.n_tested),
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What ``to_dict`` gave."""
+        own = {name: value for name, value in values.items() if name != "recommendations"}
+        own["points"] = tuple(BudgetPoint(**point) for point in own["points"])
+        return cls(**own)
+
+    def is_met(self, point: BudgetPoint) -> bool:
+        """Whether a training has come to its budget: within a factor of 1.5 in bits, and always in k."""
+        return self.field == "k" or is_near(point)
+
+    def recommendations(self, explained_variance: float | None = None) -> list[Recommendation]:
+        """A budget for each purpose, of those that were tried and met (``is_met``) or, at a stated explained variance,
+        between two of them; none where fewer than two were met."""
+        met = [point for point in self.points if self.is_met(point)]
+        if len(met) < 2:
+            return []
+        found = [self._to_read(met), _to_reconstruct(met)]
+        if explained_variance is not None:
+            found.append(self._at(met, explained_variance))
+        return found
+
+    def _to_read(self, points: Sequence[BudgetPoint]) -> Recommendation:
+        tested = [point for point in points if point.n_readable is not None]
+        if not any(point.n_passed for point in tested):
+            alive = [point for point in points if point.dead_share <= _MANY_DEAD]
+            best = (alive or list(points))[0]
+            why = (
+                "no latent passes the intruder test yet"
+                if tested
+                else "no judge tested latents here"
+            )
+            return Recommendation(
+                "read",
+                best.budget,
+                f"{why}; the smallest with at most {_MANY_DEAD:.0%} dead latents, since small budgets read best in the benchmarks"
+                if alive
+                else f"{why}, and many latents are dead at each; the smallest, since small budgets read best in the benchmarks",
+            )
+        best = max(tested, key=lambda point: (_readable(point).mean, -point.budget))
+        # They are drawn from two dictionaries, each with its own interval: where these meet, nothing is said.
+        alike = [p for p in tested if p is not best and _readable(p).high >= _readable(best).low]
+        share, n = best.passed_share, _readable(best)
+        assert share is not None
+        reason = (
+            f"{best.n_passed} of {best.n_tested} tested latents pass ({share.low:.0%} to {share.high:.0%}), that is {n.low:.0f} to "
+            f"{n.high:.0f} of {self.d_sae:,}"
+        )
+        if alike:
+            reason += f"; not told apart from {', '.join(f'{p.budget:g}' for p in alike)}"
+        return Recommendation("read", best.budget, reason)
+
+    def _at(self, points: Sequence[BudgetPoint], target: float) -> Recommendation:
+        first, last = points[0], points[-1]
+        if first.explained_variance >= target:
+            reason = (
+                f"explains {first.explained_variance:.3f} already, and is the least that was tried"
+            )
+            return Recommendation("explained_variance", first.budget, reason)
+        for low, high in pairwise(points):
+            if high.explained_variance < target:
+                continue
+            # Above the low one, or it would have been the high one of the pair before.
+            way = (target - low.explained_variance) / (
+                high.explained_variance - low.explained_variance
+            )
+            budget = low.budget * (high.budget / low.budget) ** way
+            budget = float(math.ceil(budget)) if self.field == "k" else float(f"{budget:.3g}")
+            return Recommendation(
+                "explained_variance",
+                budget,
+                f"between {low.budget:g} ({low.explained_variance:.3f}) and {high.budget:g} ({high.explained_variance:.3f}), "
+                "interpolated by the logarithm of the budget",
+            )
+        best = max(point.explained_variance for point in points)
+        return Recommendation(
+            "explained_variance",
+            last.budget,
+            f"the largest that was tried, and short of {target:g} after so few steps: {best:.3f} is the most that was reached",
+        )
+
+    def to_table(self) -> Table:
+        """A line a budget, and what a run as short as these can say."""
+        unit = "bits asked" if self.field == "target_entropy" else "k"
+        head = [unit, "bits measured", "EV", "L0", "denser than 10 %", "dead"]
+        if self.judge is not None:
+            head += ["pass intruder test [95 %]", "readable, of all"]
+        return Table(head, [self._cells(point) for point in self.points], [self.caveat])
+
+    def _cells(self, point: BudgetPoint) -> list[str]:
+        cells = [f"{point.budget:g}", f"{point.bits:.0f}", f"{point.explained_variance:.3f}"]
+        cells += [f"{point.l0:.1f}", f"{point.dense_share:.1%}", f"{point.dead_share:.1%}"]
+        if self.judge is not None:
+            share, n = point.passed_share, point.n_readable
+            if share is None or n is None:
+                return [*cells, "–", "–"]
+            cells.append(
+                f"{point.n_passed} of {point.n_tested} [{share.low:.0%}, {share.high:.0%}]"
+            )
+            cells.append(f"{n.mean:.0f} [{n.low:.0f}, {n.high:.0f}]")
+        return cells
+
+    @property
+    def caveat(self) -> str:
+        """How short the trainings were, and what longer ones change."""
+        words = (
+            f"Each was trained for {self.n_steps:,} steps of {self.batch_size:,} tokens, where the config asks for "
+            f"{self.n_config_steps:,}, on {self.n_tokens:,} tokens, one seed, and scored on {self.n_held_out:,} held-out ones. Longer "
+            "training explains more at the same budget and changes which latents are dead; so take the order of the budgets "
+            "and the shape of the curve, not the figures."
+        )
+        if off := [f"{point.budget:g}" for point in self.points if not self.is_met(point)]:
+            words += (
+                f" Not met yet, and so in no recommendation: {', '.join(off)}. More steps bring the measured bits to those asked "
+                "for."
+            )
+        return words
+
+    def plot(self, title: str = "") -> Figure:
+        """Draw explained variance, and the share of latents that pass the intruder test, against the budget.
+
+        Args:
+            title: Above the figure.
+
+        Raises:
+            ImportError: If matplotlib is missing; the message is the command to run.
+        """
+        x = [point.budget for point in self.points]
+        lines = [
+            Curve("explained variance", x, [p.explained_variance for p in self.points], marker="o"),
+            Curve(
+                "dead latents", x, [p.dead_share for p in self.points], color=3, style=3, marker="x"
+            ),
+        ]
+        tested = [(p.budget, p.passed_share) for p in self.points]
+        found = [(budget, share) for budget, share in tested if share is not None]
+        if found:
+            places, shares = [b for b, _ in found], [share for _, share in found]
+            means, lows, highs = (list(column) for column in zip(*shares, strict=True))
+            name = "pass the intruder test, of those tested"
+            lines.insert(1, Curve(name, places, means, lows, highs, color=1, style=1, marker="s"))
+        unit = "bits per token" if self.field == "target_entropy" else "latents on per token"
+        ticks = {f"{budget:g}": budget for budget in x}
+        label = f"budget ({self.field}), {unit}"
+        return curves(lines, label, "share", ticks, title, x_base=2)
+
+
+def is_near(point: BudgetPoint) -> bool:
+    """Whether a code has about as many bits as were asked for, within a factor of 1.5."""
+    return 1 / _OFF <= point.bits / point.budget <= _OFF
+
+
+def _readable(point: BudgetPoint) -> Interval:
+    found = point.n_readable
+    assert found is not None
+    return found
+
+
+def _to_reconstruct(points: Sequence[BudgetPoint]) -> Recommendation:
+    for point, following in pairwise(points):
+        gain = following.explained_variance - point.explained_variance
+        per_doubling = gain / math.log2(following.budget / point.budget)
+        if per_doubling < _HARDLY:
+            return Recommendation(
+                "reconstruct",
+                point.budget,
+                f"explained variance {point.explained_variance:.3f}; twice as much adds {per_doubling:+.3f}",
+            )
+    last, before = points[-1], points[-2]
+    gain = last.explained_variance - before.explained_variance
+    return Recommendation(
+        "reconstruct",
+        last.budget,
+        f"explained variance {last.explained_variance:.3f}, the most that was tried, and {gain:+.3f} from {before.budget:g}: "
+        "more would explain more",
+    )

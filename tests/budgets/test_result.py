@@ -1,0 +1,154 @@
+"""Recommendations, table and curve of a sweep, on figures by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bae_lens.budgets import BudgetPoint, BudgetSweep
+
+
+def point(budget: float, explained_variance: float, **changes: Any) -> BudgetPoint:
+    own = {"bits": budget, "l0": budget / 8, "dense_share": 0.0, "dead_share": 0.0}
+    return BudgetPoint(budget, explained_variance=explained_variance, **{**own, **changes})
+
+
+def make_sweep(*points: BudgetPoint, **changes: Any) -> BudgetSweep:
+    points = points or (point(20, 0.5), point(40, 0.6), point(80, 0.69), point(160, 0.7))
+    values: dict[str, Any] = {
+        **{"field": "target_entropy", "architecture": "bae", "model_name": "m", "hook_name": "h"},
+        **{"d_in": 64, "d_sae": 400, "n_steps": 60, "n_config_steps": 1000, "batch_size": 1024},
+        **{"n_tokens": 8000, "n_held_out": 2000, "judge": None, "points": points},
+    }
+    return BudgetSweep(**{**values, **changes})
+
+
+def judged(*passed: int, n_enough: int = 400) -> BudgetSweep:
+    points = [
+        point(10 * 2**i, 0.5 + i / 10, n_enough=n_enough, n_tested=50, n_passed=n)
+        for i, n in enumerate(passed)
+    ]
+    return make_sweep(*points, judge="offline")
+
+
+def test_to_read_is_where_most_latents_pass():
+    found, _ = judged(20, 45, 5).recommendations()
+    assert (found.purpose, found.budget) == ("read", 20)
+    # Wilson's interval of 45 of 50.
+    assert found.reason == "45 of 50 tested latents pass (79% to 96%), that is 315 to 383 of 400"
+    alike, _ = judged(44, 45, 5).recommendations()
+    assert alike.reason.endswith("; not told apart from 10")
+
+
+def test_few_latents_of_which_all_pass_are_fewer_than_many_of_which_half_do():
+    few = point(10, 0.5, n_enough=60, n_tested=50, n_passed=50)
+    many = point(20, 0.6, n_enough=400, n_tested=50, n_passed=25)
+    assert make_sweep(few, many, judge="x").recommendations()[0].budget == 20
+
+
+def test_without_a_judge_it_is_the_smallest_that_is_alive():
+    found, _ = make_sweep(point(20, 0.5, dead_share=0.3), point(40, 0.6)).recommendations()
+    assert found.budget == 40
+    assert found.reason.startswith("no judge tested latents here; the smallest with at most 10%")
+    dead, _ = make_sweep(*(point(b, 0.5, dead_share=0.3) for b in (20, 40))).recommendations()
+    assert (dead.budget, "many latents are dead at each" in dead.reason) == (20, True)
+    none, _ = judged(0, 0).recommendations()
+    assert (none.budget, none.reason[:30]) == (10, "no latent passes the intruder ")
+
+
+def test_to_reconstruct_is_where_more_adds_little():
+    _, found = make_sweep().recommendations()
+    assert found == ("reconstruct", 80, "explained variance 0.690; twice as much adds +0.010")
+    _, most = make_sweep(point(20, 0.5), point(80, 0.7)).recommendations()
+    assert most.budget == 80
+    assert most.reason.endswith("and +0.200 from 20: more would explain more")
+    # Per doubling it is less than it looks.
+    _, few = make_sweep(point(20, 0.5), point(320, 0.572)).recommendations()
+    assert (few.budget, "adds +0.018" in few.reason) == (20, True)
+
+
+@pytest.mark.parametrize(
+    ("target", "budget", "said"),
+    [
+        # Half of the way from 20 to 40, of their logarithms.
+        (0.55, 28.3, "between 20 (0.500) and 40 (0.600), interpolated"),
+        (0.6, 40, "between 20"),
+        (0.4, 20, "explains 0.500 already"),
+        (0.9, 160, "short of 0.9 after so few steps: 0.700 is the most"),
+    ],
+)
+def test_a_stated_explained_variance(target, budget, said):
+    *_, found = make_sweep().recommendations(target)
+    assert (found.purpose, found.budget) == ("explained_variance", budget)
+    assert said in found.reason
+
+
+def test_a_k_is_rounded_up():
+    sweep = make_sweep(point(4, 0.5), point(8, 0.6), field="k")
+    assert sweep.recommendations(0.51)[-1].budget == 5
+
+
+def test_a_curve_that_falls_is_crossed_where_it_first_rises():
+    sweep = make_sweep(point(10, 0.5), point(20, 0.4), point(40, 0.6))
+    assert sweep.recommendations(0.55)[-1].budget == 33.6
+
+
+def test_the_table_has_what_was_measured_and_how_short_it_was():
+    text = make_sweep().to_table().text()
+    assert text.splitlines()[0].split("  ")[0] == "bits asked"
+    assert "intruder" not in text.splitlines()[0]
+    assert "for 60 steps of 1,024 tokens, where the config asks for 1,000, on 8,000 tokens" in text
+    assert "Not met" not in text
+    own = judged(20, 45)
+    untested = dataclasses.replace(own.points[0], n_enough=0, n_tested=0, n_passed=0)
+    text = dataclasses.replace(own, points=(untested, own.points[1])).to_table().text()
+    assert "45 of 50 [79%, 96%]" in text
+    assert "360 [315, 383]" in text
+    assert text.splitlines()[1].split()[-2:] == ["–", "–"]
+
+
+def test_budgets_that_were_not_met_are_in_no_recommendation():
+    off = point(10, 0.9, bits=40)
+    assert make_sweep(off, point(20, 0.5), point(40, 0.6)).recommendations(0.55)[-1].budget == 28.3
+    sweep = make_sweep(off, point(20, 0.5))
+    assert sweep.recommendations() == []
+    assert "Not met yet, and so in no recommendation: 10." in sweep.to_table().text()
+    # k is what it is; its bits are no budget.
+    assert len(make_sweep(off, point(20, 0.5), field="k").recommendations()) == 2
+
+
+def test_the_curve_has_the_judge_where_there_was_one():
+    pytest.importorskip("matplotlib")
+    assert [line.get_label() for line in make_sweep().plot("x").axes[0].lines] == [
+        "explained variance",
+        "dead latents",
+    ]
+    axes = judged(20, 45).plot().axes[0]
+    assert axes.lines[1].get_label() == "pass the intruder test, of those tested"
+    assert np.asarray(axes.lines[1].get_ydata()).tolist() == [0.4, 0.9]
+    assert axes.get_xlabel() == "budget (target_entropy), bits per token"
+
+
+def test_a_saved_sweep_is_the_same(tmp_path):
+    sweep = judged(20, 45)
+    sweep.save(tmp_path / "sweep.json")
+    assert BudgetSweep.load(tmp_path / "sweep.json") == sweep
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"points": (point(20, 0.5),)},
+        {"points": (point(40, 0.5), point(20, 0.5))},
+        {"points": (point(20, 0.5), point(40, 0.5, n_tested=3, n_passed=4))},
+        {"field": "l0"},
+        {"n_steps": -1},
+    ],
+)
+def test_a_damaged_sweep_is_refused(tmp_path, changes):
+    make_sweep(**changes).save(tmp_path / "sweep.json")
+    with pytest.raises(ValueError, match="is no result of sweep_budgets"):
+        BudgetSweep.load(tmp_path / "sweep.json")

@@ -1,0 +1,127 @@
+"""``bae-lens suggest CONFIG`` on a tiny model: what is printed and written, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bae_lens.budgets import BudgetSweep
+from bae_lens.cli import main
+from bae_lens.offline import names
+from bae_lens.scoring import ModelEncoder
+from tests.cli.helpers import resolve_to_tiny
+from tests.helpers import runner_cfg
+
+SMALL = ("--tokens", "600", "--steps", "3", "--n_judged", "0", "--budgets", "6,8,11")
+
+
+@pytest.fixture(autouse=True)
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    monkeypatch.chdir(tmp_path)
+    return resolve_to_tiny(monkeypatch)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    content: dict[str, Any] = runner_cfg(
+        tmp_path, model_name=names.MODEL_NAME, dataset_path=names.DATASET_NAME
+    ).to_dict()
+    content |= {"output_path": "out/mine", "checkpoint_path": None, "seqpos_slice": [None]}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    return "run.yaml"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(["suggest", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert "bae-lens: error: " in err
+    assert "Written" not in out
+    return err
+
+
+def test_the_table_the_curve_and_a_command_for_each_purpose(config, capsys):
+    options = ("--explained_variance", "0.3", "--sae.d_sae", "24", "--lr=2e-3")
+    assert main(["suggest", config, *SMALL, *options]) == 0
+
+    out = capsys.readouterr().out
+    written = json.loads(Path("out/mine-budgets.json").read_text())
+    sweep = BudgetSweep.load("out/mine-budgets.json")
+    assert [point.budget for point in sweep.points] == [6, 8, 11]
+    assert (sweep.d_sae, sweep.n_steps, sweep.judge) == (24, 3, None)
+    assert sweep.to_table().text() in out
+    assert Path("out/mine-budgets.png").read_bytes().startswith(b"\x89PNG")
+    assert "Written to out/mine-budgets.json\nPlot in out/mine-budgets.png\n" in out
+    found = written["recommendations"]
+    assert [one["purpose"] for one in found] == ["read", "reconstruct", "explained_variance"]
+    for one, same in zip(found, sweep.recommendations(0.3), strict=True):
+        assert f"target_entropy {same.budget:g} ({same.reason}).\n    {one['command']}\n" in out
+    command = f"bae-lens train run.yaml --sae.d_sae 24 --lr=2e-3 --sae.target_entropy {found[0]['budget']:g}"
+    assert found[0]["command"] == command
+    # It is one that runs.
+    assert main([*shlex.split(command)[1:], "--training_tokens", "128"]) == 0
+    assert (Path("out/mine") / "sae_weights.safetensors").is_file()
+
+
+def test_without_a_budget_that_was_met_nothing_is_recommended(config, capsys):
+    # One bit and two, of which three steps find neither.
+    argv = ["suggest", config, *SMALL[:-1], "1,2", "--plot", "none"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert out.endswith(
+        "\nNothing can be recommended: fewer than two budgets were met. Try --steps 9.\n"
+    )
+    assert json.loads(Path("out/mine-budgets.json").read_text())["recommendations"] == []
+
+
+def test_without_minilm_nothing_is_judged(config, monkeypatch, capsys):
+    def missing(*_: Any) -> None:
+        raise ImportError("MiniLM is missing. Install it.")
+
+    monkeypatch.setattr(ModelEncoder, "minilm", missing)
+    argv = ["suggest", config, *SMALL, "--n_judged", "5", "--plot", "none", "--output", "own.json"]
+    assert main(argv) == 0
+    assert "bae-lens: no intruder test: MiniLM is missing." in capsys.readouterr().err
+    assert BudgetSweep.load("own.json").judge is None
+    assert not list(Path().rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--budgets", "4"), "--budgets must be two different positive numbers"),
+        (("--budgets", "4,-8"), "--budgets must be two different positive numbers"),
+        (("--explained_variance", "1.2"), "--explained_variance must be"),
+        (("--minutes", "0"), "--minutes must be"),
+        (("--minutes", "nan"), "--minutes must be"),
+        (("--steps", "0"), "--steps must be"),
+        (("--tokens", "20"), "--tokens is 20, of which one in 5"),
+        (("--n_judged", "-1"), "--n_judged must be"),
+        (("--judged_tokens", "0"), "--judged_tokens must be"),
+        (("--architecture", "standard"), "'standard' has no budget that could be swept"),
+        (("--architecture", "topk", "--budgets", "4,9999"), "--budgets of k must be whole numbers"),
+        (("--no_such_field", "3"), "Unknown field 'no_such_field'"),
+        (("extra",), "Expected --FIELD VALUE after the config; got 'extra'"),
+        (("--output", "run.yaml"), "--output run.yaml is a file that is read"),
+        (("--plot", "run.yaml"), "--plot run.yaml must end in .png"),
+    ],
+)
+def test_bad_options_are_told_before_anything_is_loaded(config, asked, capsys, options, said):
+    assert said in refused(capsys, config, *options)
+    assert not asked
+    assert not Path("out").exists()
+
+
+def test_budgets_that_are_no_numbers(config, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["suggest", config, "--budgets", "4,x"])
+    assert end.value.code == 2
+    assert "must be numbers with commas between them" in capsys.readouterr().err
+
+
+def test_a_config_that_is_not_there(capsys):
+    assert "There is no file 'nowhere'" in refused(capsys, "nowhere")
