@@ -256,7 +256,8 @@ class BudgetSweep(JsonResult):
         return words
 
     def plot(self, title: str = "") -> Figure:
-        """Draw explained variance, and the share of latents that pass the intruder test, against the budget.
+        """Draw explained variance, and the share of latents that pass the intruder test, against the bits that were
+        measured, or against k.
 
         Args:
             title: Above the figure.
@@ -264,23 +265,21 @@ class BudgetSweep(JsonResult):
         Raises:
             ImportError: If matplotlib is missing; the message is the command to run.
         """
-        x = [point.budget for point in self.points]
+        in_bits = self.field == "target_entropy"
+        placed = {point.bits if in_bits else point.budget: point for point in self.points}
+        x, points = zip(*sorted(placed.items()), strict=True)
         lines = [
-            Curve("explained variance", x, [p.explained_variance for p in self.points], marker="o"),
-            Curve(
-                "dead latents", x, [p.dead_share for p in self.points], color=3, style=3, marker="x"
-            ),
+            Curve("explained variance", x, [p.explained_variance for p in points], marker="o"),
+            Curve("dead latents", x, [p.dead_share for p in points], color=3, style=3, marker="x"),
         ]
-        tested = [(p.budget, p.passed_share) for p in self.points]
-        found = [(budget, share) for budget, share in tested if share is not None]
-        if found:
-            places, shares = [b for b, _ in found], [share for _, share in found]
-            means, lows, highs = (list(column) for column in zip(*shares, strict=True))
+        shares = {place: share for place, p in placed.items() if (share := p.passed_share)}
+        if shares:
+            places, found = zip(*sorted(shares.items()), strict=True)
+            means, lows, highs = (list(column) for column in zip(*found, strict=True))
             name = "pass the intruder test, of those tested"
             lines.insert(1, Curve(name, places, means, lows, highs, color=1, style=1, marker="s"))
-        unit = "bits per token" if self.field == "target_entropy" else "latents on per token"
-        ticks = {f"{budget:g}": budget for budget in x}
-        label = f"budget ({self.field}), {unit}"
+        ticks = {f"{place:.3g}": place for place in x}
+        label = "bits per token, measured" if in_bits else "k, latents on per token"
         return curves(lines, label, "share", ticks, title, x_base=2)
 
 

@@ -14,8 +14,9 @@ from bae_lens.results import Verdict
 _MANY_DEAD, _MANY_DENSE = 0.1, 0.02
 # On fewer tokens latents that are merely rare look dead; and what to ask for then.
 _FEW_TOKENS, _ENOUGH_TOKENS = 32_768, 65_536
-# Up to so many bits a code is one to read (``tutorials/guides/budget.md``), and 40 is what the benchmark reads best at.
-_READABLE_BITS, _BITS_TO_READ = 60, 40
+# Bits per input dimension at which codes are read best, as the default budget is (``tutorials/guides/budget.md``), and
+# how many times as many are still a code to read.
+_TO_READ, _FEW = 1 / 16, 1.5
 _CAP = 0.05
 # How a number of latents on per token is asked for. BatchTopK is saved as JumpReLU.
 _BY_L0 = {
@@ -114,8 +115,10 @@ def _advice(
     if code["dense_share_10"] > _MANY_DENSE:
         return _advice_on_dense(code, cfg)
     bits = code.get("description_length") or code["support_entropy"]
-    if bits > _READABLE_BITS:
-        fewer = _budget(code, cfg, _BITS_TO_READ / bits, bits)
+    if bits > _FEW * _TO_READ * cfg.d_in:
+        fewer = _budget(code, cfg, _TO_READ * cfg.d_in / bits, bits)
+        if cfg.architecture() == "bae":
+            fewer = "--sae.target_entropy d_in/16"
         return f"For latents to read, train with fewer bits: {fewer}."
     more = _budget(code, cfg, 2, bits)
     return (

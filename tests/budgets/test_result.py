@@ -129,7 +129,11 @@ def test_the_curve_has_the_judge_where_there_was_one():
     axes = judged(20, 45).plot().axes[0]
     assert axes.lines[1].get_label() == "pass the intruder test, of those tested"
     assert np.asarray(axes.lines[1].get_ydata()).tolist() == [0.4, 0.9]
-    assert axes.get_xlabel() == "budget (target_entropy), bits per token"
+    assert axes.get_xlabel() == "bits per token, measured"
+    # What came out, and not what was asked for.
+    off = make_sweep(point(20, 0.5, bits=70), point(40, 0.6, bits=60)).plot().axes[0].lines[0]
+    assert np.asarray(off.get_xdata()).tolist() == [60, 70]
+    assert make_sweep(field="k").plot().axes[0].get_xlabel() == "k, latents on per token"
 
 
 def test_a_saved_sweep_is_the_same(tmp_path):

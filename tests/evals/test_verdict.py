@@ -11,7 +11,7 @@ from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAEConfig
 from bae_lens import BAEConfig, CLVQVAEConfig
 from bae_lens.evals import eval_verdict
 
-D: dict[str, Any] = {"d_in": 16, "d_sae": 40}
+D: dict[str, Any] = {"d_in": 576, "d_sae": 40}
 BAE = BAEConfig(**D)
 
 
@@ -65,7 +65,7 @@ def test_what_was_not_measured_is_not_said():
         (code(dead_share=0.25, n_tokens=1000), "--n_code_tokens 65536"),
         (code(dead_share=1.0), "--lr 1e-3"),
         (code(dense_share_10=0.03), "--sae.max_density 0.05."),
-        (code(), "with fewer bits: --sae.target_entropy 40."),
+        (code(), "with fewer bits: --sae.target_entropy d_in/16."),
         (code(description_length=45.0), "run bae-lens report; to explain more, train with --sae.target_entropy 90"),
         # A code of which the magnitudes are unknown is judged by what is known.
         (code(description_length=None, support_entropy=50.0), "--sae.target_entropy 100"),
@@ -97,9 +97,14 @@ def test_saelens_own_are_advised_in_their_own_fields(cfg: SAEConfig, dense: str,
     assert more in eval_verdict(metrics(code(description_length=50.0)), cfg).advice
 
 
+def test_a_k_to_read_has_a_bit_for_sixteen_dimensions():
+    # 48 latents are 310 bits, and 36 bits are so many.
+    assert "--sae.k 6." in eval_verdict(metrics(), TopKSAEConfig(**D, k=48)).advice
+
+
 def test_a_codebook():
     of_code = code(codes_in_use=38, perplexity=21.3, description_length=4.4)
-    cfg = CLVQVAEConfig(**D, d_out=16)
+    cfg = CLVQVAEConfig(**D, d_out=576)
     verdict = eval_verdict(metrics(of_code), cfg)
     assert "38 of 40 codes are in use, as many as 21 used evenly;" in verdict.finding
     assert "--sae.d_sae 80" in verdict.advice
