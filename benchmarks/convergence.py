@@ -277,7 +277,11 @@ def plot(args: argparse.Namespace, cells: dict[str, Any], path: Path) -> None:
     """EV at both budgets, and latents that pass the intruder test, by tokens of training."""
     plt = require_matplotlib()
     best = best_points(plain_points(args), cells)
-    names = ("EV, 300 bits or L0 48", "EV, 37.5 bits or L0 4", "latents told apart, 37.5 bits or L0 4")
+    names = (
+        "EV, 300 bits or L0 48",
+        "EV, 37.5 bits or L0 4",
+        "latents told apart, 37.5 bits or L0 4",
+    )
     figure, every = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for i, (axes, name) in enumerate(zip(every, names, strict=True)):
         budget = REBUILD if i == 0 else READ

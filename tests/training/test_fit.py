@@ -7,7 +7,7 @@ import torch
 from sae_lens import TopKTrainingSAEConfig
 
 from bae_lens import TrainingBAE
-from bae_lens.training.fit import fit_activations
+from bae_lens.training.fit import fit_activations, trainer_config
 from tests.helpers import D_IN, D_SAE, make_sparse_activations, training_cfg
 
 
@@ -85,3 +85,30 @@ def test_arguments_that_are_none_are_refused_by_name(argument, value, message):
     arguments = {"cfg": training_cfg(), "activations": torch.randn(64, D_IN), "steps": 2}
     with pytest.raises(ValueError, match=message):
         fit_activations(**arguments | {"batch_size": 32, argument: value})
+
+
+def test_the_schedule_is_in_shares_of_the_steps():
+    plain, other = trainer_config(50, 8, 1e-3), trainer_config(50, 8, 1e-3, "cpu", 0.1, 0.5)
+
+    assert (plain.lr_warm_up_steps, plain.lr_decay_steps) == (0, 10)
+    assert (other.lr_warm_up_steps, other.lr_decay_steps) == (5, 25)
+    x, cfg = make_sparse_activations(512), training_cfg()
+    one, same, slower = (
+        fit_activations(cfg, x, 6, 64, **shares)
+        for shares in ({}, {"warm_up": 0.0, "decay": 0.2}, {"warm_up": 0.5})
+    )
+    assert torch.equal(one.W_enc, same.W_enc)
+    assert not torch.equal(one.W_enc, slower.W_enc)
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"warm_up": -0.1}, "warm_up must be"),
+        ({"decay": 1.5}, "decay must be"),
+        ({"warm_up": 0.6, "decay": 0.5}, "make up more than all: 0.6 and 0.5"),
+    ],
+)
+def test_a_schedule_that_cannot_be(shares, message):
+    with pytest.raises(ValueError, match=message):
+        fit_activations(training_cfg(), make_sparse_activations(512), 5, 64, **shares)
