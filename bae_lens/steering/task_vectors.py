@@ -86,6 +86,51 @@ class TaskVector:
     n_without: int
     _reading: _Reading = field(repr=False)
 
+    @classmethod
+    @torch.no_grad()
+    def of_activations(
+        cls,
+        sae: SAE[Any],
+        with_demonstrations: Float[Tensor, "n d_in"],
+        without: Float[Tensor, "m d_in"],
+        k: int | None = 20,
+        by: By = "rate",
+        written: tuple[Float[Tensor, "n d_out"], Float[Tensor, "m d_out"]] | None = None,
+    ) -> TaskVector:
+        """What ``task_vector`` makes of prompts whose last tokens have been read already.
+
+        Args:
+            sae: as of ``task_vector``.
+            with_demonstrations: activations of last tokens where the SAE reads, heads flattened.
+            without: the same without demonstrations.
+            k: as of ``task_vector``.
+            by: as of ``task_vector``.
+            written: both where the SAE writes, if elsewhere.
+
+        Raises:
+            ValueError: as ``task_vector``; or if activations are not as wide as the SAE.
+        """
+        dictionary = _checked(sae)
+        if dictionary.writes_elsewhere and written is None:
+            raise ValueError(
+                "The SAE writes to another hook point than it reads: give the activations of both there too, as written."
+            )
+        read = with_demonstrations, without
+        both = read if written is None else written
+        for name, acts, width in (
+            *zip(("with_demonstrations", "without"), read, [dictionary.d_in] * 2, strict=True),
+            *(("written", acts, dictionary.d_out) for acts in both),
+        ):
+            if not isinstance(acts, Tensor) or acts.ndim != 2 or acts.shape[1] != width:
+                got = tuple(acts.shape) if isinstance(acts, Tensor) else shown(acts)
+                raise ValueError(f"{name} must have shape [n, {width}]; got {got}.")
+            if not len(acts) or not acts.isfinite().all():
+                raise ValueError(f"{name} must have a row at least, and finite numbers in it.")
+        mean_with, mean_without = (acts.cpu().double().mean(0) for acts in both)
+        code_with, code_without = (_code(dictionary, acts) for acts in read)
+        difference = (mean_with - mean_without).float()
+        return _chosen(_Reading(dictionary, code_with, code_without, difference), k, by)
+
     def choose(self, k: int | None = 20, by: By = "rate") -> TaskVector:
         """Of the same prompts, by another number of latents or another measure; nothing is read again.
 
@@ -219,22 +264,32 @@ def task_vector(
         ValueError: if there are no prompts, one is empty or ends with a special token, no latent differs, a code has
             no direction of its own, or what fires at a token depends on others.
     """
-    dictionary = Dictionary(sae)
-    check_has_rows(dictionary)
-    check_codes_alone(dictionary, "take another SAE")
-    k, by = check("k", k, whole(1, or_none=True)), check("by", by, OneOf(("rate", "mean")))
+    dictionary = _checked(sae)
+    k, by = _check_choice(k, by)
     special = special_token_ids(model, exclude_special_tokens)
     named = {"with_demonstrations": with_demonstrations, "without": without}
     sequences = {name: _tokens(model, prompts, name, special) for name, prompts in named.items()}
-    read = [_read(model, dictionary, tokens, batch_size) for tokens in sequences.values()]
-    (code_with, mean_with), (code_without, mean_without) = read
-    difference = (mean_with - mean_without).float()
-    return _chosen(_Reading(dictionary, code_with, code_without, difference), k, by)
+    (one, written_one), (other, written_other) = (
+        _read(model, dictionary, tokens, batch_size) for tokens in sequences.values()
+    )
+    return TaskVector.of_activations(sae, one, other, k, by, (written_one, written_other))
+
+
+def _checked(sae: SAE[Any]) -> Dictionary:
+    """An SAE of which each latent has a row and each token a code of its own."""
+    dictionary = Dictionary(sae)
+    check_has_rows(dictionary)
+    check_codes_alone(dictionary, "take another SAE")
+    return dictionary
+
+
+def _check_choice(k: Any, by: Any) -> tuple[int | None, By]:
+    return check("k", k, whole(1, or_none=True)), check("by", by, OneOf(("rate", "mean")))
 
 
 def _chosen(reading: _Reading, k: int | None, by: By) -> TaskVector:
     """The latents that differ most, as a vector."""
-    k, by = check("k", k, whole(1, or_none=True)), check("by", by, OneOf(("rate", "mean")))
+    k, by = _check_choice(k, by)
     dictionary, code_with, code_without, means = reading
     fires, fires_without = code_with != 0, code_without != 0
     if by == "rate":
@@ -295,25 +350,22 @@ def _tokens(
 
 def _read(
     model: Any, dictionary: Dictionary, sequences: Sequence[Tensor], batch_size: int
-) -> tuple[Float[Tensor, "n n_latents"], Float[Tensor, " d_out"]]:
-    """The code at the last token of each prompt, and the mean activation there where the SAE writes; float64."""
+) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n d_out"]]:
+    """Activations at the last token of each prompt, where the SAE reads and where it writes."""
     last = torch.tensor([[len(tokens) - 1] for tokens in sequences])
     hooks = list(dict.fromkeys(dictionary.hook_names))
     states = hidden_states(model, hooks, sequences, last, batch_size)
-    read, written = (
-        _of_head(states[hook][:, 0], head, width)
-        for hook, head, width in zip(
-            dictionary.hook_names,
-            dictionary.head_indices,
-            (dictionary.d_in, dictionary.d_out),
-            strict=True,
-        )
-    )
-    code = dictionary.encode(read.to(dictionary.device, dictionary.dtype)).cpu().double()
-    if dictionary.kind.is_one_hot:
-        # Whatever a code is scaled by, it is what the token has: see latent_rows.
-        code = (code != 0).double()
-    return code, written.double().mean(0)
+    widths = dictionary.d_in, dictionary.d_out
+    of = zip(dictionary.hook_names, dictionary.head_indices, widths, strict=True)
+    read, written = (_of_head(states[hook][:, 0], head, width) for hook, head, width in of)
+    return read, written
+
+
+def _code(dictionary: Dictionary, acts: Tensor) -> Float[Tensor, "n n_latents"]:
+    """The code of activations, float64, on the CPU."""
+    code = dictionary.encode(acts.to(dictionary.device, dictionary.dtype)).cpu().double()
+    # Whatever a code is scaled by, it is what the token has: see latent_rows.
+    return (code != 0).double() if dictionary.kind.is_one_hot else code
 
 
 def _of_head(states: Tensor, head: int | None, width: int) -> Tensor:

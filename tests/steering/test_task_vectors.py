@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bae_lens import BAE, task_vector
 from bae_lens.stats import wilson
+from bae_lens.steering import TaskVector
 from tests.attach.test_attach import hook_of, hook_out_of
 from tests.helpers import (
     D_IN,
@@ -126,6 +127,13 @@ def test_of_all_latents_by_means_it_is_the_difference_as_the_sae_sees_it(
         states = [last_states(model, hook_out_of(model), t).mean(0) for t in (after, before)]
         torch.testing.assert_close(by_mean.difference_of_means, states[0] - states[1])
 
+    # Of activations that were read already: the same.
+    read = [last_states(model, hook_of(model), t) for t in (after, before)]
+    targets = [last_states(model, hook_out_of(model), t) for t in (after, before)]
+    written: Any = tuple(targets) if name in ELSEWHERE else None
+    of_read = TaskVector.of_activations(sae, *read, k=None, by="mean", written=written)
+    torch.testing.assert_close(of_read.direction, by_mean.direction)
+
     # By rates each is at its mean where it fires.
     by_rate = task_vector(model, sae, after, before, k=6)
     both = torch.cat(codes)
@@ -222,5 +230,16 @@ def test_what_makes_no_task_vector_is_said(model: Model) -> None:
     refused("whole sequences", after, before, of=placed(sequences, model, elsewhere=True))
     batch = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4))
     refused("other tokens of the batch", after, before, of=placed(batch, model))
+    elsewhere: Any = placed(MAKE["transcoder"](), model, elsewhere=True)
+    with pytest.raises(ValueError, match="give the activations of both there too"):
+        TaskVector.of_activations(elsewhere, torch.ones(2, D_IN), torch.ones(2, D_IN))
+    for given, match in (
+        (torch.ones(2, 3), rf"without must have shape \[n, {D_IN}\]; got \(2, 3\)"),
+        (None, r"got None"),
+        (torch.ones(0, D_IN), "must have a row at least"),
+        (torch.full((2, D_IN), float("nan")), "finite numbers"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            TaskVector.of_activations(sae, torch.ones(2, D_IN), given)  # pyright: ignore
     with pytest.raises(ValueError, match="seed"):
         task_vector(model, sae, after, before).random_signs(-1)
