@@ -34,6 +34,7 @@ import itertools
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -206,18 +207,32 @@ class Queries:
         names = [hook_name(layer) for layer in layers]
         _, cache = model.run_with_cache(tokens, names_filter=names)
         self.last = {layer: cache[name][:, -1:] for layer, name in zip(layers, names, strict=True)}
-        self.past = TransformerLensKeyValueCache.init_cache(model.cfg, "cpu", len(tokens))
-        model(tokens[:, :-1], past_kv_cache=self.past)
-        self.past.freeze()
+        past = TransformerLensKeyValueCache.init_cache(model.cfg, "cpu", len(tokens))
+        model(tokens[:, :-1], past_kv_cache=past)
+        self._pasts = {1: past}
 
     @torch.no_grad()
-    def scores(self, layer: int, vector: Tensor | float = 0.0) -> tuple[list[bool], list[float]]:
-        """Whether each query is answered with a vector added, and the log-probability of its answer."""
-        logits = self.model(
-            self.last[layer] + vector, start_at_layer=layer + 1, past_kv_cache=self.past
-        )[:, -1]
-        log_probs = logits.log_softmax(-1).gather(1, self.answers[:, None])[:, 0]
-        return (logits.argmax(-1) == self.answers).tolist(), log_probs.tolist()
+    def scores(self, layer: int, *vectors: Tensor | float) -> list[tuple[list[bool], list[float]]]:
+        """With each vector added: whether each query is answered, and the log-probability of its answer."""
+        last = torch.cat([self.last[layer] + vector for vector in vectors])
+        past = self._past(len(vectors))
+        logits = self.model(last, start_at_layer=layer + 1, past_kv_cache=past)[:, -1]
+        found = []
+        for of in logits.split(len(self.answers)):
+            log_probs = of.log_softmax(-1).gather(1, self.answers[:, None])[:, 0]
+            found.append(((of.argmax(-1) == self.answers).tolist(), log_probs.tolist()))
+        return found
+
+    def _past(self, n: int) -> TransformerLensKeyValueCache:
+        """Keys and values of the earlier tokens, so many times over, which no pass changes."""
+        if n not in self._pasts:
+            self._pasts[n] = past = deepcopy(self._pasts[1])
+            past.previous_attention_mask = past.previous_attention_mask.repeat(n, 1)
+            for entry in past.entries:
+                entry.past_keys = entry.past_keys.repeat(n, 1, 1, 1)
+                entry.past_values = entry.past_values.repeat(n, 1, 1, 1)
+        self._pasts[n].freeze()
+        return self._pasts[n]
 
 
 @torch.no_grad()
@@ -319,7 +334,7 @@ def measure(task: str, plan: Plan, folder: Path) -> dict[str, Any]:
     choosing, scoring = (Queries(model, pairs, plan.layers) for pairs in (chooses, scored))
     cell: dict[str, Any] = {
         "n": len(scored),
-        NOTHING: [scoring.scores(plan.layers[0])[0]],
+        NOTHING: [scoring.scores(plan.layers[0], 0.0)[0][0]],
         SHOTS: [in_context(model, scored, makes, plan)],
         "rows": {},
     }
@@ -328,11 +343,12 @@ def measure(task: str, plan: Plan, folder: Path) -> dict[str, Any]:
         row: dict[str, Any] = {"answered": [], "layers": [], "strengths": [], "validation": []}
         for seed in range(n_seeds):
             tried = {}
-            for layer, strength in itertools.product(by_layer, plan.strengths):
-                answered, log_probs = choosing.scores(layer, strength * by_layer[layer][0][seed])
-                tried[layer, strength] = sum(answered) / len(answered), sum(log_probs)
+            for layer, (made, *_) in by_layer.items():
+                found = choosing.scores(layer, *(s * made[seed] for s in plan.strengths))
+                for strength, (answered, log_probs) in zip(plan.strengths, found, strict=True):
+                    tried[layer, strength] = sum(answered) / len(answered), sum(log_probs)
             layer, strength = max(tried, key=tried.__getitem__)
-            answered, _ = scoring.scores(layer, strength * by_layer[layer][0][seed])
+            [(answered, _)] = scoring.scores(layer, strength * by_layer[layer][0][seed])
             row["answered"].append(answered)
             row["layers"].append(layer)
             row["strengths"].append(strength)

@@ -68,11 +68,12 @@ def test_the_shortcut_is_what_add_direction_does() -> None:
         sae = between(make_bae(), f"blocks.{layer}.hook_resid_post", None)
         with add_direction(model, sae, vector, position=-1), torch.no_grad():
             logits = model(tokens)[:, -1]
-        answered, log_probs = queries.scores(layer, vector)
+        alone, (answered, log_probs) = queries.scores(layer, 0.0, vector)
         assert answered == (logits.argmax(-1) == answers).tolist()
         expected = logits.log_softmax(-1)[range(len(pairs)), answers]
         torch.testing.assert_close(torch.tensor(log_probs), expected, atol=1e-4, rtol=1e-4)
-    assert queries.scores(0)[1] != log_probs
+        assert queries.scores(layer, vector)[0][0] == answered
+        assert alone[1] != log_probs
 
 
 def a_cell(answers: dict[str, list[list[bool]]], layers: tuple[int, ...] = (18,)) -> dict[str, Any]:
