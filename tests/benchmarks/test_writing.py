@@ -82,7 +82,7 @@ def test_a_run_that_fails_writes_nothing(page: Path) -> None:
 
 
 def test_every_benchmark_has_it_and_a_page() -> None:
-    assert len(NAMES) == 17
+    assert len(NAMES) == 18
     for name in NAMES:
         assert f'with written("{name}", args)' in (BENCHMARKS / f"{name}.py").read_text("utf-8")
         assert (BENCHMARKS / "results" / f"{name}.md").is_file()
