@@ -26,6 +26,7 @@ _COMMANDS = {
     "quiz": "write a page on which people tell a model's predictions from concepts alone",
     "score-quiz": "score what people answered there",
     "upload": "send saved autoencoders to the Hugging Face Hub, in one commit",
+    "export": "write a saved autoencoder and its examples in the formats of other tools",
     "check": "try whether a language model keeps what is asked of it",
     "sae-lens": "run a command of SAELens' own with the architectures of this package",
 }

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from bae_lens.steering import LogitEffects
 
 _OUTPUT, _COMPARISON = "report.html", "comparison.html"
-_EXAMPLES = "examples.json"
+EXAMPLES_FILENAME = "examples.json"
 _CODE_TOKENS = 65_536
 _N_EFFECTS = 8
 # Of what a file says that it was measured on: it may be anybody's.
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save_evidence",
         dest="save_examples",
         action="store_true",
-        help=f"write what is collected to PATH/{_EXAMPLES}, for --examples of another run",
+        help=f"write what is collected to PATH/{EXAMPLES_FILENAME}, for --examples of another run",
     )
     add_data_arguments(
         parser, "texts to read in place of --dataset, labeled or not", required=False
@@ -312,8 +312,8 @@ def _collect(
         if records.outliers is not None:
             references.note(sae, records.hook_name, records.outliers.reference_norm)
         if args.save_examples and not args.dry_run:
-            records.save(folder / _EXAMPLES)
-            print(f"Written to {folder / _EXAMPLES}")
+            records.save(folder / EXAMPLES_FILENAME)
+            print(f"Written to {folder / EXAMPLES_FILENAME}")
     # First, since a judge may stop.
     results = score(records)
     sentences = []
@@ -343,7 +343,7 @@ def _collect(
         # Not where nothing else may need the model: a report of saved examples is that of collected ones.
         n_effects = _N_EFFECTS if args.n_sentences > 0 else 0
     if n_effects:
-        effects = _effects(*read().given[:2], n_effects)
+        effects = effects_of(*read().given[:2], n_effects, "report")
     about = _about(args, folder) | {"weights": f"{sha256[:12]}…"}
     if is_of not in ("", f"{about.get('text')}, {about.get('model')}"):
         # They were measured before, and stay what they are.
@@ -352,14 +352,21 @@ def _collect(
     return Compared(name, records, summary, training, None, results, about), sentences, effects
 
 
-def _effects(model: Any, sae: SAE[Any], k: int) -> list[LogitEffects]:
-    """Of all latents; none where there is no way from them to logits."""
+def effects_of(model: Any, sae: SAE[Any], k: int, of: str) -> list[LogitEffects]:
+    """Of all latents; none, and a line on stderr, where there is no way from them to logits.
+
+    Args:
+        model: the language model.
+        sae: whose latents they are.
+        k: tokens at each end.
+        of: what has them, for the message.
+    """
     from bae_lens.steering import logit_effects
 
     try:
         return logit_effects(model, sae, k=k)
     except ValueError as error:
-        print(f"bae-lens: the report has no logit effects. {error}", file=sys.stderr)
+        print(f"bae-lens: the {of} has no logit effects. {error}", file=sys.stderr)
         return []
 
 
@@ -419,12 +426,18 @@ def _read_all_records(
             f"--examples must name one file a PATH; got {len(files)} files for {len(folders)} PATHs."
         )
     return [
-        _read_records(Path(file), folder, sha256)
+        read_records(Path(file), folder, sha256)
         for file, folder, sha256 in zip(files, folders, sha256s, strict=True)
     ]
 
 
-def _read_records(path: Path, folder: Path, sha256: str) -> LatentRecords:
+def read_records(path: Path, folder: Path, sha256: str) -> LatentRecords:
+    """Examples of the SAE in a folder.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if they are of another SAE.
+    """
     records = LatentRecords.load(path)
     cfg = read_json(folder / "cfg.json", "config of an SAE")
     n_latents, hook_name = cfg.get("d_sae"), (cfg.get("metadata") or {}).get("hook_name")

@@ -38,12 +38,16 @@ class Saved(NamedTuple):
 
     def folded(self) -> SAE[Any]:
         """The SAE with the scale of its inputs in its weights, as SAELens folds it after training."""
-        sae, _, scaler = self
-        if scaler.scaling_factor is not None:
-            sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
-        if (white := scaler.whitening) is not None:
-            sae.fold_activation_whitening(white.mean, white.matrix, white.inverse_matrix)
-        return sae
+        return folded(self.sae, self.scaler)
+
+
+def folded(sae: SAE[Any], scaler: ActivationScaler) -> SAE[Any]:
+    """The SAE, changed so that it takes unscaled inputs, as SAELens folds it after training."""
+    if scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    if (white := scaler.whitening) is not None:
+        sae.fold_activation_whitening(white.mean, white.matrix, white.inverse_matrix)
+    return sae
 
 
 def add_saved_arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     )
 
 _ANSWERS = "judge_answers.jsonl"
+_INTRUDER_FILENAME = "intruder.json"
+_COMSEM_FILENAMES: dict[Protocol, str] = {
+    "balanced": "comsem.json",
+    "released": "comsem_released.json",
+}
 _PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 
@@ -217,7 +222,7 @@ class Scoring:
 
         if self.offline is not None:
             settings = IntruderSettings(n_latents=self.n_latents)
-            yield "intruder.json", intruder_test(records, self.offline, settings)
+            yield _INTRUDER_FILENAME, intruder_test(records, self.offline, settings)
         if self.endpoint is None:
             return
         # One judge, and so one limit, for all dictionaries; each keeps its own answers.
@@ -232,7 +237,7 @@ class Scoring:
             settings = ComSemSettings(protocol, n_latents=self.n_latents)
             judge = self.dry or self.endpoint
             result = comsem_test(records, judge, settings, encoder=self.encoder)
-            yield "comsem.json" if protocol == "balanced" else "comsem_released.json", result
+            yield _COMSEM_FILENAMES[protocol], result
 
     @property
     def count(self) -> str:
@@ -260,6 +265,27 @@ def saved_probing(folder: Path, sha256: str) -> list[SparseProbingResult]:
         return [result]
     _say(f"{path} is of other weights, and left out: run bae-lens probe again")
     return []
+
+
+def saved_scores(folder: Path, sha256: str) -> list[IntruderResult | ComSemResult]:
+    """What ``bae-lens report`` has found of latents; what is of other weights is left out, which stderr is told."""
+    from bae_lens.fingerprint import is_of_weights
+    from bae_lens.scoring import ComSemResult, IntruderResult
+
+    found: list[IntruderResult | ComSemResult] = []
+    for name, kind in (
+        (_INTRUDER_FILENAME, IntruderResult),
+        *((name, ComSemResult) for name in _COMSEM_FILENAMES.values()),
+    ):
+        path = folder / name
+        if not path.is_file():
+            continue
+        result = kind.load(path)
+        if is_of_weights(result.weights_sha256, sha256, str(path)):
+            found.append(result)
+        else:
+            _say(f"{path} is of other weights, and left out: run bae-lens report again")
+    return found
 
 
 def _beside(output: Path, file: str) -> Path:

@@ -254,6 +254,7 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
         "probe": (sae, "--data", str(data), "--context_size", "16"),
         "check": (str(encoder),),
         "upload": (sae, "--repo_id", "ann/saes", "--dry_run", str(folder / "to_send")),
+        "export": ("delphi", sae, "--output", str(folder / "delphi")),
         "finetune": (str(data), "--model", str(encoder), "--output", str(folder / "classifier")),
         "suggest": (str(config), "--n_judged", "0", "--tokens", "600", "--steps", "2"),
         "quiz": (sae, "--data", str(data), "--reference", str(data), "--context_size", "16"),
@@ -316,7 +317,7 @@ VALUES = (
         "bae-lens train --FIELD", "options × bad values", "values of the fields", _train_options
     ),
     Reader(
-        "eval, report, ablate, probe, check, upload, finetune, suggest, quiz",
+        "eval, report, ablate, probe, check, upload, export, finetune, suggest, quiz",
         "options × bad values",
         "values of the options",
         _options,
