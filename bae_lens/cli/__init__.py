@@ -23,10 +23,10 @@ _COMMANDS = {
     "ablate": "remove a saved autoencoder's concepts and measure what a probe loses, beside controls",
     "probe": "tell the classes of texts by a few latents of a saved autoencoder, beside controls",
     "report": "write what the latents of saved autoencoders stand for as HTML files",
+    "export": "write a saved autoencoder and its examples in the formats of other tools",
     "quiz": "write a page on which people tell a model's predictions from concepts alone",
     "score-quiz": "score what people answered there",
     "upload": "send saved autoencoders to the Hugging Face Hub, in one commit",
-    "export": "write a saved autoencoder and its examples in the formats of other tools",
     "check": "try whether a language model keeps what is asked of it",
     "sae-lens": "run a command of SAELens' own with the architectures of this package",
 }
