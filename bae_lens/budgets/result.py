@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Purpose = Literal["read", "reconstruct", "explained_variance"]
 
-# A code with so many times the bits that were asked for, or one over that, says little of the budget.
+# Codes with so many times the bits are of another budget.
 _OFF = 1.5
 # Gain of explained variance, per doubling of the budget, below which more of it is hardly worth while.
 _HARDLY = 0.02
@@ -144,20 +144,26 @@ class BudgetSweep(JsonResult):
         own["points"] = tuple(BudgetPoint(**point) for point in own["points"])
         return cls(**own)
 
-    def is_met(self, point: BudgetPoint) -> bool:
-        """Whether a training has come to its budget: within a factor of 1.5 in bits, and always in k."""
-        return self.field == "k" or is_near(point)
-
     def recommendations(self, explained_variance: float | None = None) -> list[Recommendation]:
-        """A budget for each purpose, of those that were tried and met (``is_met``) or, at a stated explained variance,
-        between two of them; none where fewer than two were met."""
-        met = [point for point in self.points if self.is_met(point)]
-        if len(met) < 2:
+        """A budget for each purpose: where a training came to, in bits that were measured (asked or not), or a k that was tried; at
+        a stated explained variance between two of them. None where all came to about the same bits."""
+        points = self._by_place()
+        if len(points) < 2:
             return []
-        found = [self._to_read(met), _to_reconstruct(met)]
+        if self.field == "target_entropy" and points[-1].budget < _OFF * points[0].budget:
+            return []
+        found = [self._to_read(points), _to_reconstruct(points)]
         if explained_variance is not None:
-            found.append(self._at(met, explained_variance))
+            found.append(self._at(points, explained_variance))
         return found
+
+    def _by_place(self) -> list[BudgetPoint]:
+        """The points in ascending order, each with the budget that it is of: what it came to, to three digits, and not what it
+        was asked for, which a short training may not reach."""
+        if self.field == "k":
+            return list(self.points)
+        placed = {place: p for p in self.points if (place := float(f"{p.bits:.3g}")) > 0}
+        return [replace(placed[place], budget=place) for place in sorted(placed)]
 
     def _to_read(self, points: Sequence[BudgetPoint]) -> Recommendation:
         tested = [point for point in points if point.n_readable is not None]
@@ -248,10 +254,10 @@ class BudgetSweep(JsonResult):
             "training explains more at the same budget and changes which latents are dead; so take the order of the budgets "
             "and the shape of the curve, not the figures."
         )
-        if off := [f"{point.budget:g}" for point in self.points if not self.is_met(point)]:
+        if self.field == "target_entropy":
             words += (
-                f" Not met yet, and so in no recommendation: {', '.join(off)}. More steps bring the measured bits to those asked "
-                "for."
+                " What is recommended is the bits that were measured, since a short training may not come to those that it "
+                "was asked for."
             )
         return words
 
@@ -265,20 +271,20 @@ class BudgetSweep(JsonResult):
         Raises:
             ImportError: If matplotlib is missing; the message is the command to run.
         """
-        in_bits = self.field == "target_entropy"
-        placed = {point.bits if in_bits else point.budget: point for point in self.points}
-        x, points = zip(*sorted(placed.items()), strict=True)
+        points = self._by_place()
+        x = [point.budget for point in points]
         lines = [
             Curve("explained variance", x, [p.explained_variance for p in points], marker="o"),
             Curve("dead latents", x, [p.dead_share for p in points], color=3, style=3, marker="x"),
         ]
-        shares = {place: share for place, p in placed.items() if (share := p.passed_share)}
+        shares = {p.budget: share for p in points if (share := p.passed_share) is not None}
         if shares:
-            places, found = zip(*sorted(shares.items()), strict=True)
+            places, found = list(shares), list(shares.values())
             means, lows, highs = (list(column) for column in zip(*found, strict=True))
             name = "pass the intruder test, of those tested"
             lines.insert(1, Curve(name, places, means, lows, highs, color=1, style=1, marker="s"))
         ticks = {f"{place:.3g}": place for place in x}
+        in_bits = self.field == "target_entropy"
         label = "bits per token, measured" if in_bits else "k, latents on per token"
         return curves(lines, label, "share", ticks, title, x_base=2)
 

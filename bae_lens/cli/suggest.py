@@ -131,7 +131,7 @@ def _write(
     write_plot(plot, lambda: sweep.plot(title))
     if not found:
         print(
-            f"\nNothing can be recommended: fewer than two budgets were met. Try --steps {3 * sweep.n_steps}."
+            f"\nNothing can be recommended: all came to about the same bits. Try --steps {3 * sweep.n_steps}."
         )
     for one, command in zip(found, of_all, strict=True):
         words = _PURPOSES[one.purpose]

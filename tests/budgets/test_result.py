@@ -101,7 +101,6 @@ def test_the_table_has_what_was_measured_and_how_short_it_was():
     assert text.splitlines()[0].split("  ")[0] == "bits asked"
     assert "intruder" not in text.splitlines()[0]
     assert "for 60 steps of 1,024 tokens, where the config asks for 1,000, on 8,000 tokens" in text
-    assert "Not met" not in text
     own = judged(20, 45)
     untested = dataclasses.replace(own.points[0], n_enough=0, n_tested=0, n_passed=0)
     text = dataclasses.replace(own, points=(untested, own.points[1])).to_table().text()
@@ -110,14 +109,28 @@ def test_the_table_has_what_was_measured_and_how_short_it_was():
     assert text.splitlines()[1].split()[-2:] == ["–", "–"]
 
 
-def test_budgets_that_were_not_met_are_in_no_recommendation():
-    off = point(10, 0.9, bits=40)
-    assert make_sweep(off, point(20, 0.5), point(40, 0.6)).recommendations(0.55)[-1].budget == 28.3
-    sweep = make_sweep(off, point(20, 0.5))
-    assert sweep.recommendations() == []
-    assert "Not met yet, and so in no recommendation: 10." in sweep.to_table().text()
-    # k is what it is; its bits are no budget.
-    assert len(make_sweep(off, point(20, 0.5), field="k").recommendations()) == 2
+def test_what_is_recommended_is_what_was_measured():
+    # Asked for 72 and come to 41, where most latents pass.
+    points = [
+        point(18, 0.39, bits=16.2, n_enough=122, n_tested=30, n_passed=18),
+        point(72, 0.52, bits=41.04, n_enough=491, n_tested=30, n_passed=21),
+        point(288, 0.64, bits=208, n_enough=1150, n_tested=30, n_passed=2),
+    ]
+    sweep = make_sweep(*points, judge="x", d_sae=1152)
+    read, reconstruct, at = sweep.recommendations(0.58)
+    assert (read.budget, reconstruct.budget) == (41, 208)
+    assert "between 41 (0.520) and 208 (0.640)" in at.reason
+    assert "What is recommended is the bits that were measured" in sweep.caveat
+    # Of k what was asked for is what there is.
+    ks = make_sweep(*points, judge="x", d_sae=1152, field="k")
+    assert [one.budget for one in ks.recommendations()] == [72, 288]
+    assert "bits that were measured" not in ks.caveat
+
+
+def test_where_all_came_to_the_same_bits_nothing_is_recommended():
+    assert make_sweep(point(10, 0.6, bits=40), point(80, 0.6, bits=45)).recommendations() == []
+    assert make_sweep(point(10, 0.6, bits=40), point(80, 0.6, bits=40)).recommendations() == []
+    assert make_sweep(point(10, 0.6, bits=0), point(80, 0.6, bits=40)).recommendations() == []
 
 
 def test_the_curve_has_the_judge_where_there_was_one():

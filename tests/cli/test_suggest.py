@@ -15,7 +15,7 @@ from bae_lens.cli import main
 from bae_lens.offline import names
 from bae_lens.scoring import ModelEncoder
 from tests.cli.helpers import resolve_to_tiny
-from tests.helpers import runner_cfg
+from tests.helpers import D_SAE, runner_cfg
 
 SMALL = ("--tokens", "600", "--steps", "3", "--n_judged", "0", "--budgets", "6,8,11")
 
@@ -45,35 +45,37 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def test_the_table_the_curve_and_a_command_for_each_purpose(config, capsys):
-    options = ("--explained_variance", "0.3", "--sae.d_sae", "24", "--lr=2e-3")
+    options = ("--explained_variance", "0.3", "--architecture", "topk", "--lr=2e-3")
     assert main(["suggest", config, *SMALL, *options]) == 0
 
     out = capsys.readouterr().out
     written = json.loads(Path("out/mine-budgets.json").read_text())
     sweep = BudgetSweep.load("out/mine-budgets.json")
     assert [point.budget for point in sweep.points] == [6, 8, 11]
-    assert (sweep.d_sae, sweep.n_steps, sweep.judge) == (24, 3, None)
+    assert (sweep.field, sweep.d_sae, sweep.n_steps, sweep.judge) == ("k", D_SAE, 3, None)
     assert sweep.to_table().text() in out
     assert Path("out/mine-budgets.png").read_bytes().startswith(b"\x89PNG")
     assert "Written to out/mine-budgets.json\nPlot in out/mine-budgets.png\n" in out
     found = written["recommendations"]
     assert [one["purpose"] for one in found] == ["read", "reconstruct", "explained_variance"]
     for one, same in zip(found, sweep.recommendations(0.3), strict=True):
-        assert f"target_entropy {same.budget:g} ({same.reason}).\n    {one['command']}\n" in out
-    command = f"bae-lens train run.yaml --sae.d_sae 24 --lr=2e-3 --sae.target_entropy {found[0]['budget']:g}"
+        assert f"k {same.budget:g} ({same.reason}).\n    {one['command']}\n" in out
+    command = (
+        f"bae-lens train run.yaml --architecture topk --lr=2e-3 --sae.k {found[0]['budget']:g}"
+    )
     assert found[0]["command"] == command
     # It is one that runs.
     assert main([*shlex.split(command)[1:], "--training_tokens", "128"]) == 0
     assert (Path("out/mine") / "sae_weights.safetensors").is_file()
 
 
-def test_without_a_budget_that_was_met_nothing_is_recommended(config, capsys):
-    # One bit and two, of which three steps find neither.
+def test_where_all_come_to_the_same_bits_nothing_is_recommended(config, capsys):
+    # Three steps do not tell them apart.
     argv = ["suggest", config, *SMALL[:-1], "1,2", "--plot", "none"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert out.endswith(
-        "\nNothing can be recommended: fewer than two budgets were met. Try --steps 9.\n"
+        "\nNothing can be recommended: all came to about the same bits. Try --steps 9.\n"
     )
     assert json.loads(Path("out/mine-budgets.json").read_text())["recommendations"] == []
 
