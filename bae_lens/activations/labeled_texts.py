@@ -6,6 +6,7 @@ import csv
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -230,7 +231,8 @@ def _read_rows(
     data: Iterable[Any], n: int | None = None, **columns: str
 ) -> list[Mapping[str, Any]]:
     """The first ``n`` rows, which have to have the columns, given as kind=name."""
-    rows = list(islice(data, n))
+    # Of a number beyond what islice counts to, all that there is.
+    rows = list(islice(data, None if n is None else min(n, sys.maxsize)))
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise ValueError(
