@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -95,9 +94,7 @@ def collect_sentences(
     strongest = _Strongest(records, n_codes)
     sentences = []
     # One by one, so that no text has padding.
-    for batch, [text] in islice(
-        replace(texts, batch_size=1).batches(), min(n_sentences, sys.maxsize)
-    ):
+    for batch, [text] in islice(replace(texts, batch_size=1).batches(), n_sentences):
         _, [acts] = read_hooks(model, batch, [coder.hook_name], model_kwargs)
         x = take_heads(acts, coder.head_index)[0, :n_tokens]
         tokens, counts = batch.tokens[0, :n_tokens], batch.valid[0, :n_tokens]
