@@ -23,6 +23,7 @@ _COMMANDS = {
     "ablate": "remove a saved autoencoder's concepts and measure what a probe loses, beside controls",
     "probe": "tell the classes of texts by a few latents of a saved autoencoder, beside controls",
     "report": "write what the latents of saved autoencoders stand for as HTML files",
+    "serve": "show a saved autoencoder's report in the browser, with a field in which to type text of your own",
     "export": "write a saved autoencoder and its examples in the formats of other tools",
     "quiz": "write a page on which people tell a model's predictions from concepts alone",
     "score-quiz": "score what people answered there",

@@ -7,28 +7,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.checks.fields import is_valid, whole
-from bae_lens.cli.data import (
-    add_data_arguments,
-    add_outlier_argument,
-    has_labels,
-    outlier_option,
-    read_data,
-    read_unlabeled,
-)
+from bae_lens.cli.data import add_data_arguments, add_outlier_argument, outlier_option
 from bae_lens.cli.eval import EXTENT
 from bae_lens.cli.eval import METRICS_FILENAME as EVAL_FILENAME
+from bae_lens.cli.reading import Read, References, Texts
 from bae_lens.cli.saved import (
-    Saved,
     add_saved_arguments,
     check_output,
-    load_saved,
     names_of,
     saved_folder,
 )
@@ -75,6 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help=f"write what is collected to PATH/{EXAMPLES_FILENAME}, for --examples of another run",
     )
+    add_reading_arguments(parser)
+    add_score_arguments(parser)
+    parser.add_argument(
+        "--output",
+        help=f"HTML file to write; default: PATH/{_OUTPUT}; of several PATHs, the comparison: "
+        f"{_COMPARISON}",
+    )
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of what is read for a page, by which model, and how much of it is kept."""
     add_data_arguments(
         parser, "texts to read in place of --dataset, labeled or not", required=False
     )
@@ -101,13 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"weights; 0 for none; default: as many as that file is of, or {_CODE_TOKENS}",
     )
     add_outlier_argument(parser)
-    add_score_arguments(parser)
     add_saved_arguments(parser)
-    parser.add_argument(
-        "--output",
-        help=f"HTML file to write; default: PATH/{_OUTPUT}; of several PATHs, the comparison: "
-        f"{_COMPARISON}",
-    )
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -133,18 +129,27 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lemmas", help="language of lemmas to count, as en; default: none")
 
 
+def reading_settings(args: argparse.Namespace) -> ExampleSettings:
+    """By ``add_reading_arguments``.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    for name in ("n_sentences", "n_effects", "n_code_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 0:
+            raise ValueError(f"--{name} must be at least 0; got {value}.")
+    return ExampleSettings(
+        **{f.name: getattr(args, f.name) for f in fields(ExampleSettings) if f.name in args}
+    )
+
+
 def run_report(args: argparse.Namespace) -> int:
     from bae_lens.loading.saved_saes import load_sae
     from bae_lens.report import write_comparison, write_report
 
     folders = [saved_folder(path) for path in args.paths]
-    settings = ExampleSettings(
-        **{f.name: getattr(args, f.name) for f in fields(ExampleSettings) if f.name in args}
-    )
-    for name in ("n_sentences", "n_effects", "n_code_tokens"):
-        value = getattr(args, name)
-        if value is not None and value < 0:
-            raise ValueError(f"--{name} must be at least 0; got {value}.")
+    settings = reading_settings(args)
     is_one = len(folders) == 1
     comparison = Path(args.output or _COMPARISON)
     outputs = [Path(args.output or folders[0] / _OUTPUT)] if is_one else []
@@ -162,8 +167,8 @@ def run_report(args: argparse.Namespace) -> int:
     sha256s = [weights_sha256(load_sae(folder)) for folder in folders]
     all_records = _read_all_records(args.examples, folders, sha256s)
     all_probing = [saved_probing(*own) for own in zip(folders, sha256s, strict=True)]
-    references = _References(outlier_option(args), {})
-    texts = _Texts.read(args)
+    references = References(outlier_option(args), {})
+    texts = Texts.read(args)
     names = names_of(folders)
     scoring = Scoring.of(args)
     for file, records in zip(args.examples or (), all_records, strict=False):
@@ -175,8 +180,10 @@ def run_report(args: argparse.Namespace) -> int:
     ):
         link = quote(Path(os.path.relpath(output, comparison.parent)).as_posix())
         score = partial(scoring.scores, name, output=output, known=probing)
-        own, sentences, effects = _collect(
-            args, folder, name, sha256, records, settings, texts, references, score
+        # Nothing is loaded where all is given.
+        read = Read.opener(folder, args, texts, settings.batch_size)
+        own, sentences, effects = collect(
+            args, folder, name, sha256, records, settings, texts, references, score, read
         )
         if args.dry_run:
             continue
@@ -201,85 +208,32 @@ def run_report(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Texts(NamedTuple):
-    """What is read; no ``source``: the dataset in the metadata."""
-
-    source: Any
-    labels: list[str] | None
-
-    @classmethod
-    def read(cls, args: argparse.Namespace) -> _Texts:
-        if args.data is None:
-            return cls(args.dataset, None)
-        if args.dataset is not None:
-            raise ValueError("Give --data or --dataset: only one of them can be read.")
-        if not has_labels(args):
-            return cls(read_unlabeled(args), None)
-        data = read_data(args)
-        return cls(data.texts, [data.label_names[i] for i in data.labels.tolist()])
-
-    def open(self, saved: Saved, batch_size: int) -> Any:
-        """Open the texts as ``collect_examples`` takes them."""
-        from bae_lens.activations.held_out import held_out_store
-
-        if self.labels is not None:
-            return self.source
-        return held_out_store(saved.sae, saved.model, self.source, batch_size)
-
-
-class _References(NamedTuple):
-    """The norms that outlier tokens are told by: one for each hook point of a model, that of the first
-    dictionary that has one, so that those that are compared leave the same tokens out.
-
-    Attributes:
-        multiple: of the norm; False: no token is left out.
-        known: by model, hook point and head.
-    """
-
-    multiple: float | bool
-    known: dict[tuple[Any, ...], float]
-
-    def at(self, sae: SAE[Any], names: Sequence[str]) -> OutlierTokens | float | bool:
-        """Return what ``exclude_outlier_tokens`` takes, for some hook points of an SAE."""
-        norms = {name: self.known.get(self._key(sae, name)) for name in names}
-        if self.multiple is False or None in norms.values():
-            return self.multiple
-        return OutlierTokens({k: v for k, v in norms.items() if v is not None}, self.multiple)
-
-    def note(self, sae: SAE[Any], name: str, norm: float) -> None:
-        """What was used for one, and holds for those after it."""
-        self.known.setdefault(self._key(sae, name), norm)
-
-    def _key(self, sae: SAE[Any], name: str) -> tuple[Any, ...]:
-        metadata = sae.cfg.metadata
-        return metadata.model_name, name, metadata.hook_head_index
-
-
-class _Read(NamedTuple):
-    """What is read: model, SAE and texts; and how."""
-
-    given: tuple[Any, Any, Any]
-    options: dict[str, Any]
-
-    @classmethod
-    def open(cls, saved: Saved, texts: _Texts, batch_size: int) -> _Read:
-        excluded = saved.sae.cfg.metadata.exclude_special_tokens or False
-        options = {"activation_scaler": saved.scaler, "exclude_special_tokens": excluded}
-        return cls((saved.model, saved.sae, texts.open(saved, batch_size)), options)
-
-
-def _collect(
+def collect(
     args: argparse.Namespace,
     folder: Path,
     name: str,
     sha256: str,
     records: LatentRecords | None,
     settings: ExampleSettings,
-    texts: _Texts,
-    references: _References,
+    texts: Texts,
+    references: References,
     score: Callable[[LatentRecords], Sequence[Result]],
+    read: Callable[[], Read],
 ) -> tuple[Compared, list[CodedSentence], list[LogitEffects]]:
-    """All that the reports show of one SAE."""
+    """All that the reports show of one SAE.
+
+    Args:
+        args: of ``add_reading_arguments``, and ``examples``, ``save_examples`` and ``dry_run``.
+        folder: of the SAE.
+        name: of the SAE.
+        sha256: of its weights.
+        records: that are there; None: they are collected.
+        settings: of ``reading_settings``.
+        texts: that are read.
+        references: by which outliers are told, of all SAEs together.
+        score: the latents.
+        read: opens the model, at most once.
+    """
     from sae_lens.evals import get_eval_everything_config
 
     from bae_lens.activations.held_out import held_out_store
@@ -297,8 +251,6 @@ def _collect(
     log = folder / METRICS_FILENAME
     training = read_metric_log(log) if log.is_file() else None
     measures = summary is None and n_code_tokens > 0
-    # Nothing is loaded where all is given.
-    read = cache(lambda: _Read.open(load_saved(folder, args), texts, settings.batch_size))
     if records is None:
         _, sae, _ = read().given
         records = collect_examples(

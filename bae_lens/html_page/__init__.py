@@ -24,6 +24,7 @@ def html_page(
     *,
     styles: Sequence[str] = (),
     scripts: Sequence[str] = (),
+    asks_server: bool = False,
 ) -> str:
     """Put everything into the places of a template.
 
@@ -34,6 +35,8 @@ def html_page(
             ``script_hash`` and ``data``, each in ``{{ }}``.
         styles: Names of style sheets, which come after the common one.
         scripts: Names of scripts, which come after the common one.
+        asks_server: Whether the page's policy lets it ask whoever served it. The template has the place
+            ``connect`` then.
 
     Raises:
         ValueError: If a number in the content is NaN or infinite.
@@ -47,6 +50,7 @@ def html_page(
         "script": script,
         "script_hash": _hash(script),
         "data": _as_json(content),
+        "connect": "connect-src 'self'; " if asks_server else "",
     }
     # In one go, since the data may hold what looks like a place.
     return _PLACE.sub(lambda place: parts[place[1]], _resource(package, template))

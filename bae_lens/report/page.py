@@ -72,6 +72,33 @@ def write_report(
     _write(Path(path), report_content(title, own, sentences or (), scores or {}, phrases, effects))
 
 
+def live_page(
+    own: Compared,
+    sentences: Sequence[CodedSentence],
+    effects: Sequence[LogitEffects],
+    title: str,
+    n_tokens: int,
+) -> str:
+    """The page of ``write_report`` with a part in which one's own text is read by whoever serves it.
+
+    Args:
+        own: the dictionary.
+        sentences: see ``write_report``.
+        effects: see ``write_report``.
+        title: see ``write_report``.
+        n_tokens: of a text that are read at most.
+    """
+    content = report_content(title, own, sentences, {}, None, effects)
+    return html_page(
+        content | {"live": {"nTokens": n_tokens}},
+        "bae_lens.report",
+        "report.html",
+        styles=["live.css"],
+        scripts=[*SCRIPTS, "live.js"],
+        asks_server=True,
+    )
+
+
 def write_comparison(
     path: str | Path, dictionaries: Sequence[Compared], title: str = "Comparison of dictionaries"
 ) -> None:

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from sae_lens import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
+from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.activations.hook_points import take_heads
 from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.activations.special_tokens import special_token_ids
-from bae_lens.activations.text_batch import read_hooks
+from bae_lens.activations.text_batch import TextBatch, read_hooks
 from bae_lens.checks.fields import check, whole
 from bae_lens.dictionaries import Clusters
 from bae_lens.examples.coder import Coder
@@ -81,30 +82,24 @@ def collect_sentences(
     """
     n_sentences = check("n_sentences", n_sentences, whole(1))
     n_codes, n_tokens = check("n_codes", n_codes, whole(1)), check("n_tokens", n_tokens, whole(1))
-    coder = Coder(dictionary, activation_scaler or ActivationScaler())
-    check_records_of(records, coder.n_latents, coder.weights_sha256)
-    special = special_token_ids(model, exclude_special_tokens)
+    reader = SentenceReader(
+        model, dictionary, records, activation_scaler, exclude_special_tokens, model_kwargs
+    )
     # That there are labels decides how texts are read; which class is which does not matter here.
     classes = None if labels is None else np.zeros(len(labels), dtype=np.int64)
-    texts = Texts.open(source, coder, model, records.settings, special, classes)
-    outliers = None
-    if (left_out := records.outliers) is not None:
-        outliers = OutlierTokens({coder.hook_name: left_out.reference_norm}, left_out.multiple)
-    strings = TokenStrings(getattr(model, "tokenizer", None))
-    strongest = _Strongest(records, n_codes)
+    texts = Texts.open(
+        source, reader.coder, model, records.settings, reader.special_tokens, classes
+    )
+    strongest = Strongest(records, n_codes)
     sentences = []
     # One by one, so that no text has padding.
     for batch, [text] in islice(replace(texts, batch_size=1).batches(), n_sentences):
-        _, [acts] = read_hooks(model, batch, [coder.hook_name], model_kwargs)
-        x = take_heads(acts, coder.head_index)[0, :n_tokens]
-        tokens, counts = batch.tokens[0, :n_tokens], batch.valid[0, :n_tokens]
-        if outliers is not None:
-            counts = counts & ~outliers.mask(x, coder.hook_name).to(counts.device)
-        coded = iter(strongest(coder.firings(x[counts.to(x.device)])) if counts.any() else ())
-        of_tokens = [next(coded) if is_counted else ((), ()) for is_counted in counts.tolist()]
+        strings, counts, x = reader(batch, n_tokens)
+        coded = iter(strongest(reader.coder.firings(x)) if len(x) > 0 else ())
+        of_tokens = [next(coded) if is_counted else ((), ()) for is_counted in counts]
         sentences.append(
             CodedSentence(
-                strings.of_window(tokens.tolist(), marked=-1),
+                strings,
                 tuple(best for best, _ in of_tokens),
                 None if labels is None else str(labels[text]),
                 tuple(others for _, others in of_tokens),
@@ -113,7 +108,64 @@ def collect_sentences(
     return sentences
 
 
-class _Strongest:
+class SentenceReader:
+    """Reads one text at a time, and leaves the tokens out that the examples left out.
+
+    Args:
+        model: as for ``collect_sentences``.
+        dictionary: the same.
+        records: the same.
+        activation_scaler: the same.
+        exclude_special_tokens: the same.
+        model_kwargs: the same.
+
+    Raises:
+        ValueError: if the examples are of another dictionary.
+    """
+
+    def __init__(
+        self,
+        model: HookedRootModule,
+        dictionary: SAE[Any] | Clusters,
+        records: LatentRecords,
+        activation_scaler: ActivationScaler | None = None,
+        exclude_special_tokens: bool | Iterable[int] = True,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.coder = Coder(dictionary, activation_scaler or ActivationScaler())
+        check_records_of(records, self.coder.n_latents, self.coder.weights_sha256)
+        self.special_tokens = special_token_ids(model, exclude_special_tokens)
+        self._model, self._model_kwargs = model, model_kwargs
+        self._outliers = None
+        if (left_out := records.outliers) is not None:
+            norms = {self.coder.hook_name: left_out.reference_norm}
+            self._outliers = OutlierTokens(norms, left_out.multiple)
+        self._strings = TokenStrings(getattr(model, "tokenizer", None))
+
+    @torch.no_grad()
+    def __call__(
+        self, batch: TextBatch, n_tokens: int | None = None
+    ) -> tuple[tuple[str, ...], list[bool], Tensor]:
+        """Of the one text of a batch.
+
+        Args:
+            batch: without padding.
+            n_tokens: the first ones that are kept; all if omitted.
+
+        Returns:
+            What each token is read as, whether it counts, and ``[n, d_in]`` the activations of those that do.
+        """
+        _, [acts] = read_hooks(self._model, batch, [self.coder.hook_name], self._model_kwargs)
+        x = take_heads(acts, self.coder.head_index)[0, :n_tokens]
+        tokens, counts = batch.tokens[0, :n_tokens], batch.valid[0, :n_tokens]
+        if self._outliers is not None:
+            left_out = self._outliers.mask(x, self.coder.hook_name)
+            counts = counts & ~left_out.to(counts.device)
+        strings = self._strings.of_window(tokens.tolist(), marked=-1)
+        return strings, counts.tolist(), x[counts.to(x.device)]
+
+
+class Strongest:
     """The strongest of the latents that fire, token by token, and the others.
 
     Args:

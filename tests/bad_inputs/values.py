@@ -250,6 +250,7 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
         "eval": (sae,),
         # The stand-in for a language model is no encoder that could judge.
         "report": (sae, "--judge", "none"),
+        "serve": (sae,),
         "ablate": (sae, "--data", str(data), "--context_size", "16"),
         "probe": (sae, "--data", str(data), "--context_size", "16"),
         "check": (str(encoder),),
@@ -291,6 +292,12 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
                 known.append((name, flag, ("x", "4", "4,-1", "4,nan", "")))
             elif flag == "--plot":
                 known.append((name, flag, (sae, "x.txt", "/proc/x.png", str(data / "x.svg"))))
+    # Of what it would take all, it would then serve, without end.
+    known = [
+        (name, flag, tuple(v for v in values if name != "serve" or v != _VERY_MANY))
+        for name, flag, values in known
+    ]
+    known.append(("serve", "--port", (_VERY_MANY, "65536")))
     while True:
         name, flag, values = random.choice(known)
         value = random.choice(values)
@@ -317,7 +324,7 @@ VALUES = (
         "bae-lens train --FIELD", "options × bad values", "values of the fields", _train_options
     ),
     Reader(
-        "eval, report, ablate, probe, check, upload, export, finetune, suggest, quiz",
+        "eval, report, serve, ablate, probe, check, upload, export, finetune, suggest, quiz",
         "options × bad values",
         "values of the options",
         _options,
