@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +150,7 @@ def _seen(
     if not file.is_file():
         raise FileNotFoundError(
             f"There are no examples in {file}, of which {args.format} is made. Collect them with: bae-lens report "
-            f"{folder} --save_examples"
+            f"{shlex.quote(str(folder))} --save_examples"
         )
     return read_records(file, folder, sha256), saved_scores(folder, sha256)
 

@@ -90,7 +90,7 @@ def write_delphi(
 
     Activations are what ``encode`` gives: those of a bit are all alike, so that delphi's quantiles of them are any division of its firings.
 
-    Memory: 16 bytes a location.
+    Memory: 16 bytes a location, and a copy of one split.
 
     Args:
         path: of the folder.

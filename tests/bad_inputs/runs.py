@@ -10,6 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from bae_lens.export.folder import NOTE_FILENAME, check_export_folder, export_folder
 from bae_lens.training import TrainingRunner
 from tests.bad_inputs.damage import Damaged, damaged_bytes, damaged_json
 from tests.bad_inputs.readers import Reader
@@ -191,6 +192,21 @@ def _replay(random: Random, folder: Path) -> Iterator[Trial]:
     )
 
 
+def _export(random: Random, folder: Path) -> Iterator[Trial]:
+    """The note of an earlier export, which says what may be replaced."""
+    good, sha256 = folder / "table", "a" * 64
+    with export_folder(good, "csv", sha256, {}) as partial_folder:
+        (partial_folder / "latents.csv").write_text("latent\n")
+
+    def read(path: Path) -> None:
+        check_export_folder(path, "csv", sha256)
+
+    read(good)
+    content = (good / NOTE_FILENAME).read_bytes()
+    needed = ("export", "weights_sha256", "files")
+    yield from _in_copies(good, NOTE_FILENAME, read, damaged_json(content, random, needed))
+
+
 FOLDERS = (
     Reader(
         "bae-lens eval PATH, a BAE",
@@ -209,6 +225,12 @@ FOLDERS = (
         "damaged cfg.json and weights",
         "a folder that SAELens wrote",
         _saved(_upload, make_bae),
+    ),
+    Reader(
+        "bae-lens export --output",
+        "damaged note of an export",
+        "an empty folder, or an earlier export of the same",
+        _export,
     ),
     Reader(
         "TrainingRunner, resume_from_checkpoint",
