@@ -13,7 +13,7 @@ from torch.nn.functional import kl_div
 from tqdm.auto import tqdm
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedRootModule import HookedRootModule
-from transformer_lens.utils import lm_cross_entropy_loss
+from transformer_lens.utilities.lm_utils import lm_cross_entropy_loss
 
 from bae_lens.activations.hook_points import put_heads, take_heads
 from bae_lens.activations.text_batch import TextBatch, read_hooks

@@ -137,7 +137,7 @@ def _how_to_load(repo_id: str, sae_id: str, packages: list[str], revision: str |
             "",
             f'sae = SAE.from_pretrained("{repo_id}", "{sae_id}")',
         ]
-        before = "SAELens loads them by id:"
+        before = "SAELens loads them by id."
     else:
         lines = [
             "from huggingface_hub import snapshot_download",
@@ -146,7 +146,7 @@ def _how_to_load(repo_id: str, sae_id: str, packages: list[str], revision: str |
             f'folder = snapshot_download("{repo_id}", revision="{revision}", allow_patterns="{sae_id}/*")',
             f'sae = SAE.load_from_disk(f"{{folder}}/{sae_id}")',
         ]
-        before = f"They are on the branch `{revision}`, which `SAE.from_pretrained` cannot name:"
+        before = f"They are on the branch `{revision}`, which `SAE.from_pretrained` cannot name."
     needs = "".join(
         f" This needs the package `{name.replace('_', '-')}` installed and imported before: without it SAELens does not "
         "know the architecture."
