@@ -1,6 +1,6 @@
 // One's own text: whoever served this page reads it. The last script of the page, and only of one that is served.
 
-const live = { asked: "", isAsking: false, answer: null, token: null, latent: null, timer: 0 };
+const live = { asked: "", isAsking: false, answer: null, timer: 0 };
 // After the last key, in milliseconds.
 const PAUSE = 400;
 
@@ -67,7 +67,7 @@ function liveShaded(j) {
 }
 
 function showLive(answer, status) {
-  Object.assign(live, { answer, token: null, latent: null });
+  live.answer = answer;
   live.status.textContent = status;
   live.result.replaceChildren();
   if (!answer) return;
@@ -101,20 +101,16 @@ function showLive(answer, status) {
   if (first >= 0) pickLiveToken(first);
 }
 
-// Where a latent's own page is, and a button that shades the text by it.
-const liveHead = (j) => linkWithGist(j);
 const shadeButton = (j) =>
   el("button", { type: "button", class: "shade", "data-latent": j, onclick: () => shadeLive(j) }, "Shade");
 
 function shadeLive(j) {
-  live.latent = j;
   live.shaded.replaceChildren(note("Shaded by ", link(j), `: ${valueName}.`), liveShaded(j));
   for (const button of live.result.querySelectorAll(".shade"))
     button.setAttribute("aria-pressed", Number(button.dataset.latent) === j);
 }
 
 function pickLiveToken(t) {
-  live.token = t;
   const codes = live.answer.codes[t];
   const strengths = codes.map(([, strength]) => strength);
   const more = live.answer.more[t];
@@ -125,7 +121,7 @@ function pickLiveToken(t) {
       ? table({
           heads: [head(unit), numberHead(strengthUnit), cell(), codes[0].length > 2 && numberHead(valueName), cell()],
           rows: codes.map(([j, strength, margin]) => [
-            liveHead(j),
+            linkWithGist(j),
             numberCell(number(strength)),
             barCell(fullness(strength, strengths)),
             margin !== undefined && numberCell(number(margin)),
@@ -150,7 +146,7 @@ function liveLatents() {
     table({
       heads: [head(unit), numberHead("tokens"), numberHead("share"), numberHead(`greatest ${valueName}`), cell()],
       rows: found.slice(0, 30).map(([j, values]) => [
-        liveHead(j),
+        linkWithGist(j),
         numberCell(whole.format(values.size)),
         numberCell(percent(values.size / n)),
         numberCell(number(Math.max(...values.values()))),
