@@ -93,10 +93,8 @@ def test_the_schedule_is_in_shares_of_the_steps():
     assert (plain.lr_warm_up_steps, plain.lr_decay_steps) == (0, 10)
     assert (other.lr_warm_up_steps, other.lr_decay_steps) == (5, 25)
     x, cfg = make_sparse_activations(512), training_cfg()
-    one, same, slower = (
-        fit_activations(cfg, x, 6, 64, **shares)
-        for shares in ({}, {"warm_up": 0.0, "decay": 0.2}, {"warm_up": 0.5})
-    )
+    one, same = fit_activations(cfg, x, 6, 64), fit_activations(cfg, x, 6, 64, decay=0.2)
+    slower = fit_activations(cfg, x, 6, 64, warm_up=0.5)
     assert torch.equal(one.W_enc, same.W_enc)
     assert not torch.equal(one.W_enc, slower.W_enc)
 
