@@ -126,9 +126,16 @@ class _Watch:
             time.sleep(_INTERVAL)
         for number, (then, now) in enumerate(zip(before, signs, strict=True)):
             if then == now and number != self.number:
-                is_ended = self.store.add(f"ended/{number}", 0) > 0
-                return f"Rank {number} {_GONE if is_ended else _DEAD}"
+                return f"Rank {number} {_GONE if self._has_ended(number) else _DEAD}"
         return None
+
+    def _has_ended(self, number: int) -> bool:
+        try:
+            return self.store.add(f"ended/{number}", 0) > 0
+        except (
+            Exception
+        ):  # Rank 0, which keeps the store, has found out as well and is gone by now.
+            return False
 
     def end(self) -> None:
         """Say so, unless it was by a failure: then the others are to notice."""

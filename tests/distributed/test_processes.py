@@ -212,3 +212,30 @@ def test_two_processes_on_one_gpu_are_refused(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(ValueError, match="Process 1 has the same GPU as 3"):
         processes._check_own_gpus(True)
     processes._check_own_gpus(False)
+
+
+class _Gone:
+    """A store whose process ends once it has been asked so often."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def _ask(self) -> None:
+        self.n -= 1
+        if self.n < 0:
+            raise ConnectionResetError
+
+    def compare_set(self, *_: str) -> bytes:
+        self._ask()
+        return b""
+
+    def add(self, *_: Any) -> int:
+        self._ask()
+        return 1
+
+
+def test_a_silent_rank_is_named_where_the_store_is_gone_by_then(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(health, "_INTERVAL", 0.0)
+    # A word and a sign of each of two ranks, four times.
+    assert str(health._Watch(_Gone(12), 1, 2).who_failed()).startswith("Rank 0 gives no sign")
+    assert health._Watch(_Gone(11), 1, 2).who_failed() == health._NO_STORE

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -41,6 +41,15 @@ def kill_at(step: int, number: int = signal.SIGINT, times: int = 1) -> Callable[
     return at_step
 
 
+@pytest.fixture
+def hears_hang_ups() -> Iterator[None]:
+    """SIGHUP as it is by default: under nohup it is ignored, and left so."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hears_hang_ups")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_step_is_finished_first(number: int):
     trainer = make_trainer(kill_at(3, number))
