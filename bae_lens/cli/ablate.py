@@ -95,6 +95,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def run_ablate(args: argparse.Namespace) -> int:
+    from bae_lens.checks.fields import check, whole
     from bae_lens.concept_ablation.removals import leace_fitters
     from bae_lens.concept_ablation.run import concept_ablation
     from bae_lens.concept_ablation.verdict import ablation_verdict
@@ -103,8 +104,7 @@ def run_ablate(args: argparse.Namespace) -> int:
     path = saved_folder(args.path)
     chosen = {f.name: getattr(args, f.name) for f in fields(AblationSettings) if f.name in args}
     settings = AblationSettings(**chosen)
-    if args.n_reference < 0:
-        raise ValueError(f"--n_reference must be at least 0; got {args.n_reference}.")
+    check("--n_reference", args.n_reference, whole(0))
     output = Path(args.output) if args.output else path / _OUTPUT
     check_output(output, path, args.data, args.reference_data)
     plot = plot_path(args, output, path, args.data, args.reference_data)

@@ -107,6 +107,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 def run_quiz(args: argparse.Namespace) -> int:
     from bae_lens.activations.labeled_texts import read_texts
+    from bae_lens.checks.fields import check, whole
     from bae_lens.concept_ablation.predictors import predictor
     from bae_lens.concept_ablation.run import probed_hooks
     from bae_lens.quiz.questions import key_path, write_quiz
@@ -118,8 +119,7 @@ def run_quiz(args: argparse.Namespace) -> int:
     recoverability_settings = RecoverabilitySettings(**_given(args, RecoverabilitySettings))
     # Nothing is ablated.
     ablation = AblationSettings(**_given(args, AblationSettings), causal=False, n_ordinary=0)
-    if args.n_reference < 1:
-        raise ValueError(f"--n_reference must be at least 1; got {args.n_reference}.")
+    check("--n_reference", args.n_reference, whole(1))
     output = Path(args.output)
     for path in (output, key_path(output), *(folder / _RECOVERABILITY for folder in folders)):
         check_output(path, *folders, args.data, args.reference)

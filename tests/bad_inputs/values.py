@@ -242,6 +242,10 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
     data = folder / "data.jsonl"
     rows = [{"text": f"word{i} word{i + 1} word3", "label": i % 2} for i in range(30)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Of the same kind and not the same, as a quiz wants them.
+    reference = folder / "reference.jsonl"
+    rows = [{"text": f"word{i} word{i + 2} word5", "label": i % 2} for i in range(30)]
+    reference.write_text("".join(json.dumps(row) + "\n" for row in rows))
     encoder = save_bert(folder / "encoder", BertModel)
     config = folder / "run.yaml"
     names = {"model_name": demo.MODEL_NAME, "dataset_path": demo.DATASET_NAME}
@@ -258,7 +262,7 @@ def _options(random: Random, folder: Path) -> Iterator[Trial]:
         "export": ("delphi", sae, "--output", str(folder / "delphi")),
         "finetune": (str(data), "--model", str(encoder), "--output", str(folder / "classifier")),
         "suggest": (str(config), "--n_judged", "0", "--tokens", "600", "--steps", "2"),
-        "quiz": (sae, "--data", str(data), "--reference", str(data), "--context_size", "16"),
+        "quiz": (sae, "--data", str(data), "--reference", str(reference), "--context_size", "16"),
     }
     known: list[tuple[str, str, tuple[str, ...]]] = []
     for name in given:

@@ -346,7 +346,7 @@ def test_the_scale_of_a_checkpoint_is_folded_in(tmp_path, data, seen):
         ),
         (("--n_folds", "11"), "Each of 11 folds needs a text of every class"),
         (("--n_folds", "1"), "n_folds must be a whole number of at least 2 or None; got 1"),
-        (("--n_reference", "-1"), "--n_reference must be at least 0; got -1"),
+        (("--n_reference", "-1"), "--n_reference must be a whole number of at least 0; got -1"),
         (("--context_size", "99"), "more than the model's 32"),
         (("--hook_name_out", "blocks.1.hook_resid_pst"), "no hook point 'blocks.1.hook_resid_pst'"),
         (("--reference_data", "gone.csv"), "There is no file gone.csv"),

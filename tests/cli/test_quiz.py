@@ -186,7 +186,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_read(
         (("--n_controls", "20"), "n_controls is 20, of n_texts = 12 texts"),
         (("--n_words", "0"), "n_words"),
         (("--context_size", "0"), "context_size"),
-        (("--n_reference", "0"), "--n_reference must be at least 1"),
+        (("--n_reference", "0"), "--n_reference must be a whole number of at least 1"),
         (("--class_names", "a", "b", "c"), "labels 0, 1 differently; got a, b, c"),
         (("--class_names", "a", "a"), "differently; got a, a"),
         (("--output", str(tmp_path)), "a file is to be written there"),
