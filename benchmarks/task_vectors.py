@@ -16,7 +16,7 @@ so that controls are chosen as what they control. Rows:
 * nothing, and four demonstrations, for the floor and the ceiling;
 * the difference of means, by itself and of another task (the next in the list);
 * k latents by firing rate (± decoder row × what the latent is where it fires), or by mean activation;
-* as many other latents that fire there, with random signs; the same latents with random signs; a random direction of equal norm, and
+* as many other latents of the dictionary, with random signs; the same latents with random signs; a random direction of equal norm, and
   one with the same cosine to the difference of means as the vector of k latents.
 
 A task on which four demonstrations are not clearly better than none (the intervals overlap) has no signal and is left out of the totals.
@@ -286,11 +286,33 @@ def vectors_of(
         "cosine": lambda seed: own.random_direction(seed, equal_cosine=True),
     }
     for kind, make in makes.items():
-        try:
-            made = [make(seed) for seed in plan.seeds]
-        except ValueError:  # Too few others fire.
-            continue
+        made = [make(seed) for seed in plan.seeds]
         yield titles[kind], made, cosine(made), len(own.latents)
+
+
+def row_of(
+    by_layer: Mapping[int, tuple[list[Tensor], float, int]],
+    choosing: Queries,
+    scoring: Queries,
+    plan: Plan,
+) -> dict[str, Any]:
+    """Which queries are answered with vectors, a seed each, at the block and strength that other queries choose."""
+    n_seeds = max(len(made) for made, *_ in by_layer.values())
+    row: dict[str, Any] = {"answered": [], "layers": [], "strengths": [], "validation": []}
+    for seed in range(n_seeds):
+        tried = {}
+        for layer, (made, *_) in by_layer.items():
+            found = choosing.scores(layer, *(s * made[seed] for s in plan.strengths))
+            for strength, (answered, log_probs) in zip(plan.strengths, found, strict=True):
+                tried[layer, strength] = sum(answered) / len(answered), sum(log_probs)
+        layer, strength = max(tried, key=tried.__getitem__)
+        [(answered, _)] = scoring.scores(layer, strength * by_layer[layer][0][seed])
+        row["answered"].append(answered)
+        row["layers"].append(layer)
+        row["strengths"].append(strength)
+        row["validation"].append(tried[layer, strength][0])
+    row["cosine"], row["n_latents"] = by_layer[row["layers"][0]][1:]
+    return row
 
 
 @torch.no_grad()
@@ -339,22 +361,7 @@ def measure(task: str, plan: Plan, folder: Path) -> dict[str, Any]:
         "rows": {},
     }
     for title, by_layer in vectors.items():
-        n_seeds = max(len(made) for made, *_ in by_layer.values())
-        row: dict[str, Any] = {"answered": [], "layers": [], "strengths": [], "validation": []}
-        for seed in range(n_seeds):
-            tried = {}
-            for layer, (made, *_) in by_layer.items():
-                found = choosing.scores(layer, *(s * made[seed] for s in plan.strengths))
-                for strength, (answered, log_probs) in zip(plan.strengths, found, strict=True):
-                    tried[layer, strength] = sum(answered) / len(answered), sum(log_probs)
-            layer, strength = max(tried, key=tried.__getitem__)
-            [(answered, _)] = scoring.scores(layer, strength * by_layer[layer][0][seed])
-            row["answered"].append(answered)
-            row["layers"].append(layer)
-            row["strengths"].append(strength)
-            row["validation"].append(tried[layer, strength][0])
-        row["cosine"], row["n_latents"] = by_layer[row["layers"][0]][1:]
-        cell["rows"][title] = row
+        cell["rows"][title] = row_of(by_layer, choosing, scoring, plan)
     return cell
 
 

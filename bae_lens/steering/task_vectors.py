@@ -148,24 +148,23 @@ class TaskVector:
     # Controls, all of the same norm
 
     def random_latents(self, seed: int = 0) -> Float[Tensor, " d_out"]:
-        """As many other latents, drawn among those that fire at the last token of some prompt, with random signs.
+        """As many others, drawn among all latents of the dictionary, with these latents' weights and random signs.
 
         Raises:
-            ValueError: if there are fewer others that fire.
+            ValueError: if there are fewer others.
         """
         generator = _generator(seed)
-        chosen = [found.latent for found in self.latents]
-        units = _units(self._reading)
-        others = units.nonzero()[:, 0]
-        others = others[~torch.isin(others, torch.tensor(chosen))]
+        chosen = torch.tensor([found.latent for found in self.latents])
+        others = torch.arange(self._reading.dictionary.n_latents)
+        others = others[~torch.isin(others, chosen)]
         if len(others) < len(chosen):
             raise ValueError(
-                f"{len(others)} latents fire at the last tokens of these prompts beside the {len(chosen)} of the "
-                "vector, too few to draw as many: take a smaller k, or compare with random_signs."
+                f"The dictionary has {len(others)} latents beside the {len(chosen)} of the vector, too few to draw as "
+                "many: take a smaller k, or compare with random_signs."
             )
         drawn = others[torch.randperm(len(others), generator=generator)[: len(chosen)]]
-        sizes = units[drawn].float() if self.by == "rate" else self._weights().abs()
-        return self._sum(drawn.tolist(), _signs(len(chosen), generator) * sizes)
+        signs = _signs(len(chosen), generator)
+        return self._sum(drawn.tolist(), signs * self._weights().abs())
 
     def random_signs(self, seed: int = 0) -> Float[Tensor, " d_out"]:
         """The same latents, each with a sign drawn at random."""
