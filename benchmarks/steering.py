@@ -38,7 +38,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -52,9 +52,8 @@ from sae_lens import SAE
 from torch import Tensor
 from writing import add_write_argument, written
 
-from bae_lens import load_config, steer
+from bae_lens import add_direction, load_config, steer
 from bae_lens import offline as demo
-from bae_lens.attach import edited
 from bae_lens.dictionaries import Dictionary
 from bae_lens.examples import ExampleSettings, LatentRecords, collect_examples
 from bae_lens.fingerprint import weights_sha256
@@ -220,13 +219,6 @@ def expected_rate(model: Any, prompts: Tensor, new: Tensor, tokens: Tensor) -> f
     return total / new.numel()
 
 
-@contextmanager
-def along(model: Any, sae: SAE[Any], vector: Tensor) -> Iterator[None]:
-    """A vector added where ``steer`` adds a latent's."""
-    with edited(model, sae, lambda written_, _: written_ + vector.to(written_), reads=False):
-        yield
-
-
 def measure(
     model: Any,
     sae: SAE[Any],
@@ -283,7 +275,7 @@ def measure(
     another = int(rng.choice([other for other in others if other != latent]))
     other_row = latent_rows(dictionary, [another])[0]
     for name, vector in ((RANDOM, random), (OTHER, other_row)):
-        cell[name] = within(partial(along, model, sae, vector / vector.norm() * norm))
+        cell[name] = within(partial(add_direction, model, sae, vector / vector.norm() * norm))
     cell["norm"], cell["another"] = norm.item(), another
     return cell
 

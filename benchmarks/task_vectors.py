@@ -3,8 +3,8 @@
     python benchmarks/task_vectors.py --work DIR --output task_vectors.json    # 25 minutes on two cores
     python benchmarks/task_vectors.py --quick                                  # minutes: few steps, two tasks
 
-**Dictionaries.** After two blocks of SmolLM2 a BAE of levels with feedback (``smollm2-bae-levels``: seven levels, two steps; 40
-bits a token) and SAELens' BatchTopK of about as many bits are trained on the same activations of movie reviews.
+**Dictionaries.** After two blocks of SmolLM2 a BAE of levels with feedback (``smollm2-bae-levels``: seven levels, two steps) for reading,
+40 bits a token, SAELens' BatchTopK of about as many, and a BAE of 300 bits are trained on the same activations of movie reviews.
 
 **Task vectors.** Tasks are word pairs (``task_pairs.py``), asked as "Q: hot" / "A:". A third of the pairs makes the vector
 (the last token of prompts with four demonstrations, and of the same queries without; ``bae_lens.task_vector``), a third chooses, and
@@ -61,10 +61,13 @@ from bae_lens.steering import TaskVector
 Pairs = Sequence[tuple[str, str]]
 # It begins with a newline: in front of some first words SmolLM2 would park its attention there.
 QUESTION, ANSWER = "\nQ: {}\nA:", " {}"
-BAE, PEER = "BAE", "BatchTopK"
-ARCHITECTURES = {BAE: "bae_levels_feedback", PEER: "batchtopk"}
-# Those that ``feature_untangling.py`` has chosen for most budgets.
-LEARNING_RATES = {BAE: 8e-3, PEER: 2e-3}
+BAE, PEER, MORE = "BAE", "BatchTopK", "BAE of more bits"
+# What is trained, at which of the plan's budgets, and at the rate that ``feature_untangling.py`` has chosen for most budgets.
+DICTIONARIES: dict[str, tuple[str, int, float]] = {
+    BAE: ("bae_levels_feedback", 0, 8e-3),
+    PEER: ("batchtopk", 0, 2e-3),
+    MORE: ("bae_levels_feedback", 1, 8e-3),
+}
 MEANS, OTHER_TASK, RANDOM = "difference of means", "that of another task", "random direction"
 NOTHING, SHOTS = "nothing", "four demonstrations"
 
@@ -79,8 +82,8 @@ class Plan:
         steps: of training, of 512 tokens each.
         n_train: tokens that training replays.
         n_test: held-out tokens that bits and EV are of.
-        bits: budget of the BAE.
-        k: of BatchTopK, for about as many bits.
+        bits: budgets of the BAEs.
+        k: of BatchTopK, for about as many bits as the first.
         n_shots: demonstrations.
         n_prompts: of each kind that a vector is made of.
         counts: latents of a vector; None: all that differ.
@@ -93,18 +96,18 @@ class Plan:
 
     layers: tuple[int, ...] = (20, 22)
     tasks: tuple[str, ...] = tuple(TASKS)
-    steps: int = 400
+    steps: int = 800
     n_train: int = 150_000
     n_test: int = 24_576
-    bits: float = 40.0
+    bits: tuple[float, ...] = (40.0, 300.0)
     k: int = 6
     n_shots: int = 4
-    n_prompts: int = 32
+    n_prompts: int = 48
     counts: tuple[int | None, ...] = (5, 20, None)
     control: int = 20
     strengths: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0, 3.0)
     seeds: tuple[int, ...] = (0, 1, 2)
-    n_texts: int = 64
+    n_texts: int = 100
     n_tokens: int = 40
 
 
@@ -133,8 +136,8 @@ def activations_of(layer: int, plan: Plan) -> Activations:
         n_train=plan.n_train,
         n_validation=4096,
         n_test=plan.n_test,
-        l0s=(plan.k,),
-        entropies=(plan.bits,),
+        l0s=(plan.k,) * len(plan.bits),
+        entropies=plan.bits,
     )
 
 
@@ -142,12 +145,14 @@ def fit(name: str, layer: int, plan: Plan, folder: Path) -> dict[str, Any]:
     """Train a dictionary and say what it costs and gives; what a worker process does."""
     torch.set_num_threads(1)
     task, path = activations_of(layer, plan), folder / f"{name}-{layer}"
-    trial = Trial(task.name, ARCHITECTURES[name], 0, LEARNING_RATES[name], 0)
+    arch, level, lr = DICTIONARIES[name]
+    trial = Trial(task.name, arch, level, lr, 0)
     splits = load(folder / task.filename)
     sae = train(trial, task, splits["train"], "cpu")
     sae.save_model(path)
     row = score_code(trial, task, sae, splits)
-    bits = row.points[0][1] if name == BAE else min(p[1] for p in row.points if p[0] == 4)
+    # Of levels as they are, of magnitudes at 4 bits.
+    [bits] = (point[1] for point in row.points if point[0] in (None, 4))
     return {
         "ev": row.explained_variance,
         "bits": bits,
@@ -339,7 +344,7 @@ def measure(task: str, plan: Plan, folder: Path) -> dict[str, Any]:
     for layer in plan.layers:
         of = {
             name: TaskVector.of_activations(load_sae(name, layer, folder), *own[layer])
-            for name in ARCHITECTURES
+            for name in DICTIONARIES
         }
         for name, vector in of.items():
             for title, *what in vectors_of(name, vector, plan):
@@ -450,7 +455,7 @@ def report_vectors(cells: Mapping[str, Mapping[str, Any]], plan: Plan) -> None:
     table(["added", *signal, "all, 95 %", "latents", "cos", "after block", "strength"], lines)
 
     lines = []
-    for name in ARCHITECTURES:
+    for name in DICTIONARIES:
         own = latents_name(name, plan.control)
         for other in [
             NOTHING,
@@ -491,7 +496,7 @@ def report_replacement(cells: Mapping[str, Any], plan: Plan) -> None:
     lines = []
     for layer in plan.layers:
         for where in ("last", "all"):
-            found = {name: cells[f"replaced/{name}/{layer}"] for name in ARCHITECTURES}
+            found = {name: cells[f"replaced/{name}/{layer}"] for name in DICTIONARIES}
             rows = {name: found[name][f"{where}/reconstruction"] for name in found}
             rows |= {what: found[BAE][f"{where}/{what}"] for what in ("mean", "zero")}
             for name, values in rows.items():
@@ -516,7 +521,7 @@ def report(cells: Mapping[str, Any], plan: Plan) -> None:
         "level, or magnitude quantized to 4 bits and entropy coded.\n"
     )
     lines = []
-    for layer, name in itertools.product(plan.layers, ARCHITECTURES):
+    for layer, name in itertools.product(plan.layers, DICTIONARIES):
         of = cells[f"trained/{name}/{layer}"]
         shares = [f"{of[x]:.1%}" for x in ("dense", "dead")]
         lines.append(
@@ -529,7 +534,7 @@ def report(cells: Mapping[str, Any], plan: Plan) -> None:
 
 def run(plan: Plan, cells: Cells, folder: Path, jobs: int) -> None:
     """All that is not in the file yet, and the report."""
-    wanted = list(itertools.product(ARCHITECTURES, plan.layers))
+    wanted = list(itertools.product(DICTIONARIES, plan.layers))
     missing = {
         f"trained/{name}/{layer}": (fit, (name, layer, plan, folder))
         for name, layer in wanted

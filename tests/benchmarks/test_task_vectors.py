@@ -159,9 +159,9 @@ def test_all_of_it_runs_and_goes_on_from_its_file(
     path = tmp_path / "cells.json"
     cells = benchmark.Cells(path, {})
     for layer in PLAN.layers:
-        for i, name in enumerate(benchmark.ARCHITECTURES):
+        for i, name in enumerate(benchmark.DICTIONARIES):
             hook = f"blocks.{layer}.hook_resid_post"
-            sae = between(make_bae(i, n_levels=3 - 2 * i), hook, None)
+            sae = between(make_bae(i, n_levels=1 if i == 1 else 3), hook, None)
             sae.save_model(tmp_path / f"{name}-{layer}")
             cells.add(f"trained/{name}/{layer}", trained)
 
