@@ -1,6 +1,6 @@
 """Do latents whose firing demonstrations change carry the task? And what is lost where a code replaces the activation?
 
-    python benchmarks/task_vectors.py --work DIR --output task_vectors.json    # 25 minutes on two cores
+    python benchmarks/task_vectors.py --work DIR --output task_vectors.json    # half an hour on two cores
     python benchmarks/task_vectors.py --quick                                  # minutes: few steps, two tasks
 
 **Dictionaries.** After two blocks of SmolLM2 a BAE of levels with feedback (``smollm2-bae-levels``: seven levels, two steps) for reading,
@@ -466,6 +466,7 @@ def report_vectors(cells: Mapping[str, Mapping[str, Any]], plan: Plan) -> None:
             latents_name(name, None),
             latents_name(name, plan.control, "mean"),
             *([latents_name(PEER, plan.control)] if name == BAE else []),
+            *([latents_name(BAE, plan.control)] if name == MORE else []),
         ]:
             one, less = over(some, own), over(some, other)
             if one is not None and less is not None:
