@@ -84,7 +84,7 @@ LEARNING_RATES = {
     "bae_levels_feedback": (8e-3,) * 5,
     "topk": (8e-3, 8e-3, 4e-3, 4e-3, 2e-3),
     "batchtopk": (8e-3, 4e-3, 4e-3, 4e-3, 2e-3),
-    "jumprelu": (8e-3, 8e-3, 8e-3, 4e-3, 4e-3),
+    "jumprelu": (8e-3, 8e-3, 4e-3, 4e-3, 4e-3),
     RANDOM: (0.0,) * 5,
 }
 ARCHITECTURES = (*OURS, *PEERS, RANDOM)
