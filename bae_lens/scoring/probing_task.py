@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 # Of a class: two to fit a probe and two to choose its penalty by.
 _LEAST_TRAIN = 4
+# A component's size over the largest, below which it is none.
+_ROUNDING = 1e-9
 # Tokens that are taken at a time.
 AT_ONCE = 4096
 
@@ -175,8 +177,9 @@ class SparseProbingTask:
     def components(self) -> Float[np.ndarray, "n r"]:
         """The mean activations along their principal components over the training texts."""
         x = self.mean_acts - self.mean_acts[~self.is_test].mean(0)
-        _, _, directions = np.linalg.svd(x[~self.is_test], full_matrices=False)
-        return x @ directions.T
+        _, sizes, directions = np.linalg.svd(x[~self.is_test], full_matrices=False)
+        # Of fewer texts than dimensions the last is rounding alone, and nothing where it is divided by.
+        return x @ directions[sizes > _ROUNDING * sizes[0]].T
 
     def training_texts(self, positive: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Training texts of a class and as many of the others, each alike; and which are of the class."""

@@ -134,6 +134,12 @@ def test_what_a_large_latent_hides_is_seen_in_its_own_units() -> None:
     assert standardized.accuracy(LATENTS, 1) == (1, 1, 1)
 
 
+def test_a_component_of_rounding_alone_is_none() -> None:
+    task = planted_task(random_labels()[:40], chosen_by="standardized")
+    # 30 training texts, whose mean is taken out, of 64 dimensions.
+    assert task.components.shape == (40, 29)
+
+
 def test_codes_are_shares_of_a_text() -> None:
     """A one-hot code tells by how often it stands, whatever its distance is."""
     labels = random_labels()
