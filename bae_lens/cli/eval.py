@@ -90,6 +90,7 @@ def _write(evaluated: _Evaluated, output: Path, plot: Path | None) -> None:
 
 def _outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:
     """The files that are to be written, if the arguments are such that there will be something to write."""
+    from bae_lens.checks.fields import check, whole
     from bae_lens.distributed import rank
 
     path = saved_folder(args.path)
@@ -99,8 +100,7 @@ def _outputs(args: argparse.Namespace) -> tuple[Path, Path | None]:
         check_output(output, *inputs)
         plot = plot_path(args, output, *inputs)
     for name in ("n_eval_batches", "batch_size_prompts"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1; got {getattr(args, name)}.")
+        check(f"--{name}", getattr(args, name), whole(1))
     if args.n_code_tokens < 0:
         raise ValueError(f"--n_code_tokens must be at least 0; got {args.n_code_tokens}.")
     if args.data is not None and args.dataset is not None:

@@ -452,7 +452,9 @@ def test_either_hook_has_to_be_there(tmp_path, name):
 @pytest.mark.parametrize("name", ["n_eval_batches", "batch_size_prompts"])
 @pytest.mark.parametrize("value", ["0", "-1"])
 def test_no_batches_are_refused_before_anything_is_loaded(folder, asked, name, value):
-    with pytest.raises(ValueError, match=rf"--{name} must be at least 1; got {value}"):
+    with pytest.raises(
+        ValueError, match=rf"--{name} must be a whole number of at least 1; got {value}"
+    ):
         run(folder, f"--{name}", value)
 
     assert asked == []
