@@ -1,6 +1,6 @@
 """How explained variance and readable latents grow with tokens and width, and which schedule holds throughout.
 
-    python benchmarks/convergence.py --device cuda --jobs 12 --json FILE --minutes 9   # goes on from FILE
+    python benchmarks/convergence.py --device cuda --jobs 6 --json FILE --minutes 9    # goes on from FILE
     python benchmarks/convergence.py --quick                                           # minutes: few steps
 
 After block 15 of SmolLM2, a BAE of levels and feedback (no cap, as its peer has none) and SAELens' BatchTopK see the

@@ -1,6 +1,6 @@
 """Do latents whose firing demonstrations change carry the task? And what is lost where a code replaces the activation?
 
-    python benchmarks/task_vectors.py --work DIR --output task_vectors.json    # half an hour on two cores
+    python benchmarks/task_vectors.py --work DIR --output task_vectors.json    # 40 minutes beside other work
     python benchmarks/task_vectors.py --quick                                  # minutes: few steps, two tasks
 
 **Dictionaries.** After two blocks of SmolLM2 a BAE of levels with feedback (``smollm2-bae-levels``: seven levels, two steps) for reading,

@@ -6,7 +6,6 @@ import csv
 import math
 import os
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +25,7 @@ from bae_lens.activations.label_columns import (
     rows_of_table,
 )
 from bae_lens.activations.texts import MissingTexts, check_text, is_missing
+from bae_lens.checks.fields import check, whole
 from bae_lens.files.json_file import parse_json
 from bae_lens.loading import hub
 
@@ -211,8 +211,9 @@ def read_texts(
     Raises:
         FileNotFoundError: if ``data`` is meant for a file that is not there.
         ValueError: if it cannot be read, the column is missing, there is no text, or one is no string
-            or none that a file can hold. Rows without a text are passed over with a logged warning.
+            or none that a file can hold; or ``n`` is no number of texts. Rows without a text are passed over with a logged warning.
     """
+    n = check("n", n, whole(0, or_none=True))
     rows = _read_rows(_rows_of(data, split), n, text=text_column)
     return [str(row[text_column]) for _, row in _with_text(rows, text_column)]
 
@@ -231,8 +232,7 @@ def _read_rows(
     data: Iterable[Any], n: int | None = None, **columns: str
 ) -> list[Mapping[str, Any]]:
     """The first ``n`` rows, which have to have the columns, given as kind=name."""
-    # Of a number beyond what islice counts to, all that there is.
-    rows = list(islice(data, None if n is None else min(n, sys.maxsize)))
+    rows = list(islice(data, n))
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, Mapping):
             raise ValueError(

@@ -132,9 +132,8 @@ class _Watch:
     def _has_ended(self, number: int) -> bool:
         try:
             return self.store.add(f"ended/{number}", 0) > 0
-        except (
-            Exception
-        ):  # Rank 0, which keeps the store, has found out as well and is gone by now.
+        except Exception:
+            # Rank 0, which keeps the store, has found out as well and is gone by now.
             return False
 
     def end(self) -> None:
