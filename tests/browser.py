@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class Browser:
     def open(self, path: Path, fragment: str = "") -> None:
         """From disk, as a fresh page."""
         self.driver.get("about:blank")
+        # It holds 50 addresses, and drops some from the middle to make room for another.
+        self.driver.execute_cdp_cmd("Page.resetNavigationHistory", {})
         self.logs()
         self.driver.get(path.as_uri() + fragment)
         assert self.all("[data-ready]"), self.driver.get_log("browser")
@@ -60,6 +63,27 @@ class Browser:
         self.run("location.hash = arguments[0]", fragment)
         self.settle()
 
+    def step(self, by: int) -> None:
+        """Back (−1) or forward (1) in the history of the page that is open.
+
+        The browser notes an address later than the page has it, and would count from the one it knows.
+        """
+        here = self.address
+        end = time.monotonic() + 20
+        while True:
+            history = self.driver.execute_cdp_cmd("Page.getNavigationHistory", {})
+            current, entries = history["currentIndex"], history["entries"]
+            if entries[current]["url"] == here:
+                break
+            assert time.monotonic() < end, (here, current, entries)
+            self.settle()
+        wanted = entries[current + by]
+        self.driver.execute_cdp_cmd("Page.navigateToHistoryEntry", {"entryId": wanted["id"]})
+        while self.address != wanted["url"]:
+            assert time.monotonic() < end, (self.address, wanted)
+            self.settle()
+        self.settle()
+
     def settle(self) -> None:
         """Until the page has done what was asked of it: a change of address is told it later."""
         self.run("return new Promise((done) => setTimeout(() => requestAnimationFrame(done), 20))")
@@ -68,6 +92,10 @@ class Browser:
     def focused(self) -> str:
         """Text of the element that has the focus."""
         return self.driver.switch_to.active_element.text
+
+    @property
+    def address(self) -> str:
+        return self.run("return location.href")
 
     @property
     def fragment(self) -> str:
