@@ -4,7 +4,8 @@ A file holds the fields of SAELens' ``LanguageModelSAERunnerConfig``, those of t
 section ``sae`` (with its ``architecture``) and those of W&B in a section ``logger``; what it leaves
 out keeps SAELens' default. With a section ``synthetic_model`` it is a ``SyntheticSAERunnerConfig``.
 For an architecture of two hook points it is a ``CrossLayerRunnerConfig``. Two keys are ours:
-``replay_tokens`` and ``replay_path``, see ``TrainingRunner``. The ``runner_cfg.json`` that SAELens
+``replay_tokens`` and ``replay_path``, see ``TrainingRunner``; and ``lr_warm_up_steps`` and
+``lr_decay_steps`` may be shares of the run, as ``20%``, so that a longer run needs no other ones. The ``runner_cfg.json`` that SAELens
 writes beside an autoencoder is such a file too.
 """
 
@@ -13,8 +14,10 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -31,7 +34,7 @@ from sae_lens.synthetic import (
 )
 from transformer_lens.HookedRootModule import HookedRootModule
 
-from bae_lens.checks.fields import shown
+from bae_lens.checks.fields import check, shown
 from bae_lens.checks.suggest import did_you_mean
 from bae_lens.files.yaml_file import parse_yaml, read_config
 from bae_lens.loading.language_models import checked_options
@@ -42,7 +45,7 @@ from bae_lens.training.cross_layer_runner import (
 )
 from bae_lens.training.run_checks import PATH_FIELDS
 from bae_lens.training.runner import TrainingRunner
-from bae_lens.training.runner_fields import check_section
+from bae_lens.training.runner_fields import RUNNER_RULES, check_section
 from bae_lens.training.shipped_configs import SUFFIXES, list_configs
 from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 
@@ -55,6 +58,9 @@ _SECTIONS = ("sae", "logger", "synthetic_model")
 _TOP = ""
 # What TrainingRunner is given beside the config.
 _OURS: dict[str, Any] = {"replay_tokens": int | None, "replay_path": str | None}
+# Steps that may be a share of all of them, and the fields whose quotient these are.
+_SHARED = ("lr_warm_up_steps", "lr_decay_steps")
+_STEPS = (("training_tokens", "train_batch_size_tokens"), ("training_samples", "batch_size"))
 
 
 class RunConfig(NamedTuple):
@@ -140,7 +146,8 @@ def load_config(
 
     Args:
         source: path of a YAML or JSON file, or the name of a shipped config.
-        overrides: field → value; a string is read as YAML, as from a command line. ``sae.d_sae`` is
+        overrides: field → value; a string is read as YAML, as from a command line; a share of the steps
+            is of those that there are then. ``sae.d_sae`` is
             a field of a section; a name with no section is looked up in the runner's fields, then
             in ``sae``, ``logger`` and ``synthetic_model``. If ``architecture`` changes, fields that
             only the old one has are dropped, with a logged note.
@@ -176,7 +183,9 @@ def build_config(
         section, field = _locate(name, known)
         hint = known[section].hints[field]
         values = content if section == _TOP else content[section]
-        values[field] = _parse(name, value, hint) if isinstance(value, str) else value
+        is_text = isinstance(value, str) and not (field in _SHARED and _is_share(value))
+        values[field] = _parse(name, value, hint) if is_text else value
+    _count_shares(content, known[_TOP])
     for section, config in known.items():
         values = content if section == _TOP else content[section]
         _check(section, config, values)
@@ -341,6 +350,31 @@ def _check(section: str, known: _Section, values: dict[str, Any]) -> None:
         has_default = field.default is not MISSING or field.default_factory is not MISSING
         if not has_default and field.name not in values:
             raise ValueError(f"{_dotted(section, field.name)} is missing.")
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().endswith("%")
+
+
+def _count_shares(content: dict[str, Any], known: _Section) -> None:
+    """Put numbers of steps where there are shares of them."""
+    for name in _SHARED:
+        if not _is_share(value := content.get(name)):
+            continue
+        found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,9})?) ?%", value.strip(), re.ASCII)
+        share = Fraction(found[1]) / 100 if found else Fraction(2)
+        if share > 1:
+            raise ValueError(
+                f"{name} must be a whole number of at least 0, or a share of the run's steps of 0% to "
+                f"100%; got {shown(value)}."
+            )
+        [names] = [pair for pair in _STEPS if pair[0] in known.hints]
+        defaults = {field.name: field.default for field in fields(known.config_class)}
+        total, batch_size = (
+            check(own, _coerce(own, content.get(own, defaults[own]), int), RUNNER_RULES[own])
+            for own in names
+        )
+        content[name] = int(share * (total // batch_size))
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:

@@ -288,6 +288,42 @@ def test_text_for_a_field_of_several_types(text: str, value: Any):
     assert build({"target_entropy": text}).sae.target_entropy == value
 
 
+@pytest.mark.parametrize("by", ["the file", "an override"])
+@pytest.mark.parametrize(
+    ("share", "steps"),
+    [("20%", 200), (" 60 %", 600), ("2.55%", 25), ("0%", 0), ("100%", 1000), (" 7 ", 7), (7, 7)],
+)
+def test_steps_of_the_schedule_may_be_a_share_of_the_runs(by: str, share: Any, steps: int):
+    tokens: dict[str, Any] = {"training_tokens": 100_050, "train_batch_size_tokens": 100}
+    for name in ("lr_warm_up_steps", "lr_decay_steps"):
+        own = {name: share}
+        cfg = build(own, **tokens) if by == "an override" else build(**tokens, **own)
+        assert getattr(cfg, name) == steps
+
+
+def test_a_share_is_of_the_steps_that_there_are_in_the_end():
+    tokens: dict[str, Any] = {"training_tokens": 1000, "train_batch_size_tokens": 10}
+    cfg = build({"training_tokens": "1e4"}, **tokens, lr_decay_steps="20%")
+    assert (cfg.total_training_steps, cfg.lr_decay_steps) == (1000, 200)
+    # SAELens' own tokens and batch.
+    cfg = build(lr_decay_steps="50%")
+    assert cfg.lr_decay_steps == cfg.total_training_steps // 2 > 0
+    samples = {"training_samples": 5000, "batch_size": 50, "lr_warm_up_steps": "10%"}
+    assert build(content=SYNTHETIC, **samples).lr_warm_up_steps == 10
+
+
+@pytest.mark.parametrize("share", ["101%", "-1%", "x%", "%", "1e1%", "nan%", "\u0661%", "1/5%"])
+def test_a_share_that_is_none(share: str):
+    for message in (refusal({"lr_decay_steps": share}), refusal(lr_decay_steps=share)):
+        assert "lr_decay_steps must be" in message
+        assert "0% to 100%" in message
+
+
+def test_a_share_of_steps_that_cannot_be_counted():
+    assert "train_batch_size_tokens" in refusal(lr_decay_steps="5%", train_batch_size_tokens=0)
+    assert "training_tokens" in refusal(lr_decay_steps="5%", training_tokens="many")
+
+
 def test_a_value_that_is_no_text_is_taken_as_it_is():
     assert build({"lr": 0.5, "checkpoint_path": None}).lr == 0.5
 
