@@ -164,8 +164,9 @@ def plain_points(args: argparse.Namespace) -> list[Point]:
 
 def scheduled_points(args: argparse.Namespace) -> list[Point]:
     """Of BAE, at the first width."""
-    others = [name for name in SCHEDULES if name != PLAIN]
-    cells = itertools.product(sorted(args.steps, reverse=True), args.budgets, others, args.rates)
+    cells = itertools.product(
+        sorted(args.steps, reverse=True), args.budgets, args.schedules, args.rates
+    )
     return [Point(BAE, b, args.widths[0], s, lr, name) for s, b, name, lr in cells]
 
 
@@ -315,6 +316,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS), help="over d_in")
     parser.add_argument("--budgets", type=int, nargs="+", choices=BUDGETS, default=list(BUDGETS))
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    others = [name for name in SCHEDULES if name != PLAIN]
+    parser.add_argument(
+        "--schedules", nargs="*", choices=others, default=others, help=f"beside {PLAIN!r}"
+    )
     parser.add_argument("--n_train", type=int, default=1_000_000, help="tokens to train on")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each")

@@ -11,7 +11,10 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import convergence  # pyright: ignore[reportMissingImports]
 
-ARGS = argparse.Namespace(steps=[500, 10_000], widths=[2, 8], budgets=[0, 1], rates=[1e-3, 4e-3])
+OTHERS = [name for name in convergence.SCHEDULES if name != convergence.PLAIN]
+ARGS = argparse.Namespace(
+    steps=[500, 10_000], widths=[2, 8], budgets=[0, 1], rates=[1e-3, 4e-3], schedules=OTHERS
+)
 
 
 def test_the_longest_are_trained_first_and_wide_ones_at_the_budget_for_reading():
