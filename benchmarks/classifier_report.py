@@ -157,6 +157,11 @@ def print_classifiers(cells: Cells, datasets: Sequence[str], seeds: Sequence[int
 
 def print_primary(found: Sequence[Column]) -> None:
     """EV and NMI, and by how much ours are more."""
+    print_values(found)
+    print_differences(found)
+
+
+def print_values(found: Sequence[Column]) -> None:
     names = [name for name in METHODS if any(name in c.names for c in found)]
     lines = [
         [
@@ -169,6 +174,10 @@ def print_primary(found: Sequence[Column]) -> None:
         for name in names
     ]
     table(["EV at the higher block / NMI with the prediction", *(c.title for c in found)], lines)
+
+
+def print_differences(found: Sequence[Column]) -> None:
+    names = [name for name in METHODS if any(name in c.names for c in found)]
     lines = [
         [
             name,
@@ -278,6 +287,39 @@ def print_recoverability(found: Sequence[Column], seeds: Mapping[str, list[Any]]
         differences("told", known, ours, others, lambda c, o, own=ours: told(c.seeds, own, o))
 
 
+def print_over_classifiers(cells: Cells, by_seed: Mapping[int, Sequence[Column]]) -> None:
+    """By how much ours are more in the mean over cells, and in how many with an interval above and below zero."""
+    everything = [c for found in by_seed.values() for c in found]
+    ablated = {c.setting: own for c in everything if (own := cells.get(f"ablation/{c.setting}"))}
+
+    def lost(column: Column, name: str, other: str) -> Interval | None:
+        own = ablated.get(column.setting, {}).get("equal norm", {})
+        is_known = {name, other} <= own.keys()
+        return lost_over(ablated[column.setting], "equal norm", name, other) if is_known else None
+
+    measures = {
+        "EV": lambda c, n, o: ev_over(c, n, o) if {n, o} <= set(c.names) else None,
+        "NMI": lambda c, n, o: nmi_over(c, n, o) if {n, o} <= set(c.names) else None,
+        "lost, equal norm": lost,
+    }
+    for ours in OURS:
+        lines = []
+        for other in (*OURS, *COMPARED):
+            if other == ours:
+                continue
+            line = [f"over {other}"]
+            for measure in measures.values():
+                known = [i for c in everything if (i := measure(c, ours, other)) is not None]
+                above, below = sum(i.low > 0 for i in known), sum(i.high < 0 for i in known)
+                line.append(
+                    f"{statistics.mean(i.mean for i in known):+.3f} ({above} / {below} of {len(known)})"
+                    if known
+                    else "–"
+                )
+            lines.append(line)
+        table([f"{ours}, mean (above / below zero of all cells)", *measures], lines)
+
+
 def print_prompted(cells: Cells, datasets: Sequence[str], found: Sequence[Column]) -> None:
     lines = []
     for dataset in datasets:
@@ -380,21 +422,31 @@ def report(cells: Cells, wanted: Sequence[Cell], prompted: Sequence[Cell]) -> No
     """Everything that is known."""
     datasets = list(dict.fromkeys(cell.dataset for cell in wanted))
     print_classifiers(cells, datasets, list(dict.fromkeys(cell.model_seed for cell in wanted)))
-    groups = dict.fromkeys((cell.n_codes, cell.model_seed) for cell in wanted)
-    for n_codes, model_seed in groups:
-        own = [c for c in wanted if (c.n_codes, c.model_seed) == (n_codes, model_seed)]
-        found, told_of = columns(cells, own), recovered(cells, own)
-        if not found:
-            continue
-        counts = sorted({len(c.seeds) for c in found})
-        print(
-            f"K = {n_codes}, seed {model_seed} of the classifier, {' to '.join(map(str, counts))} of the "
-            "dictionaries. Bold: off zero.\n"
-        )
-        print_primary(found)
-        print_ablation(cells, found)
-        print_recoverability(found, told_of)
-        print_released(cells, found)
-        print(f"Targets, K = {n_codes}, classifier of seed {model_seed}.\n")
-        print_targets(targets(cells, found, told_of))
+    first = wanted[0].model_seed
+    for n_codes in dict.fromkeys(cell.n_codes for cell in wanted):
+        by_seed: dict[int, list[Column]] = {}
+        for model_seed in dict.fromkeys(cell.model_seed for cell in wanted):
+            own = [c for c in wanted if (c.n_codes, c.model_seed) == (n_codes, model_seed)]
+            found, told_of = columns(cells, own), recovered(cells, own)
+            if not found:
+                continue
+            by_seed[model_seed] = found
+            counts = sorted({len(c.seeds) for c in found})
+            print(
+                f"K = {n_codes}, seed {model_seed} of the classifier, {' to '.join(map(str, counts))} of the "
+                "dictionaries. Bold: off zero.\n"
+            )
+            # Of other classifiers the values, and what comes of all of them.
+            if model_seed == first:
+                print_primary(found)
+                print_ablation(cells, found)
+                print_recoverability(found, told_of)
+                print_released(cells, found)
+            else:
+                print_values(found)
+            print(f"Targets, K = {n_codes}, classifier of seed {model_seed}.\n")
+            print_targets(targets(cells, found, told_of))
+        if len(by_seed) > 1:
+            print(f"K = {n_codes}, {len(by_seed)} classifiers.\n")
+            print_over_classifiers(cells, by_seed)
     print_prompted(cells, datasets, columns(cells, prompted))

@@ -5,7 +5,8 @@
   ``first_tokens`` (as many as are asked for);
 * of what: ``texts``, ``labeled_texts`` (with ``label_columns``), ``text_batch``;
 * in what: ``text_store`` (SAELens' store), ``sentence_store`` (each text by itself), ``paired_activations`` (two hook
-  points), ``collection`` and ``replay`` (one pass, kept), ``store_state`` (how far a store is, in a checkpoint),
+  points), ``collection`` and ``replay`` (one pass, kept), ``read_once`` (a model that
+  reads no text twice), ``store_state`` (how far a store is, in a checkpoint),
   ``held_out`` (the model and text of a saved SAE).
 
 The names below are public; the modules have more, which the rooms of this package share.

@@ -1,7 +1,7 @@
 """Which budget to train with: a few short trainings at different budgets on one collection of activations.
 
-The data's way: ``options`` (which field of a config is its budget, and which values are tried) → ``read_once`` (a model that
-reads no text twice) → ``sweep`` (trainings and their scores) → ``result`` (table, curve, recommendations).
+The data's way: ``options`` (which field of a config is its budget, and which values are tried) → ``sweep``
+(trainings and their scores) → ``result`` (table, curve, recommendations).
 """
 
 from typing import TYPE_CHECKING

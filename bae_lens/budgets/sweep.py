@@ -20,9 +20,9 @@ from sae_lens import (
 from torch import Tensor
 
 from bae_lens.activations.held_out import held_out_store
+from bae_lens.activations.read_once import ReadOnce
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.budgets.options import SweepSettings, budget_field, budgets_of
-from bae_lens.budgets.read_once import ReadOnce
 from bae_lens.budgets.result import BudgetPoint, BudgetSweep, is_near
 from bae_lens.checks.fields import shown
 from bae_lens.evals.summarize import summarize_code

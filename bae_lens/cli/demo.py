@@ -119,6 +119,7 @@ class _Demo:
     Attributes:
         args: of the command.
         model: the language model.
+        reader: the model, for examples of latents: of all dictionaries they are from the same text, which it reads once.
         encoder: whose embeddings judge.
         phases: for how long each took.
         configs: of what was trained, by name.
@@ -130,6 +131,7 @@ class _Demo:
 
     args: argparse.Namespace
     model: Any
+    reader: Any
     encoder: ModelEncoder
     phases: _Phases
     configs: dict[str, Any] = field(default_factory=dict)
@@ -141,12 +143,13 @@ class _Demo:
     @classmethod
     def open(cls, args: argparse.Namespace) -> _Demo:
         from bae_lens import offline
+        from bae_lens.activations.read_once import ReadOnce
         from bae_lens.scoring import ModelEncoder
 
         phases = _Phases()
         with phases.of("loading"):
             model = offline.load_model(offline.MODEL_NAME)
-            return cls(args, model, ModelEncoder.minilm(), phases)
+            return cls(args, model, ReadOnce(model), ModelEncoder.minilm(), phases)
 
     @property
     def output(self) -> Path:
@@ -300,7 +303,7 @@ class _Demo:
 
         settings = ExampleSettings(n_tokens=self.args.held_out_tokens, n_random=20)
         records = collect_examples(
-            self.model, sae, None, settings, exclude_outlier_tokens=False, verbose=True
+            self.reader, sae, None, settings, exclude_outlier_tokens=False, verbose=True
         )
         test = IntruderSettings(n_latents=self.args.n_tested)
         if not TestedLatents(records).with_texts(test.n_shown - 1):

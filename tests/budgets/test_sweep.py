@@ -11,7 +11,6 @@ import pytest
 from sae_lens import BatchTopKTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig
 
 from bae_lens.budgets import BudgetSweep, SweepSettings, sweep, sweep_budgets
-from bae_lens.budgets.read_once import ReadOnce
 from bae_lens.training.config_file import RunConfig, load_config
 from tests.examples.planted import RuleJudge
 from tests.helpers import (
@@ -22,7 +21,6 @@ from tests.helpers import (
     cross_layer_cfg,
     make_model,
     make_text,
-    make_tokens,
     runner_cfg,
 )
 
@@ -144,19 +142,6 @@ def test_too_few_tokens_for_a_test_are_no_error(tmp_path):
     )
     assert [(p.n_enough, p.n_tested) for p in found.points] == [(0, 0), (0, 0)]
     assert found.points[0].n_readable is None
-
-
-def test_a_model_that_reads_once_gives_what_the_model_gives():
-    model, tokens = make_model(), make_tokens()
-    once = ReadOnce(model)
-    _, expected = model.run_with_cache(tokens, names_filter=[HOOK])
-    for _ in range(2):
-        output, cache = once.run_with_cache(tokens, names_filter=[HOOK], prepend_bos=False)
-        assert output is None
-        assert (cache[HOOK] == expected[HOOK]).all()
-    assert once.cfg is model.cfg
-    _, other = once.run_with_cache(tokens, names_filter=["hook_embed"], prepend_bos=False)
-    assert set(other) == {"hook_embed"}
 
 
 @pytest.mark.parametrize(
