@@ -148,7 +148,8 @@ class BAEBase(SAE[Any]):
                 self.residual_whitening,
             )
         code = self.quantized(self.hook_sae_acts_pre(pre), curvature)
-        return code._replace(acts=self.hook_sae_acts_post(code.acts))
+        # Not _replace, which torch before 2.9 does not compile.
+        return Encoded(self.hook_sae_acts_post(code.acts), code.pre, code.counts, code.zero)
 
     def reconstruction(self, product: Tensor) -> Tensor:
         """What activations times ``W_dec`` become, past the hook: ``[..., d_in]``, in the input's units."""

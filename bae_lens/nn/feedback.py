@@ -50,7 +50,16 @@ def with_feedback(
     """
     if steps == 0:
         return pre
-    with torch.no_grad():
+    device = pre.device.type
+    # Autocast of torch before 2.11 keeps copies of weights that were made without gradient, and the decoder, which
+    # is first used here, would learn nothing.
+    uncached = torch.autocast(
+        device,
+        torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device),
+        cache_enabled=False,
+    )
+    with torch.no_grad(), uncached:
         sums = (torch.zeros_like(centered), torch.zeros_like(pre))
         kept = sums
         residual = centered - reconstruct(pre)
