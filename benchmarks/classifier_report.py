@@ -287,9 +287,10 @@ def print_recoverability(found: Sequence[Column], seeds: Mapping[str, list[Any]]
         differences("told", known, ours, others, lambda c, o, own=ours: told(c.seeds, own, o))
 
 
-def print_over_classifiers(cells: Cells, by_seed: Mapping[int, Sequence[Column]]) -> None:
+def print_over_classifiers(
+    cells: Cells, everything: Sequence[Column], seeds: Mapping[str, list[Any]]
+) -> None:
     """By how much ours are more in the mean over cells, and in how many with an interval above and below zero."""
-    everything = [c for found in by_seed.values() for c in found]
     ablated = {c.setting: own for c in everything if (own := cells.get(f"ablation/{c.setting}"))}
 
     def lost(column: Column, name: str, other: str) -> Interval | None:
@@ -297,10 +298,16 @@ def print_over_classifiers(cells: Cells, by_seed: Mapping[int, Sequence[Column]]
         is_known = {name, other} <= own.keys()
         return lost_over(ablated[column.setting], "equal norm", name, other) if is_known else None
 
+    def recoverability(column: Column, name: str, other: str) -> Interval | None:
+        own = seeds.get(column.setting, [])
+        is_known = bool(own) and all({name, other} <= seed["credits"].keys() for seed in own)
+        return told(own, name, other) if is_known else None
+
     measures = {
         "EV": lambda c, n, o: ev_over(c, n, o) if {n, o} <= set(c.names) else None,
         "NMI": lambda c, n, o: nmi_over(c, n, o) if {n, o} <= set(c.names) else None,
         "lost, equal norm": lost,
+        "told": recoverability,
     }
     for ours in OURS:
         lines = []
@@ -448,5 +455,9 @@ def report(cells: Cells, wanted: Sequence[Cell], prompted: Sequence[Cell]) -> No
             print_targets(targets(cells, found, told_of))
         if len(by_seed) > 1:
             print(f"K = {n_codes}, {len(by_seed)} classifiers.\n")
-            print_over_classifiers(cells, by_seed)
+            print_over_classifiers(
+                cells,
+                [c for found in by_seed.values() for c in found],
+                recovered(cells, [c for c in wanted if c.n_codes == n_codes]),
+            )
     print_prompted(cells, datasets, columns(cells, prompted))
