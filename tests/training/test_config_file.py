@@ -291,7 +291,7 @@ def test_text_for_a_field_of_several_types(text: str, value: Any):
 @pytest.mark.parametrize("by", ["the file", "an override"])
 @pytest.mark.parametrize(
     ("share", "steps"),
-    [("20%", 200), (" 60 %", 600), ("2.55%", 25), ("0%", 0), ("100%", 1000), (" 7 ", 7), (7, 7)],
+    [("20%", 200), (" 60 %", 600), ("2.55%", 25), ("0%", 0), ("100%", 1000), ("7", 7), (7, 7)],
 )
 def test_steps_of_the_schedule_may_be_a_share_of_the_runs(by: str, share: Any, steps: int):
     tokens: dict[str, Any] = {"training_tokens": 100_050, "train_batch_size_tokens": 100}
