@@ -278,18 +278,16 @@ def plot(args: argparse.Namespace, cells: dict[str, Any], path: Path) -> None:
     """EV at both budgets, and latents that pass the intruder test, by tokens of training."""
     plt = require_matplotlib()
     best = best_points(plain_points(args), cells)
-    names = (
-        "EV, 300 bits or L0 48",
-        "EV, 37.5 bits or L0 4",
-        "latents told apart, 37.5 bits or L0 4",
+    panels = [(budget, False) for budget in args.budgets]
+    panels += [(READ, True)] if READ in args.budgets else []
+    figure, every = plt.subplots(
+        1, len(panels), figsize=(4.5 * len(panels), 3.8), layout="constrained", squeeze=False
     )
-    figure, every = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    for i, (axes, name) in enumerate(zip(every, names, strict=True)):
-        budget = REBUILD if i == 0 else READ
+    for axes, (budget, is_heard) in zip(every[0], panels, strict=True):
         for width, arch in itertools.product(args.widths, (BAE, PEER)):
             own = [p for p in best if (p.budget, p.width, p.arch) == (budget, width, arch)]
             own.sort(key=lambda p: p.steps)
-            if i == 2:
+            if is_heard:
                 own = [p for p in own if f"intruder/{p.key}" in cells]
                 results = [IntruderResult.from_dict(cells[f"intruder/{p.key}"]) for p in own]
                 y = [in_all(result) for result in results]
@@ -301,10 +299,14 @@ def plot(args: argparse.Namespace, cells: dict[str, Any], path: Path) -> None:
                 color, style = int(arch == PEER), args.widths.index(width)
                 draw_curve(axes, Curve(label, x, y, color=color, style=style, marker="o"))
         axes.set_xscale("log")
+        tokens = [steps * BATCH for steps in args.steps]
+        axes.set_xticks(tokens, [f"{n / 1e6:.2g} M" for n in tokens])
+        axes.minorticks_off()
         axes.set_xlabel("tokens of training")
-        axes.set_title(name, fontsize=10)
+        what = "latents told apart" if is_heard else "EV"
+        axes.set_title(f"{what}, {BUDGETS[budget]}", fontsize=10)
         remove_frame(axes)
-    every[0].legend(frameon=False, fontsize=8)
+    every[0][0].legend(frameon=False, fontsize=8)
     save_figure(figure, path)
 
 

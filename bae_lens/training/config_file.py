@@ -21,7 +21,7 @@ from fractions import Fraction
 from importlib import resources
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
@@ -352,14 +352,15 @@ def _check(section: str, known: _Section, values: dict[str, Any]) -> None:
             raise ValueError(f"{_dotted(section, field.name)} is missing.")
 
 
-def _is_share(value: Any) -> bool:
+def _is_share(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and value.strip().endswith("%")
 
 
 def _count_shares(content: dict[str, Any], known: _Section) -> None:
     """Put numbers of steps where there are shares of them."""
     for name in _SHARED:
-        if not _is_share(value := content.get(name)):
+        value = content.get(name)
+        if not _is_share(value):
             continue
         found = re.fullmatch(r"(\d{1,3}(?:\.\d{1,9})?) ?%", value.strip(), re.ASCII)
         share = Fraction(found[1]) / 100 if found else Fraction(2)
