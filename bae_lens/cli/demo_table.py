@@ -136,11 +136,17 @@ def headline(ours: tuple[str, Column], peer: tuple[str, Column]) -> str:
             found.append(f"{mine.mean / theirs.mean:.2f} times as many {what}")
     said = f"{name} has {' and '.join(found)} as {other_name}."
     if not found:
-        said = f"There is no ratio of what is told apart, for {other_name} has no such latent."
+        untested = [n for n, c in (ours, peer) if c.told_apart() is None]
+        why = (
+            f"no latents of {' and '.join(untested)} were tested"
+            if untested
+            else f"{other_name} has no such latent"
+        )
+        said = f"There is no ratio of what is told apart, for {why}."
     assert own.measured is not None
     assert other.measured is not None
     bits, others = own.measured.bits, other.measured.bits
-    off = others / bits - 1
+    off = others / bits - 1 if bits > 0 else float(others > 0)
     if abs(off) <= _EQUAL:
         return f"{said} Both are at equal bits, {bits:.1f} and {others:.1f} per token."
     return (

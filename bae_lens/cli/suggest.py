@@ -109,13 +109,14 @@ def run_suggest(args: argparse.Namespace) -> int:
         trust_remote_code=args.trust_remote_code,
         say=lambda text: print(text, flush=True),
     )
-    _write(sweep, args, target, output, plot)
+    _write(sweep, args, config, target, output, plot)
     return 0
 
 
 def _write(
     sweep: BudgetSweep,
     args: argparse.Namespace,
+    config: RunConfig,
     target: float | None,
     output: Path,
     plot: Path | None,
@@ -123,7 +124,7 @@ def _write(
     from bae_lens.files.json_file import write_json
 
     found = sweep.recommendations(target)
-    of_all = [one._asdict() | {"command": _command(args, sweep, one)} for one in found]
+    of_all = [one._asdict() | {"command": _command(args, config, sweep, one)} for one in found]
     print(f"\n{sweep.to_table().text()}\n")
     write_json(output, sweep.to_dict() | {"recommendations": of_all})
     print(f"Written to {output}")
@@ -139,12 +140,16 @@ def _write(
         print(f"    {command['command']}")
 
 
-def _command(args: argparse.Namespace, sweep: BudgetSweep, found: Recommendation) -> str:
-    budget = f"{found.budget:g}"
+def _command(
+    args: argparse.Namespace, config: RunConfig, sweep: BudgetSweep, found: Recommendation
+) -> str:
+    budget = [f"--sae.{sweep.field}", f"{found.budget:g}"]
     trust = [TRUST] if args.trust_remote_code else []
-    return shlex.join(
-        ["bae-lens", "train", args.CONFIG, *args.fields, *trust, f"--sae.{sweep.field}", budget]
-    )
+    # The coefficient follows one target.
+    fidelity = "target_unexplained_variance"
+    if sweep.field == "target_entropy" and getattr(config.runner.sae, fidelity, None) is not None:
+        budget += [f"--sae.{fidelity}", "null"]
+    return shlex.join(["bae-lens", "train", args.CONFIG, *args.fields, *trust, *budget])
 
 
 def _output(args: argparse.Namespace, config: RunConfig) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,8 @@ _CAP = 0.05
 # How a number of latents on per token is asked for. BatchTopK is saved as JumpReLU.
 _BY_L0 = {
     **dict.fromkeys(("topk", "abstopk", "topk_transcoder"), "--sae.k {n}"),
-    "jumprelu": "--sae.k {n} (BatchTopK) or --sae.target_l0 {n} (JumpReLU)",
+    # Its target_l0 counts in one mode only, which is not the default.
+    "jumprelu": "--sae.k {n} (BatchTopK) or --sae.target_l0 {n} --sae.jumprelu_sparsity_loss_mode quadratic (JumpReLU)",
 }
 
 
@@ -97,11 +99,11 @@ def _advice(
     metrics: Mapping[str, Mapping[str, Any]], code: Mapping[str, Any], cfg: SAEConfig
 ) -> str:
     of_model = metrics.get("model_performance_preservation", {})
-    scores = (
-        _number(of_model, "ce_loss_score_mean_ablation"),
-        _number(code, "explained_variance"),
-    )
-    if any(score is not None and score <= 0 for score in scores):
+    loss, least = (_number(of_model, f"ce_loss_with_{of}") for of in ("sae", "mean_ablation"))
+    explained = _number(code, "explained_variance")
+    # Not the score, whose sign turns where the mean costs nothing.
+    is_worse = loss is not None and least is not None and loss >= least
+    if is_worse or (explained is not None and explained <= 0):
         return (
             "That is no better than the mean activation: check first that it was trained on this model, hook point and "
             "text, and try others with --model and --data."
@@ -111,7 +113,10 @@ def _advice(
     if code["dead_share"] > _MANY_DEAD:
         return _advice_on_dead(code, cfg)
     if code.get("codes_in_use") is not None:
-        return f"For more of the variance, at most one bit per token dearer, train with --sae.d_sae {2 * cfg.d_sae}."
+        return (
+            f"For more of the variance, in at most {math.log2(2 * cfg.d_sae):.1f} bits per token, train with "
+            f"--sae.d_sae {2 * cfg.d_sae}."
+        )
     if code["dense_share_10"] > _MANY_DENSE:
         return _advice_on_dense(code, cfg)
     bits = code.get("description_length") or code["support_entropy"]

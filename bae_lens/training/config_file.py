@@ -358,6 +358,7 @@ def _is_share(value: Any) -> TypeGuard[str]:
 
 def _count_shares(content: dict[str, Any], known: _Section) -> None:
     """Put numbers of steps where there are shares of them."""
+    counted = Fraction(0)
     for name in _SHARED:
         value = content.get(name)
         if not _is_share(value):
@@ -369,6 +370,9 @@ def _count_shares(content: dict[str, Any], known: _Section) -> None:
                 f"{name} must be a whole number of at least 0, or a share of the run's steps of 0% to "
                 f"100%; got {shown(value)}."
             )
+        counted += share
+        if counted > 1:
+            raise ValueError(f"{' and '.join(_SHARED)} make up more than the whole run.")
         [names] = [pair for pair in _STEPS if pair[0] in known.hints]
         defaults = {field.name: field.default for field in fields(known.config_class)}
         total, batch_size = (

@@ -110,6 +110,20 @@ def test_the_headline_of_nothing_told_apart_is_no_ratio():
     assert said(none).startswith("There is no ratio of what is told apart")
 
 
+def test_the_headline_says_whose_latents_were_not_tested():
+    none = columns() | {BAE: Column(None, measured())}
+    assert said(none).startswith(
+        f"There is no ratio of what is told apart, for no latents of {BAE} were tested."
+    )
+    none = columns() | {PEER: Column(None, measured())}
+    assert f"no latents of {PEER} were tested" in said(none)
+
+
+def test_the_headline_of_a_code_of_no_bits():
+    none = columns() | {BAE: Column(result_of(0), measured(description_length=0.0))}
+    assert "They are not at equal bits" in said(none)
+
+
 def test_random_directions_are_k_of_them_from_the_mean():
     x = make_activations(50) + 3
     of = TopKSAE.from_dict(

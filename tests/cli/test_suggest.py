@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from bae_lens.budgets import BudgetSweep
-from bae_lens.cli import main
+from bae_lens.budgets import BudgetSweep, Recommendation
+from bae_lens.cli import main, suggest
+from bae_lens.cli.fields import overrides_of
 from bae_lens.offline import names
 from bae_lens.scoring import ModelEncoder
+from bae_lens.training.config_file import load_config
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import D_SAE, runner_cfg
 
@@ -67,6 +70,17 @@ def test_the_table_the_curve_and_a_command_for_each_purpose(config, capsys):
     # It is one that runs.
     assert main([*shlex.split(command)[1:], "--training_tokens", "128"]) == 0
     assert (Path("out/mine") / "sae_weights.safetensors").is_file()
+
+
+def test_the_command_of_a_config_that_names_a_fidelity_is_one_that_loads():
+    found = Recommendation("read", 36.0, "so")
+    sweep = argparse.Namespace(field="target_entropy")
+    for fields in ([], ["--sae.target_unexplained_variance", "0.1"]):
+        args = argparse.Namespace(CONFIG="smollm2-entropy", fields=fields, trust_remote_code=False)
+        command = suggest._command(args, load_config("smollm2-entropy"), sweep, found)  # pyright: ignore[reportArgumentType]
+        options = shlex.split(command)[3:]
+        cfg: Any = load_config("smollm2-entropy", overrides_of(options)).runner.sae
+        assert (cfg.target_entropy, cfg.target_unexplained_variance) == (36.0, None)
 
 
 def test_where_all_come_to_the_same_bits_nothing_is_recommended(config, capsys):

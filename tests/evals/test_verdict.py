@@ -75,11 +75,22 @@ def test_what_a_bae_is_advised(of_code, advised):
     assert advised in eval_verdict(metrics(of_code), BAE).advice
 
 
-def test_a_model_that_does_worse_than_with_the_mean_is_told_first():
-    worse = metrics(
-        code(dead_share=0.5), model_performance_preservation=model(ce_loss_score_mean_ablation=-0.1)
-    )
-    assert "no better than the mean activation" in eval_verdict(worse, BAE).advice
+@pytest.mark.parametrize(
+    ("loss", "mean", "score", "is_worse"),
+    [
+        (8.5, 8.0, -0.1, True),
+        # The mean itself costs nothing here, and the score's sign says the opposite.
+        (2.8, 2.9, -1.0, False),
+        (3.5, 2.9, 5.0, True),
+    ],
+)
+def test_a_model_that_does_worse_than_with_the_mean_is_told_first(loss, mean, score, is_worse):
+    losses = {"ce_loss_with_sae": loss, "ce_loss_with_mean_ablation": mean}
+    of_model = model(**losses, ce_loss_score_mean_ablation=score)
+    advice = eval_verdict(
+        metrics(code(dead_share=0.5), model_performance_preservation=of_model), BAE
+    ).advice
+    assert ("no better than the mean activation" in advice) == is_worse
 
 
 @pytest.mark.parametrize(

@@ -319,6 +319,11 @@ def test_a_share_that_is_none(share: str):
         assert "0% to 100%" in message
 
 
+def test_shares_of_more_than_the_whole_run():
+    assert "more than the whole run" in refusal(lr_warm_up_steps="50%", lr_decay_steps="51%")
+    assert build(lr_warm_up_steps="50%", lr_decay_steps="50%").lr_decay_steps > 0
+
+
 def test_a_share_of_steps_that_cannot_be_counted():
     assert "train_batch_size_tokens" in refusal(lr_decay_steps="5%", train_batch_size_tokens=0)
     assert "training_tokens" in refusal(lr_decay_steps="5%", training_tokens="many")
