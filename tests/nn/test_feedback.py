@@ -115,3 +115,20 @@ def test_it_compiles():
     compiled = torch.compile(with_ours, backend="aot_eager", fullgraph=True)
 
     torch.testing.assert_close(compiled(x, W_enc, W_dec, gain, 2), expected)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_nothing_of_the_steps_is_left_in_the_cache_of_autocast(enabled: bool) -> None:
+    """What was cast there has no gradient, and some versions of torch would use it again."""
+    seen = []
+
+    def reconstruct(pre: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.is_autocast_cache_enabled(), torch.is_autocast_enabled("cpu")))
+        return pre @ W_dec
+
+    W_enc, W_dec = torch.randn(4, 6), torch.randn(6, 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        before = torch.is_autocast_cache_enabled()
+        with_feedback(torch.randn(3, 6), torch.randn(3, 4), W_enc, torch.ones(6), reconstruct, 2)
+        assert torch.is_autocast_cache_enabled() == before
+    assert seen == [(False, enabled)] * 3
