@@ -36,6 +36,7 @@ from bae_lens.activations import hook_points
 from bae_lens.architectures.clvq_vae_base import only_tokens
 from bae_lens.architectures.code_kind import ONE_HOT, REAL_VALUED, CodeKind
 from bae_lens.checks.fields import check, whole
+from bae_lens.checks.finite import check_finite_activations
 from bae_lens.nn import one_hot, squared_distances
 
 __all__ = [
@@ -237,8 +238,12 @@ class Dictionary:
 
     @torch.no_grad()
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch n_latents"]:
-        """Activations of the latents, dense, heads taken flattened; one-hots of the nearest centroids."""
-        x = self.scaler.scale(x.to(self.device))
+        """Activations of the latents, dense, heads taken flattened; one-hots of the nearest centroids.
+
+        Raises:
+            ValueError: if activations are NaN or infinite, which a code of bits or codes would hide.
+        """
+        x = self._scaled(x)
         if isinstance(self.source, Clusters):
             return one_hot(-self.source.code_distances(x))
         with flat_heads(self.source):
@@ -261,12 +266,14 @@ class Dictionary:
         Args:
             x: activations at the hook point that is read, heads flattened.
             valid: True where a token counts; the others are hidden from a decoder of whole sequences.
+
+        Raises:
+            ValueError: if activations of tokens that count are NaN or infinite.
         """
-        sae = self.source
+        sae, x = self.source, self._scaled(x, valid)
         if isinstance(sae, Clusters):
-            acts = self.encode(x)
+            acts = one_hot(-sae.code_distances(x))
             return acts, self.decode(acts)
-        x = self.scaler.scale(x.to(self.device))
         with only_tokens(sae, valid), flat_heads(sae):
             acts = sae.encode(x)
             outputs = sae.decode(acts) if self.output_is_decoded_code else sae(x)
@@ -283,15 +290,23 @@ class Dictionary:
             among: ids of the codes; all if omitted.
 
         Raises:
-            ValueError: if the code is not one-hot.
+            ValueError: if the code is not one-hot, or activations are NaN or infinite.
         """
         source: Any = self.source
         if not hasattr(source, "code_distances"):
             raise ValueError(f"A {self.name} has latents and no codes that a token is near to.")
         x = x.to(self.device) if isinstance(source, Clusters) else x.to(source.device, source.dtype)
         return source.code_distances(
-            self.scaler.scale(x), None if among is None else among.to(self.device)
+            self._scaled(x), None if among is None else among.to(self.device)
         )
+
+    def _scaled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What the source reads, on its device."""
+        x = self.scaler.scale(x.to(self.device))
+        source = self.source
+        name = source.hook_name if isinstance(source, Clusters) else source.cfg.metadata.hook_name
+        check_finite_activations(x, repr(name) if name else "the hook point", valid)
+        return x
 
     @property
     def codebook(self) -> Float[Tensor, "K d"]:

@@ -115,6 +115,31 @@ def test_the_nearest_code_is_the_one_that_fires(name):
     torch.testing.assert_close(among, distances[:, some], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", [*SAES, "clusters"])
+def test_activations_that_are_no_numbers_have_no_code(name, bad):
+    """A comparison with NaN is False: a BAE's code of it is 0, and the nearest of all codes the first one."""
+    dictionary = Dictionary(Clusters(PLACES, HOOK)) if name == "clusters" else dictionary_of(name)
+    x = torch.ones(2, 3, dictionary.d_in)
+    x[1, 2, 0] = bad
+    match = f"Activations at '{HOOK}' are NaN or infinite at 1 of 6 tokens, in float32"
+    with pytest.raises(ValueError, match=match):
+        dictionary.encode(x)
+    with pytest.raises(ValueError, match=match):
+        dictionary.reconstruct(x)
+    if dictionary.kind.is_one_hot:
+        with pytest.raises(ValueError, match=match):
+            dictionary.code_distances(x)
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=match):
+        dictionary.reconstruct(x, valid)
+    # What stands at a token that does not count is nobody's concern.
+    valid[1, 2] = False
+    acts, outputs = dictionary.reconstruct(x, valid)
+    assert acts[valid].isfinite().all()
+    assert outputs[valid].isfinite().all()
+
+
 def test_latents_have_no_codes_to_be_near_to():
     with pytest.raises(ValueError, match="A topk has latents and no codes"):
         dictionary_of("topk").code_distances(make_activations(3))

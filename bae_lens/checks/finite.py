@@ -1,4 +1,4 @@
-"""Weights that are numbers: what is NaN or infinite is neither trained, saved nor measured."""
+"""Weights and activations that are numbers: what is NaN or infinite is neither trained, saved nor measured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 
 def check_finite_weights(module: torch.nn.Module, what: str = "the autoencoder") -> None:
@@ -25,6 +27,34 @@ def check_finite_weights(module: torch.nn.Module, what: str = "the autoencoder")
         raise ValueError(
             f"{n_bad} of the {value.numel()} numbers in {name} of {what} are NaN or infinite: there is "
             "nothing to be learned from it. Train it anew, or go back to an earlier checkpoint."
+        )
+
+
+def check_finite_activations(
+    x: Float[Tensor, "*batch d"], where: str, valid: Bool[Tensor, "*batch"] | None = None
+) -> None:
+    """That no activation is NaN or infinite before it is encoded.
+
+    The code cannot tell afterwards: a comparison with NaN is False, so that a BAE's code of it is all zeros, and
+    the nearest code of a codebook is the first one.
+
+    Args:
+        x: activations.
+        where: what to call them in the message, as the hook point they are from.
+        valid: True where a token counts; others may be anything.
+
+    Raises:
+        ValueError: saying at how many tokens.
+    """
+    is_bad = ~x.isfinite().all(-1)
+    if valid is not None:
+        is_bad = is_bad & valid.to(is_bad.device)
+    if n_bad := int(is_bad.sum()):
+        n = is_bad.numel() if valid is None else int(valid.sum())
+        raise ValueError(
+            f"Activations at {where} are NaN or infinite at {n_bad} of {n} tokens, in {str(x.dtype)[6:]}: of such a "
+            "token no code can be told. Are the model's weights finite, and does its type hold its activations? "
+            "float16 ends at 65,504; bfloat16 and float32 do not."
         )
 
 

@@ -52,7 +52,7 @@ class Coder(Dictionary):
         explicit zero.
 
         Raises:
-            ValueError: if activations have another width, or the code is NaN or infinite.
+            ValueError: if activations have another width, or they or the code are NaN or infinite.
         """
         return sparse.vstack([code for code, _ in self._parts(x)], format="csr")
 
@@ -114,8 +114,8 @@ class Coder(Dictionary):
 def _check_finite(values: Tensor) -> None:
     if not values.isfinite().all():
         raise ValueError(
-            "The dictionary's code has NaN or infinite values, of which nothing can be said. Are the "
-            "model's activations finite?"
+            "The dictionary's code has NaN or infinite values, of which nothing can be said. Are its weights "
+            "finite?"
         )
 
 

@@ -28,7 +28,7 @@ from bae_lens.checks.fields import check_fields, whole
 from bae_lens.examples.coder import Coder
 from bae_lens.examples.corpus import Texts
 from bae_lens.examples.records import ExampleSettings
-from bae_lens.export.folder import export_folder
+from bae_lens.export.folder import check_export_folder, export_folder
 from bae_lens.files.json_file import write_json
 from bae_lens.fingerprint import weights_sha256
 
@@ -109,7 +109,7 @@ def write_delphi(
 
     Raises:
         ValueError: if the hook point's name cannot be a folder's, there are more splits than latents, there is no token
-            that counts, or the folder is of another export.
+            that counts, activations are NaN or infinite, or the folder is of another export.
     """
     settings = settings or DelphiSettings()
     coder = Coder(sae, activation_scaler or ActivationScaler())
@@ -123,6 +123,8 @@ def write_delphi(
         )
     # As delphi has it: of n + 1 borders, each split begins at one and ends before the next.
     borders = np.linspace(0, coder.n_latents, settings.n_splits + 1).astype(np.int64)
+    sha256 = weights_sha256(sae)
+    check_export_folder(path, "delphi", sha256)
     special = special_token_ids(model, exclude_special_tokens)
     reading = ExampleSettings(n_tokens=settings.n_tokens, batch_size=settings.batch_size)
     texts = Texts.open(source, coder, model, reading, special)
@@ -170,7 +172,7 @@ def write_delphi(
     }
     about = {"hook_name": coder.hook_name, "n_counted_tokens": n_counted, **asdict(settings)}
     n_locations = 0
-    with export_folder(path, "delphi", weights_sha256(sae), about) as folder:
+    with export_folder(path, "delphi", sha256, about) as folder:
         module = folder / LATENTS / coder.hook_name
         module.mkdir(parents=True)
         for k, (first, end) in enumerate(pairwise(borders.tolist())):
@@ -200,7 +202,9 @@ def _read(
         valid = valid & ~outliers.mask(acts, coder.hook_name).to(acts.device)
     code = coder.encode(acts[valid].to(coder.dtype))
     if not code.isfinite().all():
-        raise ValueError("The dictionary's code has NaN or infinite values.")
+        raise ValueError(
+            "The dictionary's code has NaN or infinite values. Are its weights finite?"
+        )
     rows, positions = (i.cpu().numpy().astype(np.uint32) for i in valid.nonzero(as_tuple=True))
     return int(valid.sum()), [
         _firings(code[:, first:end], rows, positions) for first, end in pairwise(borders.tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from sae_lens import SAE
 from torch import Tensor, nn
 
 from bae_lens.dictionaries import Dictionary
-from bae_lens.export.folder import NOTE_FILENAME, export_folder
+from bae_lens.export.folder import NOTE_FILENAME, check_export_folder, export_folder
 from bae_lens.files.json_file import read_json
 from bae_lens.files.whole import write_text
 from bae_lens.fingerprint import weights_sha256
-from bae_lens.loading.saved_saes import load_sae
+from bae_lens.loading.saved_saes import FOLDED_AT_THE_END, load_sae
 
 INSTALL = "pip install --no-deps sae-bench"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -103,7 +104,7 @@ class SAEBenchSAE(nn.Module):
 def write_saebench(path: str | Path, sae: SAE[Any], sha256: str | None = None) -> None:
     """Write an SAE for SAEBench: its folded weights as SAELens saves them, and ``saebench_sae.py`` with ``load()``.
 
-    The decoder's rows get norm 1 (``fold_W_dec_norm``, which changes the SAE that is given), as SAEBench asks. What an activation is then:
+    The decoder's rows get norm 1 (``fold_W_dec_norm``, of a copy), as SAEBench asks. What an activation is then:
     of a bit its scale times the norm that its row had, where it is on. Latents whose row is zero stay so.
 
     Args:
@@ -113,7 +114,8 @@ def write_saebench(path: str | Path, sae: SAE[Any], sha256: str | None = None) -
 
     Raises:
         ValueError: if the SAE writes elsewhere than it reads, is a code of vectors, has a skip connection or one of several heads, normalizes
-            each token, or cannot be folded (a TopK SAE without rescale_acts_by_decoder_norm); or the folder is of another export.
+            each token, has not the scale of its inputs in its weights, or cannot be folded (a TopK SAE without
+            rescale_acts_by_decoder_norm); or the folder is of another export.
     """
     dictionary = Dictionary(sae)
     hook = dictionary.hook_name
@@ -134,10 +136,18 @@ def write_saebench(path: str | Path, sae: SAE[Any], sha256: str | None = None) -
             f"The SAE divides each token by a number of its own ({sae.cfg.normalize_activations}), which SAEBench, that "
             "decodes other codes than it has just encoded, cannot know."
         )
+    if sae.cfg.normalize_activations in FOLDED_AT_THE_END:
+        raise ValueError(
+            f"The scale of this {name}'s inputs is not in its weights (normalize_activations is "
+            f"{sae.cfg.normalize_activations!r}), and SAEBench would read unscaled ones. Fold it, as training does in the end: "
+            "sae.fold_activation_norm_scaling_factor(scale)."
+        )
     block = _BLOCK.search(hook)
     if block is None:
         raise ValueError(f"SAEBench stops the model after a layer, and {hook!r} is in none.")
     sha256 = sha256 or weights_sha256(sae)
+    check_export_folder(path, "saebench", sha256)
+    sae = copy.deepcopy(sae)
     try:
         sae.fold_W_dec_norm()
     except NotImplementedError as error:

@@ -23,7 +23,12 @@ from bae_lens.files.json_file import parse_json, read_json
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.hub.private import check_no_secrets, is_local_path, without_local_paths
 from bae_lens.loading.language_models import is_folder
-from bae_lens.loading.saved_saes import load_sae, load_scaler, read_sae_config
+from bae_lens.loading.saved_saes import (
+    FOLDED_AT_THE_END,
+    load_sae,
+    load_scaler,
+    read_sae_config,
+)
 from bae_lens.results import EVAL_METRICS_FILENAME
 
 logger = logging.getLogger(__name__)
@@ -33,8 +38,6 @@ FILENAMES = (
     *(SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, RUNNER_CFG_FILENAME),
     EVAL_METRICS_FILENAME,
 )
-# Of what is not folded into weights yet, and what from_pretrained leaves aside.
-_UNFOLDED = ("expected_average_only_in", "covariance_whitening")
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def read_contents(
 def _check_folded(folder: Path, sae: SAE[Any]) -> None:
     scaler = load_scaler(folder)
     is_checkpoint = scaler.scaling_factor is not None or scaler.whitening is not None
-    if is_checkpoint or sae.cfg.normalize_activations in _UNFOLDED:
+    if is_checkpoint or sae.cfg.normalize_activations in FOLDED_AT_THE_END:
         raise ValueError(
             f"{folder} is a checkpoint from the middle of a run, or of a like kind: the scale of its inputs is not in "
             "its weights, and SAE.from_pretrained would leave it out. Give the folder that training wrote in the end "

@@ -13,16 +13,20 @@ _SECRET = re.compile(
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[\w-]{30,}|\bxox[abprs]-[\w-]{10,}|\bglpat-[\w-]{16,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|\bBearer\s+\S{8,}|://[^/\s:@]+:[^/\s:@]+@"
 )
-# A field that holds one whatever it looks like. Not sequence_separator_token, nor training_tokens.
+# A field that holds one whatever it looks like, or all of whose fields are of one.
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:api_?key|passw(?:or)?d|secret(?:_\w+)?|credentials?)$|^token$"
-    r"|(?:^|_)(?:access|auth|hf|hub|api|bearer|wandb)_?(?:token|key)$",
-    re.IGNORECASE,
+    r"(?:^|_)(?:api_?key|passw(?:or)?d|passphrase|pwd|secrets?(?:_\w+)?|credentials?)$|^(?:token|pass)$"
+    r"|(?:^|_)(?:access|auth|hf|hub|api|bearer|wandb|private|ssh|signing|encryption)_?(?:token|key)$",
 )
-# As a whole a path from a root, a home folder or a drive; or with one in it, as a command line has.
+# Whose token a field has is not known: that of a tokenizer ("<eos>", "bos") is short, or has other signs in it.
+_TOKEN_NAME, _TOKEN = re.compile(r"_token$"), re.compile(r"[\w.~+/=-]{12,}")
+_INDEX = re.compile(r"(?:\[\d+\])+$")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|-")
+# As a whole a path from a root, a home folder, a drive or a share; or with one in it, as a command line has.
 _PATH = re.compile(
-    r"^(?:file:|~[\w.-]*[/\\]|/[^/\s]|\\\\|[A-Za-z]:[\\/])"
-    r"|(?:(?<=[\s'\"=:,;(\[])|^)(?:/(?:[\w.@+-]+/)+|~/|[A-Za-z]:\\)"
+    r"^(?:file:|~[\w.-]*[/\\]|//?[^/\s]|\\\\|[A-Za-z]:[\\/])"
+    r"|(?<=[\s'\"=:,;(\[])(?:/(?:[\w.@+-]+/)+|file:/|~(?:[A-Za-z_][\w.-]*)?[/\\]|\\\\[\w.-]+\\|[A-Za-z]:\\)"
+    r"|(?<=[\s'\"=,;(\[])//[\w.-]+/"
 )
 _HIDDEN = "…"
 
@@ -32,15 +36,17 @@ def is_local_path(value: Any) -> bool:
 
     >>> [is_local_path(v) for v in ("/home/ann/texts", "C:\\\\texts", "train --out /mnt/a/b", "~/a")]
     [True, True, True, True]
-    >>> [is_local_path(v) for v in ("gpt2", "ann/saes", "data/texts.jsonl", "https://host.org/a/b", 3)]
-    [False, False, False, False, False]
+    >>> [is_local_path(v) for v in ("--x=file:///a/b", "//share/x", "on \\\\\\\\share\\\\x", "--x=~ann/y")]
+    [True, True, True, True]
+    >>> [is_local_path(v) for v in ("gpt2", "ann/saes", "data/texts.jsonl", "https://host.org/a/b", "a // b", 3)]
+    [False, False, False, False, False, False]
     """
     return isinstance(value, str) and (bool(_PATH.search(value)) or _names_this_machine(value))
 
 
 def _names_this_machine(value: str) -> bool:
     own = {str(folder) for folder in (Path.home(), Path.cwd()) if len(folder.parts) > 1}
-    return any(re.search(rf"{re.escape(folder)}(?![\w-])", value) for folder in own)
+    return any(re.search(rf"(?<![\w.-]){re.escape(folder)}(?![\w-])", value) for folder in own)
 
 
 def check_no_secrets(values: Any, source: str) -> None:
@@ -53,14 +59,22 @@ def check_no_secrets(values: Any, source: str) -> None:
         ValueError: if a field holds what looks like a key, a token or a password. It names the field and not what
             is in it.
     """
-    for name, value in _strings(values):
-        last = name.rpartition(".")[2].partition("[")[0]
-        if _SECRET.search(value) or (value and _SECRET_NAME.search(last)) or _SECRET.search(name):
+    for keys, value in _strings(values):
+        name = ".".join(keys)
+        if _SECRET.search(value) or _SECRET.search(name) or (value and _is_secret(keys, value)):
             field = _SECRET.sub(_HIDDEN, name)
             raise ValueError(
                 f"{source}: {field} holds what looks like a key, a token or a password, so nothing is sent. Take it "
                 "out of the file, and revoke it if the file was ever shared."
             )
+
+
+def _is_secret(keys: tuple[str, ...], value: str) -> bool:
+    """By its name, or that of what it is a part of."""
+    names = [_CAMEL.sub("_", _INDEX.sub("", key)).lower() for key in keys]
+    if any(_SECRET_NAME.search(name) for name in names):
+        return True
+    return bool(names and _TOKEN_NAME.search(names[-1]) and _TOKEN.fullmatch(value))
 
 
 def without_secrets(text: str, *known: str | None) -> str:
@@ -98,12 +112,12 @@ def _cleaned(value: Any, name: str, removed: list[str]) -> Any:
     return value
 
 
-def _strings(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every dotted name, and the string that stands there; "" where something else does."""
-    yield name, value if isinstance(value, str) else ""
+def _strings(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The names that lead to each value, and the string that stands there; "" where something else does."""
+    yield keys, value if isinstance(value, str) else ""
     if isinstance(value, Mapping):
         for own, inner in value.items():
-            yield from _strings(inner, f"{name}.{own}".lstrip("."))
+            yield from _strings(inner, (*keys, str(own)))
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            yield from _strings(inner, f"{name}[{i}]")
+            yield from _strings(inner, (*keys[:-1], f"{keys[-1] if keys else ''}[{i}]"))

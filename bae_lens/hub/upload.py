@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,12 @@ README_FILENAME = "README.md"
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 _LONGEST_REASON = 300
+# A folder of such a name could stand where another SAE's file does.
+_RESERVED = {README_FILENAME.lower(), *FILENAMES}
+
+
+class _NotPrivate(ValueError):
+    """What we say of the hub's repository, beside what the hub and its client say."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def upload_saes(
         repo_id: ``OWNER/NAME`` of the repository, which is made if there is none.
         revision: a branch of it, which is made if there is none; the repository's own if omitted. ``SAE.from_pretrained``
             reads that one only.
-        private: a repository that is made is seen by its owner alone.
+        private: a repository that is made is seen by its owner alone; otherwise by whom its owner's settings say.
         license: the hub's name of one (``mit``, ``apache-2.0``, …), for the README's header; omitted, there is none.
         model_name: the language model's name in place of the one in the metadata, which may be a folder of yours.
         overwrite_readme: replace the repository's README, which otherwise stays as it is.
@@ -143,10 +149,15 @@ def _check_names(
         raise ValueError("saes must name at least one folder of a saved SAE.")
     for sae_id in saes:
         is_id = isinstance(sae_id, str) and _ID.fullmatch(sae_id) and ".." not in sae_id
-        if not is_id or sae_id.partition("/")[0].lower() == README_FILENAME.lower():
+        if not is_id:
             raise ValueError(
                 f"An SAE's id must be a path in the repository, of letters, digits, -, _, . and /; got {shown(sae_id)}."
             )
+        for part in sae_id.lower().split("/"):
+            if part in _RESERVED:
+                raise ValueError(
+                    f"An SAE's id names a folder, and {part} is a file of an upload; got {shown(sae_id)}."
+                )
     for name, value in (("revision", revision), ("license", license)):
         check(name, value, Text(or_none=True, may_be_empty=False))
         if value is not None and not _NAME.fullmatch(value):
@@ -194,10 +205,12 @@ def _send(
             "There is no token for the hub: log in once with hf auth login, or set HF_TOKEN, with the right to write."
         )
     api = HfApi(library_name="bae-lens")
-    with _told_by_the_hub(repo_id):
-        is_new = _make_repository(api, repo_id, revision, private)
-    left = " An empty repository was made and is left there." if is_new else ""
+    left: list[str] = []
     with _told_by_the_hub(repo_id, left):
+        if _make_repository(api, repo_id, private):
+            left.append("An empty repository was made and is left there.")
+        if revision is not None and _make_branch(api, repo_id, revision):
+            left.append(f"The branch {revision} was made and is left there.")
         there = set(api.list_repo_files(repo_id, revision=revision))
         sent = dict(files)
         if README_FILENAME in there and not overwrite_readme:
@@ -224,49 +237,57 @@ def _send(
     return Uploaded(tuple(sent), commit.commit_url)
 
 
-def _make_repository(api: HfApi, repo_id: str, revision: str | None, private: bool) -> bool:
-    """Have the repository and the branch there; whether the repository is new.
+def _make_repository(api: HfApi, repo_id: str, private: bool) -> bool:
+    """Have the repository there; whether it is new.
 
     Raises:
-        ValueError: if it is public, and was to be private.
+        _NotPrivate: if it is public, and was to be private.
     """
-    is_new = False
     try:
         info = api.repo_info(repo_id)
     except RepositoryNotFoundError:
-        api.create_repo(repo_id, private=private)
-        is_new = True
-    else:
-        if private and not info.private:
-            raise ValueError(
-                f"{repo_id} is there and public: everybody would see what is sent. Name another repository, or make this "
-                "one private on the hub."
-            )
-    if revision is not None:
-        try:
-            api.repo_info(repo_id, revision=revision)
-        except RevisionNotFoundError:
-            api.create_branch(repo_id, branch=revision)
-    return is_new
+        # None: an organization may have set that its repositories are private.
+        api.create_repo(repo_id, private=private or None)
+        return True
+    if private and not info.private:
+        raise _NotPrivate(
+            f"{repo_id} is there and public: everybody would see what is sent. Name another repository, or make this "
+            "one private on the hub."
+        )
+    return False
+
+
+def _make_branch(api: HfApi, repo_id: str, revision: str) -> bool:
+    """Have the branch there; whether it is new."""
+    try:
+        api.repo_info(repo_id, revision=revision)
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, branch=revision)
+        return True
+    return False
 
 
 @contextmanager
-def _told_by_the_hub(repo_id: str, left: str = "") -> Iterator[None]:
-    """What the hub or the way there says, in one sentence without secrets.
+def _told_by_the_hub(repo_id: str, left: Sequence[str]) -> Iterator[None]:
+    """What the hub, its client or the way there says, in one sentence without secrets.
+
+    Args:
+        repo_id: of the repository.
+        left: what stays there by now, in sentences.
 
     Raises:
         ValueError: for what they raise.
     """
     try:
         yield
-    except ValueError:
+    except _NotPrivate:
         raise
     except Exception as error:
-        if not (isinstance(error, OSError) or is_about_the_hub(error)):
+        # The client refuses a README or a name by a ValueError, which says it of what it was given.
+        if not (isinstance(error, (OSError, ValueError)) or is_about_the_hub(error)):
             raise
         what = " ".join(without_secrets(str(error), get_token()).split())
         what = what if len(what) <= _LONGEST_REASON else f"{what[: _LONGEST_REASON - 1]}…"
         # Not from it: what is logged of it could hold more than is said here.
-        raise ValueError(
-            f"{repo_id} has not been changed, as far as can be told ({type(error).__name__}): {what.rstrip('.')}.{left}"
-        ) from None
+        said = f"Nothing was sent to {repo_id}, as far as can be told ({type(error).__name__}): {what.rstrip('.')}."
+        raise ValueError(" ".join([said, *left])) from None

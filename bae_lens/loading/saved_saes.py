@@ -29,6 +29,9 @@ from bae_lens.checks.suggest import did_you_mean
 from bae_lens.files.json_file import read_json
 from bae_lens.loading.devices import check_device
 
+# Values of normalize_activations that SAELens folds into the weights at the end of training, and that an SAE of
+# inference leaves aside while they are not.
+FOLDED_AT_THE_END = ("expected_average_only_in", "covariance_whitening")
 _NAME = Text(or_none=True, may_be_empty=False)
 _MAYBE = Flag(or_none=True)
 # What is read of the metadata, by SAELens or here; the rest is notes. Numbers and lists are below.

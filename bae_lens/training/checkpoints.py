@@ -21,6 +21,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.files.json_file import parse_json, write_json
+from bae_lens.loading.saved_saes import FOLDED_AT_THE_END
 from bae_lens.training.rank_states import RANDOM_STATE_FILENAME, load_state
 from bae_lens.training.run_identity import differing_fields, is_same_model
 
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 # Written last. A checkpoint without it is of an earlier version, or of SAELens' own runner.
 RECORD_FILENAME = "checkpoint.json"
 _PIECE = 2**20  # bytes that are read at a time
-_FOLDED_AT_THE_END = ("expected_average_only_in", "covariance_whitening")
 _FILES = (
     TRAINER_STATE_FILENAME,
     SAE_WEIGHTS_FILENAME,
@@ -101,7 +101,7 @@ def check_run(path: Path, record: Mapping[str, Any], cfg: Any, given: Mapping[st
     ]
     if differing:
         raise _of_another_run(path, differing)
-    is_scaled = (runner_cfg.get("sae") or {}).get("normalize_activations") in _FOLDED_AT_THE_END
+    is_scaled = (runner_cfg.get("sae") or {}).get("normalize_activations") in FOLDED_AT_THE_END
     _check_rest(path, cfg, is_scaled, record.get("n_tokens"))
     if not record:
         by = "an earlier version"

@@ -132,5 +132,11 @@ def test_errors():
         Coder(make_bae())
     with pytest.raises(ValueError, match=f"width {D_IN}; those at .* have 5"):
         make_coder(make_bae()).firings(torch.zeros(2, 5))
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        make_coder(make_transcoder()).firings(torch.full((2, D_IN), torch.nan))
+    for make in (make_transcoder, make_bae):
+        with pytest.raises(ValueError, match=r"Activations at .* are NaN or infinite at 2 of 2"):
+            make_coder(make()).firings(torch.full((2, D_IN), torch.nan))
+    sae = make_transcoder()
+    with torch.no_grad():
+        sae.b_enc[0] = torch.inf
+    with pytest.raises(ValueError, match=r"code has NaN or infinite values.*weights"):
+        make_coder(sae).firings(torch.zeros(2, D_IN))

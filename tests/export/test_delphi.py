@@ -102,6 +102,24 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         DelphiSettings(n_tokens=0)
 
 
+def test_activations_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.W_E[10] = torch.nan
+    with pytest.raises(ValueError, match=f"Activations at '{HOOK}' are NaN or infinite at"):
+        write_delphi(tmp_path, model, at_hook(make_bae()), make_text(), SETTINGS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_other_files_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    monkeypatch.setattr("bae_lens.export.delphi.read_hooks", None)
+    with pytest.raises(ValueError, match="has files in it that are of no export"):
+        write_delphi(tmp_path, MODEL, at_hook(make_bae()), make_text(), SETTINGS)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("delphi") is None, reason="its own environment")
 def test_delphi_reads_the_same(tmp_path: Path) -> None:
     from delphi.config import ConstructorConfig, SamplerConfig  # pyright: ignore

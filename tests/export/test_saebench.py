@@ -13,6 +13,7 @@ import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 
 from bae_lens.export import load_saebench, saebench, write_saebench
+from bae_lens.fingerprint import weights_sha256
 from tests.export.seen import at_hook, make_standard
 from tests.helpers import (
     CONTEXT_SIZE,
@@ -75,6 +76,17 @@ def test_rows_have_norm_1_and_the_reconstruction_is_the_same(
     assert (loaded.device.type, loaded.dtype) == ("cpu", torch.float32)
 
 
+def test_the_sae_that_is_given_stays_as_it_was(tmp_path: Path) -> None:
+    sae = at_hook(make_bae())
+    before = weights_sha256(sae)
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="of no export"):
+        write_saebench(tmp_path, sae)
+    for _ in range(2):
+        write_saebench(tmp_path / "out", sae)
+    assert weights_sha256(sae) == before
+
+
 def test_it_takes_the_type_that_is_asked_for(tmp_path: Path, without_saebench: None) -> None:
     write_saebench(tmp_path / "out", at_hook(make_bae()))
     loaded = load_saebench(tmp_path / "out", dtype=torch.bfloat16)
@@ -98,6 +110,13 @@ def test_it_takes_the_type_that_is_asked_for(tmp_path: Path, without_saebench: N
         (lambda: at_hook(make_bae(), hook_name="blocks.0.attn.hook_z"), "knows no heads"),
         (lambda: at_hook(make_bae(), hook_name="hook_embed"), "is in none"),
         (lambda: at_hook(make_bae(normalize_activations="layer_norm")), "a number of its own"),
+        *(
+            (
+                lambda kind=kind: at_hook(make_bae(normalize_activations=kind)),
+                "is not in its weights",
+            )
+            for kind in ("expected_average_only_in", "covariance_whitening")
+        ),
     ],
 )
 def test_what_saebench_cannot_evaluate_is_refused(make: Any, message: str, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from sae_lens import SAE, StandardSAE, StandardSAEConfig, upload_saes_to_huggingface
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from bae_lens.cli import main
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.hub import upload_saes
+from bae_lens.hub.private import is_local_path
 from tests.bad_inputs.runs import saved_sae
 from tests.conformance.cases import ARCHITECTURES, in_a_model
 from tests.helpers import D_IN, D_SAE, HOOK, HOOK_OUT, make_bae, make_clvq
@@ -284,12 +287,25 @@ def test_a_language_model_in_a_folder_needs_a_name(
         ("note", "see https://ann:pass@host.org/x"),
         ("note", "ghp_" + "a" * 30),
         ("hf_" + "k" * 30, 1),
+        ("openai_token", "a1b2c3d4e5f6g7h8"),
+        ("writeToken", "a1b2c3d4e5f6g7h8"),
+        ("db-pwd", "y8"),
+        ("pass", "y8"),
+        ("passphrase", "correct horse"),
+        ("sshKey", "AAAAB3"),
+        ("clientSecret", "y8"),
+        ("credentials.user", "ann8"),
+        ("secrets.db[1]", "y8"),
     ],
 )
 def test_secrets_are_refused_and_not_repeated(
     hub: LocalHub, folder: Path, field: str, value: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "runner_cfg.json").write_text(json.dumps({"logger": {field: value}}))
+    inner: Any = value
+    for name in reversed(field.split(".")):
+        name, is_list = name.removesuffix("[1]"), name.endswith("[1]")
+        inner = {name: [None, inner] if is_list else inner}
+    (folder / "runner_cfg.json").write_text(json.dumps({"logger": inner}))
 
     assert main(["upload", str(folder), "--repo_id", REPO]) == 2
 
@@ -368,7 +384,8 @@ def test_what_would_not_come_back_is_not_sent(
         ({"repo_id": ""}, "repo_id must be a string that is not empty"),
         ({"saes": {}}, "saes must name at least one folder"),
         ({"saes": {"../x": "x"}}, "An SAE's id must be a path in the repository"),
-        ({"saes": {"README.md": "x"}}, "An SAE's id must be a path in the repository"),
+        ({"saes": {"README.md": "x"}}, "An SAE's id names a folder, and readme.md is a file"),
+        ({"saes": {"a": "x", "a/cfg.json": "x"}}, "An SAE's id names a folder, and cfg.json is a"),
         ({"saes": {".git": "x"}}, "An SAE's id must be a path in the repository"),
         ({"revision": "a b"}, "revision must be of letters"),
         ({"license": "mit\ntags: x"}, "license must be of letters"),
@@ -383,6 +400,30 @@ def test_names_that_cannot_be(
         upload_saes(**{"saes": {"x": folder}, "repo_id": REPO, **options})
 
 
+def test_tokens_of_a_tokenizer_and_counts_are_no_secrets(hub: LocalHub, folder: Path) -> None:
+    run = {
+        "sequence_separator_token": "bos",
+        "pad_token": "<|reserved_special_token_0|>",
+        "training_tokens": 300,
+        "forward_pass": "twice",
+        "top_token": " antidisestablishmentarianism",
+        "n_batches_in_buffer_key": "x",
+    }
+    (folder / "runner_cfg.json").write_text(json.dumps(run))
+    upload_saes({"x": folder}, REPO)
+    assert json.loads((hub.branch(REPO) / "x" / "runner_cfg.json").read_text()) == run
+
+
+def test_names_that_hold_the_working_directory_are_no_paths(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/work"))
+    for name in ("ann/work", "https://host.org/work/x", "my.work/work-2", "net/work"):
+        assert not is_local_path(name)
+    for path in ("in /work", "/work", "(/work)", "x:/work/saes"):
+        assert is_local_path(path)
+
+
 def test_a_public_repository_gets_nothing_private(hub: LocalHub, folder: Path) -> None:
     hub.create_repo(REPO)
     with pytest.raises(ValueError, match="is there and public"):
@@ -395,7 +436,7 @@ def test_what_the_hub_says_is_told_without_the_token(
 ) -> None:
     hub.fails = ConnectionError(f"reset by peer, Authorization: Bearer {TOKEN}")
     with pytest.raises(
-        ValueError, match=r"has not been changed.*reset by peer.*An empty repo"
+        ValueError, match=r"^Nothing was sent.*reset by peer.*An empty repo.*left there\.$"
     ) as told:
         upload_saes({"x": folder}, REPO)
     assert TOKEN not in str(told.value)
@@ -404,6 +445,64 @@ def test_what_the_hub_says_is_told_without_the_token(
     monkeypatch.setattr("bae_lens.hub.upload.get_token", lambda: None)
     with pytest.raises(ValueError, match="There is no token for the hub: log in once"):
         upload_saes({"x": folder}, REPO)
+
+
+class _BadRequest(HfHubHTTPError, ValueError):
+    """As the client's BadRequestError is, without a response."""
+
+    def __init__(self, message: str) -> None:
+        ValueError.__init__(self, message)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@pytest.mark.parametrize("kind", [ValueError, _BadRequest])
+def test_what_the_client_refuses_by_a_value_error_is_told_likewise(
+    hub: LocalHub, folder: Path, capsys: pytest.CaptureFixture[str], kind: type[Exception]
+) -> None:
+    """As of a README whose header it does not take: after the repository was made."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        # A frame of the client's, as in life: what is raised here is none of ours.
+        code = compile("raise error", "hf_api.py", "exec")
+        exec(code, {"__name__": "huggingface_hub.hf_api", "error": kind(f"Invalid: {TOKEN}")})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", staticmethod(fail))
+        assert main(["upload", str(folder), "--repo_id", REPO, "--revision", "v2"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert (
+        f"Nothing was sent to {REPO}, as far as can be told ({kind.__name__}): Invalid: …." in err
+    )
+    assert "An empty repository was made and is left there. The branch v2 was made and" in err
+
+
+def test_a_branch_that_cannot_be_made_leaves_a_repository_that_is_told(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(HfApi, "create_branch", staticmethod(fail))
+    with pytest.raises(ValueError, match=r"gone\. An empty repository was made and is left there"):
+        upload_saes({"x": folder}, REPO, revision="v2")
+
+
+def test_whether_others_see_a_repository_is_its_owners_to_say(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def create(repo_id: str, private: bool | None = None) -> None:
+        asked.append(private)
+        hub.create_repo(repo_id, private)
+
+    monkeypatch.setattr(HfApi, "create_repo", staticmethod(create))
+    upload_saes({"x": folder}, REPO)
+    upload_saes({"x": folder}, f"{REPO}-2", private=True)
+    assert asked == [None, True]
 
 
 # The command
