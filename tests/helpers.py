@@ -479,10 +479,14 @@ TRANSCODERS: dict[type[Any], type[Any]] = {
 
 
 def make_transcoder(
-    kind: type[Any] = Transcoder, d_out: int = D_IN, seed: int = 0, d_in: int = D_IN
+    kind: type[Any] = Transcoder,
+    d_out: int = D_IN,
+    seed: int = 0,
+    d_in: int = D_IN,
+    d_sae: int = D_SAE,
 ) -> Any:
     """One of SAELens' transcoders with every weight random."""
-    sae = kind(TRANSCODERS[kind](d_in=d_in, d_sae=D_SAE, d_out=d_out, apply_b_dec_to_input=False))
+    sae = kind(TRANSCODERS[kind](d_in=d_in, d_sae=d_sae, d_out=d_out, apply_b_dec_to_input=False))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in sae.parameters():

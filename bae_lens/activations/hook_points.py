@@ -60,7 +60,8 @@ def hook_shape(model: HookedRootModule, hook_name: str, **model_kwargs: Any) -> 
         **model_kwargs: for ``model.run_with_cache``.
 
     Raises:
-        ValueError: if the model has no such hook, or it does not fire.
+        ValueError: if the model has no such hook, it does not fire, or it has no activation for each token
+            (as attention patterns).
     """
     if hook_name not in model.hook_dict:
         raise ValueError(
@@ -81,7 +82,14 @@ def hook_shape(model: HookedRootModule, hook_name: str, **model_kwargs: Any) -> 
             "hooks are off unless the model's config switches them on (use_attn_result, "
             "use_split_qkv_input, use_hook_mlp_in)."
         )
-    return cache[hook_name].shape[2:]
+    shape = cache[hook_name].shape
+    # Patterns are [batch, heads, query, key]; of one head, one by one for one token.
+    if len(shape) < 3 or shape[:2] != (1, 1) or shape[2:] == (1, 1):
+        raise ValueError(
+            f"{hook_name!r} has no activation for each token: one token gives the shape {tuple(shape)}, and [1, 1, d] or "
+            "[1, 1, heads, d_head] was expected. Name another hook point."
+        )
+    return shape[2:]
 
 
 def hook_width(

@@ -109,9 +109,11 @@ def _neuronpedia(
     args: argparse.Namespace, folder: Path, sae: Any, sha256: str, output: Path
 ) -> None:
     from bae_lens.export import NeuronpediaSource, write_neuronpedia
+    from bae_lens.export.neuronpedia import firing_latents
 
     source = NeuronpediaSource.of(sae, args.model_id, args.set_name)
     records, results = _seen(args, folder, sha256)
+    firing_latents(records)  # Refused before the model is loaded.
     n = write_neuronpedia(output, records, sae, source, results, _effects(args, folder))
     print(f"{n:,} features of {source.model_id}/{source.source}. Nothing was sent.")
 

@@ -56,18 +56,35 @@ def check_model(model: Any, hook_name: str | None = None, model_name: str = "") 
         model_name: how the result names it; its config's name if omitted.
 
     Returns:
-        What was seen. What fails while it is tried is a finding, and ends nothing.
+        What was seen. What fails while it is tried is a finding, and ends nothing; of a model that cannot read the
+        texts at all, it is the only one.
 
     Raises:
-        ValueError: if the model has no such hook point, it does not fire, or it has no tokenizer.
+        ValueError: if the model has no such hook point, it does not fire or has no activation for each token, or there
+            is no tokenizer.
     """
     name = hook_name or default_hook(model)
-    shape = hook_shape(model, name)
+    own = getattr(getattr(model, "cfg", None), "model_name", "")
+
+    def found(*findings: Finding) -> Compatibility:
+        return Compatibility(model_name or str(own), type(model).__name__, name, findings)
+
     if getattr(model, "tokenizer", None) is None:
         raise ValueError("The model has no tokenizer, so that nothing can be read. Give it one.")
-    trial = _Trial(model, name, shape)
-    findings = [
-        Finding("the hook point fires", True, _shape_in_words(shape)),
+    what = "the hook point fires"
+    try:
+        shape = hook_shape(model, name)
+    except ValueError:
+        raise
+    except Exception as error:  # Of any model's code: that it fails is what is to be found out.
+        return found(_raised(what, error))
+    fires = Finding(what, True, _shape_in_words(shape))
+    try:
+        trial = _Trial(model, name, shape)
+    except Exception as error:
+        return found(fires, _raised("texts are read", error))
+    return found(
+        fires,
         trial.attempt("activations are finite", trial.finite),
         trial.attempt("the first layers alone give the same", trial.stopped),
         trial.attempt("number type", trial.dtype),
@@ -84,9 +101,12 @@ def check_model(model: Any, hook_name: str | None = None, model_name: str = "") 
         trial.attempt("generation with a cache is that without", trial.generation),
         trial.attempt("gradients reach the hook point", trial.gradients),
         trial.attempt("predicts classes", trial.classes),
-    ]
-    own = getattr(getattr(model, "cfg", None), "model_name", "")
-    return Compatibility(model_name or str(own), type(model).__name__, name, findings)
+    )
+
+
+def _raised(name: str, error: Exception) -> Finding:
+    reason = shown(" ".join(str(error).split()))
+    return Finding(name, False, f"{type(error).__name__}: {reason}", "See what was raised.")
 
 
 def _shape_in_words(shape: torch.Size) -> str:
@@ -110,9 +130,8 @@ class _Trial:
         """What was seen, or what was raised over it."""
         try:
             return Finding(name, *look())
-        except Exception as error:  # Of any model's code: that it fails is what is to be found out.
-            reason = shown(" ".join(str(error).split()))
-            return Finding(name, False, f"{type(error).__name__}: {reason}", "See what was raised.")
+        except Exception as error:
+            return _raised(name, error)
 
     # What the model does
 
@@ -257,32 +276,38 @@ class _Trial:
             "stop_at_eos": False,
             "verbose": False,
         }
+        # What is written has to fit into the context too.
+        n_ctx: int | None = getattr(self.model.cfg, "n_ctx", None)
+        tokens = self._tokens()[:, : max(1, n_ctx - _N_GENERATED) if n_ctx else None]
         with attached(self.model, self._sae()):
             with_cache, without = (
                 self.model.generate(
-                    self._tokens(), use_past_kv_cache=cache, return_type="tokens", **settings
+                    tokens, use_past_kv_cache=cache, return_type="tokens", **settings
                 )
                 for cache in (True, False)
             )
         is_same = torch.equal(with_cache, without)
-        n = int((with_cache == without).all(0).sum()) - self._tokens().shape[1]
+        n = int((with_cache == without).all(0).sum()) - tokens.shape[1]
         advice = "" if is_same else "Generate with use_past_kv_cache=False."
         return is_same, f"{n} of {_N_GENERATED} tokens, an SAE attached", advice
 
     def gradients(self) -> tuple[bool | None, str, str]:
         kept: list[Tensor] = []
 
-        def keep(acts: Tensor, hook: Any) -> None:  # noqa: ARG001
-            acts.retain_grad()
-            kept.append(acts)
+        def keep(acts: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+            # A leaf: weights may be frozen, and those below have no part in it.
+            kept.append(acts.detach().requires_grad_())
+            return kept[-1]
 
         with torch.enable_grad():
             logits = self.model.run_with_hooks(
                 self._tokens(), fwd_hooks=[(self.hook_name, keep)], return_type="logits"
             )
-            logits.float().square().mean().backward()
-        self.model.zero_grad(set_to_none=True)
-        grad = kept[0].grad
+            loss = logits.float().square().mean()
+            # And no gradient is added to the weights' own.
+            grad = None
+            if loss.requires_grad:
+                [grad] = torch.autograd.grad(loss, kept[0], allow_unused=True)
         norm = 0.0 if grad is None else grad.float().norm().item()
         return norm > 0, f"norm {norm:.1e}", ""
 

@@ -14,7 +14,7 @@ from bae_lens.checks.consistency import check_indices
 from bae_lens.dictionaries import Dictionary
 from bae_lens.examples.records import Example, LatentRecord, LatentRecords
 from bae_lens.export.folder import export_folder
-from bae_lens.export.values import LatentValues, utf8
+from bae_lens.export.values import LatentValues, check_windows, utf8
 from bae_lens.files.json_file import write_json
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.report.scores import Result, check_results, list_columns
@@ -118,8 +118,8 @@ def write_neuronpedia(
         The number of features.
 
     Raises:
-        ValueError: if records, results or effects are of another dictionary, the records have no activations along windows, or the folder
-            is of another export.
+        ValueError: if records or results are of another dictionary, effects of latents that it lacks, the records have no activations
+            along windows or no latent that fires, or the folder is of another export.
     """
     values = LatentValues.of(records, sae)
     check_results(records, results)
@@ -127,9 +127,7 @@ def write_neuronpedia(
     by_latent = {of.latent: of for of in effects}
     explanations = _explanations(results)
     about = {"modelId": source.model_id, "source": source.source, "hook_name": records.hook_name}
-    fires = [latent for latent in records.latents if latent.n_firings > 0]
-    if not fires:
-        raise ValueError("No latent fires in the examples, so there is nothing to upload.")
+    fires = firing_latents(records)
     with export_folder(path, "neuronpedia", weights_sha256(sae), about) as folder:
         for k in range(0, len(fires), MAX_FEATURES_PER_BATCH):
             features = [
@@ -144,6 +142,19 @@ def write_neuronpedia(
         if scores:
             write_json(folder / SCORES_FILENAME, scores)
     return len(fires)
+
+
+def firing_latents(records: LatentRecords) -> list[LatentRecord]:
+    """The latents that have a feature there.
+
+    Raises:
+        ValueError: if there are none, or their examples do not say what latents have along windows.
+    """
+    fires = [latent for latent in records.latents if latent.n_firings > 0]
+    if not fires:
+        raise ValueError("No latent fires in the examples, so there is nothing to upload.")
+    check_windows(records)
+    return fires
 
 
 def _feature(

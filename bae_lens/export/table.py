@@ -49,7 +49,7 @@ def table_rows(
         effects: as ``logit_effects`` gives them.
 
     Raises:
-        ValueError: if records, results or effects are of another dictionary.
+        ValueError: if records or results are of another dictionary, or effects of latents that it lacks.
     """
     values = LatentValues.of(records, sae)
     check_results(records, results)

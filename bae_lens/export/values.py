@@ -19,6 +19,26 @@ def utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def check_windows(records: LatentRecords) -> None:
+    """That examples say what latents have along their windows.
+
+    Raises:
+        ValueError: if they do not, as those of older files.
+    """
+    for latent in records.latents:
+        for example in (*latent.strongest, *latent.random):
+            _window(example)
+
+
+def _window(example: Example) -> tuple[float | None, ...]:
+    if example.activations is None:
+        raise ValueError(
+            "The examples do not say what latents have along their windows: a version before "
+            "Example.activations collected them. Collect them anew: bae-lens report PATH --save_examples."
+        )
+    return example.activations
+
+
 @dataclass(frozen=True, eq=False)
 class LatentValues:
     """Activations of a dictionary's latents, as ``encode`` gives them.
@@ -69,12 +89,7 @@ class LatentValues:
         Raises:
             ValueError: if the example does not tell, as those of older files.
         """
-        found = example.activations
-        if found is None:
-            raise ValueError(
-                "The examples do not say what latents have along their windows: a version before "
-                "Example.activations collected them. Collect them anew: bae-lens report PATH --save_examples."
-            )
+        found = _window(example)
         if self.on_values is None:
             return [0.0 if value is None else float(value) for value in found]
         on = self.on_values[latent.index]

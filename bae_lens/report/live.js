@@ -3,6 +3,8 @@
 const live = { asked: "", isAsking: false, answer: null, timer: 0 };
 // After the last key, in milliseconds.
 const PAUSE = 400;
+// Rows of a table of the latents that fire at a token.
+const MOST_ROWS = 256;
 
 // ---------------------------------------------------------------- asking
 
@@ -66,13 +68,16 @@ function liveShaded(j) {
   return el("div", { class: "shaded", onclick: toggleValue }, text, firesAt(live.answer.tokens, values));
 }
 
+// The strongest and the weakest of what fires at a token, which may be thousands.
+const ends = (codes) => (codes.length ? [codes[0][1], codes.at(-1)[1]] : []);
+
 function showLive(answer, status) {
   live.answer = answer;
   live.status.textContent = status;
   live.result.replaceChildren();
   if (!answer) return;
   live.places = livePlaces();
-  const strengths = answer.codes.flat().map(([, strength]) => strength);
+  const strengths = answer.codes.flatMap(ends);
   live.shaded = el("div", {});
   live.codes = el("div", { class: "codes", role: "status" });
   live.buttons = answer.tokens.map((string, t) =>
@@ -112,15 +117,14 @@ function shadeLive(j) {
 
 function pickLiveToken(t) {
   const codes = live.answer.codes[t];
-  const strengths = codes.map(([, strength]) => strength);
-  const more = live.answer.more[t];
+  const strengths = ends(codes);
   live.buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === t));
   live.codes.replaceChildren(
     el("h3", {}, "Token ", alone(live.answer.tokens[t])),
     codes.length
       ? table({
           heads: [head(unit), numberHead(strengthUnit), cell(), codes[0].length > 2 && numberHead(valueName), cell()],
-          rows: codes.map(([j, strength, margin]) => [
+          rows: codes.slice(0, MOST_ROWS).map(([j, strength, margin]) => [
             linkWithGist(j),
             numberCell(number(strength)),
             barCell(fullness(strength, strengths)),
@@ -129,7 +133,7 @@ function pickLiveToken(t) {
           ]),
         })
       : el("p", {}, live.answer.counts[t] ? "Nothing fires here." : "This token does not count: it is special, or an outlier."),
-    more ? note(`${whole.format(more)} more fire here.`) : "",
+    codes.length > MOST_ROWS ? note(`${whole.format(codes.length - MOST_ROWS)} more fire here.`) : "",
   );
   if (codes.length) shadeLive(codes[0][0]);
 }

@@ -17,9 +17,6 @@ from bae_lens.dictionaries import Clusters
 from bae_lens.examples.records import LatentRecords
 from bae_lens.report.sentences import SentenceReader, Strongest
 
-# Of a token that are told with their numbers: of more, how many more.
-_N_CODES = 256
-
 
 class LiveText:
     """A model and a dictionary that read any text, for ``live.js``.
@@ -54,7 +51,7 @@ class LiveText:
         self._reader = SentenceReader(
             model, dictionary, records, activation_scaler, exclude_special_tokens, model_kwargs
         )
-        self._strongest = Strongest(records, _N_CODES)
+        self._strongest = Strongest(records, len(records))
         self._model = model
         n_ctx: int = model.cfg.n_ctx
         self.n_tokens = min(self._reader.coder.context_size or n_ctx, n_ctx)
@@ -66,8 +63,8 @@ class LiveText:
         Returns:
             ``tokens``: what each is read as. ``codes``: of each token the latents that fire, the strongest first, as
             ``[latent, strength]`` (see ``LatentRecords.strength``), of bits ``[latent, strength, margin]``; of a token
-            that does not count, none. ``counts``: whether each does. ``more``: how many more fire at each.
-            ``nTokens``: tokens of the whole text, of which the first ``self.n_tokens`` are read.
+            that does not count, none. ``counts``: whether each does. ``nTokens``: tokens of the whole text, of which the
+            first ``self.n_tokens`` are read.
 
         Raises:
             ValueError: if the text has nothing in it that can be read.
@@ -82,12 +79,10 @@ class LiveText:
             ) from None
         strings, counts, x = self._reader(batch)
         coded = iter(self._codes(x) if len(x) > 0 else ())
-        of_tokens = [next(coded) if is_counted else ([], 0) for is_counted in counts]
         return {
             "tokens": list(strings),
             "counts": counts,
-            "codes": [codes for codes, _ in of_tokens],
-            "more": [n for _, n in of_tokens],
+            "codes": [next(coded) if is_counted else [] for is_counted in counts],
             "nTokens": self._n_tokens_of(text),
         }
 
@@ -96,16 +91,16 @@ class LiveText:
         hook_name = self._reader.coder.hook_name
         return SentenceStore(self._model, texts, [hook_name], context_size=self.n_tokens)
 
-    def _codes(self, x: Tensor) -> list[tuple[list[list[float]], int]]:
+    def _codes(self, x: Tensor) -> list[list[list[float]]]:
         firings, margins = self._reader.coder.firings_with_margins(x)
         found = []
-        for row, (best, others) in enumerate(self._strongest(firings)):
+        for row, (best, _) in enumerate(self._strongest(firings)):
             values = [_rounded(strength) for _, strength in best]
             codes: list[list[float]] = [[j, v] for (j, _), v in zip(best, values, strict=True)]
             if margins is not None:
                 for code in codes:
                     code.append(_rounded(float(margins[row, int(code[0])])))
-            found.append((codes, len(others)))
+            found.append(codes)
         return found
 
     def _n_tokens_of(self, text: str) -> int:

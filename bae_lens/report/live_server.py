@@ -123,10 +123,21 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError as error:
             self._refuse(400, str(error))
         except Exception:
-            logger.exception("A text could not be read")
-            self._refuse(500, "The model failed on this text: the terminal says how.")
+            self._failed()
         else:
-            self._send_json(200, answer)
+            self._answer(answer)
+
+    def _answer(self, content: Any) -> None:
+        try:
+            body = _json(content)
+        except (ValueError, TypeError):  # NaN, or what JSON has no word for: not the text's fault.
+            self._failed()
+        else:
+            self._send(200, body, "application/json")
+
+    def _failed(self) -> None:
+        logger.exception("A text could not be read")
+        self._refuse(500, "The model failed on this text: the terminal says how.")
 
     def _path(self) -> str | None:
         """What is asked for, behind the token; None where the request was refused."""
@@ -167,10 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         return text
 
     def _refuse(self, status: int, reason: str) -> None:
-        self._send_json(status, {"error": reason})
-
-    def _send_json(self, status: int, content: Any) -> None:
-        self._send(status, json.dumps(content, allow_nan=False).encode(), "application/json")
+        self._send(status, _json({"error": reason}), "application/json")
 
     def _send(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
@@ -186,3 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """To the log, and only for those who look for faults: the address has the token."""
         logger.debug(format, *args)
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content, allow_nan=False).encode()

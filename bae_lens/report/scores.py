@@ -123,7 +123,8 @@ class Said(NamedTuple):
 def check_results(records: LatentRecords, results: Sequence[Result]) -> None:
     """
     Raises:
-        ValueError: if a result is of another dictionary than the examples, or two are of the same test.
+        ValueError: if a result is of another dictionary than the examples, or of other weights where both say of which,
+            or two are of the same test.
     """
     own = (records.dictionary, records.hook_name, len(records))
     for result in results:
@@ -132,6 +133,12 @@ def check_results(records: LatentRecords, results: Sequence[Result]) -> None:
             raise ValueError(
                 f"The result of the {_title(result)} is of {_named(*of)}; the examples are of "
                 f"{_named(*own)}. Give results of this dictionary."
+            )
+        hashes = {result.weights_sha256, records.weights_sha256} - {None}
+        if len(hashes) > 1:
+            raise ValueError(
+                f"The result of the {_title(result)} is of other weights ({result.weights_sha256}) than the examples "
+                f"({records.weights_sha256}): the dictionary may have been trained anew. Run the test again."
             )
     titles = list(map(_title, results))
     if len(set(titles)) < len(titles):

@@ -255,6 +255,7 @@ def collect_until(path: Path, folder: Path, number: int | None) -> int:
     try:
         # Whatever the process of the tests does at it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        torch.set_num_threads(1)  # Others are not there after a fork, and would be waited for.
         store = make_store(folder)
         n_passes, read = 0, store.get_filtered_llm_batch
 

@@ -95,6 +95,20 @@ def test_neuronpedia_with_effects(folder: Path, capsys: pytest.CaptureFixture[st
     assert {len(of["topLogits"]) for of in request["features"]} == {10}
 
 
+def test_older_examples_are_refused_before_a_model_is_loaded(
+    folder: Path, capsys: pytest.CaptureFixture[str], asked: list[tuple[str, str]]
+) -> None:
+    records = json.loads((folder / "examples.json").read_text())
+    for latent in records["latents"]:
+        for example in latent["strongest"] + latent["random"]:
+            example["activations"] = None
+    (folder / "older.json").write_text(json.dumps(records))
+    asked.clear()
+    err = refused(capsys, "neuronpedia", str(folder), "--examples", str(folder / "older.json"))
+    assert "Collect them anew: bae-lens report PATH --save_examples" in err
+    assert asked == []
+
+
 def test_delphi_reads_the_text_of_the_metadata(
     folder: Path, capsys: pytest.CaptureFixture[str], asked: list[tuple[str, str]]
 ) -> None:

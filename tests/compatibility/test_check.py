@@ -148,8 +148,47 @@ def test_what_is_raised_while_trying_is_a_finding():
     assert "no generation here" in found.detail
 
 
+def test_a_model_that_cannot_read_is_a_finding():
+    # Weights of a type that its config does not know: LayerNorm's output and theirs differ.
+    model = make_model()
+    torch.nn.Module.to(model, torch.float64)
+    model.blocks[1].to(torch.bfloat16)
+    result = check_model(model, HOOK)
+    assert [finding.holds for finding in result.findings] == [True, False]
+    assert result["texts are read"].detail.startswith("RuntimeError: ")
+    result = check_model(model, "blocks.1.hook_resid_post")
+    assert [(f.name, f.holds) for f in result.findings] == [("the hook point fires", False)]
+    assert "does not keep 1 of 1: the hook point fires" in str(result.verdict())
+
+
+def test_frozen_weights_and_gradients_of_their_owner():
+    model = make_model()
+    model.requires_grad_(False)
+    assert check_model(model, HOOK)["gradients reach the hook point"].holds
+
+    model = make_model()
+    model.W_U.grad = torch.ones_like(model.W_U)
+    assert check_model(model, HOOK)["gradients reach the hook point"].holds
+    assert torch.equal(model.W_U.grad, torch.ones_like(model.W_U))
+    assert model.W_E.grad is None
+
+
+def test_a_context_that_the_texts_fill():
+    model = make_model()
+    model.cfg.n_ctx = 16
+    for part in (model.pos_embed, *(block.attn for block in model.blocks)):
+        part.cfg.n_ctx = 16
+    model.pos_embed.W_pos = torch.nn.Parameter(model.W_pos[:16].detach().clone())
+    assert model.to_tokens("word1 " * 50).shape[1] == 16
+    result = check_model(model, HOOK)
+    assert result[CACHE].holds, result[CACHE]
+    assert result.holds
+
+
 def test_what_cannot_be_tried():
     model = make_model()
+    with pytest.raises(ValueError, match=r"gives the shape \(1, 2, 1, 1\)"):
+        check_model(model, "blocks.0.attn.hook_pattern")
     with pytest.raises(ValueError, match=r"no hook 'blocks\.0\.hook_resid'"):
         check_model(model, "blocks.0.hook_resid")
     model.tokenizer = None

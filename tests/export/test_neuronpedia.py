@@ -107,6 +107,22 @@ def test_a_dictionary_that_writes_elsewhere_has_no_source() -> None:
         NeuronpediaSource.of(between(make_bae(), HOOK))
 
 
+def test_nothing_is_written_of_examples_without_activations(tmp_path: Path) -> None:
+    def older(examples: Any) -> Any:
+        return tuple(example._replace(activations=None) for example in examples)
+
+    none = replace(
+        RECORDS,
+        latents=tuple(
+            replace(own, strongest=older(own.strongest), random=older(own.random))
+            for own in RECORDS.latents
+        ),
+    )
+    with pytest.raises(ValueError, match="Collect them anew: bae-lens report PATH"):
+        write_neuronpedia(tmp_path / "out", none, SAE, SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_written_where_nothing_fires(tmp_path: Path) -> None:
     none = replace(
         RECORDS, latents=tuple(replace(own, n_firings=0, rate=0.0) for own in RECORDS.latents)

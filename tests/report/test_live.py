@@ -56,11 +56,19 @@ def test_every_latent_that_fires_with_its_activation():
     assert [s.strip() for s in answer["tokens"][1:]] == TEXT.split()
     assert (answer["counts"], answer["nTokens"]) == ([False, True, True, True, True], 5)
     assert answer["codes"][0] == []
-    assert answer["more"] == [0] * 5
     for codes, own in zip(answer["codes"][1:], acts, strict=True):
         values, latents = own.sort(descending=True)
         assert [j for j, _ in codes] == latents[values > 0].tolist()
         assert [v for _, v in codes] == pytest.approx(values[values > 0].tolist(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_of_a_dense_code_all_that_fire():
+    """However many: of one that is left out the page would say that it does not fire."""
+    sae = make_transcoder(d_sae=600)
+    sae.b_enc.fill_(50.0)
+    answer = live_of(sae)(TEXT)
+    assert [len({j for j, _ in codes}) for codes in answer["codes"]] == [0, 600, 600, 600, 600]
 
 
 @torch.no_grad()
@@ -216,6 +224,25 @@ def test_what_fails_is_told_and_the_next_text_is_read(caplog):
         assert (reply.status, b"secret" in reply.body) == (500, False)
         assert "secret details" in caplog.text
         assert ask(server, "good").said == {"text": "good"}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), {1, 2}])
+def test_an_answer_that_is_no_json_is_told_too(caplog, bad):
+    with served(PAGE, lambda text: {"text": text, "value": bad}) as server:
+        reply = ask(server, "word3")
+        assert (reply.status, "The model failed" in reply.said["error"]) == (500, True)
+    assert "A text could not be read" in caplog.text
+
+
+def test_activations_that_are_no_numbers_are_told():
+    model = make_model()
+    live = live_of(make_bae(), model)
+    with torch.no_grad():
+        model.W_E.fill_(torch.nan)
+    with served(PAGE, live) as server:
+        reply = ask(server, TEXT)
+    assert reply.status == 400
+    assert "NaN or infinite at 4 of 4 tokens" in reply.said["error"]
 
 
 def test_one_text_at_a_time():

@@ -160,6 +160,16 @@ def test_results_of_another_dictionary_are_refused(changes: dict[str, Any]):
         check_results(EVIDENCE, [replace(INTRUDER, **changes)])
 
 
+def test_results_of_other_weights_are_refused():
+    """As far as it can be told: earlier versions did not write it."""
+    own = replace(EVIDENCE, weights_sha256="a" * 64)
+    check_results(own, [replace(INTRUDER, weights_sha256="a" * 64)])
+    check_results(own, [replace(INTRUDER, weights_sha256=None)])
+    check_results(EVIDENCE, [replace(INTRUDER, weights_sha256="b" * 64)])
+    with pytest.raises(ValueError, match=r"of other weights \(b+\) than the examples \(a+\)"):
+        check_results(own, [replace(INTRUDER, weights_sha256="b" * 64)])
+
+
 def test_two_results_of_one_test_are_refused():
     with pytest.raises(ValueError, match="got ComSem, balanced, ComSem, balanced"):
         check_results(EVIDENCE, [MENDED, ComSemResult.from_dict(MENDED.to_dict())])
