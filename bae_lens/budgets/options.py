@@ -21,6 +21,8 @@ from bae_lens.nn import check_budget
 _SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 # Latents on per token, up to half of them.
 _KS = (4, 8, 16, 32, 64, 128)
+# Budgets within such a factor are as good as one: what lies between them is the noise of a training.
+NEAR = 1.5
 # Fields that are a budget, the first that a config has.
 FIELDS = ("target_entropy", "k")
 
@@ -31,7 +33,8 @@ class SweepSettings:
 
     Args:
         budgets (Sequence[float] | None): Values that are tried, in bits per token or, where the field is ``k``, latents on per
-            token. None: for bits 1/32, 1/16, 1/8, 1/4, 1/2 and 1 per input dimension, for k 4, 8, 16, 32, 64 and 128.
+            token, the largest at least 1.5 times the smallest. None: for bits 1/32, 1/16, 1/8, 1/4, 1/2 and 1 per input
+            dimension, for k 4, 8, 16, 32, 64 and 128, as far as the latents allow.
         n_tokens (int): Tokens that the language model reads for training and for the figures, of which the last fifth
             is held out.
         minutes (float): How long all may take, from the moment that the model is loaded: so many steps are trained as
@@ -42,7 +45,7 @@ class SweepSettings:
         seed (int): Of weights, shuffles and the latents that are tested.
 
     Raises:
-        ValueError: if a value is outside its range, or there are not two different budgets.
+        ValueError: if a value is outside its range, there are not two different budgets, or all are about the same.
     """
 
     budgets: Sequence[float] | None = None
@@ -71,7 +74,8 @@ def checked_budgets(budgets: Any) -> tuple[float, ...]:
     """In ascending order.
 
     Raises:
-        ValueError: if they are not two different positive numbers at least.
+        ValueError: if they are not two different positive numbers at least, or are within a factor of 1.5, so that nothing
+            could be told apart.
     """
     rule = positive()
     if isinstance(budgets, str) or not isinstance(budgets, Sequence):
@@ -84,6 +88,11 @@ def checked_budgets(budgets: Any) -> tuple[float, ...]:
         raise ValueError(
             "budgets must be two different positive numbers at least, in bits per token (of k: latents on per token); got "
             f"{shown(list(budgets))}."
+        )
+    if found[-1] < NEAR * found[0]:
+        raise ValueError(
+            f"budgets must be apart, the largest {NEAR:g} times the smallest at least, or nothing could be told between them; "
+            f"got {shown(list(budgets))}. Try {found[0]:g} and {2 * found[0]:g}."
         )
     return tuple(found)
 
@@ -110,11 +119,11 @@ def budgets_of(cfg: Any, field: str, given: Sequence[float] | None) -> tuple[flo
 
     Raises:
         ValueError: if a value is none for it: more bits than all latents can carry, a k above their number, or, but for
-            BatchTopK, no whole one.
+            BatchTopK, no whole one; or none is given and there is one latent only, which has no two values of k.
     """
     if field == "k":
         if given is None:
-            return tuple(float(k) for k in _KS if k <= max(cfg.d_sae // 2, _KS[1]))
+            return _default_ks(cfg.d_sae)
         # BatchTopK's is a mean.
         is_mean = isinstance(cfg, BatchTopKTrainingSAEConfig)
         wrong = [k for k in given if k > cfg.d_sae or not (is_mean or k == int(k))]
@@ -125,9 +134,24 @@ def budgets_of(cfg: Any, field: str, given: Sequence[float] | None) -> tuple[flo
             )
         return tuple(given)
     if given is None:
-        return tuple(
-            round(share * cfg.d_in, 1) for share in _SHARES if share * cfg.d_in <= cfg.d_sae
-        )
+        # Of the latents where they are so few that no two shares of the dimensions fit.
+        whole_of = cfg.d_in if _SHARES[1] * cfg.d_in <= cfg.d_sae else cfg.d_sae
+        bits = (share * whole_of for share in _SHARES)
+        return tuple(float(f"{some:.3g}") for some in bits if some <= cfg.d_sae)
     for bits in given:
         check_budget(bits, cfg.d_sae, None, cfg.n_levels)
     return tuple(given)
+
+
+def _default_ks(d_sae: int) -> tuple[float, ...]:
+    """Those of ``_KS`` up to half of the latents; the two largest powers of two that there are latents for where that is
+    not two."""
+    if d_sae < 2:
+        raise ValueError(
+            f"d_sae is {d_sae}, and of one latent there are no two values of k to compare. Raise d_sae."
+        )
+    found = [k for k in _KS if k <= d_sae // 2]
+    if len(found) < 2:
+        most = 2 ** (d_sae.bit_length() - 1)
+        found = [most // 2, most]
+    return tuple(float(k) for k in found)

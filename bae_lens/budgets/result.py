@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from typing_extensions import Self
 
-from bae_lens.budgets.options import FIELDS
+from bae_lens.budgets.options import FIELDS, NEAR
 from bae_lens.charts import Curve, curves
 from bae_lens.checks.consistency import check_counts, check_that
 from bae_lens.files.json_file import JsonResult
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 Purpose = Literal["read", "reconstruct", "explained_variance"]
 
-# Codes with so many times the bits are of another budget.
-_OFF = 1.5
 # Gain of explained variance, per doubling of the budget, below which more of it is hardly worth while.
 _HARDLY = 0.02
 _MANY_DEAD = 0.1
@@ -148,9 +146,7 @@ class BudgetSweep(JsonResult):
         """A budget for each purpose: where a training came to, in bits that were measured (asked or not), or a k that was tried; at
         a stated explained variance between two of them. None where all came to about the same bits."""
         points = self._by_place()
-        if len(points) < 2:
-            return []
-        if self.field == "target_entropy" and points[-1].budget < _OFF * points[0].budget:
+        if not points or points[-1].budget < NEAR * points[0].budget:
             return []
         found = [self._to_read(points), _to_reconstruct(points)]
         if explained_variance is not None:
@@ -162,19 +158,19 @@ class BudgetSweep(JsonResult):
         was asked for, which a short training may not reach."""
         if self.field == "k":
             return list(self.points)
-        placed = {place: p for p in self.points if (place := float(f"{p.bits:.3g}")) > 0}
-        return [replace(placed[place], budget=place) for place in sorted(placed)]
+        in_bits = sorted(self.points, key=lambda point: point.bits)
+        return [replace(p, budget=place) for p in in_bits if (place := float(f"{p.bits:.3g}")) > 0]
 
     def _to_read(self, points: Sequence[BudgetPoint]) -> Recommendation:
         tested = [point for point in points if point.n_readable is not None]
         if not any(point.n_passed for point in tested):
             alive = [point for point in points if point.dead_share <= _MANY_DEAD]
             best = (alive or list(points))[0]
-            why = (
-                "no latent passes the intruder test yet"
-                if tested
-                else "no judge tested latents here"
-            )
+            why = "no latent passes the intruder test yet"
+            if self.judge is None:
+                why = "no judge tested latents here"
+            elif not tested:
+                why = "no latent has texts enough for the intruder test"
             return Recommendation(
                 "read",
                 best.budget,
@@ -184,15 +180,16 @@ class BudgetSweep(JsonResult):
             )
         best = max(tested, key=lambda point: (_readable(point).mean, -point.budget))
         # They are drawn from two dictionaries, each with its own interval: where these meet, nothing is said.
-        alike = [p for p in tested if p is not best and _readable(p).high >= _readable(best).low]
+        alike = [p.budget for p in tested if _readable(p).high >= _readable(best).low]
+        others = [f"{budget:g}" for budget in dict.fromkeys(alike) if budget != best.budget]
         share, n = best.passed_share, _readable(best)
         assert share is not None
         reason = (
             f"{best.n_passed} of {best.n_tested} tested latents pass ({share.low:.0%} to {share.high:.0%}), that is {n.low:.0f} to "
             f"{n.high:.0f} of {self.d_sae:,}"
         )
-        if alike:
-            reason += f"; not told apart from {', '.join(f'{p.budget:g}' for p in alike)}"
+        if others:
+            reason += f"; not told apart from {', '.join(others)}"
         return Recommendation("read", best.budget, reason)
 
     def _at(self, points: Sequence[BudgetPoint], target: float) -> Recommendation:
@@ -277,10 +274,9 @@ class BudgetSweep(JsonResult):
             Curve("explained variance", x, [p.explained_variance for p in points], marker="o"),
             Curve("dead latents", x, [p.dead_share for p in points], color=3, style=3, marker="x"),
         ]
-        shares = {p.budget: share for p in points if (share := p.passed_share) is not None}
+        shares = [(p.budget, *share) for p in points if (share := p.passed_share) is not None]
         if shares:
-            places, found = list(shares), list(shares.values())
-            means, lows, highs = (list(column) for column in zip(*found, strict=True))
+            places, means, lows, highs = (list(column) for column in zip(*shares, strict=True))
             name = "pass the intruder test, of those tested"
             lines.insert(1, Curve(name, places, means, lows, highs, color=1, style=1, marker="s"))
         ticks = {f"{place:.3g}": place for place in x}
@@ -291,7 +287,7 @@ class BudgetSweep(JsonResult):
 
 def is_near(point: BudgetPoint) -> bool:
     """Whether a code has about as many bits as were asked for, within a factor of 1.5."""
-    return 1 / _OFF <= point.bits / point.budget <= _OFF
+    return 1 / NEAR <= point.bits / point.budget <= NEAR
 
 
 def _readable(point: BudgetPoint) -> Interval:
@@ -301,7 +297,13 @@ def _readable(point: BudgetPoint) -> Interval:
 
 
 def _to_reconstruct(points: Sequence[BudgetPoint]) -> Recommendation:
-    for point, following in pairwise(points):
+    """The first from which more adds little; the last is ``NEAR`` times the first at least."""
+    before = points[0]
+    for point in points:
+        # Between budgets nearer than that, what differs is the training and not the budget.
+        following = next((p for p in points if p.budget >= NEAR * point.budget), None)
+        if following is None:
+            break
         gain = following.explained_variance - point.explained_variance
         per_doubling = gain / math.log2(following.budget / point.budget)
         if per_doubling < _HARDLY:
@@ -310,11 +312,13 @@ def _to_reconstruct(points: Sequence[BudgetPoint]) -> Recommendation:
                 point.budget,
                 f"explained variance {point.explained_variance:.3f}; twice as much adds {per_doubling:+.3f}",
             )
-    last, before = points[-1], points[-2]
+        before = point
+    # Of those that have none beyond them, which are near each other, the one that explains most.
+    last = max(points[points.index(before) + 1 :], key=lambda point: point.explained_variance)
     gain = last.explained_variance - before.explained_variance
     return Recommendation(
         "reconstruct",
         last.budget,
-        f"explained variance {last.explained_variance:.3f}, the most that was tried, and {gain:+.3f} from {before.budget:g}: "
+        f"explained variance {last.explained_variance:.3f}, the most that was reached, and {gain:+.3f} from {before.budget:g}: "
         "more would explain more",
     )

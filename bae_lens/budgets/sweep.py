@@ -103,11 +103,17 @@ def sweep_budgets(
 
     coefficients = _Coefficients(cfg.sae.d_in)
 
-    def trained(budget: float, n_steps: int, again: bool = False) -> TrainingSAE[Any]:
-        start = coefficients.start(budget, again) if field == "target_entropy" else None
+    def first_coefficient(budget: float, again: bool = False) -> float | None:
+        return coefficients.start(budget, again) if field == "target_entropy" else None
+
+    def fitted(budget: float, n_steps: int, start: float | None) -> TrainingSAE[Any]:
         own = _with_budget(runner.sae.cfg, budget, n_steps, start)
         seed, device = settings.seed, cfg.device
-        sae = fit_activations(own, training, n_steps, batch_size, cfg.lr, seed, device)
+        return fit_activations(own, training, n_steps, batch_size, cfg.lr, seed, device)
+
+    def trained(budget: float, n_steps: int, again: bool = False) -> TrainingSAE[Any]:
+        start = first_coefficient(budget, again)
+        sae = fitted(budget, n_steps, start)
         if start is not None:
             coefficients.ended(budget, start * sae.log_entropy_multiplier.exp().item())  # pyright: ignore[reportCallIssue]
         return sae
@@ -116,7 +122,9 @@ def sweep_budgets(
     n_steps = settings.n_steps
     if n_steps is None:
         begun = time.monotonic()
-        trained(budgets[len(budgets) // 2], _TIMED_STEPS)
+        # Of which the coefficients learn nothing.
+        middle = budgets[len(budgets) // 2]
+        fitted(middle, _TIMED_STEPS, first_coefficient(middle))
         per_step = (time.monotonic() - begun) / _TIMED_STEPS
         left = 60 * settings.minutes * (1 if judge is None else 1 - _JUDGING)
         left -= time.monotonic() - started

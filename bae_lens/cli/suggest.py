@@ -121,6 +121,7 @@ def _write(
     output: Path,
     plot: Path | None,
 ) -> None:
+    from bae_lens.budgets.result import is_near
     from bae_lens.files.json_file import write_json
 
     found = sweep.recommendations(target)
@@ -131,9 +132,10 @@ def _write(
     title = f"{sweep.model_name}, {sweep.hook_name}, {sweep.architecture}, {sweep.n_steps:,} steps"
     write_plot(plot, lambda: sweep.plot(title))
     if not found:
-        print(
-            f"\nNothing can be recommended: all came to about the same bits. Try --steps {3 * sweep.n_steps}."
-        )
+        # Trainings that came to what they were asked for would come to the same with more steps.
+        wanting = not all(is_near(point) for point in sweep.points)
+        advice = f"--steps {3 * sweep.n_steps}" if wanting else "--budgets that are further apart"
+        print(f"\nNothing can be recommended: all came to about the same bits. Try {advice}.")
     for one, command in zip(found, of_all, strict=True):
         words = _PURPOSES[one.purpose]
         print(f"\n{words[0].upper()}{words[1:]}: {sweep.field} {one.budget:g} ({one.reason}).")

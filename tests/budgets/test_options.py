@@ -34,6 +34,24 @@ def test_the_field_and_its_default_values():
     assert budgets_of(TopKTrainingSAEConfig(d_in=4, d_sae=8), "k", None) == (4, 8)
 
 
+@pytest.mark.parametrize("d_in", [1, 2, 64, 4096])
+@pytest.mark.parametrize("d_sae", [1, 2, 3, 4, 5, 7, 8, 9, 100])
+def test_the_default_values_of_tiny_dictionaries_are_ones_for_them(d_in, d_sae):
+    bae = TrainingBAEConfig(d_in=d_in, d_sae=d_sae)
+    bits = budgets_of(bae, "target_entropy", None)
+    # They are two at least, apart, and no more than there is room for.
+    assert SweepSettings(budgets=bits).budgets == bits
+    assert budgets_of(bae, "target_entropy", bits) == bits
+    topk = TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=1)
+    if d_sae == 1:
+        with pytest.raises(ValueError, match=r"d_sae is 1, and of one latent.* Raise d_sae"):
+            budgets_of(topk, "k", None)
+        return
+    ks = budgets_of(topk, "k", None)
+    assert SweepSettings(budgets=ks).budgets == ks
+    assert budgets_of(topk, "k", ks) == ks
+
+
 @pytest.mark.parametrize("kind", [StandardTrainingSAEConfig, JumpReLUTrainingSAEConfig])
 def test_a_penalty_is_no_budget(kind):
     with pytest.raises(ValueError, match=r"'\w+' has no budget that could be swept.*smollm2-read"):
@@ -68,6 +86,12 @@ def test_budgets_are_sorted_and_each_is_tried_once():
 def test_what_are_no_budgets(budgets):
     with pytest.raises(ValueError, match="budgets must be"):
         SweepSettings(budgets=budgets)
+
+
+def test_budgets_that_are_about_the_same():
+    with pytest.raises(ValueError, match=r"1.5 times the smallest.*got \[29, 20\]. Try 20 and 40"):
+        SweepSettings(budgets=[29, 20])
+    assert SweepSettings(budgets=[20, 30]).budgets == (20, 30)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,40 @@ def test_to_reconstruct_is_where_more_adds_little():
     assert (few.budget, "adds +0.018" in few.reason) == (20, True)
 
 
+def test_budgets_that_are_near_are_compared_with_what_is_beyond_them():
+    # 0.042 less at 1.7 % more bits is noise, and no cost of more bits.
+    near = (point(30, 0.58, bits=36.2), point(40, 0.538, bits=36.8), point(80, 0.65, bits=75))
+    _, found = make_sweep(*near).recommendations()
+    assert (found.budget, found.reason[-41:]) == (75, "+0.112 from 36.8: more would explain more")
+    # The two that are near the end are as good as one: the better of them.
+    ends = (point(20, 0.5), point(60, 0.65), point(70, 0.63))
+    _, found = make_sweep(*ends).recommendations()
+    assert (found.budget, found.reason[-39:]) == (60, "+0.150 from 20: more would explain more")
+
+
+def test_codes_of_the_same_bits_are_all_kept():
+    tested = {"n_enough": 400, "n_tested": 50}
+    points = (
+        point(10, 0.5, bits=41.04, **tested, n_passed=40),
+        point(20, 0.5, bits=41.01, **tested, n_passed=10),
+        point(80, 0.7, bits=80, **tested, n_passed=5),
+    )
+    sweep = make_sweep(*points, judge="x")
+    read, reconstruct = sweep.recommendations()
+    assert (read.budget, read.reason[:8], reconstruct.budget) == (41, "40 of 50", 80)
+    assert "not told apart" not in read.reason
+    assert sweep.recommendations(0.6)[-1].budget == 57.3
+    pytest.importorskip("matplotlib")
+    line = sweep.plot().axes[0].lines[1]
+    assert np.asarray(line.get_xdata()).tolist() == [41, 41, 80]
+
+
+def test_latents_without_texts_enough_are_no_missing_judge():
+    untested = [point(budget, 0.5, n_enough=0) for budget in (20, 40)]
+    found, _ = make_sweep(*untested, judge="x").recommendations()
+    assert found.reason.startswith("no latent has texts enough for the intruder test; the smallest")
+
+
 @pytest.mark.parametrize(
     ("target", "budget", "said"),
     [

@@ -78,7 +78,7 @@ def test_the_steps_are_those_of_the_time_and_of_the_config(tmp_path, monkeypatch
 
     monkeypatch.setattr(sweep, "fit_activations", counted)
     # Which budgets are near after two steps, and so trained once.
-    assert run(runner_cfg(tmp_path), budgets=[12, 14]).n_steps == 6
+    assert run(runner_cfg(tmp_path), budgets=[11, 16.5]).n_steps == 6
     assert asked == [5, 6, 6]
     long = runner_cfg(tmp_path, n_steps=10**6)
     assert run(long, budgets=[4, 8], minutes=1e-6).n_steps == 50
@@ -104,6 +104,21 @@ def test_a_budget_that_is_not_met_is_trained_again_from_where_its_coefficient_ca
     # By 2 % a step, and in the budget that follows as far from where it would have started.
     assert second_start == pytest.approx(first_start * math.exp(0.02 * 10), rel=1e-3)
     assert third_start == pytest.approx(second_start * math.exp(0.02 * 10) / 14**1.5, rel=1e-3)
+
+
+def test_the_run_that_is_timed_moves_no_coefficient(tmp_path, monkeypatch):
+    starts: list[float] = []
+    fit = sweep.fit_activations
+
+    def counted(cfg: Any, *rest: Any) -> Any:
+        starts.append(cfg.entropy_coefficient)
+        return fit(cfg, *rest)
+
+    monkeypatch.setattr(sweep, "fit_activations", counted)
+    run(runner_cfg(tmp_path), budgets=[1, 14])
+    timed, first_start, *_ = starts
+    usual = 0.01 * D_IN**1.5
+    assert (timed, first_start) == pytest.approx((usual / 14**1.5, usual))
 
 
 def test_judged_latents_and_a_model_that_reads_each_text_once(tmp_path, monkeypatch):

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import yaml
 
+from bae_lens import budgets
 from bae_lens.budgets import BudgetSweep, Recommendation
 from bae_lens.cli import main, suggest
 from bae_lens.cli.fields import overrides_of
 from bae_lens.offline import names
 from bae_lens.scoring import ModelEncoder
 from bae_lens.training.config_file import load_config
+from tests.budgets.test_result import make_sweep, point
 from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import D_SAE, runner_cfg
 
@@ -94,6 +96,17 @@ def test_where_all_come_to_the_same_bits_nothing_is_recommended(config, capsys):
     assert json.loads(Path("out/mine-budgets.json").read_text())["recommendations"] == []
 
 
+def test_where_each_came_to_what_it_was_asked_for_more_steps_are_no_advice(
+    config, capsys, monkeypatch
+):
+    def near(*_: Any, **__: Any) -> BudgetSweep:
+        return make_sweep(point(20, 0.5, bits=22), point(30, 0.5, bits=29))
+
+    monkeypatch.setattr(budgets, "sweep_budgets", near)
+    assert main(["suggest", config, *SMALL, "--plot", "none"]) == 0
+    assert capsys.readouterr().out.endswith("Try --budgets that are further apart.\n")
+
+
 def test_without_minilm_nothing_is_judged(config, monkeypatch, capsys):
     def missing(*_: Any) -> None:
         raise ImportError("MiniLM is missing. Install it.")
@@ -110,6 +123,7 @@ def test_without_minilm_nothing_is_judged(config, monkeypatch, capsys):
     ("options", "said"),
     [
         (("--budgets", "4"), "--budgets must be two different positive numbers"),
+        (("--budgets", "4,5"), "--budgets must be apart, the largest 1.5 times the smallest"),
         (("--budgets", "4,-8"), "--budgets must be two different positive numbers"),
         (("--explained_variance", "1.2"), "--explained_variance must be"),
         (("--minutes", "0"), "--minutes must be"),
