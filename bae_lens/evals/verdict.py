@@ -19,6 +19,8 @@ _FEW_TOKENS, _ENOUGH_TOKENS = 32_768, 65_536
 # how many times as many are still a code to read.
 _TO_READ, _FEW = 1 / 16, 1.5
 _CAP = 0.05
+# The coefficient follows one target: a config that names the other is refused with both, and this SAE's may be such a one.
+_NO_FIDELITY = "(and --sae.target_unexplained_variance null, where the config names one)"
 # How a number of latents on per token is asked for. BatchTopK is saved as JumpReLU.
 _BY_L0 = {
     **dict.fromkeys(("topk", "abstopk", "topk_transcoder"), "--sae.k {n}"),
@@ -123,7 +125,7 @@ def _advice(
     if bits > _FEW * _TO_READ * cfg.d_in:
         fewer = _budget(code, cfg, _TO_READ * cfg.d_in / bits, bits)
         if cfg.architecture() == "bae":
-            fewer = "--sae.target_entropy d_in/16"
+            fewer = f"--sae.target_entropy d_in/16 {_NO_FIDELITY}"
         return f"For latents to read, train with fewer bits: {fewer}."
     more = _budget(code, cfg, 2, bits)
     return (
@@ -147,14 +149,19 @@ def _advice_on_dense(code: Mapping[str, Any], cfg: SAEConfig) -> str:
 
 
 def _budget(code: Mapping[str, Any], cfg: SAEConfig, factor: float, bits: float = 0) -> str:
-    """The option by which a code of that many times its bits is asked for."""
+    """The options by which a code of that many times its bits, twice at most, is asked for."""
     kind = cfg.architecture()
-    if kind == "bae":
-        return f"--sae.target_entropy {max(round(factor * bits), 1)}"
     if kind in ("standard", "gated"):
         return f"{'half' if factor > 1 else 'twice'} the --sae.l1_coefficient"
-    by_l0 = _BY_L0.get(kind, "about {n} latents on per token")
-    return by_l0.format(n=max(round(factor * code["l0"]), 1))
+    if kind == "bae":
+        wanted, most = factor * bits, cfg.d_sae * math.log2(getattr(cfg, "n_levels", 1) + 1)
+        option = f"--sae.target_entropy {max(round(wanted), 1)} {_NO_FIDELITY}"
+    else:
+        wanted, most = factor * code["l0"], cfg.d_sae
+        by_l0 = _BY_L0.get(kind, "about {n} latents on per token")
+        option = by_l0.format(n=max(round(wanted), 1))
+    # Of fewer latents so much would be refused.
+    return option if wanted <= most else f"{option}, and --sae.d_sae {2 * cfg.d_sae}"
 
 
 def _percent(share: float) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from sae_lens import GatedSAEConfig, JumpReLUSAEConfig, SAEConfig, StandardSAEConfig, TopKSAEConfig
 from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAEConfig
 
-from bae_lens import BAEConfig, CLVQVAEConfig
+from bae_lens import BAEConfig, CLVQVAEConfig, TrainingBAEConfig
+from bae_lens.cli.fields import overrides_of
 from bae_lens.evals import eval_verdict
+from bae_lens.training.config_file import load_config
 
-D: dict[str, Any] = {"d_in": 576, "d_sae": 40}
+D: dict[str, Any] = {"d_in": 576, "d_sae": 400}
 BAE = BAEConfig(**D)
 
 
@@ -34,7 +37,7 @@ def metrics(of_code: dict[str, Any] | None = None, **changes: Any) -> dict[str, 
 
 def test_the_finding_has_the_figures_with_their_tokens():
     assert eval_verdict(metrics(), BAE).finding == (
-        "On 65,000 tokens 5.0 % of 40 latents never fire (dead) and 0 % fire at more than 10 % (dense); the "
+        "On 65,000 tokens 5.0 % of 400 latents never fire (dead) and 0 % fire at more than 10 % (dense); the "
         "reconstruction explains 0.800 of the variance, in 310 bits per token; in the model it costs +0.200 nats per "
         "token on 4,096 tokens, 2.0 % of what zeros cost and 4.0 % of what mean activations cost."
     )
@@ -61,11 +64,11 @@ def test_what_was_not_measured_is_not_said():
     ("of_code", "advised"),
     [
         (code(explained_variance=-0.1), "no better than the mean activation"),
-        (code(dead_share=0.25), "--sae.d_sae 30."),
+        (code(dead_share=0.25), "--sae.d_sae 300."),
         (code(dead_share=0.25, n_tokens=1000), "--n_code_tokens 65536"),
         (code(dead_share=1.0), "--lr 1e-3"),
         (code(dense_share_10=0.03), "--sae.max_density 0.05."),
-        (code(), "with fewer bits: --sae.target_entropy d_in/16."),
+        (code(), "with fewer bits: --sae.target_entropy d_in/16 (and --sae.target_unexplained_variance null, where"),
         (code(description_length=45.0), "run bae-lens report; to explain more, train with --sae.target_entropy 90"),
         # A code of which the magnitudes are unknown is judged by what is known.
         (code(description_length=None, support_entropy=50.0), "--sae.target_entropy 100"),
@@ -73,6 +76,36 @@ def test_what_was_not_measured_is_not_said():
 )  # fmt: skip
 def test_what_a_bae_is_advised(of_code, advised):
     assert advised in eval_verdict(metrics(of_code), BAE).advice
+
+
+@pytest.mark.parametrize("bits", [45.0, 310.0, 560.0])
+@pytest.mark.parametrize("shipped", ["smollm2-entropy", "smollm2-read"])
+def test_what_a_bae_is_advised_is_what_a_config_takes(bits, shipped):
+    advice = eval_verdict(metrics(code(description_length=bits)), BAE).advice
+    options = [word.strip("(),.") for word in advice.split()]
+    given = [
+        text
+        for name, value in pairwise(options)
+        if name.startswith("--sae.")
+        for text in (name, value)
+    ]
+    assert given[2:4] == ["--sae.target_unexplained_variance", "null"]
+    cfg: Any = load_config(shipped, overrides_of([*given, "--sae.n_levels", "1"])).runner.sae
+    assert isinstance(cfg, TrainingBAEConfig)
+    assert cfg.target_unexplained_variance is None
+
+
+def test_more_bits_than_there_is_room_for_take_more_latents():
+    crowded = BAEConfig(d_in=6000, d_sae=400)
+    advice = eval_verdict(metrics(code(description_length=310.0)), crowded).advice
+    assert "--sae.target_entropy 620 " in advice
+    assert advice.endswith(", and --sae.d_sae 800.")
+    # Levels have room for it.
+    levels = BAEConfig(d_in=6000, d_sae=400, n_levels=3)
+    assert "d_sae" not in eval_verdict(metrics(code(description_length=310.0)), levels).advice
+    of_k = metrics(code(description_length=310.0, l0=250))
+    advice = eval_verdict(of_k, TopKSAEConfig(d_in=6000, d_sae=400, k=250)).advice
+    assert advice.endswith("--sae.k 500, and --sae.d_sae 800.")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +148,7 @@ def test_a_k_to_read_has_a_bit_for_sixteen_dimensions():
 
 def test_a_codebook():
     of_code = code(codes_in_use=38, perplexity=21.3, description_length=4.4)
-    cfg = CLVQVAEConfig(**D, d_out=576)
+    cfg = CLVQVAEConfig(d_in=576, d_sae=40, d_out=576)
     verdict = eval_verdict(metrics(of_code), cfg)
     assert "38 of 40 codes are in use, as many as 21 used evenly;" in verdict.finding
     assert "--sae.d_sae 80" in verdict.advice
