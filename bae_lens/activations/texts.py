@@ -8,6 +8,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+# Logged with how many, and of how many, where a figure of a text is a mean over its tokens.
+NO_TOKENS = "%d of %d texts are left out: no token of them is neither special nor an outlier."
 _SHOWN = 60
 
 

@@ -214,6 +214,15 @@ class Reader:
                 read = torch.arange(width) == self.texts.readout[part][:, None]
             yield Batch(part, TextBatch(tokens, valid, mask), read, valid | read)
 
+    def has_tokens(self) -> Bool[Tensor, " n"]:
+        """Which texts have a position that their vector is of: where it is a mean, one that is neither special nor an
+        outlier."""
+        found = torch.ones(len(self), dtype=torch.bool)
+        if self.readout == "mean":
+            for batch in self.batches("Looking for outliers"):
+                found[batch.examples] = batch.read.any(1)
+        return found
+
     @property
     def n_outliers(self) -> int:
         """Outliers in the texts, as far as they were read."""
@@ -305,7 +314,8 @@ class Reader:
 
 
 def pool(acts: Float[Tensor, "batch pos d"], read: Bool[Tensor, "batch pos"]) -> Tensor:
-    """Sentence vectors ``[batch, d]``: the mean over the positions that are read, in float32 at least."""
+    """Sentence vectors ``[batch, d]``: the mean over the positions that are read, in float32 at least; NaN of a text
+    of which none is (``Reader.has_tokens``)."""
     acts = widened(acts)
     weights = read.to(acts)
-    return torch.einsum("bpd,bp->bd", acts, weights) / weights.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("bpd,bp->bd", acts, weights) / weights.sum(1, keepdim=True)

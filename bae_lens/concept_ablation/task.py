@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,6 +15,8 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.activations.outlier_tokens import multiple_of
+from bae_lens.activations.texts import NO_TOKENS
+from bae_lens.checks.fields import shown
 from bae_lens.concept_ablation.attribution import attribute
 from bae_lens.concept_ablation.concepts import TokenSample
 from bae_lens.concept_ablation.passes import Batch, Reader, check_hooks, pool
@@ -23,6 +26,8 @@ from bae_lens.concept_ablation.removals import leace_fitters
 from bae_lens.concept_ablation.settings import AblationSettings, Attribution, PredictedBy, Readout
 from bae_lens.concept_ablation.texts import encode_texts
 from bae_lens.evals.reconstruction import predicts_next_token
+
+logger = logging.getLogger(__name__)
 
 
 class Salient(NamedTuple):
@@ -91,6 +96,9 @@ class AblationTask:
     ) -> AblationTask:
         """Read the texts and fit the probes.
 
+        Where a vector is the mean over a text's tokens, texts without one that counts are left out, with a logged
+        warning.
+
         Args:
             model: HookedSAETransformer or SAETransformerBridge, decoder or encoder.
             hook_names: where concepts are ablated and where the probe reads.
@@ -130,6 +138,14 @@ class AblationTask:
         multiple = multiple_of(settings.exclude_outlier_tokens)
         if multiple is not None:
             reader = reader.with_reference(multiple)
+        has_tokens = reader.has_tokens()
+        if not has_tokens.all():
+            logger.warning(NO_TOKENS, int((~has_tokens).sum()), len(data))
+            data = data.take(has_tokens.nonzero()[:, 0])
+            data.check(settings.n_folds)
+            outliers = reader.outliers
+            reader = _reader(model, hook_names, data.texts, readout, settings, verbose)
+            reader = replace(reader, outliers=outliers)
         others = None
         if reference_texts is not None:
             others = _reader(model, hook_names, reference_texts, readout, settings, verbose, False)
@@ -205,12 +221,22 @@ class AblationTask:
     @torch.no_grad()
     def predict(self, texts: Sequence[str]) -> tuple[Int[Tensor, " n_others"], list[str]]:
         """What is predicted of other texts, which are read as the labeled ones are, and of each what the
-        model has read of it. Probes of all folds predict together, by the mean of their logits."""
+        model has read of it. Probes of all folds predict together, by the mean of their logits.
+
+        Raises:
+            ValueError: if the vector of a text would be the mean of no token.
+        """
         source = self.reader
         reader = _reader(
             source.model, source.hook_names, texts, source.readout, self.settings, source.verbose
         )
         reader = replace(reader, outliers=self.reader.outliers)
+        without = (~reader.has_tokens()).nonzero()[:, 0].tolist()
+        if without:
+            raise ValueError(
+                f"{len(without)} of {len(texts)} texts have no token that is neither special nor an outlier, whose mean "
+                f"could be read; the first is {shown(texts[without[0]])}. Leave them out, or choose another readout."
+            )
         classes = torch.empty(len(reader), dtype=torch.int64)
         own = None if self.predicted_by == "probe" else self.own
         for batch in reader.batches("Reading other texts"):

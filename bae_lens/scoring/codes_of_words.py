@@ -37,7 +37,7 @@ def word_codes(task: AblationTask, dictionary: SAE[Any] | Clusters) -> WordCodes
         dictionary: as for ``ablate``.
 
     Raises:
-        ValueError: if the dictionary reads activations of another width.
+        ValueError: if the dictionary reads activations of another width, or there is no word in any text.
     """
     concepts = describe(dictionary, task.sample, task.settings.vectors)
     parts = []
@@ -51,5 +51,10 @@ def word_codes(task: AblationTask, dictionary: SAE[Any] | Clusters) -> WordCodes
         if len(rows):
             codes = concepts.active(lower[is_last], 1)[:, 0].numpy()
             parts.append((codes, batch.examples.numpy()[rows]))
+    if not parts:
+        raise ValueError(
+            f"None of the {len(task.data)} texts has a word that is no special token, so there is no code to tell of. Give "
+            "texts of which the model reads words."
+        )
     codes, texts = (np.concatenate(part) for part in zip(*parts, strict=True))
     return WordCodes(codes, task.predicted.numpy()[texts], texts)

@@ -26,6 +26,7 @@ from bae_lens.activations.outlier_tokens import (
 )
 from bae_lens.activations.reference_norms import warn_of_many
 from bae_lens.activations.text_batch import read_hooks
+from bae_lens.activations.texts import NO_TOKENS
 from bae_lens.concept_ablation.passes import Batch, Reader
 from bae_lens.concept_ablation.texts import encode_texts
 from bae_lens.scoring.probing_result import positives
@@ -95,6 +96,8 @@ class SparseProbingTask:
     ) -> SparseProbingTask:
         """Read the texts, and hold some of them out.
 
+        Texts without a token that counts have no mean, and are left out, with a logged warning.
+
         Args:
             model: see ``sparse_probing``.
             hook_name: where to read.
@@ -134,7 +137,13 @@ class SparseProbingTask:
         )
         acts, text_of = _read(reader, hook_name, head_index, is_kept)
         is_out = _outliers_among(acts, hook_name, outliers, settings)
-        number = np.cumsum(is_kept) - 1
+        acts, text_of = acts[~is_out], text_of[~is_out.numpy()]
+        has_tokens = np.isin(kept, text_of)
+        n_repeated = len(texts) - len(kept)
+        if not has_tokens.all():
+            logger.warning(NO_TOKENS, (~has_tokens).sum(), len(kept))
+            kept, is_test = kept[has_tokens], is_test[has_tokens]
+            _check_counts(labels[kept], is_test, data.label_names)
         return cls(
             settings=settings,
             hook_name=hook_name,
@@ -142,10 +151,10 @@ class SparseProbingTask:
             label_names=data.label_names,
             labels=labels[kept],
             is_test=is_test,
-            acts=acts[~is_out],
-            text_of=number[text_of[~is_out.numpy()]],
+            acts=acts,
+            text_of=np.searchsorted(kept, text_of),
             n_truncated=encoded.n_truncated,
-            n_repeated=len(texts) - len(kept),
+            n_repeated=n_repeated,
             n_outlier_tokens=int(is_out.sum()),
         )
 

@@ -267,6 +267,25 @@ def test_vectors_are_of_the_text_read_alone(model, readout):
             torch.testing.assert_close(task.vectors[k][i], expected, atol=1e-5, rtol=1e-4)
 
 
+def test_a_text_without_a_token_has_no_mean(model, words, caplog):
+    empty = {"text": "<eos>", "label": ROWS[0]["label"]}
+    rows = [empty, *ROWS[:5], {**empty, "text": "<eos> <eos>"}, *ROWS[5:]]
+    task = AblationTask.prepare(model, HOOKS, rows, settings(readout="mean"), verbose=False)
+    assert f"2 of {len(rows)} texts are left out: no token of them" in caplog.text
+    alone = AblationTask.prepare(model, HOOKS, ROWS, settings(readout="mean"), verbose=False)
+    assert task.data.texts == alone.data.texts
+    assert task.fold.tolist() == alone.fold.tolist()
+    torch.testing.assert_close(task.vectors, alone.vectors)
+    assert len(ablate(task, words).salient.words) == len(ROWS)
+
+    assert len(task.predict([ROWS[0]["text"]])[0]) == 1
+    with pytest.raises(ValueError, match=r"1 of 2 texts have no token.* the first is '<eos>'"):
+        task.predict([ROWS[0]["text"], "<eos>"])
+    # Where one position is read, that is there.
+    last = AblationTask.prepare(model, HOOKS, rows, settings(readout="last"), verbose=False)
+    assert len(last.data) == len(rows)
+
+
 def test_the_concept_may_be_that_of_the_readout(model, words):
     result = run(model, words, readout="last", salient="readout")
 

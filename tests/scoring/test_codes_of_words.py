@@ -53,3 +53,11 @@ def test_that_a_word_of_several_tokens_counts_once(task: AblationTask, clusters:
         # The last of each two, and the last of all.
         last = own[1::2] if len(own) % 2 == 0 else np.append(own[1::2], own[-1])
         assert found.codes[found.texts == i].tolist() == last.tolist()
+
+
+def test_that_texts_without_words_are_refused(task: AblationTask, clusters: Clusters) -> None:
+    texts = task.reader.texts
+    none = texts._replace(word_of=torch.full_like(texts.word_of, -1))
+    wordless = replace(task, reader=replace(task.reader, texts=none))
+    with pytest.raises(ValueError, match="None of the 40 texts has a word"):
+        word_codes(wordless, clusters)

@@ -279,6 +279,33 @@ def test_repeated_texts_are_taken_once(caplog: pytest.LogCaptureFixture) -> None
     assert once.text_of.max() == task.text_of.max() == 39
 
 
+def test_texts_without_a_token_that_counts_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    data = make_texts(40)
+    empty = "<eos>"
+    texts = [*data.texts[:3], empty, *data.texts[3:30], f"{empty} {empty}", *data.texts[30:]]
+    labels = torch.cat(
+        [data.labels[:3], torch.ones(1), data.labels[3:30], torch.zeros(1), data.labels[30:]]
+    )
+    more = LabeledTexts(texts, labels.long(), data.label_names, [None] * 42)
+    task = SparseProbingTask.prepare(make_model(), HOOK, more, SETTINGS, verbose=False)
+
+    assert "2 of 42 texts are left out: no token of them" in caplog.text
+    # The others have their own classes and means.
+    once = SparseProbingTask.prepare(make_model(), HOOK, data, SETTINGS, verbose=False)
+    assert task.labels.tolist() == once.labels.tolist()
+    assert len(task.is_test) == 40
+    np.testing.assert_allclose(task.mean_acts, once.mean_acts, atol=1e-6)
+    assert task.n_repeated == 0
+    # Outliers are no tokens that count either, and too few texts are told.
+    sink: Any = make_model().to_string(torch.tensor([SINK]))
+    few = replace(
+        data.take(torch.arange(12)), texts=[*data.texts[:9], *([f"{sink} " * n for n in (1, 2, 3)])]
+    )
+    with pytest.raises(ValueError, match="needs 4 or more training texts that differ"):
+        SparseProbingTask.prepare(make_sinking_model(), HOOK, few, SETTINGS, verbose=False)
+    assert "3 of 12 texts are left out: no token of them" in caplog.text
+
+
 def test_held_out_texts_may_be_given() -> None:
     train, test = make_texts(40), make_texts(20, seed=4)
     task = SparseProbingTask.prepare(
