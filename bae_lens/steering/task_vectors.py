@@ -43,8 +43,8 @@ class TaskLatent(NamedTuple):
         rate_with: share of prompts with demonstrations at whose last token it fires, with its 95 % interval
             (Wilson).
         rate_without: the same without demonstrations.
-        weight: of its decoder row in the vector, before that is scaled; positive where it fires more with
-            demonstrations.
+        weight: of its decoder row in the vector, before that is scaled: by rates, what the latent is on average where it
+            fires, with the sign of the difference of its rates; by means, the difference of its mean activations.
     """
 
     latent: int
@@ -108,7 +108,7 @@ class TaskVector:
             written: both where the SAE writes, if elsewhere.
 
         Raises:
-            ValueError: as ``task_vector``; or if activations are not as wide as the SAE.
+            ValueError: as ``task_vector``; or if activations are not as wide as the SAE, or not finite.
         """
         dictionary = _checked(sae)
         if dictionary.writes_elsewhere and written is None:
@@ -129,6 +129,12 @@ class TaskVector:
         mean_with, mean_without = (acts.cpu().double().mean(0) for acts in both)
         code_with, code_without = (_code(dictionary, acts) for acts in read)
         difference = (mean_with - mean_without).float()
+        sizes = max(mean_with.norm().item(), mean_without.norm().item())
+        if not difference.norm().item() > torch.finfo(torch.float32).eps * sizes:
+            raise ValueError(
+                "The mean activations with demonstrations and without are equal, so that their difference has no direction: "
+                "are the prompts of both the same?"
+            )
         return _chosen(_Reading(dictionary, code_with, code_without, difference), k, by)
 
     def choose(self, k: int | None = 20, by: By = "rate") -> TaskVector:
@@ -167,8 +173,20 @@ class TaskVector:
         return self._sum(drawn.tolist(), signs * self._weights().abs())
 
     def random_signs(self, seed: int = 0) -> Float[Tensor, " d_out"]:
-        """The same latents, each with a sign drawn at random."""
-        signs = _signs(len(self.latents), _generator(seed))
+        """The same latents, each with a sign drawn at random; not all as they are, nor all the opposite.
+
+        Raises:
+            ValueError: if there is one latent only.
+        """
+        if len(self.latents) < 2:
+            raise ValueError(
+                "The vector is of one latent, which with another sign is its negative and no control: compare with "
+                "random_latents, or take a larger k."
+            )
+        generator, own = _generator(seed), self._weights() > 0
+        signs = _signs(len(own), generator)
+        while ((signs > 0) == own).unique().numel() == 1:
+            signs = _signs(len(own), generator)
         return self._sum([found.latent for found in self.latents], signs * self._weights().abs())
 
     def random_direction(
@@ -260,8 +278,8 @@ def task_vector(
         batch_size: prompts of equal length per forward pass.
 
     Raises:
-        ValueError: if there are no prompts, one is empty or ends with a special token, no latent differs, a code has
-            no direction of its own, or what fires at a token depends on others.
+        ValueError: if there are no prompts, one is empty or ends with a special token, no latent or not even the mean
+            activation differs, a code has no direction of its own, or what fires at a token depends on others.
     """
     dictionary = _checked(sae)
     k, by = _check_choice(k, by)
@@ -292,10 +310,11 @@ def _chosen(reading: _Reading, k: int | None, by: By) -> TaskVector:
     dictionary, code_with, code_without, means = reading
     fires, fires_without = code_with != 0, code_without != 0
     if by == "rate":
-        difference = fires.double().mean(0) - fires_without.double().mean(0)
+        difference = _difference(fires, fires_without)
         weights = difference.sign() * _units(reading)
     else:
-        difference = weights = code_with.mean(0) - code_without.mean(0)
+        difference = _difference(code_with, code_without)
+        weights = difference / (len(code_with) * len(code_without))
     order = difference.abs().argsort(descending=True, stable=True)
     order = order[difference[order] != 0][:k].tolist()
     if not order:
@@ -314,6 +333,11 @@ def _chosen(reading: _Reading, k: int | None, by: By) -> TaskVector:
         len(code_without),
         reading,
     )
+
+
+def _difference(one: Tensor, other: Tensor) -> Float[Tensor, " n_latents"]:
+    """n m × the difference of the means of n and m rows, which of counts is exact: equal ones are equal."""
+    return one.double().sum(0) * len(other) - other.double().sum(0) * len(one)
 
 
 def _units(reading: _Reading) -> Float[Tensor, " n_latents"]:

@@ -17,6 +17,7 @@ from tests.attach.test_attach import hook_of, hook_out_of
 from tests.helpers import (
     D_IN,
     D_SAE,
+    between,
     fit_codes,
     make_bae,
     make_bridge,
@@ -139,9 +140,11 @@ def test_of_all_latents_by_means_it_is_the_difference_as_the_sae_sees_it(
     both = torch.cat(codes)
     rates = [(code != 0).double().mean(0) for code in codes]
     difference = rates[0] - rates[1]
-    assert [f.latent for f in by_rate.latents] == difference.abs().argsort(
-        descending=True, stable=True
-    )[:6].tolist()
+    # Of counts, which rounding does not tell apart where they are equal.
+    counts = (12 * difference).round().abs()
+    assert [f.latent for f in by_rate.latents] == counts.argsort(descending=True, stable=True)[
+        :6
+    ].tolist()
     for f in by_rate.latents:
         mean = both[:, f.latent].sum() / (both[:, f.latent] != 0).sum()
         assert f.weight == pytest.approx((difference[f.latent].sign() * mean).item(), rel=1e-4)
@@ -185,6 +188,51 @@ def test_controls_are_of_equal_norm_and_number(model: Model) -> None:
     assert everything.random_signs().shape == (D_IN,)
 
 
+def counted(n_with: list[int], n_without: list[int], of: tuple[int, int]) -> TaskVector:
+    """Of bits that are each a dimension, on in so many rows."""
+    sae: Any = between(make_bae(d_in=len(n_with), d_sae=len(n_with)), hook_out=None)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(len(n_with)))
+        sae.b_enc.fill_(-0.5)
+        sae.scale.fill_(1)
+        sae.b_dec.zero_()
+    rows = [
+        (torch.arange(n)[:, None] < torch.tensor(on)).float()
+        for n, on in zip(of, (n_with, n_without), strict=True)
+    ]
+    return TaskVector.of_activations(sae, *rows, k=None)
+
+
+@pytest.mark.parametrize("by", ["rate", "mean"])
+def test_equal_differences_go_by_index(by: Any) -> None:
+    # All are 3/10, for which 0.8 − 0.5 and others are not the same number.
+    found = counted([5, 6, 7, 8, 3, 9, 2], [2, 3, 4, 5, 0, 6, 8], (10, 10))
+    order = [f.latent for f in found.choose(None, by).latents]
+    assert order == [6, 0, 1, 2, 3, 4, 5]
+    # Also of other numbers of prompts: 2/3 − 1/3 and 1/2 − 1/6.
+    found = counted([4, 2, 3, 5], [4, 1, 2, 6], (6, 12))
+    assert [f.latent for f in found.choose(None, by).latents] == [0, 2, 3, 1]
+    # 1/6 is no difference from 2/12.
+    assert [f.latent for f in counted([1, 3], [2, 3], (6, 12)).choose(None, by).latents] == [1]
+
+
+def test_other_signs_are_neither_these_nor_the_opposite_ones() -> None:
+    found = counted([5, 1], [1, 5], (6, 6))
+    for seed in range(20):
+        drawn = found.random_signs(seed)
+        assert torch.cosine_similarity(drawn, found.direction, dim=0).abs() < 0.999
+    with pytest.raises(ValueError, match="of one latent, which with another sign is its negative"):
+        found.choose(1).random_signs()
+
+
+def test_equal_means_have_no_direction() -> None:
+    sae = between(make_bae(d_in=2), hook_out=None)
+    one = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    for other in (torch.tensor([[0.0, 3.0], [0.0, -3.0]]), one * (1 - 1e-9)):
+        with pytest.raises(ValueError, match=r"mean activations .* are equal"):
+            TaskVector.of_activations(sae, one + 5, other + 5)
+
+
 def test_codes_and_heads_of_one_each(model: Model) -> None:
     after, before = prompts()
     clean = model.run_with_cache(after)[1][hook_of(model)]
@@ -224,7 +272,11 @@ def test_what_makes_no_task_vector_is_said(model: Model) -> None:
     assert task_vector(model, sae, after, ended, exclude_special_tokens=False).latents
     refused("k must be", after, before, k=0)
     refused("by must be one of rate, mean", after, before, by="share")
-    refused("No latent fires differently", before, before)
+    refused(r"mean activations .* are equal", before, before)
+    dead: Any = placed(make_bae(), model)
+    with torch.no_grad():
+        dead.b_enc.fill_(-1e4)
+    refused("No latent fires differently", after, before, of=dead)
     sequences = make_clvq(decoder="transformer", d_out=D_IN)
     refused("whole sequences", after, before, of=placed(sequences, model, elsewhere=True))
     batch = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4))
