@@ -176,7 +176,7 @@ def print_summary(result: ConceptAblationResult) -> None:
 def _predictor(result: ConceptAblationResult) -> str:
     said = zip(result.predictions, result.labels, strict=True)
     right = sum(one == label for one, label in said) / len(result.labels)
-    signal = "" if result.has_signal else ", which is no better than chance: without signal"
+    signal = "" if result.has_signal else ", which is not told from chance: without signal"
     return f"{result.predicted_by}, rightly of {right:.1%}{signal}"
 
 

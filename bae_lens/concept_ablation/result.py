@@ -340,8 +340,8 @@ class ConceptAblationResult(ResultOfWeights):
         if self.has_signal:
             return [f"What {WHO[self.predicted_by]} predicts is attributed: {margin}."]
         return [
-            f"**Without signal**: {WHO[self.predicted_by]} predicts no better than chance ({margin}, "
-            "which has to be above 0), so that what an ablation costs says nothing of its concepts."
+            f"**Without signal**: {WHO[self.predicted_by]} is not shown to predict better than chance "
+            f"({margin}, which has to be above 0), so that what an ablation costs says nothing of its concepts."
         ]
 
     def _cells(self, row: AblationRow) -> Sequence[str]:

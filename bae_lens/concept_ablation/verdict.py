@@ -144,7 +144,7 @@ def _advice_on_nothing(result: ConceptAblationResult, row: AblationRow) -> str:
         erased = result.change(result.row(row.place, LEACE, "", row.read_by))
         if erased.low <= 0:
             return (
-                f"LEACE, which has seen the labels, takes nothing there either ({_shown(erased)}): try "
+                f"LEACE, which has seen the labels, is not shown to take anything there either ({_shown(erased)}): try "
                 f"--hook_name_out {lower}, to read where it is taken out."
             )
     return _advice_on_doubt(result)

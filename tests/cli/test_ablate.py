@@ -206,7 +206,7 @@ def test_a_classifier_predicts_by_its_head(tmp_path, data, capsys, monkeypatch):
     accuracy = result.row("all tokens", "none", read_by="head").accuracy
     assert f"head, rightly of {accuracy:.1%}" in out
     # Random weights know nothing of the texts.
-    assert "no better than chance: without signal" in out
+    assert "not told from chance: without signal" in out
     assert "**Without signal**" in out
     other = str(save_bert(tmp_path / "other", id2label={0: "a", 1: "c"}))
     err = refused(capsys, str(folder), "--data", data, *SMALL, "--model", other, *model[2:])

@@ -172,7 +172,7 @@ def test_that_a_head_that_knows_nothing_has_no_signal() -> None:
     assert result.signal is not None
     assert result.signal.low <= 0
     assert result.has_signal is False
-    assert "**Without signal**: the model's head predicts no better" in result.table()
+    assert "**Without signal**: the model's head is not shown to predict better" in result.table()
 
 
 # Label words

@@ -105,10 +105,16 @@ def test_less_than_a_random_direction():
     )
 
 
-def test_where_leace_takes_nothing_there_was_nothing_to_be_seen():
+def test_where_leace_takes_nothing_that_is_seen_neither_could_a_concept():
     verdict = ablation_verdict(result(rows(concept=88, **{**ALL, "leace": 90})))
-    assert "LEACE, which has seen the labels, takes nothing there either" in verdict.advice
+    assert (
+        "LEACE, which has seen the labels, is not shown to take anything there either"
+        in verdict.advice
+    )
     assert "--hook_name_out a," in verdict.advice
+    # 0.01 whose interval touches 0 is not nothing, and is not said to be.
+    touches = ablation_verdict(result(rows(concept=88, **{**ALL, "leace": 89}))).advice
+    assert "is not shown to take anything there either (+0.010 [+0.000, +0.030])" in touches
     same = result(rows(concept=88, **{**ALL, "leace": 90}), hook_names=("a", "a"))
     assert "LEACE" not in ablation_verdict(same).advice
 
