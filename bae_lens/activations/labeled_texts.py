@@ -25,7 +25,7 @@ from bae_lens.activations.label_columns import (
     rows_of_table,
 )
 from bae_lens.activations.texts import MissingTexts, check_text, is_missing
-from bae_lens.checks.fields import check, whole
+from bae_lens.checks.fields import check, plain, whole
 from bae_lens.files.json_file import parse_json
 from bae_lens.loading import hub
 
@@ -346,7 +346,7 @@ def _rationale_of(value: Any, row: int) -> str | None:
 
 
 def _label_name(value: Any, row: int) -> str | None:
-    value = value.item() if hasattr(value, "item") else value  # of numpy or torch
+    value = plain(value)
     if _missing(value):
         return None
     if isinstance(value, float) and value.is_integer():

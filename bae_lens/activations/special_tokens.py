@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from sae_lens.util import get_special_token_ids
 from torch import Tensor
 
-from bae_lens.checks.fields import shown
+from bae_lens.checks.fields import plain, shown
 
 
 def special_token_ids(model: Any, exclude: bool | Iterable[int]) -> list[int]:
@@ -40,7 +40,7 @@ def special_token_ids(model: Any, exclude: bool | Iterable[int]) -> list[int]:
 
 def _token_ids(model: Any, given: Any) -> list[int]:
     is_many = isinstance(given, Iterable) and not isinstance(given, (str, bytes))
-    ids: list[Any] = [getattr(i, "item", lambda i=i: i)() for i in given] if is_many else [None]
+    ids: list[Any] = [plain(i) for i in given] if is_many else [None]
     if not all(type(i) is int and i >= 0 for i in ids):
         raise ValueError(
             f"exclude_special_tokens must be True, False or token ids; got {shown(given)}."

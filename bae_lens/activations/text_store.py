@@ -15,6 +15,7 @@ from typing_extensions import Self, override
 from bae_lens.activations.rank_share import OwnNumbers
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.texts import MissingTexts, check_readable, check_text, is_missing
+from bae_lens.activations.token_ids import context_of
 from bae_lens.distributed import n_ranks
 
 logger = logging.getLogger(__name__)
@@ -282,13 +283,19 @@ def check_text_settings(settings: Any, model: Any, dataset: Any) -> list[int]:
         Token ids that do not count.
 
     Raises:
-        ValueError: if not.
+        ValueError: if not, or contexts are longer than the model's.
     """
     if dataset is not None:
         check_dataset(dataset)
     excluded = special_token_ids(model, settings.exclude_special_tokens)
     bos = getattr(getattr(model, "tokenizer", None), "bos_token_id", None)
+    n_ctx = context_of(model)
     if settings.context_size is not None:
+        if n_ctx is not None and settings.context_size > n_ctx:
+            raise ValueError(
+                f"context_size is {settings.context_size}, and the model reads {n_ctx} tokens at most. Lower it in "
+                "the config, or in the SAE's metadata where it is read from there."
+            )
         check_positions(
             settings.context_size, settings.seqpos_slice, bool(settings.prepend_bos), excluded, bos
         )

@@ -35,6 +35,7 @@ from bae_lens.training.config_file import RunConfig
 from bae_lens.training.cross_layer_runner import CrossLayerRunnerConfig
 from bae_lens.training.fit import fit_activations
 from bae_lens.training.outliers import keep_reference_norms
+from bae_lens.training.runner_fields import check_steps
 
 if TYPE_CHECKING:
     from bae_lens.scoring import Judge
@@ -81,7 +82,7 @@ def sweep_budgets(
 
     Raises:
         ValueError: if the config is of synthetic data, of two hook points or of activations on disk, its architecture has no
-            budget, a budget is none for it, or there are fewer tokens than a batch; and whatever ``TrainingRunner`` raises.
+            budget, a budget is none for it, there are fewer tokens than a batch, or fewer training_tokens; and whatever ``TrainingRunner`` raises.
     """
     settings = settings or SweepSettings()
     cfg, field, budgets = check_sweep(config, settings)
@@ -118,7 +119,7 @@ def sweep_budgets(
             coefficients.ended(budget, start * sae.log_entropy_multiplier.exp().item())  # pyright: ignore[reportCallIssue]
         return sae
 
-    n_config_steps = max(cfg.training_tokens // batch_size, 1)
+    n_config_steps = cfg.training_tokens // batch_size
     n_steps = settings.n_steps
     if n_steps is None:
         begun = time.monotonic()
@@ -174,6 +175,7 @@ def check_sweep(config: RunConfig, settings: SweepSettings) -> Checked:
         ValueError: see ``sweep_budgets``.
     """
     cfg = _checked(config.runner)
+    check_steps(cfg)
     field = budget_field(cfg.sae)
     budgets = budgets_of(cfg.sae, field, settings.budgets)
     batch_size = cfg.train_batch_size_tokens

@@ -274,6 +274,14 @@ def check_fields(config: Any, rules: Mapping[str, Rule]) -> None:
             object.__setattr__(config, name, value)
 
 
+def plain(value: Any) -> Any:
+    """The number in a scalar of numpy or torch; anything else as it is, an array of several among them."""
+    try:
+        return value.item()
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        return value
+
+
 def shown(value: Any) -> str:
     """A value in a message: on one line, and no longer than a line."""
     try:

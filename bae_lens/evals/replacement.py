@@ -23,7 +23,7 @@ from bae_lens.activations.equal_lengths import equal_lengths
 from bae_lens.activations.hook_points import take_heads
 from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.activations.text_batch import TextBatch, read_hooks
-from bae_lens.activations.texts import check_text
+from bae_lens.activations.token_ids import sequence_of
 from bae_lens.attach.left_alone import LeftAlone
 from bae_lens.checks.fields import OneOf, check, shown, whole
 from bae_lens.dictionaries import Dictionary
@@ -119,13 +119,14 @@ def replacement_divergences(
         model: a HookedTransformer or TransformerBridge that predicts the next token.
         sae: any SAE; of one that writes to another hook point than it reads, what stands there is replaced.
         texts: texts, or token ids.
-        context_size: tokens of a text that are read, BOS among them; if omitted, what the SAE was trained on.
+        context_size: tokens of a text that are read, BOS among them; if omitted, what the SAE was trained on, or the
+            model's context where that is not known.
         exclude_special_tokens: as of ``attached``.
         exclude_outlier_tokens: as of ``attached``.
         batch_size: texts of equal length per forward pass.
 
     Raises:
-        ValueError: if there are no texts, a text has no token that counts, the model predicts no next token or lacks the
+        ValueError: if there are no texts, a text has no token that counts or more than the model reads, the model predicts no next token or lacks the
             hook points, or the SAE has no reference norms to tell outliers by.
     """
     dictionary = Dictionary(sae)
@@ -137,7 +138,7 @@ def replacement_divergences(
             f"The {type(model).__name__} predicts no next token: it is no causal model, or has no language-model head."
         )
     length = dictionary.context_size if context_size is None else context_size
-    sequences = [tokens[:length] for tokens in _sequences(model, texts)]
+    sequences = _sequences(model, texts, length)
     rows = list(equal_lengths(sequences, batch_size))
     batches = [
         _counted(
@@ -191,15 +192,13 @@ def divergences(log_p: Float[Tensor, "n d"], log_q: Float[Tensor, "n d"]) -> Div
     return Divergences(js.clamp(0, math.log(2)).cpu(), kl.clamp(min=0).cpu())
 
 
-def _sequences(model: Any, texts: Any) -> list[Int[Tensor, " length"]]:
+def _sequences(model: Any, texts: Any, most: int | None) -> list[Int[Tensor, " length"]]:
     if isinstance(texts, str) or not isinstance(texts, (Sequence, Tensor)) or not len(texts):
         raise ValueError(f"texts must be a list of texts; got {shown(texts)}.")
     found = []
     for i, text in enumerate(texts):
-        if isinstance(text, Tensor) and text.ndim == 1 and not text.is_floating_point():
-            found.append(text.long())
-        else:
-            found.append(model.to_tokens(check_text(text, f"Text {i}"))[0].cpu())
+        cut = text[:most] if isinstance(text, Tensor) and text.ndim == 1 else text
+        found.append(sequence_of(model, cut, f"Text {i}")[:most].cpu())
     return found
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.attach import edited
 from bae_lens.attach.points import Model
-from bae_lens.checks.fields import OneOf, check, shown
+from bae_lens.checks.fields import OneOf, check, plain, shown
 from bae_lens.dictionaries import Dictionary
 from bae_lens.steering.rows import (
     NORMALIZED,
@@ -192,7 +192,7 @@ def ablate_latents(
 
 
 def _strength(latent: Any, given: Any) -> float:
-    value = given.item() if hasattr(given, "item") else given
+    value = plain(given)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"The strength of latent {latent} must be a number; got {shown(given)}.")
     return float(value)

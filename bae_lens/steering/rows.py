@@ -11,7 +11,7 @@ from sae_lens import SAE
 from sae_lens.saes.sae import _disable_hooks
 from torch import Tensor
 
-from bae_lens.checks.fields import shown
+from bae_lens.checks.fields import plain, shown
 from bae_lens.dictionaries import Dictionary, flat_heads
 
 # Kinds of SAELens' normalize_activations that divide each token by a number of its own.
@@ -24,18 +24,20 @@ def check_latents(dictionary: Dictionary, latents: Iterable[Any]) -> list[int]:
     Raises:
         ValueError: if one is no index of a latent, or is named twice.
     """
+    # Of an array what is in it, of one number that.
+    latents = latents.tolist() if hasattr(latents, "tolist") else latents  # pyright: ignore
     if isinstance(latents, (str, bytes)) or not isinstance(latents, Iterable):
         raise ValueError(f"Latents are given by their indices, as [3, 17]; got {shown(latents)}.")
     n, found = dictionary.n_latents, []
     for latent in latents:
-        index = latent.item() if hasattr(latent, "item") else latent
-        if index in found:
-            raise ValueError(f"Latent {index} is named twice.")
+        index = plain(latent)
         if type(index) is not int or not 0 <= index < n:
             raise ValueError(
                 f"The {dictionary.name} has latents 0 to {n - 1}, and there is no latent "
                 f"{shown(index)}."
             )
+        if index in found:
+            raise ValueError(f"Latent {index} is named twice.")
         found.append(index)
     return found
 

@@ -15,8 +15,9 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from bae_lens.activations.hook_points import take_heads
 from bae_lens.activations.special_tokens import special_token_ids
 from bae_lens.activations.text_batch import TextBatch, read_hooks
+from bae_lens.activations.token_ids import sequence_of
 from bae_lens.attach.points import Model
-from bae_lens.checks.fields import shown
+from bae_lens.checks.fields import plain, shown
 from bae_lens.dictionaries import Dictionary
 from bae_lens.examples.records import LatentRecords
 from bae_lens.fingerprint import is_of_weights
@@ -39,24 +40,31 @@ def usual_strengths(
     Args:
         model: the model that the SAE is of.
         sae: any SAE.
-        texts: read one at a time, or token ids.
+        texts: read one at a time, each up to the model's context, or token ids, a row a text.
         exclude_special_tokens: as of ``attached``: these tokens do not count.
 
     Returns:
         On the CPU; NaN for a latent that never fired.
 
     Raises:
-        ValueError: if there is no text, or the model lacks the hook point.
+        ValueError: if there is no text, one has no token or is no text, token ids are not the model's or more than its
+            context, or the model lacks the hook point.
     """
     dictionary, reader = Dictionary(sae), cast("HookedRootModule", model)
     special = special_token_ids(model, exclude_special_tokens)
     total = torch.zeros(dictionary.n_latents, dtype=torch.float64)
     count = torch.zeros_like(total)
     is_tokens = isinstance(texts, Tensor)
+    if isinstance(texts, Tensor) and texts.ndim != 2:
+        raise ValueError(
+            f"Token ids must have the shape [batch, pos], a row a text; got {list(texts.shape)}."
+        )
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, Iterable):
+        raise ValueError(f"texts must be a list of texts, or token ids; got {shown(texts)}.")
     n = 0
-    for text in [texts] if isinstance(texts, str) else texts:
-        tokens = text[None] if isinstance(text, Tensor) else model.to_tokens(text)
-        batch = TextBatch.of(tokens, special)
+    for i, text in enumerate(texts):
+        batch = TextBatch.of(sequence_of(model, text, f"Text {i}")[None], special)
         _, [acts] = read_hooks(reader, batch, [dictionary.hook_name])
         acts = take_heads(acts, dictionary.head_index)[batch.valid.to(acts.device)]
         code = dictionary.encode(acts.to(dictionary.dtype)).cpu().double()
@@ -93,17 +101,15 @@ def unit_of(dictionary: Dictionary, latents: Sequence[int], usual: Usual | None)
         )
     if isinstance(usual, LatentRecords):
         usual = _of_records(dictionary, usual, latents)
-    elif isinstance(usual, (Tensor, Sequence)) and len(usual) != dictionary.n_latents:
-        raise ValueError(
-            f"usual has {len(usual)} values, and the {dictionary.name} {dictionary.n_latents} latents."
-        )
+    elif not isinstance(usual, Mapping):
+        usual = _of_all(dictionary, usual)
     units = []
     for latent in latents:
         try:
             value = usual[latent]
         except KeyError:
             value = math.nan
-        value = value.item() if hasattr(value, "item") else value  # pyright: ignore
+        value = plain(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"usual of latent {latent} must be a number; got {shown(value)}.")
         if not math.isfinite(value) or value == 0:
@@ -113,6 +119,22 @@ def unit_of(dictionary: Dictionary, latents: Sequence[int], usual: Usual | None)
             )
         units.append(float(value))
     return units
+
+
+def _of_all(dictionary: Dictionary, usual: Any) -> Sequence[Any]:
+    """A value of each latent."""
+    # Of an array what is in it.
+    values = usual.tolist() if hasattr(usual, "tolist") else usual
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise ValueError(
+            "usual must be what usual_strengths returns, the records of collect_examples, or {latent: value}; got "
+            f"{shown(usual)}."
+        )
+    if len(values) != dictionary.n_latents:
+        raise ValueError(
+            f"usual has {len(values)} values, and the {dictionary.name} {dictionary.n_latents} latents."
+        )
+    return values
 
 
 def _of_records(

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from bae_lens.activations.special_tokens import special_token_ids
+from bae_lens.activations.token_ids import check_token_ids
 from bae_lens.attach.points import Model
 from bae_lens.checks.fields import OneOf, check, shown, whole
 from bae_lens.dictionaries import Dictionary
@@ -278,7 +279,7 @@ def task_vector(
         batch_size: prompts of equal length per forward pass.
 
     Raises:
-        ValueError: if there are no prompts, one is empty or ends with a special token, no latent or not even the mean
+        ValueError: if there are no prompts, one is empty, longer than the model's context, or ends with a special token, no latent or not even the mean
             activation differs, a code has no direction of its own, or what fires at a token depends on others.
     """
     dictionary = _checked(sae)
@@ -357,12 +358,11 @@ def _tokens(
         check_tokenizer(model)
         sequences = list(tokenize(model, sequences))
     for i, tokens in enumerate(sequences):
-        if not isinstance(tokens, Tensor) or tokens.ndim != 1 or tokens.is_floating_point():
+        if not isinstance(tokens, Tensor):
             raise ValueError(
                 f"{name} must be texts, or token ids of one prompt each; got {shown(tokens)} as number {i}."
             )
-        if not len(tokens):
-            raise ValueError(f"Prompt {i} of {name} has no token.")
+        sequences[i] = check_token_ids(model, tokens, f"Prompt {i} of {name}")
         if tokens[-1].item() in special:
             raise ValueError(
                 f"Prompt {i} of {name} ends with the special token {tokens[-1].item()}, which is left as it is. Give "

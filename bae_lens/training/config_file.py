@@ -45,7 +45,7 @@ from bae_lens.training.cross_layer_runner import (
 )
 from bae_lens.training.run_checks import PATH_FIELDS
 from bae_lens.training.runner import TrainingRunner
-from bae_lens.training.runner_fields import RUNNER_RULES, check_section
+from bae_lens.training.runner_fields import RUNNER_RULES, STEPS, check_section
 from bae_lens.training.shipped_configs import SUFFIXES, list_configs
 from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
 
@@ -58,9 +58,8 @@ _SECTIONS = ("sae", "logger", "synthetic_model")
 _TOP = ""
 # What TrainingRunner is given beside the config.
 _OURS: dict[str, Any] = {"replay_tokens": int | None, "replay_path": str | None}
-# Steps that may be a share of all of them, and the fields whose quotient these are.
+# Steps that may be a share of all of them.
 _SHARED = ("lr_warm_up_steps", "lr_decay_steps")
-_STEPS = (("training_tokens", "train_batch_size_tokens"), ("training_samples", "batch_size"))
 
 
 class RunConfig(NamedTuple):
@@ -373,7 +372,7 @@ def _count_shares(content: dict[str, Any], known: _Section) -> None:
         counted += share
         if counted > 1:
             raise ValueError(f"{' and '.join(_SHARED)} make up more than the whole run.")
-        [names] = [pair for pair in _STEPS if pair[0] in known.hints]
+        [names] = [pair for pair in STEPS if pair[0] in known.hints]
         defaults = {field.name: field.default for field in fields(known.config_class)}
         total, batch_size = (
             check(own, _coerce(own, content.get(own, defaults[own]), int), RUNNER_RULES[own])

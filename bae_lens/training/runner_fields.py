@@ -15,6 +15,9 @@ from sae_lens.constants import DTYPE_MAP
 
 from bae_lens.checks.fields import Device, Flag, Number, OneOf, Rule, Text, check, shown, whole
 
+# Fields whose quotient are the steps of a run; a config has one of the two pairs.
+STEPS = (("training_tokens", "train_batch_size_tokens"), ("training_samples", "batch_size"))
+
 
 @dataclass(frozen=True)
 class _MaybeDevice:
@@ -178,6 +181,7 @@ def check_runner(cfg: Any, **others: Any) -> None:
                     setattr(config, name, value)
     for name, value in others.items():
         check(name, value, RUNNER_RULES[name])
+    check_steps(cfg)
     _check_schedule(cfg)
 
 
@@ -191,6 +195,20 @@ def check_section(section: str, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if name in rules:
             check(f"{section}.{name}" if section else name, value, rules[name])
+
+
+def check_steps(cfg: Any) -> None:
+    """That there is a step to train.
+
+    Raises:
+        ValueError: if there are fewer tokens than one takes.
+    """
+    [(total, batch_size)] = [pair for pair in STEPS if hasattr(cfg, pair[0])]
+    if getattr(cfg, total) < getattr(cfg, batch_size):
+        raise ValueError(
+            f"{total} is {getattr(cfg, total)}, less than one step takes ({batch_size} = {getattr(cfg, batch_size)}), so that "
+            "nothing would be trained. Raise the one or lower the other."
+        )
 
 
 def _check_schedule(cfg: Any) -> None:

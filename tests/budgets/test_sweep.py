@@ -179,5 +179,9 @@ def test_configs_of_which_no_budget_is_swept(tmp_path: Path, make, said):
 
 
 def test_fewer_tokens_than_a_batch(tmp_path):
+    with pytest.raises(
+        ValueError, match=f"training_tokens is 63, less than one step takes.*= {BATCH}"
+    ):
+        run(runner_cfg(tmp_path, training_tokens=63))
     with pytest.raises(ValueError, match=f"n_tokens is 70, of which.*= {BATCH}"):
         run(runner_cfg(tmp_path), n_tokens=70)

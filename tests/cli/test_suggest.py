@@ -129,6 +129,7 @@ def test_without_minilm_nothing_is_judged(config, monkeypatch, capsys):
         (("--minutes", "0"), "--minutes must be"),
         (("--minutes", "nan"), "--minutes must be"),
         (("--steps", "0"), "--steps must be"),
+        (("--training_tokens", "20"), "training_tokens is 20, less than one step takes"),
         (("--tokens", "20"), "--tokens is 20, of which one in 5"),
         (("--n_judged", "-1"), "--n_judged must be"),
         (("--judged_tokens", "0"), "--judged_tokens must be"),

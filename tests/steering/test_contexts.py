@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -483,6 +484,18 @@ def test_what_cannot_be_steered_is_said(model, tokens):
     refused("did not fire", levels, {3: 1}, usual={4: 1.0})
     refused("did not fire", levels, {3: 1}, usual=torch.full((D_SAE,), nan))
     refused("usual has 3 values", levels, {3: 1}, usual=[1.0, 2.0, 3.0])
+    for several in (torch.tensor([1.0, 2.0]), np.array([1.0, 2.0])):
+        refused("strength of latent 3 must be a number", sae, {3: several}, raw=True)
+        refused("usual of latent 3 must be a number", levels, {3: 1}, usual={3: several})
+        refused("usual has 2 values", levels, {3: 1}, usual=several)
+    for usual in (3, torch.tensor(3.0), "x" * D_SAE):
+        refused("usual must be what usual_strengths returns", levels, {3: 1}, usual=usual)
+    refused("usual of latent 3 must be a number", levels, {3: 1}, usual=torch.ones(D_SAE, 2))
+    refused("no latent tensor", sae, {torch.tensor([3, 4]): 1}, raw=True)
+    for one in (torch.tensor([2.0]), np.float32(2)):
+        given: Any = {np.int64(3): one}, np.ones(D_SAE)
+        with steer(model, sae, given[0], raw=True), steer(model, levels, {3: 1}, usual=given[1]):
+            pass
     sequences = make_clvq(decoder="transformer", d_out=D_IN)
     refused("whole sequences", placed(sequences, model, elsewhere=True), {3: 1})
     batch = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4))

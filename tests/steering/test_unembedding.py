@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -101,6 +102,13 @@ def test_what_has_none_is_said():
     model, sae = make_model(), between(make_bae(), hook_out=None)
     with pytest.raises(ValueError, match=f"no latent {D_SAE}"):
         logit_effects(model, sae, [D_SAE])
+    for latents in (torch.tensor([[1, 2]]), np.array([[1, 2]]), [torch.tensor([1, 2])]):
+        with pytest.raises(ValueError, match=r"no latent .*\[1, 2\]"):
+            logit_effects(model, sae, latents)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"by their indices, as \[3, 17\]; got 1"):
+        logit_effects(model, sae, torch.tensor(1))  # pyright: ignore[reportArgumentType]
+    of_array = logit_effects(model, sae, torch.tensor([3, 5]))  # pyright: ignore[reportArgumentType]
+    assert [effects.latent for effects in of_array] == [3, 5]
     with pytest.raises(ValueError, match="width 12"):
         logit_effects(model, between(make_transcoder(d_out=12)))
     with pytest.raises(ValueError, match="not of the residual stream"):

@@ -10,10 +10,11 @@ import pytest
 from sae_lens import LanguageModelSAERunnerConfig
 from sae_lens.synthetic import SyntheticSAERunnerConfig
 
-from bae_lens import CrossLayerRunnerConfig, TrainingRunner
+from bae_lens import CrossLayerRunnerConfig, TrainingRunner, load_config
 from bae_lens.training.config_file import build_config
 from bae_lens.training.runner_fields import RUNNER_RULES, check_runner
-from tests.helpers import runner_cfg
+from bae_lens.training.synthetic_runner import SyntheticTrainingRunner
+from tests.helpers import BATCH, cross_layer_cfg, runner_cfg
 
 NAN, INF = float("nan"), float("inf")
 BAD: list[tuple[str, Any]] = [
@@ -95,6 +96,20 @@ def test_a_decay_from_nothing(tmp_path: Path) -> None:
     cfg = runner_cfg(tmp_path, lr=0.0, lr_decay_steps=2)
     with pytest.raises(ValueError, match="lr and lr_end must be positive"):
         check_runner(cfg)
+
+
+def test_a_run_has_a_step(tmp_path: Path) -> None:
+    said = f"training_tokens is {BATCH - 1}, less than one step takes .train_batch_size_tokens = {BATCH}"
+    with pytest.raises(ValueError, match=said):
+        TrainingRunner(runner_cfg(tmp_path, training_tokens=BATCH - 1))
+    with pytest.raises(ValueError, match=said):
+        cross_layer_cfg(tmp_path, training_tokens=BATCH - 1)
+    check_runner(runner_cfg(tmp_path, training_tokens=BATCH))
+    synthetic: Any = load_config("synthetic-bae", {"training_samples": 10}).runner
+    with pytest.raises(
+        ValueError, match=r"training_samples is 10, less than one step takes .batch_size"
+    ):
+        SyntheticTrainingRunner(synthetic)
 
 
 def test_what_numpy_counts_is_a_number(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 
 from bae_lens import offline as demo
+from bae_lens.activations.token_ids import context_of
 from bae_lens.checks.fields import Text, check_fields, whole
 from bae_lens.scoring.judges.judge import MarkedText, Question
 
@@ -36,7 +37,7 @@ class ModelEncoder:
         model: a TransformerBridge of an encoder with a fast tokenizer.
         hook_name: what is read; None: the last hidden state, which a headless encoder returns.
         batch_size: texts a forward pass.
-        max_length: tokens of a window that are read, special ones included.
+        max_length: tokens of a window that are read, special ones included; those of the model's context at most.
 
     Raises:
         ValueError: if there is no fast tokenizer.
@@ -93,7 +94,7 @@ class ModelEncoder:
             [text.text for text in texts],
             padding=True,
             truncation=True,
-            max_length=self.max_length,
+            max_length=min(self.max_length, context_of(self.model) or self.max_length),
             return_tensors="pt",
             return_offsets_mapping=True,
         )

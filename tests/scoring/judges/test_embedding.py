@@ -44,6 +44,14 @@ def test_no_token_at_all():
     assert weights_of((0, 1), [(0, 0), (0, 0)]) == [1, 0]
 
 
+def test_a_window_longer_than_the_encoder_reads_is_cut():
+    model = make_headless_encoder()
+    n_ctx = model.cfg.n_ctx
+    long = [MarkedText("", "word5", " word3" * n * n_ctx) for n in (1, 9)]
+    one, other = ModelEncoder(model, max_length=9 * n_ctx)(long)
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
 def test_hidden_state_of_the_marked_token():
     model = make_headless_encoder()
     texts = [
