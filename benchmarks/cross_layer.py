@@ -36,13 +36,12 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import multiprocessing
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +61,7 @@ from cross_layer_trials import (
 from sae_lens.training.sae_trainer import SAETrainer
 from speed_timing import timed
 from torch import Tensor
+from workers import pool_of
 from writing import add_write_argument, written
 
 from bae_lens import TrainingCLVQVAE
@@ -146,7 +146,7 @@ def run_groups(tasks: Iterable[Task], results: Results, args: argparse.Namespace
     os.environ["OMP_NUM_THREADS"] = "1"
     jobs: dict[Any, str] = {}
     start = time.time()
-    with ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn")) as pool:
+    with pool_of(args.workers) as pool:
         for task in tasks:
             for seed in args.seeds:
                 for i, group in enumerate(groups(task)):

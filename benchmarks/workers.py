@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,6 +17,25 @@ from typing_extensions import Self
 
 # What a worker is to call, and with which arguments.
 Job = tuple[Callable[..., Any], tuple[Any, ...]]
+
+
+def pool_of(n: int) -> ProcessPoolExecutor:
+    """Processes that begin anew, and end with the one that has them, whatever ends it."""
+    return ProcessPoolExecutor(
+        n, multiprocessing.get_context("spawn"), initializer=_end_with_parent
+    )
+
+
+def _end_with_parent() -> None:
+    """A process that is ended by a signal tells its workers nothing, which would go on for hours."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Workers:
@@ -34,7 +55,7 @@ class Workers:
         self.n, self.begin = n, time.monotonic()
         self.end = self.begin + 60 * minutes
         self.n_left_out = 0
-        self._pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"))
+        self._pool = pool_of(n)
 
     def __enter__(self) -> Self:
         return self

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
+import signal
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,21 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 module: Any = importlib.import_module("workers")
+
+# Started by itself; its workers, which say so once they are at work, would be so for ten minutes.
+SLEEPERS = """
+import sys, time
+sys.path.append(sys.argv[1])
+from workers import Workers
+
+def sleep():
+    print("begun", flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with Workers(2) as workers:
+        list(workers.run({"1": (sleep, ()), "2": (sleep, ())}))
+"""
 
 JOBS = {str(x): (math.sqrt, (x,)) for x in (4, -1, 9, 16)}
 
@@ -41,3 +60,21 @@ def test_nothing_is_begun_when_time_is_out(capsys):
         assert dict(workers.run(JOBS)) == {}
     assert workers.n_left_out == 4
     assert "4 of 4 are left out" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_who_started_them(tmp_path: Path, number: signal.Signals) -> None:
+    script = tmp_path / "sleepers.py"
+    script.write_text(SLEEPERS)
+    command = [sys.executable, str(script), str(Path(module.__file__).parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+        process.send_signal(number)
+        # At its end once nobody can write to it any more, workers among them.
+        assert process.communicate(timeout=30) == ("", None)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -number
