@@ -210,6 +210,13 @@ class Dictionary:
         source = self.source
         return None if isinstance(source, Clusters) else source.cfg.metadata.context_size
 
+    @property
+    def prepend_bos(self) -> bool | None:
+        """False where it was trained on text without BOS; None where texts begin as the model has them begin."""
+        source = self.source
+        is_without = not isinstance(source, Clusters) and source.cfg.metadata.prepend_bos is False
+        return False if is_without else None
+
     # How it encodes and decodes
 
     @property
@@ -274,6 +281,12 @@ class Dictionary:
         if isinstance(sae, Clusters):
             acts = one_hot(-sae.code_distances(x))
             return acts, self.decode(acts)
+        if valid is not None and self.depends_on_batch:
+            # Tokens that do not count have no share of what fires in a batch.
+            counted = _dense(sae.encode(x[valid.to(x.device)]))
+            acts = counted.new_zeros(*x.shape[:-1], counted.shape[-1])
+            acts[valid.to(x.device)] = counted
+            return acts, self.decode(acts)
         with only_tokens(sae, valid), flat_heads(sae):
             acts = sae.encode(x)
             outputs = sae.decode(acts) if self.output_is_decoded_code else sae(x)
@@ -301,9 +314,10 @@ class Dictionary:
         )
 
     def _scaled(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """What the source reads, on its device."""
+        """What the source reads, on its device and, of an SAE, in its type, which may not hold what x has."""
         x = self.scaler.scale(x.to(self.device))
         source = self.source
+        x = x if isinstance(source, Clusters) else x.to(source.dtype)
         name = source.hook_name if isinstance(source, Clusters) else source.cfg.metadata.hook_name
         check_finite_activations(x, repr(name) if name else "the hook point", valid)
         return x

@@ -7,13 +7,16 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from sae_lens import SAE
     from torch import Tensor
 
 _BLOCK = 2**24  # bytes read at once
+_NOT_DECIDING = ("dtype", "device", "metadata")
+_HOOKS = ("hook_name", "hook_name_out", "hook_head_index")
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,18 @@ def weights_sha256(weights: torch.nn.Module | Mapping[str, Tensor]) -> str:
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def deciding_fields(sae: SAE[Any]) -> dict[str, Any]:
+    """What of an SAE's config decides what it makes of a model, beside its weights: TopK's k is no weight.
+
+    Returns:
+        Fields as JSON has them, those of the hook points among them; not where and in which type it runs, nor notes.
+    """
+    fields = {k: v for k, v in sae.cfg.to_dict().items() if k not in _NOT_DECIDING}
+    metadata = sae.cfg.metadata
+    hooks = {name: getattr(metadata, name) for name in _HOOKS}
+    return json.loads(json.dumps({**fields, **hooks}, default=str))
 
 
 def files_sha256(files: Iterable[Path]) -> str:

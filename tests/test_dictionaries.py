@@ -140,6 +140,46 @@ def test_activations_that_are_no_numbers_have_no_code(name, bad):
     assert outputs[valid].isfinite().all()
 
 
+@pytest.mark.parametrize("name", SAES)
+def test_activations_that_its_type_does_not_hold_have_no_code(name):
+    sae = between(SAES[name][0]()).to(torch.float16)
+    sae.cfg.dtype = "float16"
+    x = torch.ones(3, Dictionary(sae).d_in)
+    x[1, 0] = 1e5
+    with pytest.raises(ValueError, match=r"at 1 of 3 tokens, in float16.* ends at 65,504"):
+        Dictionary(sae).encode(x)
+
+
+@pytest.mark.parametrize("name", ["bae", "bae of levels", "clvq_vae", "training clvq_vae"])
+def test_an_sae_by_itself_does_not_hide_what_is_no_number(name):
+    """As one whose activations are products: in the place of an activation, the model's loss has to show it."""
+    sae = SAES[name][0]()
+    x = make_activations(6).reshape(2, 3, D_IN)
+    expected = sae(x)
+    assert expected.isfinite().all()
+    x[1, 2, 3] = torch.nan
+    found = sae(x)
+    assert found[1, 2].isnan().all()
+    assert torch.equal(found[0], expected[0])
+
+
+def test_tokens_that_do_not_count_have_no_share_of_a_batchs_k():
+    """In training BatchTopK keeps the strongest of a batch, of which a long BOS would be all."""
+    kind, config = get_sae_training_class("batchtopk")
+    sae = between(kind(config(d_in=D_IN, d_sae=D_SAE, k=5)))  # pyright: ignore[reportCallIssue]
+    x = make_activations(24).reshape(4, 6, D_IN)
+    valid = torch.ones(4, 6, dtype=torch.bool)
+    valid[:, 0] = False
+    expected, outputs = Dictionary(sae).reconstruct(x, valid)
+    x[:, 0] *= 300
+    acts, again = Dictionary(sae).reconstruct(x, valid)
+    assert torch.equal(acts, expected)
+    assert torch.equal(again, outputs)
+    assert (acts[valid] != 0).sum() == 5 * valid.sum()
+    assert (acts[:, 0] == 0).all()
+    torch.testing.assert_close(acts[valid], sae.encode(x[valid]).detach())
+
+
 def test_latents_have_no_codes_to_be_near_to():
     with pytest.raises(ValueError, match="A topk has latents and no codes"):
         dictionary_of("topk").code_distances(make_activations(3))

@@ -49,7 +49,7 @@ class SentenceStore:
 
     Args:
         model: a TransformerBridge or a HookedTransformer, encoder or decoder, with its tokenizer.
-            A text begins with BOS where ``model.to_tokens`` has it begin so.
+            A text begins with BOS where ``model.to_tokens`` has it begin so, unless ``prepend_bos`` says otherwise.
         dataset: a ``datasets`` dataset with a column of texts, or a list of texts. Texts that are
             missing, with a logged warning, or have nothing but space in them are passed over.
         hook_names: the lower and the upper hook point, or one that is both.
@@ -61,6 +61,7 @@ class SentenceStore:
         device: of a ``PairedBatch``; the model may be on another.
         dtype: of its activations.
         column: of the texts; ``text``, ``sentence`` or ``problem`` if omitted.
+        prepend_bos: whether a text begins with BOS; None: as the model has it.
 
     Raises:
         ValueError: if the model has no tokenizer or takes no attention mask, the dataset has no
@@ -80,6 +81,7 @@ class SentenceStore:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         column: str | None = None,
+        prepend_bos: bool | None = None,
     ) -> None:
         context_size = check("context_size", context_size, whole(1))
         store_batch_size_prompts = check(
@@ -100,7 +102,7 @@ class SentenceStore:
         self.model_kwargs = model_kwargs or {}
         self.device = torch.device(device)
         self.dtype = dtype
-        self._start = text_start(model)
+        self._start = text_start(model, prepend_bos=prepend_bos)
         self._missing = MissingTexts(self.column)
         self.reset_input_dataset()
 

@@ -85,7 +85,9 @@ class TextStart(NamedTuple):
         return [*self.added, *ids[self.n_dropped :]]
 
 
-def text_start(model: Any, add_special_tokens: bool = True) -> TextStart:
+def text_start(
+    model: Any, add_special_tokens: bool = True, prepend_bos: bool | None = None
+) -> TextStart:
     """What ``model.to_tokens`` does to the beginning of a text beside calling its tokenizer.
 
     Everything in this package that makes tokens of texts begins them so. Whether that is with BOS is
@@ -95,11 +97,15 @@ def text_start(model: Any, add_special_tokens: bool = True) -> TextStart:
     Args:
         model: a language model of TransformerLens with its tokenizer.
         add_special_tokens: whether the tokenizer is called with it.
+        prepend_bos: whether a text begins with BOS; None: as the model has it.
     """
     bos = model.tokenizer.bos_token_id
     by_tokenizer = model.tokenizer("a", add_special_tokens=add_special_tokens)["input_ids"]
+    options = {} if prepend_bos is None else {"prepend_bos": prepend_bos}
     # Counted, since a tokenizer that does not know the letter may call it BOS.
-    n_more = _n_leading(model.to_tokens("a")[0].tolist(), bos) - _n_leading(by_tokenizer, bos)
+    n_more = _n_leading(model.to_tokens("a", **options)[0].tolist(), bos) - _n_leading(
+        by_tokenizer, bos
+    )
     return TextStart([bos] * max(n_more, 0), max(-n_more, 0))
 
 

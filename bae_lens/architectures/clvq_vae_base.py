@@ -19,6 +19,7 @@ from bae_lens.nn import (
     CausalTransformerDecoder,
     PredictiveEncoder,
     TokenDecoder,
+    nan_where_not_finite,
     nearest_codes,
     one_hot,
     squared_distances,
@@ -186,11 +187,12 @@ class CLVQVAEBase(CrossLayerSAE):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction at the higher hook point: ``[..., d_in]`` → ``[..., d_out]``."""
+        """Reconstruction at the higher hook point: ``[..., d_in]`` → ``[..., d_out]``; NaN of an input that is not finite,
+        which has a nearest code all the same."""
         self.refuse_error_term()
         z, _, acts = self._encode(x)
         memory = z if self.cfg.decoder_memory == "encoder" else None
-        return self.hook_sae_output(self._decode_acts(acts, memory))
+        return self.hook_sae_output(nan_where_not_finite(self._decode_acts(acts, memory), x))
 
     def _decode_acts(self, acts: Tensor, memory: Tensor | None = None) -> Tensor:
         if acts.layout != torch.strided:

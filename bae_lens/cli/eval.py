@@ -123,7 +123,7 @@ def _evaluate(args: argparse.Namespace) -> _Evaluated:
     from bae_lens.activations.held_out import held_out_store
     from bae_lens.distributed import check_same, n_ranks, on_every_rank, own_device
     from bae_lens.evals import run_evals
-    from bae_lens.fingerprint import weights_sha256
+    from bae_lens.fingerprint import deciding_fields, weights_sha256
 
     all_ranks = n_ranks() > 1
     with on_every_rank():
@@ -131,7 +131,8 @@ def _evaluate(args: argparse.Namespace) -> _Evaluated:
         args.device = own_device(args.device)
         sae, model, scaler = load_saved(saved_folder(args.path), args)
         store = held_out_store(sae, model, dataset, args.batch_size_prompts, all_ranks)
-        sha256 = weights_sha256(sae)
+        # Before anything is folded in.
+        sha256, config = weights_sha256(sae), deciding_fields(sae)
     # A folder may be another one on another machine.
     check_same({"the autoencoder's weights": sha256})
     metrics, per_latent = run_evals(
@@ -154,6 +155,7 @@ def _evaluate(args: argparse.Namespace) -> _Evaluated:
     metadata = sae.cfg.metadata
     about = {
         "weights_sha256": sha256,
+        "config": config,
         "model_name": args.model or metadata.model_name,
         "text": Path(args.data).name if args.data else args.dataset or metadata.dataset_path,
         **{name: getattr(args, name) for name in (*EXTENT, "outlier_multiple")},

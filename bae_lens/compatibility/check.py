@@ -15,6 +15,7 @@ from bae_lens.activations.hook_points import hook_shape
 from bae_lens.activations.outlier_tokens import token_norms
 from bae_lens.activations.sentence_store import is_encoder_model
 from bae_lens.activations.special_tokens import special_token_ids, special_token_mask
+from bae_lens.activations.token_ids import context_of
 from bae_lens.attach import attached
 from bae_lens.checks.fields import shown
 from bae_lens.compatibility.result import Compatibility, Finding
@@ -79,11 +80,12 @@ def check_model(model: Any, hook_name: str | None = None, model_name: str = "") 
     except Exception as error:  # Of any model's code: that it fails is what is to be found out.
         return found(_raised(what, error))
     fires = Finding(what, True, _shape_in_words(shape))
+    was_training = model.training
     try:
         trial = _Trial(model, name, shape)
     except Exception as error:
         return found(fires, _raised("texts are read", error))
-    return found(
+    findings = [
         fires,
         trial.attempt("activations are finite", trial.finite),
         trial.attempt("the first layers alone give the same", trial.stopped),
@@ -101,7 +103,9 @@ def check_model(model: Any, hook_name: str | None = None, model_name: str = "") 
         trial.attempt("generation with a cache is that without", trial.generation),
         trial.attempt("gradients reach the hook point", trial.gradients),
         trial.attempt("predicts classes", trial.classes),
-    )
+    ]
+    model.train(was_training)  # Generation leaves a HookedTransformer in eval mode.
+    return found(*findings)
 
 
 def _raised(name: str, error: Exception) -> Finding:
@@ -121,6 +125,7 @@ class _Trial:
     def __init__(self, model: Any, hook_name: str, shape: torch.Size) -> None:
         self.model, self.hook_name, self.shape = model, hook_name, shape
         self.is_encoder = is_encoder_model(model)
+        self.n_ctx = context_of(model)
         self.alone = [self._activations(text) for text in TEXTS]
         self.weights = next(model.parameters()).dtype
         self.tolerance = _TOLERANCE.get(self.weights, 1e-3)
@@ -235,7 +240,13 @@ class _Trial:
     def _padded(self, side: str) -> Tensor:
         if not self.is_encoder:
             return self._activations(list(TEXTS), padding_side=side)
-        encoded = self.model.tokenizer(list(TEXTS), padding=True, return_tensors="pt")
+        encoded = self.model.tokenizer(
+            list(TEXTS),
+            padding=True,
+            truncation=True,
+            max_length=self.n_ctx,
+            return_tensors="pt",
+        )
         device = next(self.model.parameters()).device
         mask = encoded["attention_mask"].to(device)
         return self._activations(encoded["input_ids"].to(device), attention_mask=mask)
@@ -270,15 +281,17 @@ class _Trial:
     def generation(self) -> tuple[bool | None, str, str]:
         if self.is_encoder:
             return None, "the model reads a text as a whole, and writes none", ""
+        # What is written has to fit into the context too.
+        room = None if self.n_ctx is None else self.n_ctx - _N_GENERATED
+        if room is not None and room < 1:
+            return None, f"a context of {self.n_ctx} has no room for it", ""
+        tokens = self._tokens()[:, :room]
         settings: dict[str, Any] = {
             "max_new_tokens": _N_GENERATED,
             "do_sample": False,
             "stop_at_eos": False,
             "verbose": False,
         }
-        # What is written has to fit into the context too.
-        n_ctx: int | None = getattr(self.model.cfg, "n_ctx", None)
-        tokens = self._tokens()[:, : max(1, n_ctx - _N_GENERATED) if n_ctx else None]
         with attached(self.model, self._sae()):
             with_cache, without = (
                 self.model.generate(

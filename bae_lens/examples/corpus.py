@@ -388,7 +388,13 @@ def _store_of(
     n_ctx: int = model.cfg.n_ctx  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
     context_size = min(coder.context_size or n_ctx, n_ctx)
     source = own_text(source) if all_ranks else source
-    return SentenceStore(model, source, [coder.hook_name], context_size=context_size)
+    return SentenceStore(
+        model,
+        source,
+        [coder.hook_name],
+        context_size=context_size,
+        prepend_bos=coder.prepend_bos,
+    )
 
 
 def _collated(rows: Sequence[TextBatch]) -> TextBatch:

@@ -20,7 +20,7 @@ from sae_lens.loading.pretrained_sae_loaders import read_sae_components_from_dis
 from safetensors import SafetensorError, safe_open
 
 from bae_lens.files.json_file import parse_json, read_json
-from bae_lens.fingerprint import weights_sha256
+from bae_lens.fingerprint import deciding_fields, weights_sha256
 from bae_lens.hub.private import check_no_secrets, is_local_path, without_local_paths
 from bae_lens.loading.language_models import is_folder
 from bae_lens.loading.saved_saes import (
@@ -85,7 +85,7 @@ def read_contents(
         files[SPARSITY_FILENAME] = sparsity
     for file in (folder / SAE_WEIGHTS_FILENAME, sparsity):
         _check_notes(file)
-    metrics = _metrics(folder / EVAL_METRICS_FILENAME, sae)
+    metrics = _metrics(folder / EVAL_METRICS_FILENAME, sae, model_name)
     if metrics is not None:
         content = _sent(folder / EVAL_METRICS_FILENAME, metrics, model_name)
         files[EVAL_METRICS_FILENAME] = content
@@ -165,7 +165,7 @@ def _check_notes(file: Path) -> None:
         )
 
 
-def _metrics(file: Path, sae: SAE[Any]) -> dict[str, Any] | None:
+def _metrics(file: Path, sae: SAE[Any], model_name: str | None) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     metrics = read_json(file, "file of metrics")
@@ -174,7 +174,24 @@ def _metrics(file: Path, sae: SAE[Any]) -> dict[str, Any] | None:
     if not isinstance(about, dict) or about.get("weights_sha256") != weights_sha256(sae):
         logger.warning("%s is of other weights, and is left out; bae-lens eval writes it.", file)
         return None
+    if (differs := _of_another(about, sae, model_name)) is not None:
+        logger.warning(
+            "%s is of another %s than cfg.json has, and is left out; bae-lens eval writes it.",
+            file,
+            differs,
+        )
+        return None
     return metrics
+
+
+def _of_another(about: Mapping[str, Any], sae: SAE[Any], model_name: str | None) -> str | None:
+    """What differs from what was measured, beside weights; None where nothing does, or it is not said."""
+    if about.get("model_name") not in (None, sae.cfg.metadata.model_name, model_name):
+        return "language model"
+    own, measured = deciding_fields(sae), about.get("config")
+    measured = measured if isinstance(measured, dict) else {}
+    # Another version of SAELens may know other fields.
+    return next((name for name, value in own.items() if measured.get(name, value) != value), None)
 
 
 def _as_others_load_it(

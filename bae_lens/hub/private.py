@@ -11,22 +11,33 @@ from typing import Any
 _SECRET = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[\w-]{30,}|\bxox[abprs]-[\w-]{10,}|\bglpat-[\w-]{16,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY|\bBearer\s+\S{8,}|://[^/\s:@]+:[^/\s:@]+@"
+    r"|\bgsk_\w{16,}|\bnvapi-[\w-]{16,}|\bnpm_[A-Za-z0-9]{16,}|\bpypi-[\w-]{16,}|\b[spr]k_(?:live|test)_\w{8,}"
+    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.|-----BEGIN [A-Z ]*PRIVATE KEY|\bBearer\s+(?=\S*\d)\S{8,}"
+    r"|://[^/\s:@]+:[^/\s:@]+@|://[^/\s:@]{12,}@"
+    r"|[?&](?i:x-amz-signature|x-goog-signature|signature|sig|token|access_token|api_?key|key)=[\w%.~+/-]{8,}"
+    # On a command line, or as a variable of one.
+    r"|(?i:(?:api[_-]?key|token|secret)=|--?[\w-]*(?:api[_-]?key|token|secret|password)\s+)(?=\S*\d)[\w.~+/-]{12,}"
+    r"|(?i:passw(?:or)?d|passphrase)=\S{4,}"
 )
 # A field that holds one whatever it looks like, or all of whose fields are of one.
 _SECRET_NAME = re.compile(
-    r"(?:^|_)(?:api_?key|passw(?:or)?d|passphrase|pwd|secrets?(?:_\w+)?|credentials?)$|^(?:token|pass)$"
+    r"(?:^|_)(?:api_?key|passw(?:or)?d|passphrase|pwd|secrets?(?:_\w+)?|credentials?|auth(?:orization)?)$|^token$"
     r"|(?:^|_)(?:access|auth|hf|hub|api|bearer|wandb|private|ssh|signing|encryption)_?(?:token|key)$",
 )
-# Whose token a field has is not known: that of a tokenizer ("<eos>", "bos") is short, or has other signs in it.
-_TOKEN_NAME, _TOKEN = re.compile(r"_token$"), re.compile(r"[\w.~+/=-]{12,}")
+# Of any other maker; those of a tokenizer are none, and a word of a text is shorter.
+_TOKEN_NAME = re.compile(
+    r"(?<!pad)(?<!bos)(?<!eos)(?<!unk)(?<!sep)(?<!cls)(?<!mask)(?<!separator)_token$"
+)
+_TOKEN = re.compile(r"[\w.~+/=-]{12,}")
 _INDEX = re.compile(r"(?:\[\d+\])+$")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|-")
 # As a whole a path from a root, a home folder, a drive or a share; or with one in it, as a command line has.
 _PATH = re.compile(
-    r"^(?:file:|~[\w.-]*[/\\]|//?[^/\s]|\\\\|[A-Za-z]:[\\/])"
-    r"|(?<=[\s'\"=:,;(\[])(?:/(?:[\w.@+-]+/)+|file:/|~(?:[A-Za-z_][\w.-]*)?[/\\]|\\\\[\w.-]+\\|[A-Za-z]:\\)"
-    r"|(?<=[\s'\"=,;(\[])//[\w.-]+/"
+    r"^(?:file:|~(?:[A-Za-z_][\w.-]*)?[/\\]|//?[^/\s]|\\\\|[A-Za-z]:[\\/])"
+    r"|(?<=[\s'\"=:,;(\[`|<>@“])(?:(?:/[\w.@+-]+){2}|file:/|~(?:[A-Za-z_][\w.-]*)?[/\\]|\\\\[\w.-]+\\|[A-Za-z]:\\)"
+    r"|(?<=[\s'\"=,;(\[`|<>@“])//[\w.-]+/\w"
+    # The value of an option, which has no other word before it.
+    r"|(?:^|\s)-(?:[A-Za-z]|-[\w-]+[=\s]|[A-Za-z]\s)/\w"
 )
 _HIDDEN = "…"
 
@@ -61,7 +72,7 @@ def check_no_secrets(values: Any, source: str) -> None:
     """
     for keys, value in _strings(values):
         name = ".".join(keys)
-        if _SECRET.search(value) or _SECRET.search(name) or (value and _is_secret(keys, value)):
+        if _SECRET.search(value) or _SECRET.search(name) or _is_secret(keys, value):
             field = _SECRET.sub(_HIDDEN, name)
             raise ValueError(
                 f"{source}: {field} holds what looks like a key, a token or a password, so nothing is sent. Take it "
@@ -71,6 +82,8 @@ def check_no_secrets(values: Any, source: str) -> None:
 
 def _is_secret(keys: tuple[str, ...], value: str) -> bool:
     """By its name, or that of what it is a part of."""
+    if not value:
+        return False
     names = [_CAMEL.sub("_", _INDEX.sub("", key)).lower() for key in keys]
     if any(_SECRET_NAME.search(name) for name in names):
         return True
@@ -113,8 +126,9 @@ def _cleaned(value: Any, name: str, removed: list[str]) -> Any:
 
 
 def _strings(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The names that lead to each value, and the string that stands there; "" where something else does."""
-    yield keys, value if isinstance(value, str) else ""
+    """The names that lead to each value, and the string or number that stands there; "" where something else does."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    yield keys, str(value) if is_number or isinstance(value, str) else ""
     if isinstance(value, Mapping):
         for own, inner in value.items():
             yield from _strings(inner, (*keys, str(own)))

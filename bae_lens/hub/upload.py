@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from bae_lens.files.whole import check_output_folder, whole_folder
 from bae_lens.hub.card import model_card
 from bae_lens.hub.contents import FILENAMES, SAEContents, read_contents
 from bae_lens.hub.private import is_local_path, without_secrets
-from bae_lens.loading.hub import is_about_the_hub
 
 logger = logging.getLogger(__name__)
 
@@ -276,18 +276,37 @@ def _told_by_the_hub(repo_id: str, left: Sequence[str]) -> Iterator[None]:
         left: what stays there by now, in sentences.
 
     Raises:
-        ValueError: for what they raise.
+        ValueError: for what they raise; what this package itself has done wrong stays as it is.
     """
     try:
         yield
     except _NotPrivate:
         raise
+    except KeyboardInterrupt:
+        for sentence in left:
+            logger.warning("%s: %s", repo_id, sentence)
+        raise
     except Exception as error:
-        # The client refuses a README or a name by a ValueError, which says it of what it was given.
-        if not (isinstance(error, (OSError, ValueError)) or is_about_the_hub(error)):
+        if _is_ours(error):
             raise
-        what = " ".join(without_secrets(str(error), get_token()).split())
-        what = what if len(what) <= _LONGEST_REASON else f"{what[: _LONGEST_REASON - 1]}…"
         # Not from it: what is logged of it could hold more than is said here.
-        said = f"Nothing was sent to {repo_id}, as far as can be told ({type(error).__name__}): {what.rstrip('.')}."
+        said = f"Nothing was sent to {repo_id}, as far as can be told: {_in_words(error)}."
         raise ValueError(" ".join([said, *left])) from None
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether no frame below this package's has raised it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return frames[-1].f_globals.get("__name__", "").partition(".")[0] == "bae_lens"
+
+
+def _in_words(error: BaseException) -> str:
+    """What it and what it was raised from say, without secrets."""
+    parts = []
+    cause: BaseException | None = error
+    while cause is not None:
+        what = " ".join(without_secrets(str(cause), get_token()).split()).rstrip(".")
+        what = what if len(what) <= _LONGEST_REASON else f"{what[: _LONGEST_REASON - 1]}…"
+        parts.append(f"{type(cause).__name__}: {what}" if what else type(cause).__name__)
+        cause = cause.__cause__
+    return "; from ".join(parts)

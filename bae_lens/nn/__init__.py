@@ -32,6 +32,7 @@ from bae_lens.nn.levels import (
     quantize_levels,
     thresholds_of,
 )
+from bae_lens.nn.not_finite import nan_where_not_finite
 from bae_lens.nn.one_hot import one_hot
 from bae_lens.nn.polarity import flip_bits
 from bae_lens.nn.precision import Float32Buffers, widened
@@ -78,6 +79,7 @@ __all__ = [
     "marginal_entropy",
     "miller_madow_correction",
     "mutual_information",
+    "nan_where_not_finite",
     "nearest_codes",
     "off_diagonal_covariance",
     "one_hot",

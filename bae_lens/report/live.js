@@ -92,7 +92,7 @@ function showLive(answer, status) {
   live.result.append(
     live.shaded,
     note(
-      `Below each token: its ${data.strength === "surprise" ? "rarest" : "strongest"} ${unit}. Pick a token to see all that fire there.`,
+      `Below each token: its ${data.strength === "surprise" ? "rarest" : "strongest"} ${unit}. Pick a token to see which fire there.`,
     ),
     el(
       "div",

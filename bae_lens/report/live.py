@@ -88,8 +88,14 @@ class LiveText:
 
     def _store(self, texts: list[str]) -> SentenceStore:
         """One text is tokenized as those of a corpus are."""
-        hook_name = self._reader.coder.hook_name
-        return SentenceStore(self._model, texts, [hook_name], context_size=self.n_tokens)
+        coder = self._reader.coder
+        return SentenceStore(
+            self._model,
+            texts,
+            [coder.hook_name],
+            context_size=self.n_tokens,
+            prepend_bos=coder.prepend_bos,
+        )
 
     def _codes(self, x: Tensor) -> list[list[list[float]]]:
         firings, margins = self._reader.coder.firings_with_margins(x)
@@ -106,7 +112,8 @@ class LiveText:
     def _n_tokens_of(self, text: str) -> int:
         # The tokenizer is not to warn that this is more than the model reads: the answer says so.
         ids = self._model.tokenizer(text, verbose=False)["input_ids"]
-        return len(ids) + text_start(self._model).n_more
+        start = text_start(self._model, prepend_bos=self._reader.coder.prepend_bos)
+        return len(ids) + start.n_more
 
 
 def _rounded(value: float) -> float:

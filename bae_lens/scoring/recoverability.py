@@ -157,6 +157,7 @@ class RecoverabilityTask:
             [self.texts.reader.hook_names[0]],
             context_size=own.context_size,
             store_batch_size_prompts=own.batch_size,
+            prepend_bos=Dictionary(dictionary).prepend_bos,
         )
         default = ExampleSettings(
             n_tokens=None,

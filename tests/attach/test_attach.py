@@ -113,6 +113,18 @@ def test_logits_are_those_of_a_replacement_by_hand(model, tokens):
     assert all((logits - other).abs().max() > 1e-2 for other in others)
 
 
+def test_what_is_no_number_is_not_hidden_by_a_code(model, tokens):
+    sae, word = sae_for(model), int(tokens[0, -2])
+    weight = model.W_E
+    before = weight.data[word].clone()
+    try:
+        weight.data[word] = torch.nan
+        with attached(model, sae):
+            assert model(tokens)[0, -2:].isnan().all()
+    finally:
+        weight.data[word] = before
+
+
 def test_special_positions_are_untouched_and_all_others_are_not(model, tokens):
     sae = sae_for(model)
     clean = model.run_with_cache(tokens)[1][hook_after(model)]

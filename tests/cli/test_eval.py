@@ -23,6 +23,7 @@ from tests.cli.helpers import resolve_to_tiny
 from tests.helpers import (
     CONTEXT_SIZE,
     D_IN,
+    D_SAE,
     HOOK,
     HOOK_OUT,
     make_bae,
@@ -142,6 +143,9 @@ def test_the_metrics_name_the_weights_that_they_are_of(folder):
     assert about.pop("weights_sha256") == own
     assert about.pop("model_name") == "bae-lens/tiny"
     assert about.pop("text") == "bae-lens/tiny-text"
+    config = about.pop("config")
+    assert (config["architecture"], config["d_sae"], config["hook_name"]) == ("bae", D_SAE, HOOK)
+    assert not {"dtype", "device", "metadata"} & set(config)
     numbers = {"n_eval_batches", "batch_size_prompts", "n_code_tokens", "outlier_multiple"}
     assert set(about) == numbers
 

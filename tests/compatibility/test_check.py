@@ -173,16 +173,33 @@ def test_frozen_weights_and_gradients_of_their_owner():
     assert model.W_E.grad is None
 
 
-def test_a_context_that_the_texts_fill():
+@pytest.mark.parametrize(("n_ctx", "is_tried"), [(16, True), (6, True), (4, False)])
+def test_a_context_that_the_texts_fill(n_ctx, is_tried):
     model = make_model()
-    model.cfg.n_ctx = 16
+    model.cfg.n_ctx = n_ctx
     for part in (model.pos_embed, *(block.attn for block in model.blocks)):
-        part.cfg.n_ctx = 16
-    model.pos_embed.W_pos = torch.nn.Parameter(model.W_pos[:16].detach().clone())
-    assert model.to_tokens("word1 " * 50).shape[1] == 16
+        part.cfg.n_ctx = n_ctx
+    model.pos_embed.W_pos = torch.nn.Parameter(model.W_pos[:n_ctx].detach().clone())
+    assert model.to_tokens("word1 " * 50).shape[1] == n_ctx
     result = check_model(model, HOOK)
-    assert result[CACHE].holds, result[CACHE]
+    assert result[CACHE].holds is (True if is_tried else None), result[CACHE]
     assert result.holds
+
+
+def test_an_encoder_whose_context_the_texts_fill():
+    model = make_headless_encoder()
+    assert check_model(model).holds
+    model.cfg.n_ctx = 12
+    model.tokenizer.model_max_length = 12
+    result = check_model(model)
+    assert result[PADDED[1]].holds, result[PADDED[1]]
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_the_model_is_in_the_mode_that_it_was_in(is_training):
+    model = make_model().train(is_training)
+    check_model(model, HOOK)
+    assert model.training is is_training
 
 
 def test_what_cannot_be_tried():

@@ -18,7 +18,7 @@ from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 
 from bae_lens.cli import main
-from bae_lens.fingerprint import weights_sha256
+from bae_lens.fingerprint import deciding_fields, weights_sha256
 from bae_lens.hub import upload_saes
 from bae_lens.hub.private import is_local_path
 from tests.bad_inputs.runs import saved_sae
@@ -47,7 +47,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write_metrics(folder: Path, sae: SAE[Any], **about: Any) -> None:
-    own = {"weights_sha256": weights_sha256(sae), "text": "texts|`x`\n", "model_name": "gpt2"}
+    own = {"weights_sha256": weights_sha256(sae), "text": "texts|`x`\n"}
+    own["model_name"] = sae.cfg.metadata.model_name
     (folder / "eval_metrics.json").write_text(json.dumps({**METRICS, "sae": {**own, **about}}))
 
 
@@ -290,7 +291,15 @@ def test_a_language_model_in_a_folder_needs_a_name(
         ("openai_token", "a1b2c3d4e5f6g7h8"),
         ("writeToken", "a1b2c3d4e5f6g7h8"),
         ("db-pwd", "y8"),
-        ("pass", "y8"),
+        ("password", 12345678),
+        ("authorization", "Basic YW5uOnBhc3M="),
+        ("command", "train --hf_token abcdefghijklmnop12345"),
+        ("command", "env WANDB_API_KEY=0123456789abcdef01 train"),
+        ("command", "env DB_PASSWORD=hunter train"),
+        ("text", "https://b.host.org/x.jsonl?X-Amz-Signature=abcdef0123456789"),
+        ("text", "https://abcdefghijklmnopq@host.org/x.git"),
+        ("note", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0.abcdef"),
+        ("note", "gsk_abcdefghijklmnopqrst"),
         ("passphrase", "correct horse"),
         ("sshKey", "AAAAB3"),
         ("clientSecret", "y8"),
@@ -406,6 +415,11 @@ def test_tokens_of_a_tokenizer_and_counts_are_no_secrets(hub: LocalHub, folder: 
         "pad_token": "<|reserved_special_token_0|>",
         "training_tokens": 300,
         "forward_pass": "twice",
+        "pass": "2 of 3",
+        "mask_token": "begin_of_sentence",
+        "note": "a Bearer certificates the special token 0x123456789ab",
+        "command": "train --training_tokens 1000000000000 --context_size=128",
+        "link": "see https://host.org/a/b and text: /b/ or ~5/10 //host/",
         "top_token": " antidisestablishmentarianism",
         "n_batches_in_buffer_key": "x",
     }
@@ -422,6 +436,55 @@ def test_names_that_hold_the_working_directory_are_no_paths(
         assert not is_local_path(name)
     for path in ("in /work", "/work", "(/work)", "x:/work/saes"):
         assert is_local_path(path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "--out /data",
+            "-o /data",
+            "--cache=/c",
+            "gcc -I/usr/include",
+            "see `/mnt/a`",
+            "a|/usr/lib",
+        ),
+        *("x >/tmp/x/y", "“/home/ann/x”", "//share/x", "--x=//share/x", "~ann/y", "--x=file:///a"),
+    ],
+)
+def test_paths_in_what_is_no_path_as_a_whole(value: str) -> None:
+    assert is_local_path(value)
+
+
+def test_metrics_of_another_model_or_config_are_left_out(
+    hub: LocalHub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The README would say of one what was measured of the other."""
+    sae = SAE.load_from_disk(folder)
+    own = deciding_fields(sae)
+
+    def is_sent(model_name: str | None = None, **about: Any) -> bool:
+        write_metrics(folder, sae, **about)
+        upload_saes({"x": folder}, REPO, model_name=model_name)
+        return (hub.branch(REPO) / "x" / "eval_metrics.json").is_file()
+
+    assert is_sent(config=own)
+    assert is_sent(config={"of a later version": 1, **own})
+    assert is_sent("ann/public")
+    sent = json.loads((hub.branch(REPO) / "x" / "eval_metrics.json").read_text())
+    assert sent["sae"]["model_name"] == "ann/public"
+    assert not is_sent(config={**own, "hook_name": "blocks.1.hook_resid_post"})
+    assert "is of another hook_name than cfg.json has, and is left out" in caplog.text
+
+
+def test_metrics_of_another_language_model_are_not_renamed(
+    hub: LocalHub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_metrics(folder, SAE.load_from_disk(folder), model_name="other/model")
+    upload_saes({"x": folder}, REPO, model_name="ann/public")
+    assert not (hub.branch(REPO) / "x" / "eval_metrics.json").exists()
+    assert "is of another language model than cfg.json has, and is left out" in caplog.text
+    assert "CE loss" not in (hub.branch(REPO) / "README.md").read_text()
 
 
 def test_a_public_repository_gets_nothing_private(hub: LocalHub, folder: Path) -> None:
@@ -457,7 +520,7 @@ class _BadRequest(HfHubHTTPError, ValueError):
         return str(self.args[0])
 
 
-@pytest.mark.parametrize("kind", [ValueError, _BadRequest])
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, _BadRequest])
 def test_what_the_client_refuses_by_a_value_error_is_told_likewise(
     hub: LocalHub, folder: Path, capsys: pytest.CaptureFixture[str], kind: type[Exception]
 ) -> None:
@@ -473,10 +536,34 @@ def test_what_the_client_refuses_by_a_value_error_is_told_likewise(
         assert main(["upload", str(folder), "--repo_id", REPO, "--revision", "v2"]) == 2
     err = capsys.readouterr().err
     assert "Traceback" not in err
-    assert (
-        f"Nothing was sent to {REPO}, as far as can be told ({kind.__name__}): Invalid: …." in err
-    )
+    assert f"Nothing was sent to {REPO}, as far as can be told: {kind.__name__}: Invalid: …." in err
     assert "An empty repository was made and is left there. The branch v2 was made and" in err
+
+
+def test_why_a_file_could_not_be_sent_is_told_too(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client says only which file it was, and raises that from what happened."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        code = "try:\n raise OSError(f'gone with {token}')\nexcept OSError as e:\n raise RuntimeError('x.bin') from e"
+        exec(compile(code, "hf_api.py", "exec"), {"__name__": "huggingface_hub", "token": TOKEN})
+
+    monkeypatch.setattr(HfApi, "create_commit", staticmethod(fail))
+    with pytest.raises(ValueError, match=r"RuntimeError: x\.bin; from OSError: gone with …\. An"):
+        upload_saes({"x": folder}, REPO)
+
+
+def test_an_upload_that_is_interrupted_says_what_is_left(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HfApi, "create_commit", staticmethod(stop))
+    with pytest.raises(KeyboardInterrupt):
+        upload_saes({"x": folder}, REPO)
+    assert f"{REPO}: An empty repository was made and is left there." in caplog.text
 
 
 def test_a_branch_that_cannot_be_made_leaves_a_repository_that_is_told(

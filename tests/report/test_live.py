@@ -97,6 +97,23 @@ def test_a_code_a_token():
     assert all(distance <= 0 for [(_, distance)] in answer["codes"][1:])
 
 
+@torch.no_grad()
+def test_a_text_begins_as_those_that_the_dictionary_was_trained_on():
+    """With BOS before it, or without: tokens after it have other latents."""
+    sae, model = make_transcoder(), make_model()
+    between(sae, HOOK, None).cfg.metadata.prepend_bos = False
+    records = collect_examples(model, sae, list(make_text(20, 7)["text"]), SETTINGS)
+    answer = LiveText(model, sae, records)(TEXT)
+    assert [s.strip() for s in answer["tokens"]] == TEXT.split()
+    assert (answer["counts"], answer["nTokens"]) == ([True] * 4, 4)
+    _, cache = model.run_with_cache(model.to_tokens(TEXT, prepend_bos=False), names_filter=HOOK)
+    for codes, own in zip(answer["codes"], sae.encode(cache[HOOK][0]), strict=True):
+        values, latents = own.sort(descending=True)
+        assert [j for j, _ in codes] == latents[values > 0].tolist()
+    # And the examples are of texts that begin so.
+    assert records.n_tokens == sum(map(len, map(str.split, make_text(20, 7)["text"])))
+
+
 def test_a_long_text_is_cut_and_the_answer_says_so():
     live = live_of(make_transcoder())
     assert live.n_tokens == CONTEXT_SIZE
