@@ -48,11 +48,25 @@ class SAEContents:
         sae: as others will load it.
         files: what is in each file, by its name: the content, or the file here that has it.
         metrics: of ``bae-lens eval``; None where there are none of these weights.
+        stamps: of the files here, from before they were checked.
     """
 
     sae: SAE[Any]
     files: Mapping[str, Path | bytes]
     metrics: dict[str, Any] | None
+    stamps: Mapping[Path, tuple[int, ...]]
+
+    def check_unchanged(self) -> None:
+        """That the files are still those that were checked.
+
+        Raises:
+            ValueError: if one was written meanwhile.
+        """
+        for file, stamp in self.stamps.items():
+            if _stamp(file) != stamp:
+                raise ValueError(
+                    f"{file} was written while it was checked and sent. Upload again once nothing writes there."
+                )
 
 
 def read_contents(
@@ -72,6 +86,7 @@ def read_contents(
             it holds what looks like a secret, the language model is a folder of this machine and no
             name is given, or ``SAE.from_pretrained`` would make something else of it.
     """
+    stamps = {folder / name: _stamp(folder / name) for name in FILENAMES}
     sae = load_sae(folder)
     _check_folded(folder, sae)
     files: dict[str, Path | bytes] = {SAE_WEIGHTS_FILENAME: folder / SAE_WEIGHTS_FILENAME}
@@ -91,7 +106,17 @@ def read_contents(
         files[EVAL_METRICS_FILENAME] = content
         # As it is sent, since the README quotes it.
         metrics = parse_json(content) if isinstance(content, bytes) else metrics
-    return SAEContents(_as_others_load_it(sae, files, sae_id, folder, repo_id), files, metrics)
+    loaded = _as_others_load_it(sae, files, sae_id, folder, repo_id)
+    return SAEContents(loaded, files, metrics, stamps)
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """Another one once a file was written; empty where there is none."""
+    try:
+        known = file.stat()
+    except OSError:
+        return ()
+    return known.st_ino, known.st_size, known.st_mtime_ns
 
 
 def _check_folded(folder: Path, sae: SAE[Any]) -> None:

@@ -40,10 +40,6 @@ _LONGEST_REASON = 300
 _RESERVED = {README_FILENAME.lower(), *FILENAMES}
 
 
-class _NotPrivate(ValueError):
-    """What we say of the hub's repository, beside what the hub and its client say."""
-
-
 @dataclass(frozen=True)
 class Uploaded:
     """What was sent, or was written to be looked at.
@@ -118,9 +114,9 @@ def upload_saes(
         **_of_saes(contents),
     }
     if dry_run is not None:
-        _write(files, Path(dry_run))
+        _write(files, contents, Path(dry_run))
         return Uploaded(tuple(files), None)
-    return _send(files, tuple(saes), repo_id, revision, private, overwrite_readme)
+    return _send(files, contents, repo_id, revision, private, overwrite_readme)
 
 
 def _of_saes(contents: Mapping[str, SAEContents]) -> dict[str, Path | bytes]:
@@ -178,7 +174,9 @@ def _check_empty(folder: Path) -> None:
         )
 
 
-def _write(files: Mapping[str, Path | bytes], target: Path) -> None:
+def _write(
+    files: Mapping[str, Path | bytes], contents: Mapping[str, SAEContents], target: Path
+) -> None:
     with whole_folder(target) as folder:
         for name, content in files.items():
             file = folder / name
@@ -187,6 +185,12 @@ def _write(files: Mapping[str, Path | bytes], target: Path) -> None:
                 file.write_bytes(content)
             else:
                 shutil.copyfile(content, file)
+        _check_unchanged(contents)
+
+
+def _check_unchanged(contents: Mapping[str, SAEContents]) -> None:
+    for one in contents.values():
+        one.check_unchanged()
 
 
 # To the hub
@@ -194,7 +198,7 @@ def _write(files: Mapping[str, Path | bytes], target: Path) -> None:
 
 def _send(
     files: Mapping[str, Path | bytes],
-    sae_ids: tuple[str, ...],
+    contents: Mapping[str, SAEContents],
     repo_id: str,
     revision: str | None,
     private: bool,
@@ -204,7 +208,7 @@ def _send(
         raise ValueError(
             "There is no token for the hub: log in once with hf auth login, or set HF_TOKEN, with the right to write."
         )
-    api = HfApi(library_name="bae-lens")
+    api, sae_ids = HfApi(library_name="bae-lens"), tuple(contents)
     left: list[str] = []
     with _told_by_the_hub(repo_id, left):
         if _make_repository(api, repo_id, private):
@@ -225,12 +229,12 @@ def _send(
                 )
         # Of other weights: what an SAE at this place had and this one lacks.
         stale = {f"{sae_id}/{name}" for sae_id in sae_ids for name in FILENAMES} & there - set(sent)
+        # Which reads each file, to hash it.
+        added = [CommitOperationAdd(name, content) for name, content in sent.items()]
+        _check_unchanged(contents)
         commit = api.create_commit(
             repo_id,
-            [
-                *(CommitOperationAdd(name, content) for name, content in sent.items()),
-                *(CommitOperationDelete(name) for name in sorted(stale)),
-            ],
+            [*added, *(CommitOperationDelete(name) for name in sorted(stale))],
             commit_message=f"Upload {', '.join(sae_ids) if len(sae_ids) <= 3 else f'{len(sae_ids)} SAEs'}",
             revision=revision,
         )
@@ -241,7 +245,7 @@ def _make_repository(api: HfApi, repo_id: str, private: bool) -> bool:
     """Have the repository there; whether it is new.
 
     Raises:
-        _NotPrivate: if it is public, and was to be private.
+        ValueError: if it is public, and was to be private.
     """
     try:
         info = api.repo_info(repo_id)
@@ -250,7 +254,7 @@ def _make_repository(api: HfApi, repo_id: str, private: bool) -> bool:
         api.create_repo(repo_id, private=private or None)
         return True
     if private and not info.private:
-        raise _NotPrivate(
+        raise ValueError(
             f"{repo_id} is there and public: everybody would see what is sent. Name another repository, or make this "
             "one private on the hub."
         )
@@ -276,21 +280,22 @@ def _told_by_the_hub(repo_id: str, left: Sequence[str]) -> Iterator[None]:
         left: what stays there by now, in sentences.
 
     Raises:
-        ValueError: for what they raise; what this package itself has done wrong stays as it is.
+        ValueError: for what they raise, and what was found wrong here; a fault of this package stays as it is.
     """
     try:
         yield
-    except _NotPrivate:
-        raise
     except KeyboardInterrupt:
         for sentence in left:
             logger.warning("%s: %s", repo_id, sentence)
         raise
     except Exception as error:
-        if _is_ours(error):
+        if not _is_ours(error):
+            said = f"Nothing was sent to {repo_id}, as far as can be told: {_in_words(error)}."
+        elif isinstance(error, ValueError):
+            said = str(error)
+        else:
             raise
         # Not from it: what is logged of it could hold more than is said here.
-        said = f"Nothing was sent to {repo_id}, as far as can be told: {_in_words(error)}."
         raise ValueError(" ".join([said, *left])) from None
 
 

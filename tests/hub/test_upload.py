@@ -554,6 +554,21 @@ def test_why_a_file_could_not_be_sent_is_told_too(
         upload_saes({"x": folder}, REPO)
 
 
+def test_a_file_that_is_written_while_it_is_checked_is_not_sent(
+    hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The README would be of the weights before."""
+
+    def train_again(*_: Any, **__: Any) -> list[str]:
+        make_bae(seed=1).save_model(folder)
+        return []
+
+    monkeypatch.setattr(HfApi, "list_repo_files", staticmethod(train_again))
+    with pytest.raises(ValueError, match=r"written while it was checked.*An empty repository was"):
+        upload_saes({"x": folder}, REPO)
+    assert hub.commits == []
+
+
 def test_an_upload_that_is_interrupted_says_what_is_left(
     hub: LocalHub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -29,4 +29,5 @@ def test_heads_of_the_input_may_be_flattened_in_the_output():
 def test_the_gradient_is_the_outputs_own():
     outputs = torch.ones(3, 2, requires_grad=True)
     nan_where_not_finite(outputs, torch.ones(3, 4)).sum().backward()
+    assert outputs.grad is not None
     assert torch.equal(outputs.grad, torch.ones(3, 2))
