@@ -283,7 +283,8 @@ class Dictionary:
             return acts, self.decode(acts)
         if valid is not None and self.depends_on_batch:
             # Tokens that do not count have no share of what fires in a batch.
-            counted = _dense(sae.encode(x[valid.to(x.device)]))
+            with flat_heads(sae):
+                counted = _dense(sae.encode(x[valid.to(x.device)]))
             acts = counted.new_zeros(*x.shape[:-1], counted.shape[-1])
             acts[valid.to(x.device)] = counted
             return acts, self.decode(acts)

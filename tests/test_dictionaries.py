@@ -150,7 +150,7 @@ def test_activations_that_its_type_does_not_hold_have_no_code(name):
         Dictionary(sae).encode(x)
 
 
-@pytest.mark.parametrize("name", ["bae", "bae of levels", "clvq_vae", "training clvq_vae"])
+@pytest.mark.parametrize("name", [name for name in SAES if "bae" in name or "clvq" in name])
 def test_an_sae_by_itself_does_not_hide_what_is_no_number(name):
     """As one whose activations are products: in the place of an activation, the model's loss has to show it."""
     sae = SAES[name][0]()
@@ -161,6 +161,23 @@ def test_an_sae_by_itself_does_not_hide_what_is_no_number(name):
     found = sae(x)
     assert found[1, 2].isnan().all()
     assert torch.equal(found[0], expected[0])
+    # Nor what its type does not hold.
+    x[1, 2, 3] = 1e5
+    sae = sae.to(torch.float16)
+    sae.cfg.dtype = "float16"
+    assert sae(x)[1, 2].isnan().all()
+
+
+def test_nor_of_one_head():
+    sae = make_bae(reshape_activations="hook_z")
+    sae.cfg.metadata.hook_name = "blocks.0.attn.hook_z"
+    sae.turn_on_forward_pass_hook_z_reshaping()
+    x = torch.ones(2, 3, 2, D_IN // 2)
+    x[1, 2, 0, 1] = torch.nan
+    found = sae(x)
+    assert found.shape == x.shape
+    assert found[1, 2].isnan().all()
+    assert found[0].isfinite().all()
 
 
 def test_tokens_that_do_not_count_have_no_share_of_a_batchs_k():

@@ -7,14 +7,23 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from bae_lens.activations.texts import check_text
 from bae_lens.checks.fields import shown
 
 
 def context_of(model: Any) -> int | None:
-    """Tokens that a language model reads at most; None where it does not say."""
-    n_ctx = getattr(getattr(model, "cfg", None), "n_ctx", None)
+    """Tokens that a language model reads at most; None where it does not say, or can read more.
+
+    A HookedTransformer makes its masks and positions for ``cfg.n_ctx``. Of a TransformerBridge that is a limit only where
+    positions are learned: rotary ones go on, and of models without positions it is a number that stands there for none.
+    """
+    cfg = getattr(model, "cfg", None)
+    n_ctx = getattr(cfg, "n_ctx", None)
+    is_learned = getattr(cfg, "positional_embedding_type", "standard") == "standard"
+    if isinstance(model, TransformerBridge) and not is_learned:
+        return None
     return n_ctx if isinstance(n_ctx, int) and n_ctx > 0 else None
 
 

@@ -29,7 +29,7 @@ from bae_lens.architectures.bae_config import BAEConfig, TrainingBAEConfig, temp
 from bae_lens.architectures.bae_polarity import to_inference
 from bae_lens.architectures.bae_training import TrainingBAE
 from bae_lens.checks.fields import is_valid, positive
-from bae_lens.nn import SURROGATES, binarize, nan_where_not_finite
+from bae_lens.nn import SURROGATES, binarize
 
 __all__ = ["BAE", "BAEConfig", "TrainingBAE", "TrainingBAEConfig"]
 
@@ -72,11 +72,6 @@ class BAE(BAEBase):
     def encode(self, x: Tensor) -> Tensor:
         """The code: ``[..., d_in]`` → ``[..., d_sae]``."""
         return self.encoded(self.process_sae_in(x), self.b_enc).acts
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction: ``[..., d_in]`` → ``[..., d_in]``; NaN of an input that is not finite, whose bits would hide it."""
-        return nan_where_not_finite(super().forward(x), x)
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:

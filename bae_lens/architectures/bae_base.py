@@ -18,6 +18,7 @@ from bae_lens.nn import (
     decode_sparse,
     heights_of,
     inverse_softplus,
+    nan_where_not_finite,
     quantize_levels,
     thresholds_of,
     with_feedback,
@@ -150,6 +151,13 @@ class BAEBase(SAE[Any]):
         code = self.quantized(self.hook_sae_acts_pre(pre), curvature)
         # Not _replace, which torch before 2.9 does not compile.
         return Encoded(self.hook_sae_acts_post(code.acts), code.pre, code.counts, code.zero)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Reconstruction: ``[..., d_in]`` → ``[..., d_in]``; NaN of an input that is not finite in the SAE's type, whose bits
+        would hide it."""
+        n_batch_dims = x.ndim - (2 if self.hook_z_reshaping_mode else 1)
+        return nan_where_not_finite(super().forward(x), x.to(self.dtype), n_batch_dims)
 
     def reconstruction(self, product: Tensor) -> Tensor:
         """What activations times ``W_dec`` become, past the hook: ``[..., d_in]``, in the input's units."""

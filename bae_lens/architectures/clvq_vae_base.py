@@ -187,12 +187,14 @@ class CLVQVAEBase(CrossLayerSAE):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        """Reconstruction at the higher hook point: ``[..., d_in]`` → ``[..., d_out]``; NaN of an input that is not finite,
-        which has a nearest code all the same."""
+        """Reconstruction at the higher hook point: ``[..., d_in]`` → ``[..., d_out]``; NaN of an input that is not finite
+        in the SAE's type, which has a nearest code all the same."""
         self.refuse_error_term()
         z, _, acts = self._encode(x)
         memory = z if self.cfg.decoder_memory == "encoder" else None
-        return self.hook_sae_output(nan_where_not_finite(self._decode_acts(acts, memory), x))
+        outputs = self._decode_acts(acts, memory)
+        outputs = nan_where_not_finite(outputs, x.to(self.dtype), outputs.ndim - 1)
+        return self.hook_sae_output(outputs)
 
     def _decode_acts(self, acts: Tensor, memory: Tensor | None = None) -> Tensor:
         if acts.layout != torch.strided:

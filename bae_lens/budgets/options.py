@@ -89,7 +89,7 @@ def checked_budgets(budgets: Any) -> tuple[float, ...]:
             "budgets must be two different positive numbers at least, in bits per token (of k: latents on per token); got "
             f"{shown(list(budgets))}."
         )
-    if found[-1] < NEAR * found[0]:
+    if found[-1] < (1 - 1e-9) * NEAR * found[0]:  # 0.15 is to be 1.5 times 0.1.
         raise ValueError(
             f"budgets must be apart, the largest {NEAR:g} times the smallest at least, or nothing could be told between them; "
             f"got {shown(list(budgets))}. Try {found[0]:g} and {2 * found[0]:g}."

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 
@@ -218,6 +218,17 @@ class AblationTask:
         """Share of the right ones in each fold."""
         return tuple(correct[self.fold == f].float().mean().item() for f in self.fold.unique())
 
+    def readable(self, texts: Sequence[str]) -> Bool[Tensor, " n_others"]:
+        """Of which other texts ``predict`` can tell anything."""
+        return self._reader_of(texts).has_tokens()
+
+    def _reader_of(self, texts: Sequence[str]) -> Reader:
+        source = self.reader
+        reader = _reader(
+            source.model, source.hook_names, texts, source.readout, self.settings, source.verbose
+        )
+        return replace(reader, outliers=source.outliers)
+
     @torch.no_grad()
     def predict(self, texts: Sequence[str]) -> tuple[Int[Tensor, " n_others"], list[str]]:
         """What is predicted of other texts, which are read as the labeled ones are, and of each what the
@@ -226,11 +237,7 @@ class AblationTask:
         Raises:
             ValueError: if the vector of a text would be the mean of no token.
         """
-        source = self.reader
-        reader = _reader(
-            source.model, source.hook_names, texts, source.readout, self.settings, source.verbose
-        )
-        reader = replace(reader, outliers=self.reader.outliers)
+        reader = self._reader_of(texts)
         without = (~reader.has_tokens()).nonzero()[:, 0].tolist()
         if without:
             raise ValueError(

@@ -139,7 +139,12 @@ def _advice_on_dead(code: Mapping[str, Any], cfg: SAEConfig) -> str:
     n_alive = round((1 - code["dead_share"]) * cfg.d_sae)
     if n_alive == 0:
         return "Train anew with --lr 1e-3, and watch the latents in metrics.jsonl: none is left."
-    return f"The same costs less with as many as are alive: train with --sae.d_sae {n_alive}."
+    option = f"--sae.d_sae {n_alive}"
+    if cfg.architecture() == "bae" and _TO_READ * cfg.d_in > n_alive * _most_bits(cfg):
+        # The target by default would be refused.
+        bits = code.get("description_length") or code["support_entropy"]
+        option += f" --sae.target_entropy {max(round(bits), 1)} {_NO_FIDELITY}"
+    return f"The same costs less with as many as are alive: train with {option}."
 
 
 def _advice_on_dense(code: Mapping[str, Any], cfg: SAEConfig) -> str:
@@ -154,7 +159,7 @@ def _budget(code: Mapping[str, Any], cfg: SAEConfig, factor: float, bits: float 
     if kind in ("standard", "gated"):
         return f"{'half' if factor > 1 else 'twice'} the --sae.l1_coefficient"
     if kind == "bae":
-        wanted, most = factor * bits, cfg.d_sae * math.log2(getattr(cfg, "n_levels", 1) + 1)
+        wanted, most = factor * bits, cfg.d_sae * _most_bits(cfg)
         option = f"--sae.target_entropy {max(round(wanted), 1)} {_NO_FIDELITY}"
     else:
         wanted, most = factor * code["l0"], cfg.d_sae
@@ -162,6 +167,11 @@ def _budget(code: Mapping[str, Any], cfg: SAEConfig, factor: float, bits: float 
         option = by_l0.format(n=max(round(wanted), 1))
     # Of fewer latents so much would be refused.
     return option if wanted <= most else f"{option}, and --sae.d_sae {2 * cfg.d_sae}"
+
+
+def _most_bits(cfg: SAEConfig) -> float:
+    """That one latent of a BAE can carry."""
+    return math.log2(getattr(cfg, "n_levels", 1) + 1)
 
 
 def _percent(share: float) -> str:

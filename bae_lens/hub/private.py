@@ -12,11 +12,12 @@ _SECRET = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|\bgh[pousr]_[A-Za-z0-9]{16,}|\bgithub_pat_\w{16,}"
     r"|\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bAIza[\w-]{30,}|\bxox[abprs]-[\w-]{10,}|\bglpat-[\w-]{16,}"
     r"|\bgsk_\w{16,}|\bnvapi-[\w-]{16,}|\bnpm_[A-Za-z0-9]{16,}|\bpypi-[\w-]{16,}|\b[spr]k_(?:live|test)_\w{8,}"
-    r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.|-----BEGIN [A-Z ]*PRIVATE KEY|\bBearer\s+(?=\S*\d)\S{8,}"
-    r"|://[^/\s:@]+:[^/\s:@]+@|://[^/\s:@]{12,}@"
+    r"|\beyJ[\w-]{8,500}\.eyJ[\w-]{8,}\.|-----BEGIN [A-Z ]*PRIVATE KEY|\bBearer\s+(?=\S{0,200}\d)\S{8,}"
+    r"|://[^/\s:@]+:[^/\s:@]+@|://[^/\s:@]{12,300}@"
     r"|[?&](?i:x-amz-signature|x-goog-signature|signature|sig|token|access_token|api_?key|key)=[\w%.~+/-]{8,}"
     # On a command line, or as a variable of one.
-    r"|(?i:(?:api[_-]?key|token|secret)=|--?[\w-]*(?:api[_-]?key|token|secret|password)\s+)(?=\S*\d)[\w.~+/-]{12,}"
+    r"|(?i:(?:(?:api|wandb|access)[_-]?key|token|secret)=|(?<![\w-])--?[\w-]{0,40}?"
+    r"(?:(?:api|wandb|access)[_-]?key|token|secret|password)\s{1,4})(?=\S{0,200}\d)[\w.~+/-]{12,}"
     r"|(?i:passw(?:or)?d|passphrase)=\S{4,}"
 )
 # A field that holds one whatever it looks like, or all of whose fields are of one.
@@ -127,7 +128,8 @@ def _cleaned(value: Any, name: str, removed: list[str]) -> Any:
 
 def _strings(value: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     """The names that lead to each value, and the string or number that stands there; "" where something else does."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # A number of fewer digits is a count.
+    is_number = isinstance(value, int) and abs(value) > 999
     yield keys, str(value) if is_number or isinstance(value, str) else ""
     if isinstance(value, Mapping):
         for own, inner in value.items():

@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 README_FILENAME = "README.md"
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-_LONGEST_REASON = 300
+# What is said of a reason, and what is looked through for secrets before that.
+_LONGEST_REASON, _LONGEST_TEXT = 300, 10_000
 # A folder of such a name could stand where another SAE's file does.
 _RESERVED = {README_FILENAME.lower(), *FILENAMES}
 
@@ -310,7 +311,8 @@ def _in_words(error: BaseException) -> str:
     parts = []
     cause: BaseException | None = error
     while cause is not None:
-        what = " ".join(without_secrets(str(cause), get_token()).split()).rstrip(".")
+        what = without_secrets(str(cause)[:_LONGEST_TEXT], get_token())
+        what = " ".join(what.split()).rstrip(".")
         what = what if len(what) <= _LONGEST_REASON else f"{what[: _LONGEST_REASON - 1]}…"
         parts.append(f"{type(cause).__name__}: {what}" if what else type(cause).__name__)
         cause = cause.__cause__

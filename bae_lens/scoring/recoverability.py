@@ -6,6 +6,7 @@ probe's: see ``AblationSettings.predicted_by``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from sae_lens import SAE
 
 from bae_lens.activations.sentence_store import SentenceStore
+from bae_lens.activations.texts import NO_TOKENS
 from bae_lens.concept_ablation import AblationSettings, AblationTask, Clusters
 from bae_lens.concept_ablation.concepts import describe
 from bae_lens.dictionaries import Dictionary
@@ -29,6 +31,8 @@ from bae_lens.scoring.recoverability_result import (
     RecoverabilitySettings,
 )
 from bae_lens.scoring.words_and_contexts import WordsAndContexts, words_and_contexts_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +121,9 @@ class RecoverabilityTask:
         # A text that is asked about must not be among those that its concept is shown by, nor one that
         # the reader knows: it would know whole windows of it by heart.
         others = list(dict.fromkeys(t for t in map(str.strip, reference_texts) if t not in asked))
+        if others and not (is_read := texts.readable(others)).all():
+            logger.warning(NO_TOKENS, int((~is_read).sum()), len(others))
+            others = [text for text, kept in zip(others, is_read.tolist(), strict=True) if kept]
         if len(others) < 2:
             raise ValueError(
                 "The reader learns from one half of the reference texts that are not asked about, and is "

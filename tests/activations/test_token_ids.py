@@ -20,6 +20,7 @@ from tests.helpers import (
     make_bae,
     make_bridge,
     make_model,
+    make_neox_bridge,
     make_text,
     make_tokens,
     runner_cfg,
@@ -106,6 +107,18 @@ def test_contexts_that_are_longer_than_the_model_reads(
     cfg = runner_cfg(tmp_path / "run", context_size=N_CTX + 1, hook_name=hook_of(model))
     with pytest.raises(ValueError, match=said):
         TrainingRunner(cfg, make_text(), model)
+
+
+def test_a_bridge_with_rotary_positions_reads_on(tmp_path: Path) -> None:
+    """What its config has as context is no limit there."""
+    bridge = make_neox_bridge(tmp_path)
+    n_ctx = bridge.cfg.n_ctx
+    tokens = make_tokens(2, n_ctx + 9)
+    assert bridge(tokens).isfinite().all()
+    assert context_of(bridge) is None
+    check_token_ids(bridge, tokens[0], "It")
+    learned = make_bridge(tmp_path / "learned")
+    assert context_of(learned) == learned.cfg.n_ctx
 
 
 def test_so_are_they_at_two_hook_points(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from bae_lens.cli import main
 from bae_lens.fingerprint import deciding_fields, weights_sha256
 from bae_lens.hub import upload_saes
-from bae_lens.hub.private import is_local_path
+from bae_lens.hub.private import is_local_path, without_secrets
 from tests.bad_inputs.runs import saved_sae
 from tests.conformance.cases import ARCHITECTURES, in_a_model
 from tests.helpers import D_IN, D_SAE, HOOK, HOOK_OUT, make_bae, make_clvq
@@ -414,6 +415,7 @@ def test_tokens_of_a_tokenizer_and_counts_are_no_secrets(hub: LocalHub, folder: 
         "sequence_separator_token": "bos",
         "pad_token": "<|reserved_special_token_0|>",
         "training_tokens": 300,
+        "secrets": 2,
         "forward_pass": "twice",
         "pass": "2 of 3",
         "mask_token": "begin_of_sentence",
@@ -454,6 +456,19 @@ def test_names_that_hold_the_working_directory_are_no_paths(
 )
 def test_paths_in_what_is_no_path_as_a_whole(value: str) -> None:
     assert is_local_path(value)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["-", "a-", "token=", "eyJ-", "Bearer x ", "--token ", "://a", "/a", "~a", "=/a", " --a"],
+)
+def test_a_long_value_is_looked_through_at_once(piece: str) -> None:
+    """What matches in many places at first, and in none in the end."""
+    text = piece * (200_000 // len(piece))
+    begun = time.process_time()
+    without_secrets(text)
+    is_local_path(text)
+    assert time.process_time() - begun < 5
 
 
 def test_metrics_of_another_model_or_config_are_left_out(

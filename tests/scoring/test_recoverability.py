@@ -123,6 +123,23 @@ def test_that_the_reader_reads_as_far_as_the_model(model: Any) -> None:
     assert task.recover(one).said["text"] == task.reader.read(as_read)
 
 
+def test_that_texts_without_a_token_are_not_shown(
+    model: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a mean over no token nothing is predicted; one such text is not to end it all."""
+    settings = replace(READ, readout="mean")
+
+    def prepared(references: list[str]) -> RecoverabilityTask:
+        return RecoverabilityTask.prepare(
+            model, HOOKS, ROWS, references, ablation=settings, verbose=False
+        )
+
+    task = prepared([*OTHERS, "<eos>"])
+    assert "1 of" in caplog.text
+    assert "texts are left out: no token of them" in caplog.text
+    assert task.shown_texts == prepared(OTHERS).shown_texts
+
+
 def test_that_there_is_something_to_tell(task: RecoverabilityTask) -> None:
     one = replace(task.texts.data, labels=torch.zeros_like(task.texts.data.labels))
     vectors = (task.texts.vectors[0], torch.zeros_like(task.texts.vectors[1]))
