@@ -6,11 +6,12 @@ import argparse
 import importlib
 import logging
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
+
+from bae_lens.checks.origin import origin_of
 
 logger = logging.getLogger(__name__)
 
@@ -169,9 +170,8 @@ def _what_is_wrong(error: BaseException) -> str | None:
 
 def _is_about_the_input(error: BaseException) -> bool:
     """Whether we or SAELens raised it to say what is wrong, and no library below failed."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    origin = frames[-1].f_globals.get("__name__", "").partition(".")[0]
-    return origin in ("bae_lens", "sae_lens") or isinstance(error, argparse.ArgumentError)
+    is_told = origin_of(error) in ("bae_lens", "sae_lens")
+    return is_told or isinstance(error, argparse.ArgumentError)
 
 
 def _printable(text: str) -> str:

@@ -9,14 +9,13 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from bae_lens.activations.labeled_texts import LabeledTexts
 from bae_lens.activations.outlier_tokens import multiple_of
 from bae_lens.activations.texts import NO_TOKENS
-from bae_lens.checks.fields import shown
 from bae_lens.concept_ablation.attribution import attribute
 from bae_lens.concept_ablation.concepts import TokenSample
 from bae_lens.concept_ablation.passes import Batch, Reader, check_hooks, pool
@@ -218,42 +217,27 @@ class AblationTask:
         """Share of the right ones in each fold."""
         return tuple(correct[self.fold == f].float().mean().item() for f in self.fold.unique())
 
-    def readable(self, texts: Sequence[str]) -> Bool[Tensor, " n_others"]:
-        """Of which other texts ``predict`` can tell anything."""
-        return self._reader_of(texts).has_tokens()
-
-    def _reader_of(self, texts: Sequence[str]) -> Reader:
+    @torch.no_grad()
+    def predict(self, texts: Sequence[str]) -> tuple[Int[Tensor, " n_others"], list[str]]:
+        """What is predicted of other texts, which are read as the labeled ones are, and of each what the
+        model has read of it. Probes of all folds predict together, by the mean of their logits; -1 where a text's
+        vector would be the mean of no token."""
         source = self.reader
         reader = _reader(
             source.model, source.hook_names, texts, source.readout, self.settings, source.verbose
         )
-        return replace(reader, outliers=source.outliers)
-
-    @torch.no_grad()
-    def predict(self, texts: Sequence[str]) -> tuple[Int[Tensor, " n_others"], list[str]]:
-        """What is predicted of other texts, which are read as the labeled ones are, and of each what the
-        model has read of it. Probes of all folds predict together, by the mean of their logits.
-
-        Raises:
-            ValueError: if the vector of a text would be the mean of no token.
-        """
-        reader = self._reader_of(texts)
-        without = (~reader.has_tokens()).nonzero()[:, 0].tolist()
-        if without:
-            raise ValueError(
-                f"{len(without)} of {len(texts)} texts have no token that is neither special nor an outlier, whose mean "
-                f"could be read; the first is {shown(texts[without[0]])}. Leave them out, or choose another readout."
-            )
+        reader = replace(reader, outliers=source.outliers)
         classes = torch.empty(len(reader), dtype=torch.int64)
         own = None if self.predicted_by == "probe" else self.own
         for batch in reader.batches("Reading other texts"):
             seen = reader.run(batch, logits_at=None if own is None else own.logits_at(batch))
             if own is not None and seen.logits is not None:
-                logits = own.read(seen.logits)
+                found = own.read(seen.logits).argmax(-1)
             else:
                 vectors = pool(seen.upper, batch.read.to(seen.upper.device)).float().cpu()
                 logits = torch.stack([probe(vectors) for probe in self.probes[1]]).mean(0)
-            classes[batch.examples] = logits.argmax(-1)
+                found = logits.argmax(-1).where(batch.read.any(1), -1)
+            classes[batch.examples] = found
         return classes, reader.texts.as_read(texts)
 
     def centers(self, batch: Batch) -> Float[Tensor, "batch pos d_in"]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from bae_lens.checks.fields import Flag, Text, check, shown
+from bae_lens.checks.origin import origin_of
 from bae_lens.files.whole import check_output_folder, whole_folder
 from bae_lens.hub.card import model_card
 from bae_lens.hub.contents import FILENAMES, SAEContents, read_contents
@@ -290,7 +290,7 @@ def _told_by_the_hub(repo_id: str, left: Sequence[str]) -> Iterator[None]:
             logger.warning("%s: %s", repo_id, sentence)
         raise
     except Exception as error:
-        if not _is_ours(error):
+        if origin_of(error) != "bae_lens":
             said = f"Nothing was sent to {repo_id}, as far as can be told: {_in_words(error)}."
         elif isinstance(error, ValueError):
             said = str(error)
@@ -298,12 +298,6 @@ def _told_by_the_hub(repo_id: str, left: Sequence[str]) -> Iterator[None]:
             raise
         # Not from it: what is logged of it could hold more than is said here.
         raise ValueError(" ".join([said, *left])) from None
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether no frame below this package's has raised it."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return frames[-1].f_globals.get("__name__", "").partition(".")[0] == "bae_lens"
 
 
 def _in_words(error: BaseException) -> str:

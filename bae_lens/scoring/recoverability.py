@@ -121,14 +121,7 @@ class RecoverabilityTask:
         # A text that is asked about must not be among those that its concept is shown by, nor one that
         # the reader knows: it would know whole windows of it by heart.
         others = list(dict.fromkeys(t for t in map(str.strip, reference_texts) if t not in asked))
-        if others and not (is_read := texts.readable(others)).all():
-            logger.warning(NO_TOKENS, int((~is_read).sum()), len(others))
-            others = [text for text, kept in zip(others, is_read.tolist(), strict=True) if kept]
-        if len(others) < 2:
-            raise ValueError(
-                "The reader learns from one half of the reference texts that are not asked about, and is "
-                f"shown the other; there are {len(others)}. Give other texts of the same kind."
-            )
+        _check_enough(others)
         names = texts.data.label_names
         said = texts.predicted.unique().tolist()
         if len(said) < 2:
@@ -141,6 +134,12 @@ class RecoverabilityTask:
         order = np.random.default_rng(settings.seed).permutation(len(others))
         others = [others[i] for i in order]
         predictions, as_read = texts.predict(others)
+        if n_without := int((predictions < 0).sum()):
+            logger.warning(NO_TOKENS, n_without, len(others))
+            kept = (predictions >= 0).nonzero()[:, 0].tolist()
+            others, as_read = ([of[i] for i in kept] for of in (others, as_read))
+            predictions = predictions[kept]
+            _check_enough(others)
         classes, n = predictions.tolist(), (len(others) + 1) // 2
         reader = PlainReader.fit(as_read[:n], classes[:n], settings.seed)
         return cls(texts, tuple(others[n:]), tuple(classes[n:]), n, reader, settings)
@@ -272,3 +271,11 @@ def _by_class_shares(records: LatentRecords, names: Sequence[str]) -> list[int]:
         lift = np.divide(shares, base, out=np.zeros_like(base), where=base > 0)
         found.append(order[int(lift.argmax())] if own.n_firings > 0 else CANNOT_TELL)
     return found
+
+
+def _check_enough(others: Sequence[str]) -> None:
+    if len(others) < 2:
+        raise ValueError(
+            "The reader learns from one half of the reference texts that are not asked about, and is "
+            f"shown the other; there are {len(others)}. Give other texts of the same kind."
+        )

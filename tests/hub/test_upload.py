@@ -433,10 +433,10 @@ def test_tokens_of_a_tokenizer_and_counts_are_no_secrets(hub: LocalHub, folder: 
 def test_names_that_hold_the_working_directory_are_no_paths(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Path, "cwd", lambda: Path("/work"))
-    for name in ("ann/work", "https://host.org/work/x", "my.work/work-2", "net/work"):
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/lab"))
+    for name in ("ann/lab", "https://host.org/lab/x", "my.lab/lab-2", "net/lab"):
         assert not is_local_path(name)
-    for path in ("in /work", "/work", "(/work)", "x:/work/saes"):
+    for path in ("in /lab", "/lab", "(/lab)", "x:/lab/saes"):
         assert is_local_path(path)
 
 
