@@ -142,6 +142,9 @@ class _Watch:
         if not self.has_failed:
             with suppress(Exception):
                 self.store.add(f"ended/{self.number}", 1)
+        elif self.number == 0:
+            # Without torchrun it keeps the store, from which others have yet to read who failed.
+            time.sleep(2 * _INTERVAL)
 
     def run(self) -> None:
         """Give signs until the process ends, or end it where the next rank gives none."""

@@ -239,3 +239,18 @@ def test_a_silent_rank_is_named_where_the_store_is_gone_by_then(monkeypatch: pyt
     # A word and a sign of each of two ranks, four times.
     assert str(health._Watch(_Gone(12), 1, 2).who_failed()).startswith("Rank 0 gives no sign")
     assert health._Watch(_Gone(11), 1, 2).who_failed() == health._NO_STORE
+
+
+@pytest.mark.parametrize(
+    ("number", "has_failed", "n_waits"), [(0, True, 1), (1, True, 0), (0, False, 0)]
+)
+def test_who_keeps_the_store_leaves_last_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch, number: int, has_failed: bool, n_waits: int
+):
+    """Or the others could not read any more which rank it was, as happened under load."""
+    waits: list[float] = []
+    monkeypatch.setattr(health.time, "sleep", waits.append)
+    watch = health._Watch(None, number, 3)
+    watch.has_failed = has_failed
+    watch.end()
+    assert len(waits) == n_waits
