@@ -21,6 +21,7 @@ const fresh = () => ({
 });
 const state = { place: -1, ...fresh() };
 const isQuestion = () => state.place >= 0 && state.place < questions.length;
+const isUntouched = () => state.place < 0 && state.reader === "" && state.seconds.every((s) => s === 0);
 const unanswered = () => questions.map((_, q) => q).filter((q) => state.choices[q] === null);
 
 const answers = () => ({
@@ -33,14 +34,17 @@ const answers = () => ({
 
 // A browser may keep nothing for a file on disk, or throw when it is asked to.
 const STORED = `bae-lens quiz ${quiz}`;
-function store() {
+function keeps(name, content) {
   try {
-    const { reader, choices, seconds } = state;
-    localStorage.setItem(STORED, JSON.stringify({ reader, choices, seconds }));
-    return localStorage.getItem(STORED) !== null;
+    localStorage.setItem(name, content);
+    return localStorage.getItem(name) === content;
   } catch {
     return false;
   }
+}
+function store() {
+  const { reader, choices, seconds } = state;
+  keeps(STORED, JSON.stringify({ reader, choices, seconds }));
 }
 function recall() {
   try {
@@ -69,6 +73,13 @@ function stopClock() {
   if (since !== null) state.seconds[state.place] += (performance.now() - since) / 1000;
   since = null;
 }
+// All else is stored as it happens. A page in which nothing was done stores nothing: what the one before it stored may
+// still be on its way.
+function storeClock() {
+  if (since === null) return;
+  stopClock();
+  store();
+}
 
 function go(place) {
   stopClock();
@@ -84,7 +95,7 @@ const button = (text, onclick, kind) => el("button", { type: "button", class: ki
 const heading = (...children) => el("h2", { tabindex: -1 }, children);
 
 function beginning() {
-  const isKept = store();
+  const isKept = keeps("bae-lens quiz", "");
   const hasBegun = unanswered().length < questions.length;
   return [
     heading("Before you begin"),
@@ -312,13 +323,15 @@ function draw() {
 
 addEventListener("keydown", onKey);
 document.addEventListener("visibilitychange", () => {
-  stopClock();
-  store();
+  storeClock();
   startClock();
 });
-addEventListener("pagehide", () => {
-  stopClock();
-  store();
+addEventListener("pagehide", storeClock);
+// A browser that reloads a page in another process may tell it afterwards what the old one stored.
+addEventListener("storage", ({ key }) => {
+  if (key !== STORED || !isUntouched()) return;
+  recall();
+  draw();
 });
 recall();
 draw();
