@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -124,6 +125,12 @@ def served(folder: Path) -> Iterator[str]:
     command = [Path(sys.executable).parent / "transformers", "serve", folder.name]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     log = folder.parent / "server.log"
+
+    def leave(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    # A signal that ends this process would leave the server.
+    before = signal.signal(signal.SIGTERM, leave)
     with log.open("w", encoding="utf-8") as file:
         # Where it starts, the folder's name is the model's.
         server = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=folder.parent)
@@ -133,6 +140,7 @@ def served(folder: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(timeout=30)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _wait_for(server: subprocess.Popen[bytes], address: str, log: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,31 @@ import judging  # pyright: ignore[reportMissingImports]
 from bae_lens.scoring import RankingSettings, rank_dictionaries
 from tests.examples.planted import RuleJudge, planted_records
 from tests.scoring.test_ranking import fair
+
+# A server that is up at once, and goes on; what has it says its process.
+SERVER = """#!{python}
+import os, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+
+open("pid", "w").write(str(os.getpid()))
+HTTPServer(("127.0.0.1", int(sys.argv[-1])), Handler).serve_forever()
+"""
+SERVED = """
+import importlib.util, sys, time
+from pathlib import Path
+sys.path.append(sys.argv[1])
+import judging
+importlib.util.find_spec = lambda name: name
+sys.executable = sys.argv[2]
+with judging.served(Path(sys.argv[3])):
+    print("up", flush=True)
+    time.sleep(600)
+"""
 
 
 def texts(records: Any) -> list[Any]:
@@ -68,3 +97,39 @@ def test_the_control_needs_the_codes_whose_examples_it_deals_out() -> None:
     args = judging.parse(["--serve", "--methods", "TopK SAE"])
 
     assert args.methods == ["TopK SAE", judging.DEALT_FROM]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_server_ends_with_who_started_it(tmp_path: Path) -> None:
+    script = tmp_path / "transformers"
+    script.write_text(SERVER.format(python=sys.executable))
+    script.chmod(0o755)
+    folder = Path(__file__).parents[2] / "benchmarks"
+    own = [str(folder), str(tmp_path / "python"), str(tmp_path / "model")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVED, *own],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(folder.parent)},
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        pid = int((tmp_path / "pid").read_text())
+        assert is_running(pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
+    finally:
+        process.kill()
+        process.communicate()
+    end = time.monotonic() + 10
+    while is_running(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_running(pid)
