@@ -25,12 +25,14 @@ class RunningPass:
     Attributes:
         tokens: ids ``[batch, pos]`` of the tokens whose activations are computed; None where the
             model was given activations without their tokens.
+        attention_mask: what the caller said of padding ``[batch, pos]``, if anything.
         embeds: whether the model itself still has to embed them.
         has_past: whether earlier tokens are there as keys and values only.
         captured: what was read at the hook point that an SAE reads.
     """
 
     tokens: Tensor | None = None
+    attention_mask: Tensor | None = None
     embeds: bool = False
     has_past: bool = False
     captured: Tensor | None = None
@@ -58,8 +60,8 @@ class PassTracker:
         hook_name: str,
     ) -> None:
         self.model, self._begin, self._hook_name = model, begin, hook_name
-        is_decoder = hook_name.startswith("decoder")
-        self._ids_argument = "decoder_input_ids" if is_decoder else "input_ids"
+        of = "decoder_" if hook_name.startswith("decoder") else ""
+        self._ids_argument, self._mask_argument = f"{of}input_ids", f"{of}attention_mask"
         self._passes: list[RunningPass] = []
         # Tokens of the sequence that HookedTransformer.generate is writing.
         self._generated: list[Tensor] | None = None
@@ -102,7 +104,11 @@ class PassTracker:
     def _around_forward(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         past = kwargs.get("past_kv_cache")
         has_past = past is not None and past[0].past_keys.shape[1] > 0
-        running = RunningPass(embeds=kwargs.get("start_at_layer") is None, has_past=has_past)
+        running = RunningPass(
+            attention_mask=kwargs.get("attention_mask"),
+            embeds=kwargs.get("start_at_layer") is None,
+            has_past=has_past,
+        )
         if not running.embeds:
             # The caller may say which tokens these activations are of.
             residual = args[0] if args else kwargs.get("input")
@@ -149,7 +155,11 @@ class PassTracker:
 
         def around(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             given = dict(zip(names, args, strict=False)) | kwargs
-            running = RunningPass(given.get(self._ids_argument), has_past=_has_past(given))
+            running = RunningPass(
+                given.get(self._ids_argument),
+                given.get(self._mask_argument),
+                has_past=_has_past(given),
+            )
             with self._pass(running):
                 return forward(*args, **kwargs)
 
@@ -171,19 +181,43 @@ def _has_past(given: dict[str, Any]) -> bool:
 
 @contextmanager
 def _wrapped(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
-    """``owner.name(…)`` becomes ``around(the method as it was, …)`` while inside."""
-    method = getattr(owner, name)
-    before = vars(owner).get(name)
+    """``owner.name(…)`` becomes ``around(what it was, …)`` while inside.
 
-    @functools.wraps(method)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
-        return around(method, *args, **kwargs)
-
-    object.__setattr__(owner, name, wrapper)
+    Contexts that wrap the same method may end in any order (those of generators do, and of code that enters them by
+    hand): each takes away its own.
+    """
+    method = vars(owner).get(name)
+    if not isinstance(method, _Wrapped):
+        method = _Wrapped(getattr(owner, name), method)
+        object.__setattr__(owner, name, method)
+    method.arounds.append(around)
     try:
         yield
     finally:
-        if before is None:
-            object.__delattr__(owner, name)
-        else:
-            object.__setattr__(owner, name, before)
+        method.arounds.remove(around)
+        # Somebody else may have put theirs over it meanwhile: it then stays below, and does nothing.
+        if not method.arounds and vars(owner).get(name) is method:
+            if method.before is None:
+                object.__delattr__(owner, name)
+            else:
+                object.__setattr__(owner, name, method.before)
+
+
+class _Wrapped:
+    """A method that calls of go through functions, the last one first.
+
+    Args:
+        method: bound.
+        before: what stood in its owner in the place of the class's, if anything did.
+    """
+
+    def __init__(self, method: Callable[..., Any], before: Any) -> None:
+        functools.update_wrapper(self, method)
+        self.method, self.before = method, before
+        self.arounds: list[Callable[..., Any]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.method
+        for around in self.arounds:
+            call = functools.partial(around, call)
+        return call(*args, **kwargs)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from sae_lens import SAE, HookedSAETransformer
 from sae_lens.analysis.hooked_sae_transformer import _SAEWrapper, get_deep_attr, set_deep_attr
@@ -14,9 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from bae_lens.activations.hook_points import put_heads, take_heads
-from bae_lens.activations.outlier_tokens import (
-    OutlierTokens,
-)
+from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.activations.running_pass import PassTracker
 from bae_lens.architectures.clvq_vae import only_tokens
 from bae_lens.attach.left_alone import LeftAlone
@@ -110,19 +109,22 @@ def attached(
         return wrapper
 
     tracker = PassTracker(model, prepare, path_out)
+    reshapes_heads = sae.hook_z_reshaping_mode
     with _as_before_afterwards(model, names[0], path_out):
-        _add(model, sae, use_error_term, path_in)
-        if prepare() is None:
-            raise ValueError(
-                f"The SAE cannot be attached to the {type(model).__name__}: another one, already "
-                f"attached, writes to {names[0]!r} or {names[1]!r} and hides the hook point."
-            )
         try:
+            _add(model, sae, use_error_term, path_in)
+            if prepare() is None:
+                raise ValueError(
+                    f"The SAE cannot be attached to the {type(model).__name__}: another one, already "
+                    f"attached, writes to {names[0]!r} or {names[1]!r} and hides the hook point."
+                )
             with tracker.following():
                 yield model
         finally:
             if capture is not None:
                 capture.remove()
+            if reshapes_heads and not sae.hook_z_reshaping_mode:  # A Bridge turns it off.
+                sae.turn_on_forward_pass_hook_z_reshaping()
 
 
 class _Wrapper(_SAEWrapper):
@@ -206,29 +208,72 @@ def _as_before_afterwards(model: Model, hook_in: str, path_out: str) -> Iterator
     Bridge also without its full name, so that hooks added there by name silently do nothing, and
     without its split into heads; or a copy of the SAE that was attached before.
     """
-    point = get_deep_attr(model, path_out)
     known: list[dict[str, Any]] = [model._acts_to_saes, model._transcoder_output_hooks]
-    before = [entries.get(hook_in) for entries in known]
-    registered = _registered(model, path_out)
+
+    def entries() -> list[Any]:
+        return [of.get(hook_in) for of in known]
+
+    def put_entries(before: list[Any]) -> None:
+        for of, value in zip(known, before, strict=True):
+            of.pop(hook_in, None)
+            if value is not None:
+                of[hook_in] = value
+
+    def point() -> tuple[Any, dict[str, Any]]:
+        return get_deep_attr(model, path_out), _registered(model, path_out)
+
+    def put_point(before: tuple[Any, dict[str, Any]]) -> None:
+        set_deep_attr(model, path_out, before[0])
+        if isinstance(model, HookedSAETransformer):
+            model.setup()
+            return
+        for name in _registered(model, path_out):
+            del model._hook_registry[name]
+        for name, hook_point in before[1].items():
+            model._hook_registry[name] = hook_point
+            hook_point.name = name
+
+    with (
+        _put_back(model, ("entries", hook_in), entries, put_entries),
+        _put_back(model, ("point", path_out), point, put_point),
+    ):
+        yield
+
+
+@contextmanager
+def _put_back(
+    model: Model,
+    what: tuple[str, str],
+    read: Callable[[], Any],
+    put: Callable[[Any], None],
+) -> Iterator[None]:
+    """Put back what was there before, in whatever order contexts end.
+
+    What an outer context that ends first had found is left for the inner one to put back.
+
+    Args:
+        model: whose.
+        what: of it, the same for all contexts that put it back.
+        read: reads it.
+        put: puts it back.
+    """
+    found = _FOUND.setdefault(model, {}).setdefault(what, [])
+    own = [read()]
+    found.append(own)
     try:
         yield
     finally:
-        wrapper = get_deep_attr(model, path_out)
-        if getattr(wrapper, "bridge_disabled_hook_z_reshaping", False):
-            wrapper.sae.turn_on_forward_pass_hook_z_reshaping()
-        for entries, value in zip(known, before, strict=True):
-            entries.pop(hook_in, None)
-            if value is not None:
-                entries[hook_in] = value
-        set_deep_attr(model, path_out, point)
-        if isinstance(model, HookedSAETransformer):
-            model.setup()
+        # The very list, since what is in it may be equal to that of another.
+        i = next(i for i, other in enumerate(found) if other is own)
+        del found[i]
+        if i < len(found):
+            found[i][:] = own
         else:
-            for name in _registered(model, path_out):
-                del model._hook_registry[name]
-            for name, hook_point in registered.items():
-                model._hook_registry[name] = hook_point
-                hook_point.name = name
+            put(own[0])
+
+
+# What open contexts found, of each model, the outermost first.
+_FOUND: WeakKeyDictionary[Any, dict[tuple[str, str], list[list[Any]]]] = WeakKeyDictionary()
 
 
 def _registered(model: Model, path: str) -> dict[str, Any]:

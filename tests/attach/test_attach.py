@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import SAE, HookedSAETransformer, SAETransformerBridge
+from sae_lens.analysis.hooked_sae_transformer import get_deep_attr
 from sae_lens.saes.transcoder import JumpReLUSkipTranscoder, SkipTranscoder
 from torch import Tensor
 
 from bae_lens.architectures.clvq_vae import only_tokens
 from bae_lens.attach import attached
+from bae_lens.attach.points import hook_path
 from tests.helpers import (
     D_IN,
     between,
@@ -424,6 +426,34 @@ def test_one_context_after_another(model, tokens):
     for _ in range(2):
         with attached(model, sae):
             torch.testing.assert_close(model(tokens), expected)
+
+
+@pytest.mark.parametrize("where", ["same", "other"])
+def test_contexts_that_end_in_the_order_in_which_they_began(model, tokens, where):
+    """As those of generators do, and of code that enters them by hand."""
+    first, second, third = (sae_for(model, seed) for seed in (0, 5, 6))
+    if where == "other":
+        second.cfg.metadata.hook_name = hook_of(model).replace("blocks.0", "blocks.1")
+    clean, point = model(tokens), get_deep_attr(model, hook_path(model, hook_of(model)))
+    expected = by_hand(model, third, tokens)
+    with attached(model, second):
+        expected_of_second = model(tokens)
+
+    contexts = [attached(model, sae) for sae in (first, second, third)]
+    for context in contexts[:2]:
+        context.__enter__()
+    contexts[0].__exit__(None, None, None)
+    torch.testing.assert_close(model(tokens), expected_of_second)
+    contexts[2].__enter__()
+    contexts[1].__exit__(None, None, None)
+    torch.testing.assert_close(model(tokens), expected)
+    contexts[2].__exit__(None, None, None)
+
+    assert_untouched(model, tokens, clean)
+    assert get_deep_attr(model, hook_path(model, hook_of(model))) is point
+    assert "forward" not in vars(model if not is_bridge(model) else model.original_model)
+    with attached(model, third):
+        torch.testing.assert_close(model(tokens), expected)
 
 
 # An SAE that writes to another hook point than it reads
