@@ -8,8 +8,10 @@ import re
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import BertModel
@@ -18,6 +20,7 @@ from bae_lens.evals import CodebookSummary, CodeSummary
 from bae_lens.offline import names
 from bae_lens.report import metrics
 from tests.cli.helpers import resolve_to_tiny
+from tests.conformance.cases import make_topk
 from tests.helpers import (
     D_IN,
     HOOK,
@@ -51,11 +54,24 @@ INTERNAL = {
 def test_the_code_of_a_guide_runs(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_guide(path, make_bae(), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: make_bae(n_levels=3), lambda: make_topk(d_out=D_IN)], ids=["levels", "topk"]
+)
+def test_the_guide_to_steering_runs_whatever_a_latent_is_on_with(
+    make: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_guide(DOCS / "guides" / "steering.md", make(), tmp_path, monkeypatch)
+
+
+def run_guide(path: Path, sae: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     resolve_to_tiny(monkeypatch)
     given = {
         "model": make_model(),
-        "sae": between(make_bae(), hook_out=None),
+        "sae": between(sae, hook_out=None),
         "activations": make_activations(64),
         "MODEL_NAME": names.MODEL_NAME,
         "MODEL_WIDTH": D_IN,

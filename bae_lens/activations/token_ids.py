@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from bae_lens.activations.padding import PadToken
 from bae_lens.activations.texts import check_text
 from bae_lens.checks.fields import shown
 
@@ -36,11 +37,29 @@ def sequence_of(model: Any, text: Any, what: str) -> Int[Tensor, " length"]:
         what: it is, as the beginning of a sentence.
 
     Raises:
-        ValueError: if it is neither, or token ids that the model cannot read.
+        ValueError: if it is neither, or token ids that the model cannot read or that begin with padding.
     """
     if isinstance(text, Tensor):
-        return check_token_ids(model, text, what)
+        return check_given_ids(model, text, what)
     return check_token_ids(model, model.to_tokens(check_text(text, what))[0], what)
+
+
+def check_given_ids(model: Any, tokens: Tensor, what: str) -> Int[Tensor, " length"]:
+    """Token ids of a text that somebody else made, as a model takes them.
+
+    Raises:
+        ValueError: as ``check_token_ids``, or if they begin with padding, which would be read as text and move all
+            that follows.
+    """
+    tokens = check_token_ids(model, tokens, what)
+    pad = PadToken.of(model)
+    n_leading = 0 if pad is None else pad.n_leading(tokens)
+    if n_leading:
+        raise ValueError(
+            f"{what} begins with padding ({n_leading} × token {tokens[0].item()}), which would be read as text. Give a "
+            "list of token ids without padding, which need not be equally long, or texts."
+        )
+    return tokens
 
 
 def check_token_ids(model: Any, tokens: Tensor, what: str) -> Int[Tensor, " length"]:

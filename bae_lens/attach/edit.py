@@ -15,7 +15,9 @@ from torch.utils.hooks import RemovableHandle
 
 from bae_lens.activations.hook_points import put_heads, take_heads
 from bae_lens.activations.outlier_tokens import OutlierTokens
-from bae_lens.activations.running_pass import PassTracker
+from bae_lens.activations.padding import at_position, own_tokens
+from bae_lens.activations.running_pass import PassTracker, RunningPass
+from bae_lens.activations.special_tokens import special_token_mask
 from bae_lens.attach.left_alone import LeftAlone
 from bae_lens.attach.points import (
     Model,
@@ -55,16 +57,16 @@ def edited(
         exclude_outlier_tokens: as of ``attached``.
         reads: whether the function looks at what the SAE reads, for which the model has to have passed
             that hook point.
-        position: the one position of each text that is changed, counted from its end if negative; all if
-            omitted. A pass that goes on from a key-value cache is left as it is: the position is in the text
-            before it.
+        position: the one position of each text that is changed, among the text's own tokens, padding left out,
+            and from its end if negative; all if omitted. A pass that goes on from a key-value cache is left as it
+            is: the position is in the text before it.
 
     Yields:
         ``model``.
 
     Raises:
-        ValueError: as ``attached``, but that any decoder will do. Inside, when the model runs: if the text
-            has no such position.
+        ValueError: as ``attached``, but that any decoder will do. Inside, when the model runs: if a text
+            has no such position, or a special token there, which would be left as it is.
     """
     position = check("position", position, whole(None, or_none=True))
     dictionary = Dictionary(sae)
@@ -101,7 +103,7 @@ def edited(
         mask = left_alone.mask(written, captured, running)
         read = captured if reads_elsewhere else written
         if position is not None:
-            elsewhere = _all_but(position, written)
+            elsewhere = ~_only(position, model, running, left_alone, written)
             mask = elsewhere if mask is None else mask | elsewhere
         new = edit(written, read if reads else None)
         if mask is not None:
@@ -119,13 +121,21 @@ def edited(
             handle.remove()
 
 
-def _all_but(position: int, activations: Tensor) -> Bool[Tensor, "batch pos"]:
-    """False at one position of each text, True at the others."""
-    n = activations.shape[1]
-    if not -n <= position < n:
+def _only(
+    position: int, model: Model, running: RunningPass, left_alone: LeftAlone, activations: Tensor
+) -> Bool[Tensor, "batch pos"]:
+    """True at one position of each text, which is to be no special token: there nothing would be changed."""
+    tokens = running.tokens
+    if tokens is None or tokens.shape != activations.shape[:2]:
+        # All that is known is how many there are.
+        is_own = torch.ones(activations.shape[:2], dtype=torch.bool, device=activations.device)
+        return at_position(is_own, position)
+    chosen = at_position(own_tokens(model, tokens, running.attention_mask), position)
+    is_special = chosen & special_token_mask(tokens, left_alone.special)
+    if is_special.any():
+        text, at = is_special.nonzero()[0].tolist()
         raise ValueError(
-            f"The position that is to be changed is {position}, and the model was given {n} tokens."
+            f"Position {position} of text {text} is the special token {tokens[text, at].item()}, which is left as it is, "
+            "so that nothing would be changed. Choose another position (BOS is at 0), or exclude_special_tokens=False."
         )
-    mask = torch.ones(activations.shape[:2], dtype=torch.bool, device=activations.device)
-    mask[:, position] = False
-    return mask
+    return chosen.to(activations.device)

@@ -120,8 +120,8 @@ def add_direction(
         model: HookedTransformer or TransformerBridge. It is as it was when the context ends.
         sae: any SAE, for where it writes.
         direction: what is added, in the units of the activation.
-        position: the one position of each text to which it is added, counted from its end if negative, so that
-            −1 is the last token of the prompt; all if omitted. What is generated with a key-value cache goes
+        position: the one position of each text to which it is added, among its own tokens, padding left out,
+            and from its end if negative, so that −1 is the last token of the prompt; all if omitted. What is generated with a key-value cache goes
             on from there and gets none itself; without a cache −1 is the last token of each pass, so give
             the position from the beginning there (3 for a prompt of four tokens).
         exclude_special_tokens: as of ``attached``.
@@ -132,7 +132,7 @@ def add_direction(
 
     Raises:
         ValueError: if the vector is not as wide as what the SAE writes, or not finite, or the model lacks the
-            SAE's hook points. Inside, when the model runs: if the text has no such position.
+            SAE's hook points. Inside, when the model runs: if a text has no such position, or a special token there.
     """
     d_out = Dictionary(sae).d_out
     if not isinstance(direction, Tensor) or direction.shape != (d_out,):

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from bae_lens.activations.special_tokens import special_token_ids
-from bae_lens.activations.token_ids import check_token_ids
+from bae_lens.activations.token_ids import check_given_ids, check_token_ids
 from bae_lens.attach.points import Model
 from bae_lens.checks.fields import OneOf, check, shown, whole
 from bae_lens.dictionaries import Dictionary
@@ -354,15 +354,16 @@ def _tokens(
     if isinstance(prompts, str) or not isinstance(prompts, (Sequence, Tensor)) or not len(prompts):
         raise ValueError(f"{name} must be a list of prompts; got {shown(prompts)}.")
     sequences: list[Any] = list(prompts)
+    checked = check_given_ids
     if isinstance(sequences[0], str):
         check_tokenizer(model)
-        sequences = list(tokenize(model, sequences))
+        sequences, checked = list(tokenize(model, sequences)), check_token_ids
     for i, tokens in enumerate(sequences):
         if not isinstance(tokens, Tensor):
             raise ValueError(
                 f"{name} must be texts, or token ids of one prompt each; got {shown(tokens)} as number {i}."
             )
-        sequences[i] = check_token_ids(model, tokens, f"Prompt {i} of {name}")
+        sequences[i] = checked(model, tokens, f"Prompt {i} of {name}")
         if tokens[-1].item() in special:
             raise ValueError(
                 f"Prompt {i} of {name} ends with the special token {tokens[-1].item()}, which is left as it is. Give "

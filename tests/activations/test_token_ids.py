@@ -75,6 +75,24 @@ def test_what_a_model_can_read_is_read(model: Any) -> None:
     assert len(check_token_ids(model, longest.repeat(2), "It")) == 2 * N_CTX
 
 
+def test_padding_before_a_text_is_not_read_as_text(model: Any, sae: Any) -> None:
+    texts = ["word1 word2 word3", "word4 word5"]
+    left = model.to_tokens(texts, padding_side="left")
+    right = model.to_tokens(texts, padding_side="right")
+    said = rf"begins with padding \(1 × token {left[1, 0].item()}\).* without padding"
+    for read in (usual_strengths, replacement_divergences):
+        with pytest.raises(ValueError, match=rf"Text 1 {said}"):
+            read(model, sae, left)
+    with pytest.raises(ValueError, match=rf"Prompt 1 of without {said}"):
+        task_vector(model, sae, texts, left)
+    # After it padding is special, and is not read by what comes before.
+    of_texts = usual_strengths(model, sae, texts)
+    torch.testing.assert_close(usual_strengths(model, sae, right), of_texts, equal_nan=True)
+    # A text may itself begin so.
+    pad = model.tokenizer.pad_token
+    assert sequence_of(model, f"{pad} {pad} word1", "It").tolist().count(left[1, 0]) == 2
+
+
 def test_token_ids_have_a_row_a_text(model: Any, sae: Any) -> None:
     for tokens in (make_tokens(1, 5)[0], torch.tensor(3), torch.rand(2, 3, 16)):
         with pytest.raises(ValueError, match=r"Token ids must have the shape \[batch, pos\]"):

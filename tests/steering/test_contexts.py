@@ -298,6 +298,91 @@ def test_at_one_position_with_and_without_cache_the_model_writes_the_same(model)
             assert torch.equal(last, new[True])
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("position", [-1, -2, 1, 2])
+def test_a_position_is_that_of_each_text_whatever_its_length(model, side, position):
+    sae, vector = placed(make_bae(), model), torch.full((D_IN,), 3.0)
+    texts = ["word1 word2 word3 word4", "word5 word6", "word7 word8 word9"]
+    tokens = model.to_tokens(texts, padding_side=side)
+    alone = [model.to_tokens(text) for text in texts]
+    assert len({row.shape[1] for row in alone}) == 3
+
+    def change(of: Any, **settings: Any) -> Tensor:
+        clean = model.run_with_cache(of, **settings)[1][hook_of(model)]
+        with add_direction(model, sae, vector, position):
+            return model.run_with_cache(of, **settings)[1][hook_of(model)] - clean
+
+    batch = change(tokens, padding_side=side)
+    assert int((batch != 0).any(-1).sum()) == len(texts)
+    for row, own in zip(batch, alone, strict=True):
+        n = own.shape[1]
+        of_text = row[-n:] if side == "left" else row[:n]
+        close(of_text, change(own)[0])
+    with (
+        pytest.raises(ValueError, match=r"is 3, and text 1 of those .* has 3 tokens"),
+        add_direction(model, sae, vector, 3),
+    ):
+        model(tokens, padding_side=side)
+
+
+def test_the_last_token_of_prompts_of_unequal_length_is_where_generation_begins(model):
+    sae, vector = placed(make_bae(), model), 3 * make_bae().W_dec[3].detach()
+    prompts = model.to_tokens(["word1 word2 word3 word4", "word5 word6"], padding_side="left")
+    seen: list[Tensor] = []
+
+    def note(acts: Tensor, hook: Any) -> None:
+        seen.append(acts)
+
+    settings: Any = {**GREEDY, "max_new_tokens": 1, "return_type": "tokens"}
+    with model.hooks(fwd_hooks=[(hook_after(model), note)]), torch.no_grad():
+        model.generate(prompts, **settings)
+        with add_direction(model, sae, vector, -1):
+            model.generate(prompts, **settings)
+    clean, steered = seen
+    changed = (clean - steered).abs().amax(-1) > 0.1
+    assert changed.tolist() == [[False] * (clean.shape[1] - 1) + [True]] * 2
+
+
+def test_contexts_may_end_in_any_order(model, tokens):
+    one, other = placed(make_bae(), model), placed(make_bae(1), model)
+    clean = model(tokens)
+    with steer(model, other, {5: 2}):
+        expected = model(tokens)
+    outer, inner = steer(model, one, {3: 1}), steer(model, other, {5: 2})
+    outer.__enter__()
+    inner.__enter__()
+    both = model(tokens)
+    outer.__exit__(None, None, None)
+    assert torch.equal(model(tokens), expected)
+    assert not torch.equal(both, expected)
+    inner.__exit__(None, None, None)
+    assert torch.equal(model(tokens), clean)
+    for owner in [model, getattr(model, "original_model", model)]:
+        assert not {"forward", "generate"} & set(vars(owner))
+
+
+def test_what_somebody_else_put_over_it_meanwhile_is_left(model, tokens):
+    owner: Any = getattr(model, "original_model", model)
+    clean = model(tokens)
+    with steer(model, placed(make_bae(), model), {3: 1}):
+        inner, calls = owner.forward, []
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return inner(*args, **kwargs)
+
+        owner.forward = counted
+    assert torch.equal(model(tokens), clean)
+    assert owner.forward is counted
+    assert calls
+    # And what was the model's own before.
+    del owner.forward
+    owner.forward = theirs = owner.forward
+    with steer(model, placed(make_bae(), model), {3: 1}):
+        pass
+    assert vars(owner)["forward"] is theirs
+
+
 def test_what_cannot_be_added_is_said(model, tokens):
     sae = placed(make_bae(), model)
 
@@ -309,8 +394,10 @@ def test_what_cannot_be_added_is_said(model, tokens):
     refused(r"got \[1.0\]", [1.0])
     refused("NaN or infinite", torch.full((D_IN,), float("inf")))
     refused("position must be", torch.ones(D_IN), 1.5)
-    refused("is 12, and the model was given 12 tokens", torch.ones(D_IN), 12)
-    refused("is -13, and the model was given 12 tokens", torch.ones(D_IN), -13)
+    refused("is 12, and text 0 .* has 12 tokens", torch.ones(D_IN), 12)
+    refused("is -13, and text 0 .* has 12 tokens", torch.ones(D_IN), -13)
+    refused("Position 0 of text 0 is the special token 0", torch.ones(D_IN), 0)
+    refused("Position 5 of text 0 is the special token 1", torch.ones(D_IN), 5)
 
 
 def test_contexts_nest_and_add_up(model, tokens):
