@@ -19,7 +19,7 @@ from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.activations.text_store import Progress, TextStore, check_dataset, check_positions
 from tests.activations.test_paired_activations import context_store
 from tests.helpers import BATCH, CONTEXT_SIZE, HOOK, make_bae, make_model, make_text, runner_cfg
-from tests.training.test_cross_layer_runner import make_cfg
+from tests.training.cross_layer_runs import make_cfg
 
 ONLY_SPECIAL = Dataset.from_dict({"text": ["<bos> <eos> <pad>"] * 500})
 NO_TOKEN = "No token is left after special ones are taken out: "
