@@ -6,10 +6,9 @@ import math
 from collections import Counter as Tally
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from bae_lens.checks.consistency import check_indices
 from bae_lens.evals.code_summary import CodeSummary
 from bae_lens.examples.histogram import Histogram
 from bae_lens.examples.records import Count, Example, LatentRecord, LatentRecords, Strength
@@ -27,9 +26,7 @@ from bae_lens.report.scores import (
 )
 from bae_lens.report.sentences import CodedSentence
 from bae_lens.report.windows import Windows
-
-if TYPE_CHECKING:
-    from bae_lens.steering import LogitEffects
+from bae_lens.steering.unembedding import LogitEffects, effects_of_firing
 
 # Of firings, which are below what a page says of them.
 QUANTILES = (0.05, 0.5, 0.95)
@@ -83,12 +80,12 @@ def report_content(
     _check_lengths(records, scores, phrases)
     _check_sentences(records, sentences)
     check_results(records, own.results)
-    check_indices("effects", (of.latent for of in effects), len(records))
+    of_firing = effects_of_firing(records, effects)
     if phrases is None:
         phrases = best_phrases(own.results, len(records))
     columns = [*list_columns(own.results), *_given_columns(scores)]
     said = list_said(own.results)
-    table = StringTable(_uses(records, sentences, effects))
+    table = StringTable(_uses(records, sentences, of_firing))
     return {
         **_page("report", title, [own]),
         "alphabet": ALPHABET,
@@ -103,7 +100,7 @@ def report_content(
         "scores": [_column(column, len(records)) for column in columns],
         "said": {j: [_rounded_values(run._asdict()) for run in own] for j, own in said.items()},
         "latents": [_latent(latent, table, records.strength) for latent in records.latents],
-        "effects": {of.latent: _effects(of, table) for of in effects},
+        "effects": {j: _effects(of, table) for j, of in of_firing.items()},
         "sentences": [_sentence(sentence, table) for sentence in sentences],
     }
 
@@ -267,10 +264,10 @@ def _sentence(sentence: CodedSentence, table: StringTable) -> list[Any]:
 
 
 def _uses(
-    records: LatentRecords, sentences: Sequence[CodedSentence], effects: Sequence[LogitEffects]
+    records: LatentRecords, sentences: Sequence[CodedSentence], effects: Mapping[int, LogitEffects]
 ) -> Tally[str]:
     """How often each string is referred to."""
-    of_effects = (t.string for of in effects for t in chain(of.top, of.bottom))
+    of_effects = (t.string for of in effects.values() for t in chain(of.top, of.bottom))
     of_sentences = (sentence.strings for sentence in sentences)
     return Tally(chain(_strings(records), of_effects, *of_sentences))
 

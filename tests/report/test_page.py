@@ -437,3 +437,19 @@ def test_logit_effects_are_there_for_those_that_have_them(path):
     assert written(path, make_records(N)).data["effects"] == {}
     with pytest.raises(ValueError, match="effects"):
         write_report(path, make_records(N), effects=[of(N, 1.0)])
+def test_logit_effects_of_a_bit_that_says_something_where_it_is_off_are_of_that(path):
+    def ends(*values: float) -> tuple[TokenEffect, ...]:
+        return tuple(TokenEffect(0, f" w{value}", value) for value in values)
+
+    records = make_records(N, strength="surprise")
+    assert [latent.index for latent in records.latents if latent.when_off] == [1]
+    effects = [LogitEffects(j, ends(2.5, 1), ends(-4, -3)) for j in (0, 1)]
+    data = written(path, records, effects=effects).data
+    shown = {
+        j: [[(data["strings"][s], value) for s, value in end] for end in both]
+        for j, both in data["effects"].items()
+    }
+    assert shown["0"] == [[(" w2.5", 2.5), (" w1", 1)], [(" w-4", -4), (" w-3", -3)]]
+    assert shown["1"] == [[(" w-4", 4), (" w-3", 3)], [(" w2.5", -2.5), (" w1", -1)]]
+
+
