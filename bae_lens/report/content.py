@@ -214,7 +214,7 @@ def _latent(latent: LatentRecord, table: StringTable, strength: Strength) -> lis
         neighbors and [[n.latent, _rounded(n.value), n.n_together] for n in neighbors],
         _rounded_all(latent.class_shares),
         _counts(latent.lift_tokens, table),
-        _spread(latent),
+        _spread(latent, strength),
         windows and [windows.least, windows.greatest, _rounded(windows.share)],
     ]
 
@@ -234,17 +234,29 @@ def _examples(
     ]
 
 
-def _spread(latent: LatentRecord) -> list[Any] | None:
+def _spread(latent: LatentRecord, strength: Strength) -> list[Any] | None:
     """How strongly a latent fires: quantiles, the number of the first bin with the counts of all, and levels
     with the counts of theirs, in bits what the level is worth; None where that is not known, or it never fires."""
     counted = latent.levels or latent.histogram
     if counted is None or sum(counted.counts) == 0:
         return None
-    quantiles = [_rounded(counted.quantile(share)) for share in QUANTILES]
     if isinstance(counted, Histogram):
+        known = _extremes(latent, strength)
+        quantiles = [_rounded(counted.quantile(share, *known)) for share in QUANTILES]
         return [quantiles, [counted.first, "".join(map(pack, counted.counts))], None, None]
+    quantiles = [_rounded(counted.quantile(share)) for share in QUANTILES]
     values = _rounded_all(counted.values)
     return [quantiles, None, [values, counted.counts], _rounded(counted.entropy)]
+
+
+def _extremes(latent: LatentRecord, strength: Strength) -> tuple[float | None, float | None]:
+    """Least and greatest of what a histogram counts, so far as examples tell: the page shows both, and quantiles
+    beyond them would contradict it."""
+    shown = [abs(e.strength if e.margin is None else e.margin) for e in latent.strongest]
+    are_all, is_code = len(shown) == latent.n_firings, strength == "nearness"
+    least = min(shown, default=None) if are_all or is_code else None
+    greatest = max(shown, default=None) if are_all or not is_code else None
+    return least, greatest
 
 
 def _counts(counts: Sequence[Count] | None, table: StringTable) -> list[list[Any]] | None:
@@ -252,7 +264,7 @@ def _counts(counts: Sequence[Count] | None, table: StringTable) -> list[list[Any
 
 
 def _effects(of: LogitEffects, table: StringTable) -> list[list[list[Any]]]:
-    """The tokens that a latent raises most, and those that it lowers most."""
+    """The tokens that a latent's firing raises most, and those that it lowers most."""
     return [[[table[t.string], _rounded(t.value)] for t in end] for end in (of.top, of.bottom)]
 
 
