@@ -13,6 +13,8 @@ import pytest
 import torch
 from datasets import Dataset
 from sae_lens import (
+    AbsTopKSAE,
+    AbsTopKSAEConfig,
     HookedSAETransformer,
     LanguageModelSAERunnerConfig,
     LoggingConfig,
@@ -492,6 +494,16 @@ def make_transcoder(
         for parameter in sae.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     return sae
+
+
+def make_abstopk(k: int = 6) -> Any:
+    """SAELens' AbsTopK, whose activations have either sign, at the tests' hook point, with random weights."""
+    sae = AbsTopKSAE(AbsTopKSAEConfig(d_in=D_IN, d_sae=D_SAE, k=k))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return between(sae, hook_out=None)
 
 
 def between(sae: Any, hook_in: str = HOOK, hook_out: str | None = HOOK_OUT) -> Any:

@@ -240,8 +240,10 @@ class Collector:
             # All bits are equally strong, and what tells one's firings apart is the margin.
             strengths = margins_of(block)[rows, latents].astype(np.float32)
             self.more_random.offer(latents, ~keys, strengths, rows, block.places, windows)
+        # An activation below 0 fires as strongly as one above; of a code the nearest is that of the least distance.
+        sizes = strengths if self.is_one_hot else np.abs(strengths)
         self.strongest.offer(
-            latents, strongest_first(strengths, keys), strengths, rows, block.places, windows
+            latents, strongest_first(sizes, keys), strengths, rows, block.places, windows
         )
         self.random.offer(latents, keys, strengths, rows, block.places, windows)
 

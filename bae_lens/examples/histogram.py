@@ -46,15 +46,26 @@ class Histogram(NamedTuple):
         """Where bins begin and, one more than there are, end."""
         return tuple(2 ** ((self.first + k) / PER_OCTAVE) for k in range(len(self.counts) + 1))
 
-    def quantile(self, share: float) -> float | None:
+    def quantile(
+        self, share: float, least: float | None = None, greatest: float | None = None
+    ) -> float | None:
         """The value that this share of firings is below, by the bins: within 9 %, and mostly much closer.
 
         None where there are no firings.
+
+        Args:
+            share: 0 to 1.
+            least: the smallest value counted, where that is known: no quantile is below it.
+            greatest: the largest, the same way. Neither moves a quantile out of its bin.
         """
         wanted, below = share * sum(self.counts), 0
         for k, n in enumerate(self.counts):
             if n > 0 and below + n >= wanted:
-                return 2 ** ((self.first + k + (wanted - below) / n) / PER_OCTAVE)
+                value = 2 ** ((self.first + k + (wanted - below) / n) / PER_OCTAVE)
+                begin, end = self.edges[k : k + 2]
+                low = begin if least is None else min(max(begin, least), end)
+                high = end if greatest is None else max(min(end, greatest), begin)
+                return min(max(value, low), high)
             below += n
         return None
 

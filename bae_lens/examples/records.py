@@ -199,7 +199,8 @@ class LatentRecord:
             that is then what *fires* means throughout, in neighbors too.
         n_firings: tokens at which it fires.
         rate: their share of all tokens.
-        strongest: the strongest first: of bits, those with the largest margin.
+        strongest: the strongest first: of bits, those with the largest margin; of activations of either sign, those
+            of the largest magnitude.
         random: drawn evenly from all firings, in random order.
         top_tokens: the tokens at which it fires most often.
         count_error: how much lower than the truth their counts may be; 0: they are exact.

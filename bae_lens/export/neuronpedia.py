@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from sae_lens import SAE
 from typing_extensions import Self
 
-from bae_lens.checks.consistency import check_indices
 from bae_lens.dictionaries import Dictionary
 from bae_lens.examples.records import Example, LatentRecord, LatentRecords
 from bae_lens.export.folder import export_folder
@@ -19,9 +18,7 @@ from bae_lens.files.json_file import write_json
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.report.scores import Result, check_results, list_columns
 from bae_lens.scoring.comsem_result import ComSemResult
-
-if TYPE_CHECKING:
-    from bae_lens.steering import LogitEffects
+from bae_lens.steering.unembedding import LogitEffects, effects_of_firing
 
 # Of the client library of Neuronpedia, which refuses more.
 MAX_FEATURES_PER_BATCH = 128
@@ -104,7 +101,7 @@ def write_neuronpedia(
 
     Values are what ``encode`` gives. Those of a bit are all its scale, so that its strongest examples are told by their margin, which is not
     uploaded; a bit that is on at more than half of the tokens is shown by examples where it is off, at whose marked token it
-    has 0.
+    has 0, and by the logit effects of its being off.
 
     Args:
         path: of the folder.
@@ -123,8 +120,7 @@ def write_neuronpedia(
     """
     values = LatentValues.of(records, sae)
     check_results(records, results)
-    check_indices("effects", (of.latent for of in effects), len(records))
-    by_latent = {of.latent: of for of in effects}
+    by_latent = effects_of_firing(records, effects)
     explanations = _explanations(results)
     about = {"modelId": source.model_id, "source": source.source, "hook_name": records.hook_name}
     fires = firing_latents(records)

@@ -7,19 +7,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sae_lens import SAE
 
-from bae_lens.checks.consistency import check_indices
 from bae_lens.examples.records import LatentRecords
 from bae_lens.export.folder import export_folder
 from bae_lens.export.values import LatentValues, utf8
 from bae_lens.fingerprint import weights_sha256
 from bae_lens.report.scores import Result, best_phrases, check_results, list_columns
-
-if TYPE_CHECKING:
-    from bae_lens.steering import LogitEffects
+from bae_lens.steering.unembedding import LogitEffects, effects_of_firing
 
 CSV_FILENAME, PARQUET_FILENAME = "latents.csv", "latents.parquet"
 
@@ -35,7 +32,7 @@ def table_rows(
     ``latent``; ``density``, the share of tokens at which its activation is not 0, and ``n_active`` of them;
     ``mean_activation`` there (exact of bits, levels and codes; else of magnitudes, from bins of 9 %); ``values`` and
     ``value_counts``, how often it has which value there; ``says_when_off`` of a bit that is on at more than half of the tokens, whose
-    tokens, neighbors and scores are of where it is off; ``n_firings`` and ``rate`` of what the row counts as firing, which is the same as
+    tokens, neighbors, logit effects and scores are of where it is off; ``n_firings`` and ``rate`` of what the row counts as firing, which is the same as
     ``n_active`` and ``density`` but for such bits; ``top_tokens`` with ``top_token_counts``, the tokens at which it fires most often, and
     ``lift_tokens`` with ``lifts``, those with the highest lift; ``neighbors`` with ``neighbor_values``; ``class_shares`` with labels;
     ``raised_tokens`` with ``raised_logits`` and ``lowered_tokens`` with ``lowered_logits`` where effects are given; and a column of each
@@ -53,10 +50,9 @@ def table_rows(
     """
     values = LatentValues.of(records, sae)
     check_results(records, results)
-    check_indices("effects", (of.latent for of in effects), len(records))
     scores = list_columns(results)
     phrases = best_phrases(results, len(records))
-    by_latent = {of.latent: of for of in effects}
+    by_latent = effects_of_firing(records, effects)
     rows = []
     for latent in records.latents:
         counts = values.counts(latent)

@@ -37,9 +37,18 @@ function scale([low, high], axis, begin, end) {
   return (v) => begin + share(v) * (end - begin);
 }
 
-// series: [{name, points: [[x, y]], says}]. Lines differ by their dashes, not by color alone.
+// Of a histogram's bins, each as wide as it is: a line along their tops.
+const pointsOf = ({ points, bins }) =>
+  points ||
+  bins.flatMap(([begin, end, n]) => [
+    [begin, n],
+    [end, n],
+  ]);
+
+// series: [{name, points: [[x, y]], says}], of a histogram bins: [[begin, end, y]] in place of points. Lines differ by
+// their dashes, not by color alone.
 function chart({ title, about, x, y, series, extra }) {
-  const points = series.flatMap((s) => s.points);
+  const points = series.flatMap(pointsOf);
   if (!points.length) return null;
   // Letters keep their size on a narrow screen.
   const width = innerWidth < 720 ? 360 : 640;
@@ -78,7 +87,7 @@ function chart({ title, about, x, y, series, extra }) {
       svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }),
       text("label", { x: (left + right) / 2, y: height - 6, ...middle }, x.label),
       text("label", { transform: `translate(13 ${bottom / 2}) rotate(-90)`, ...middle }, y.label),
-      series.map((s, i) => drawn(s.points, i, px, py)),
+      series.map((s, i) => drawn(pointsOf(s), i, px, py)),
     ),
     series.length > 1 ? legend(series) : null,
     extra && el("p", {}, extra),
@@ -111,19 +120,21 @@ function legend(series) {
   );
 }
 
+// Some of the points, and of a histogram every bin, once.
 function numbersOf(series, x, y) {
+  const row = (at, value) => [cell(at), cell(number(value))];
+  const rowsOf = ({ points, bins }) => {
+    if (bins) return bins.map(([begin, end, n]) => row(`${number(begin)} to ${number(end)}`, n));
+    const stride = Math.ceil(points.length / 24);
+    return points
+      .filter((_, i) => i % stride === 0 || i === points.length - 1)
+      .map(([at, value]) => row(number(at), value));
+  };
   return el(
     "div",
     {},
-    series.map((s) => {
-      const stride = Math.ceil(s.points.length / 24);
-      return table({
-        caption: shown(s.name),
-        heads: [head(x.label), head(y.label)],
-        rows: s.points
-          .filter((_, i) => i % stride === 0 || i === s.points.length - 1)
-          .map(([a, b]) => [cell(number(a)), cell(number(b))]),
-      });
-    }),
+    series.map((s) =>
+      table({ caption: shown(s.name), heads: [head(x.label), head(y.label)], rows: rowsOf(s) }),
+    ),
   );
 }

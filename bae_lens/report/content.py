@@ -6,10 +6,9 @@ import math
 from collections import Counter as Tally
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from bae_lens.checks.consistency import check_indices
 from bae_lens.evals.code_summary import CodeSummary
 from bae_lens.examples.histogram import Histogram
 from bae_lens.examples.records import Count, Example, LatentRecord, LatentRecords, Strength
@@ -27,9 +26,7 @@ from bae_lens.report.scores import (
 )
 from bae_lens.report.sentences import CodedSentence
 from bae_lens.report.windows import Windows
-
-if TYPE_CHECKING:
-    from bae_lens.steering import LogitEffects
+from bae_lens.steering.unembedding import LogitEffects, effects_of_firing
 
 # Of firings, which are below what a page says of them.
 QUANTILES = (0.05, 0.5, 0.95)
@@ -83,12 +80,12 @@ def report_content(
     _check_lengths(records, scores, phrases)
     _check_sentences(records, sentences)
     check_results(records, own.results)
-    check_indices("effects", (of.latent for of in effects), len(records))
+    of_firing = effects_of_firing(records, effects)
     if phrases is None:
         phrases = best_phrases(own.results, len(records))
     columns = [*list_columns(own.results), *_given_columns(scores)]
     said = list_said(own.results)
-    table = StringTable(_uses(records, sentences, effects))
+    table = StringTable(_uses(records, sentences, of_firing))
     return {
         **_page("report", title, [own]),
         "alphabet": ALPHABET,
@@ -103,7 +100,7 @@ def report_content(
         "scores": [_column(column, len(records)) for column in columns],
         "said": {j: [_rounded_values(run._asdict()) for run in own] for j, own in said.items()},
         "latents": [_latent(latent, table, records.strength) for latent in records.latents],
-        "effects": {of.latent: _effects(of, table) for of in effects},
+        "effects": {j: _effects(of, table) for j, of in of_firing.items()},
         "sentences": [_sentence(sentence, table) for sentence in sentences],
     }
 
@@ -217,7 +214,7 @@ def _latent(latent: LatentRecord, table: StringTable, strength: Strength) -> lis
         neighbors and [[n.latent, _rounded(n.value), n.n_together] for n in neighbors],
         _rounded_all(latent.class_shares),
         _counts(latent.lift_tokens, table),
-        _spread(latent),
+        _spread(latent, strength),
         windows and [windows.least, windows.greatest, _rounded(windows.share)],
     ]
 
@@ -237,17 +234,29 @@ def _examples(
     ]
 
 
-def _spread(latent: LatentRecord) -> list[Any] | None:
+def _spread(latent: LatentRecord, strength: Strength) -> list[Any] | None:
     """How strongly a latent fires: quantiles, the number of the first bin with the counts of all, and levels
     with the counts of theirs, in bits what the level is worth; None where that is not known, or it never fires."""
     counted = latent.levels or latent.histogram
     if counted is None or sum(counted.counts) == 0:
         return None
-    quantiles = [_rounded(counted.quantile(share)) for share in QUANTILES]
     if isinstance(counted, Histogram):
+        known = _extremes(latent, strength)
+        quantiles = [_rounded(counted.quantile(share, *known)) for share in QUANTILES]
         return [quantiles, [counted.first, "".join(map(pack, counted.counts))], None, None]
+    quantiles = [_rounded(counted.quantile(share)) for share in QUANTILES]
     values = _rounded_all(counted.values)
     return [quantiles, None, [values, counted.counts], _rounded(counted.entropy)]
+
+
+def _extremes(latent: LatentRecord, strength: Strength) -> tuple[float | None, float | None]:
+    """Least and greatest of what a histogram counts, so far as examples tell: the page shows both, and quantiles
+    beyond them would contradict it."""
+    shown = [abs(e.strength if e.margin is None else e.margin) for e in latent.strongest]
+    are_all, is_code = len(shown) == latent.n_firings, strength == "nearness"
+    least = min(shown, default=None) if are_all or is_code else None
+    greatest = max(shown, default=None) if are_all or not is_code else None
+    return least, greatest
 
 
 def _counts(counts: Sequence[Count] | None, table: StringTable) -> list[list[Any]] | None:
@@ -255,7 +264,7 @@ def _counts(counts: Sequence[Count] | None, table: StringTable) -> list[list[Any
 
 
 def _effects(of: LogitEffects, table: StringTable) -> list[list[list[Any]]]:
-    """The tokens that a latent raises most, and those that it lowers most."""
+    """The tokens that a latent's firing raises most, and those that it lowers most."""
     return [[[table[t.string], _rounded(t.value)] for t in end] for end in (of.top, of.bottom)]
 
 
@@ -267,10 +276,10 @@ def _sentence(sentence: CodedSentence, table: StringTable) -> list[Any]:
 
 
 def _uses(
-    records: LatentRecords, sentences: Sequence[CodedSentence], effects: Sequence[LogitEffects]
+    records: LatentRecords, sentences: Sequence[CodedSentence], effects: Mapping[int, LogitEffects]
 ) -> Tally[str]:
     """How often each string is referred to."""
-    of_effects = (t.string for of in effects for t in chain(of.top, of.bottom))
+    of_effects = (t.string for of in effects.values() for t in chain(of.top, of.bottom))
     of_sentences = (sentence.strings for sentence in sentences)
     return Tally(chain(_strings(records), of_effects, *of_sentences))
 

@@ -82,16 +82,23 @@ const [strengthUnit, greatest, aboutGreatest] = {
   ],
 }[isReport ? data.strength : "activation"];
 
+// How strongly it fires by a value: of activations of either sign the magnitude, and the nearest code has the most.
+const sizeOf = (value) => (data.strength === "nearness" ? value : Math.abs(value));
+const isSigned =
+  isReport &&
+  data.strength === "activation" &&
+  latents.some(({ strongest, random }) => strongest.concat(random).some(([, , strength]) => strength < 0));
+
 // What is told of each token, and counted of all firings: of codes the distance, which has no sign.
 const [valueName, countedName] = {
-  activation: ["activation", "activation"],
+  activation: ["activation", isSigned ? "magnitude" : "activation"],
   surprise: ["margin", "margin"],
   nearness: ["minus squared distance", "squared distance"],
 }[isReport ? data.strength : "activation"];
 
 // How full the bar of a strength is, among the latent's own.
 function fullness(strength, strengths) {
-  if (data.strength !== "nearness") return strength / Math.max(...strengths, 1e-12);
+  if (data.strength !== "nearness") return sizeOf(strength) / Math.max(...strengths.map(sizeOf), 1e-12);
   const farthest = Math.min(...strengths);
   return farthest < 0 ? 1 - (strength / farthest) * 0.9 : 1;
 }

@@ -40,7 +40,9 @@ function strengthSection({ spread }) {
   const title = "How strongly it fires";
   const about =
     `5 % of its firings have ${countedName === "activation" ? "an" : "a"} ${countedName} of at most ` +
-    `${number(low)}, half of at most ${number(middle)}, 95 % of at most ${number(high)}.`;
+    `${number(low)}, half of at most ${number(middle)}, 95 % of at most ${number(high)}` +
+    (levels ? "." : ", to within 9 %.") +
+    (isSigned ? " Activations of either sign count by their magnitude." : "");
   if (levels) {
     const [values, counts] = levels;
     const n = counts.reduce((a, b) => a + b);
@@ -61,16 +63,12 @@ function strengthSection({ spread }) {
       }),
     );
   }
-  const points = binsOf(histogram).flatMap(([begin, end, n]) => [
-    [begin, n],
-    [end, n],
-  ]);
   return chart({
     title,
     about,
     x: { label: countedName, log: true },
     y: { label: "firings", zero: true },
-    series: [{ name: unit, points, says: about }],
+    series: [{ name: unit, bins: binsOf(histogram), says: about }],
   });
 }
 
@@ -97,14 +95,16 @@ function countsTable(title, what, about, counts, error) {
   );
 }
 
-function effectsTable({ effects }) {
+function effectsTable({ j, effects }) {
   if (!effects) return null;
   const [raised, lowered] = effects;
   return section(
     "Logit effects",
     note(
-      `Tokens that the ${unit} raises and lowers by itself: its decoder row through the unembedding. ` +
-        "What later layers make of it is left out.",
+      `Tokens that the ${unit} raises and lowers by itself where it fires: its decoder row` +
+        (whenOff.has(j) ? ", which is taken away where its bit is off," : "") +
+        " through the unembedding. What later layers make of it is left out." +
+        (isSigned ? " Where its activation is negative, it is the other way round." : ""),
     ),
     table({
       heads: [head("raises"), numberHead("logit"), head("lowers"), numberHead("logit")],

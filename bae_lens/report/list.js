@@ -90,7 +90,8 @@ const columns = isReport
         label: greatest,
         about: aboutGreatest,
         isNumber: true,
-        of: ({ peak }) => peak,
+        of: ({ peak }) => peak && sizeOf(peak),
+        cell: ({ peak }) => number(peak),
       },
       {
         key: "lift",
@@ -108,15 +109,15 @@ const further = [
     key: "window",
     label: "share of its windows",
     about:
-      "Of the other tokens around its random examples, the share at which it fires too: low where it is for " +
-      "single tokens, high where for what a text is about.",
+      `Of the other tokens${data.strength === "nearness" ? "" : " that count"} around its random examples, the share at ` +
+      "which it fires too: low where it is for single tokens, high where for what a text is about.",
     of: ({ windows }) => windows?.[2] ?? null,
     show: percent,
   },
   {
     key: "median",
     label: `median ${countedName}`,
-    about: `Half of its firings have at most this ${countedName}.`,
+    about: `Half of its firings have at most this ${countedName}, to within 9 %.`,
     of: ({ spread }) => spread?.[0][1] ?? null,
   },
   {
@@ -142,7 +143,7 @@ const further = [
   {
     key: "effect",
     label: "largest logit effect",
-    about: "By how much its decoder row raises the logit of the token that it raises most.",
+    about: "By how much it raises the logit of the token that it raises most, where it fires, by its decoder row.",
     of: ({ effects }) => effects?.[0][0]?.[1] ?? null,
   },
 ]

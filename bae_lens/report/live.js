@@ -153,7 +153,7 @@ function liveLatents() {
         linkWithGist(j),
         numberCell(whole.format(values.size)),
         numberCell(percent(values.size / n)),
-        numberCell(number(Math.max(...values.values()))),
+        numberCell(number([...values.values()].reduce((a, b) => (sizeOf(b) > sizeOf(a) ? b : a)))),
         cell(shadeButton(j)),
       ]),
     }),

@@ -24,12 +24,7 @@ function densityChart() {
     const never = nFirings.length - rates.length;
     return {
       name,
-      points: rates.length
-        ? counts.flatMap((n, i) => [
-            [edge(i), n],
-            [edge(i + 1), n],
-          ])
-        : [],
+      bins: rates.length ? counts.map((n, i) => [edge(i), edge(i + 1), n]) : [],
       says: rates.length
         ? `median ${percent(middle)}, highest ${percent(rates[rates.length - 1])}; ${never} never fire.`
         : "none fires.",

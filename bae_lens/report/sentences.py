@@ -166,7 +166,7 @@ class SentenceReader:
 
 
 class Strongest:
-    """The strongest of the latents that fire, token by token, and the others.
+    """The strongest of the latents that fire, of either sign, token by token, and the others.
 
     Args:
         records: says what fires and how strongly, of one-bit codes.
@@ -198,7 +198,7 @@ class Strongest:
             fires[latents] = ~fires[latents]
             latents = fires.nonzero()[0]
             values = self._surprises[latents]
-        order = np.lexsort((latents, -values))
+        order = np.lexsort((latents, -np.abs(values)))
         best, others = order[: self._n], np.sort(latents[order[self._n :]])
         return (
             tuple(zip(latents[best].tolist(), values[best].tolist(), strict=True)),

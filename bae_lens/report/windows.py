@@ -18,8 +18,9 @@ class Windows(NamedTuple):
     Attributes:
         least: value in any of the windows shown, where it fires.
         greatest: the same.
-        share: of the other tokens in the windows of random examples, at how many it fires too: near 0 where it
-            stands for single tokens, near 1 where for what a text is about. None where there are no others.
+        share: of the other tokens that count in the windows of random examples, at how many it fires too: near 0 where
+            it stands for single tokens, near 1 where for what a text is about. None where there are no others. Of a code
+            they are all other tokens: examples do not tell which of those without it count.
         is_code: whether 0 is a value, and not that it does not fire.
     """
 
@@ -36,9 +37,14 @@ class Windows(NamedTuple):
         values = [value for e in shown for _, value in _fired(e, is_code)]
         if not values:
             return None
-        n_others = sum(len(e.tokens) - 1 for e in latent.random)
-        n_fired = sum(len(list(_fired(e, is_code))) - 1 for e in latent.random)
-        share = max(n_fired, 0) / n_others if n_others > 0 else None
+        # At each other token, whether it fires. Of a code None says only that it does not.
+        others = [
+            value is not None if is_code else value != 0
+            for e in latent.random
+            for k, value in enumerate(e.activations or ())
+            if k != e.marked and (value is not None or is_code)
+        ]
+        share = sum(others) / len(others) if others else None
         return cls(min(values), max(values), share, is_code)
 
     def packed(self, example: Example) -> str:

@@ -55,7 +55,7 @@ def steer(
       0 it is taken out.
 
     **Units.** Strength 1 is "on as it usually is": of a bit, that it is on; of a latent that has levels or real
-    values, its mean where it fires, which ``usual`` says. It means the same at every layer, and so do its
+    values, its mean magnitude where it fires, which ``usual`` says. It means the same at every layer, and so do its
     multiples: SAELens' tutorials steer at several times the largest activation. With ``raw``, strengths are
     activations of the code.
 

@@ -32,7 +32,9 @@ def usual_strengths(
     texts: Iterable[str] | Int[Tensor, "batch pos"],
     exclude_special_tokens: bool | Sequence[int] = True,
 ) -> Float[Tensor, " n_latents"]:
-    """The mean of each latent's activation over the tokens at which it fires.
+    """The mean magnitude of each latent's activation over the tokens at which it fires.
+
+    Where activations have either sign (SAELens' AbsTopK), strength 1 is that much above 0, and −1 as much below.
 
     A few dozen texts tell it for latents that are not rare. ``collect_examples`` keeps as much in its records, of
     which ``steer`` takes the mean of the random examples.
@@ -68,7 +70,7 @@ def usual_strengths(
         _, [acts] = read_hooks(reader, batch, [dictionary.hook_name])
         acts = take_heads(acts, dictionary.head_index)[batch.valid.to(acts.device)]
         code = dictionary.encode(acts.to(dictionary.dtype)).cpu().double()
-        total += code.sum(0)
+        total += code.abs().sum(0)
         count += (code != 0).sum(0)
         n += len(code)
     if n == 0:
@@ -140,7 +142,7 @@ def _of_all(dictionary: Dictionary, usual: Any) -> Sequence[Any]:
 def _of_records(
     dictionary: Dictionary, records: LatentRecords, latents: Sequence[int]
 ) -> dict[int, float]:
-    """Means of the random examples, which are drawn evenly from all firings."""
+    """Mean magnitudes of the random examples, which are drawn evenly from all firings."""
     if len(records) != dictionary.n_latents:
         raise ValueError(
             f"The records are of {len(records)} latents, and the {dictionary.name} has "
@@ -155,7 +157,7 @@ def _of_records(
         raise ValueError(f"The records have the {records.strength} of latents, not activations.")
     means = {}
     for latent in latents:
-        strengths = [example.strength for example in records[latent].random]
+        strengths = [abs(example.strength) for example in records[latent].random]
         if strengths and not records[latent].when_off:
             means[latent] = sum(strengths) / len(strengths)
     return means

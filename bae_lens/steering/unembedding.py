@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +12,10 @@ from sae_lens import SAE
 from torch import Tensor
 
 from bae_lens.attach.points import Model
+from bae_lens.checks.consistency import check_indices
 from bae_lens.checks.fields import check, whole
 from bae_lens.dictionaries import Dictionary
+from bae_lens.examples.records import LatentRecords
 from bae_lens.examples.token_text import TokenStrings
 from bae_lens.steering.rows import check_has_rows, check_latents, latent_rows
 
@@ -52,6 +54,15 @@ class LogitEffects(NamedTuple):
     top: tuple[TokenEffect, ...]
     bottom: tuple[TokenEffect, ...]
 
+    @property
+    def opposite(self) -> LogitEffects:
+        """Those of taking away what the latent adds."""
+        top, bottom = (
+            tuple(token._replace(value=-token.value) for token in end)
+            for end in (self.bottom, self.top)
+        )
+        return LogitEffects(self.latent, top, bottom)
+
 
 @torch.no_grad()
 def logit_effects(
@@ -65,7 +76,8 @@ def logit_effects(
     is most: see by ``steer`` what the model then says. The norm's division by the length of the activation
     is left out too, so that values compare tokens, and latents of one dictionary, and not layers.
 
-    Of a bit it is the effect of its being on, of other latents that of one unit of activation, of a code that of
+    Of a bit it is the effect of its being on (reports and exports show that of its firing, which of a bit that is
+    mostly on is its being off), of other latents that of one unit of activation, of a code that of
     what it decodes to less the mean code.
 
     Args:
@@ -109,6 +121,23 @@ def logit_effects(
         ]
         found += map(LogitEffects, part.tolist(), *sides)
     return found
+
+
+def effects_of_firing(
+    records: LatentRecords, effects: Sequence[LogitEffects]
+) -> dict[int, LogitEffects]:
+    """What the firing of latents does to logits, by latent: of a bit that says something where it is off
+    (``LatentRecord.when_off``) its being off.
+
+    Args:
+        records: of the same latents.
+        effects: as ``logit_effects`` gives them.
+
+    Raises:
+        ValueError: if there are no such latents in the records.
+    """
+    check_indices("effects", (of.latent for of in effects), len(records))
+    return {of.latent: of.opposite if records[of.latent].when_off else of for of in effects}
 
 
 def _unembedding(model: Any, d: int) -> Float[Tensor, "d_model d_vocab"]:

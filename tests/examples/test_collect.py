@@ -32,6 +32,7 @@ from tests.helpers import (
     HOOK,
     between,
     fit_codes,
+    make_abstopk,
     make_bae,
     make_bridge,
     make_clvq,
@@ -168,6 +169,30 @@ def test_blocks_of_any_size_give_the_same(strength, monkeypatch):
             ]
         else:
             assert found == whole
+
+
+def test_activations_of_either_sign_are_as_strong_as_their_magnitude():
+    acts = np.zeros((40, 2))
+    acts[:8, 0] = [1, -9, 2, -2.5, 0.5, 8, -0.1, 3]
+    acts[:8, 1] = np.abs(acts[:8, 0])
+    signed, unsigned = records_of(planted(acts))
+    assert [e.strength for e in signed.strongest] == [-9, 8, 3]
+    assert [e.strength for e in unsigned.strongest] == [9, 8, 3]
+    assert signed.histogram == unsigned.histogram
+    # Of codes the nearest has the least distance.
+    codes = np.where(np.arange(8) < 4, -acts[:8, 1], 0)[:, None]
+    [code] = records_of(planted(codes), "nearness")
+    assert [e.strength for e in code.strongest] == [-1, -2, -2.5]
+
+
+def test_the_strongest_of_an_sae_with_activations_of_either_sign():
+    model, sae = make_model(), make_abstopk()
+    records = collect_examples(model, sae, make_text(20), settings(n_random=2000))
+    assert any(e.strength < 0 for latent in records.latents for e in latent.strongest)
+    for latent in records.latents:
+        sizes = sorted((abs(e.strength) for e in latent.random), reverse=True)
+        assert len(sizes) == latent.n_firings
+        assert [abs(e.strength) for e in latent.strongest] == sizes[:3]
 
 
 def test_a_sample_of_off_bits_is_from_all_over_the_corpus():

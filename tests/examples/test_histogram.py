@@ -46,6 +46,22 @@ def test_quantiles_are_within_a_bin():
     assert Histogram(0, (1, 0, 0, 1)).quantile(0.5) == 2 ** (1 / 8)
 
 
+def test_no_quantile_is_beyond_what_is_known_of_the_values():
+    values = np.array([1.0, 1.02, 1.03, 5.0, 5.3])
+    found = counted(values)
+    for share in (0.05, 0.5, 0.95, 1):
+        quantile = found.quantile(share, 1.0, 5.3)
+        assert quantile is not None
+        assert 1.0 <= quantile <= 5.3
+    assert found.quantile(1, greatest=5.3) == 5.3 < found.edges[-1]
+    one = counted(np.array([2.05]))
+    assert {one.quantile(share, 2.05, 2.05) for share in (0, 0.05, 0.5, 0.95, 1)} == {2.05}
+    # Who is mistaken of the ends moves none out of its bin.
+    assert found.quantile(1, greatest=2.0) == found.edges[-2]
+    assert found.quantile(0.05, least=3.0) == found.edges[1]
+    assert found.quantile(0.5, 0.1, 50) == found.quantile(0.5)
+
+
 def test_levels_have_an_entropy_and_quantiles():
     levels = LevelCounts((0.5, 1.0, 4.0, 5.0), (2, 0, 1, 1))
     assert levels.entropy == pytest.approx(1.5)

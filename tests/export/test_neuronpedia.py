@@ -51,7 +51,8 @@ def test_a_request_has_all_of_each_latent_that_fires(tmp_path: Path) -> None:
             assert (own["values"][example.marked] == 0) == latent.when_off
             share = None if i < len(latent.strongest) else 1.0
             assert own["quantileFraction"] == share
-        top = effects[latent.index].top
+        own_effects = effects[latent.index]
+        top = (own_effects.opposite if latent.when_off else own_effects).top
         assert [own["token"] for own in of["topLogits"]] == [token.string for token in top]
         assert of["topLogits"][0]["value"] == pytest.approx(top[0].value, abs=1e-4)
         values_down = [own["value"] for own in of["bottomLogits"]]

@@ -42,8 +42,12 @@ def test_both_files_hold_what_was_seen(tmp_path: Path) -> None:
         assert list(row["top_token_counts"]) == [count.n for count in latent.top_tokens]
         assert list(row["lifts"]) == [count.lift for count in latent.lift_tokens or ()]
         assert list(row["neighbors"]) == [other.latent for other in latent.neighbors or ()]
-        assert list(row["raised_tokens"]) == [token.string for token in of.top]
-        assert list(row["lowered_logits"]) == [token.value for token in of.bottom]
+        # Of where it is off, as the tokens are, where it says something there.
+        raised, lowered, sign = (
+            (of.bottom, of.top, -1) if latent.when_off else (of.top, of.bottom, 1)
+        )
+        assert list(row["raised_tokens"]) == [token.string for token in raised]
+        assert list(row["lowered_logits"]) == [sign * token.value for token in lowered]
     tested = {own.latent: own for own in intruder.latents}
     purity = table["token_purity"].dropna()
     assert set(purity.index) == tested.keys()

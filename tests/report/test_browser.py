@@ -451,7 +451,12 @@ def test_charts_have_words_and_numbers(browser, report):
     browser.run(
         "document.querySelector('figure details').open = true; return new Promise((r) => setTimeout(r, 50))"
     )
-    assert browser.all("figure details td")
+    # Every bin of a histogram has its count once.
+    [first, *_] = browser.all("figure details table")
+    rows = [row.text for row in first.find_elements("css selector", "tbody tr")]
+    assert len(rows) == 30
+    assert sum(int(row.split()[-1]) for row in rows) == N - 1
+    assert all(" to " in row for row in rows)
 
 
 def test_on_paper_all_rows_are_there(browser, report):
@@ -696,5 +701,31 @@ def test_logit_effects_of_a_latent(browser, report):
     first = table.find_elements("css selector", "tbody tr")[0]
     assert len(table.find_elements("css selector", "tbody tr")) == 8
     assert [c.text for c in first.find_elements("css selector", "td")][0::2] == ["12.5", "−12.5"]
+    assert "where it fires: its decoder row through the unembedding" in table.text
     browser.go(f"#latent-{N - 1}")
     assert not any(e.text.startswith("Logit effects") for e in browser.all("section"))
+
+
+def test_logit_effects_where_a_bit_is_off(browser, tmp_path):
+    effects = [
+        own._replace(top=tuple(t._replace(value=t.value * 2) for t in own.top))
+        for own in make_effects(12)
+    ]
+    write_report(tmp_path / "r.html", make_records(12, strength="surprise"), effects=effects)
+    for latent, ends, is_off in ((0, ["25", "−12.5"], False), (1, ["12.5", "−25"], True)):
+        browser.open(tmp_path / "r.html", f"#latent-{latent}")
+        [table] = [e for e in browser.all("section") if e.text.startswith("Logit effects")]
+        first = table.find_elements("css selector", "tbody tr")[0]
+        assert [c.text for c in first.find_elements("css selector", "td")][0::2] == ends
+        assert ("taken away where its bit is off" in table.text) == is_off
+    browser.go("#latents")
+    sort = "const s = document.querySelector('#sort'); s.value = 'effect'; s.dispatchEvent(new Event('change'))"
+    browser.run(sort)
+    found = dict(
+        zip(
+            browser.texts(".list tbody a"),
+            browser.texts(".list tbody [data-label='largest logit effect']"),
+            strict=True,
+        )
+    )
+    assert (found["Latent 0"], found["Latent 1"]) == ("25", "12.5")

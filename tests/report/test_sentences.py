@@ -15,6 +15,7 @@ from tests.helpers import (
     HOOK,
     between,
     fit_codes,
+    make_abstopk,
     make_bae,
     make_clvq,
     make_model,
@@ -64,6 +65,19 @@ def test_strongest_latents_of_each_token(model):
         values, latents = own.topk(3)
         assert [j for j, _ in codes] == latents[values > 0].tolist()
         assert [v for _, v in codes] == pytest.approx(values[values > 0].tolist(), rel=1e-4)
+
+
+@torch.no_grad()
+def test_of_activations_of_either_sign_the_largest_are_the_strongest(model):
+    sae = make_abstopk()
+    [sentence] = collected(model, sae, texts_of(1), n_codes=3)
+    for codes, own in zip(
+        sentence.codes[1:], sae.encode(activations(model, texts_of(1)[0])), strict=True
+    ):
+        latents = own.abs().topk(3).indices
+        assert [j for j, _ in codes] == latents.tolist()
+        assert [v for _, v in codes] == pytest.approx(own[latents].tolist(), rel=1e-4)
+    assert any(value < 0 for codes in sentence.codes for _, value in codes)
 
 
 @torch.no_grad()

@@ -144,10 +144,47 @@ def test_a_histogram_has_its_quantiles_and_numbers(browser, report):
     browser.run("document.querySelector('#view-one figure details').open = true")
     browser.settle()
     cells = browser.texts("#view-one figure td")
-    points = list(zip(map(float, cells[::2]), cells[1::2], strict=True))
-    # Bins are joined in pairs here, and lose nothing.
-    assert float(points[0][0]) <= histogram.edges[0] * 1.001
-    assert float(points[-1][0]) >= histogram.edges[-1] * 0.999
+    bins = [tuple(map(float, cell.split(" to "))) for cell in cells[::2]]
+    # Bins are joined in pairs here, and lose nothing; each count is there once.
+    assert bins[0][0] <= histogram.edges[0] * 1.001
+    assert bins[-1][1] >= histogram.edges[-1] * 0.999
+    assert [begin for begin, _ in bins[1:]] == [end for _, end in bins[:-1]]
+    assert sum(int(n.replace(",", "")) for n in cells[1::2]) == sum(histogram.counts)
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The strongest example of latent 2 is negative, and stronger than any of latent 3."""
+    records = given()
+    latents = list(records.latents)
+    own = latents[2].strongest[0]
+    least = own._replace(
+        strength=-40.0, activations=tuple(v and -4 * v for v in own.activations or ())
+    )
+    latents[2] = replace(latents[2], strongest=(least, own), random=(least, own))
+    path = tmp_path_factory.mktemp("signed") / "report.html"
+    write_report(path, replace(records, latents=tuple(latents)), effects=make_effects(N))
+    return path
+
+
+def test_activations_of_either_sign_are_as_strong_as_their_magnitude(browser, signed, report):
+    browser.open(signed, "#latent-2")
+    assert titles(browser)[:3] == ["activation −32", "activation −40", "activation −4"]
+    assert shades(browser) == [8, 10, 1]
+    text = browser.one("#view-one").text
+    assert "5 % of its firings have a magnitude of at most" in text
+    assert "Activations of either sign count by their magnitude." in text
+    assert "Where its activation is negative, it is the other way round." in text
+    browser.go("#latents")
+    sort = "const s = document.querySelector('#sort'); s.value = 'strongest'; s.dispatchEvent(new Event('change'))"
+    browser.run(sort)
+    assert browser.texts(".list tbody a")[0] == "Latent 2"
+    assert browser.texts(".list tbody [data-label='strongest']")[0] == "−40"
+    assert browser.logs()[0] == []
+    # Nothing is said of magnitudes where there is one sign.
+    browser.open(report, "#latent-2")
+    assert "magnitude" not in browser.one("#view-one").text
+    assert "5 % of its firings have an activation of at most" in browser.one("#view-one").text
 
 
 def test_shares_of_levels_and_the_orders_there_are(browser, tmp_path):

@@ -10,7 +10,16 @@ import torch
 from bae_lens import steer, usual_strengths
 from bae_lens.examples import ExampleSettings, collect_examples
 from tests.attach.test_attach import hook_of
-from tests.helpers import between, make_bae, make_bridge, make_model, make_text, make_tokens
+from tests.helpers import (
+    HOOK,
+    between,
+    make_abstopk,
+    make_bae,
+    make_bridge,
+    make_model,
+    make_text,
+    make_tokens,
+)
 
 
 @pytest.mark.parametrize("kind", ["hooked", "bridge"])
@@ -38,6 +47,28 @@ def test_are_means_over_the_tokens_where_they_fire(kind: str, tmp_path: Path) ->
     assert all((by_text[~a.isnan()] > 0).all() for a in alone)
     with pytest.raises(ValueError, match="nothing was measured"):
         usual_strengths(model, sae, [])
+
+
+def test_of_activations_of_either_sign_they_are_mean_magnitudes() -> None:
+    model, sae = make_model(), make_abstopk()
+    tokens = make_tokens(4, 9)
+    code = sae.encode(model.run_with_cache(tokens)[1][HOOK])[tokens > 3]
+    expected = code.abs().sum(0) / (code != 0).sum(0)
+    usual = usual_strengths(model, sae, tokens)
+    torch.testing.assert_close(usual, expected, equal_nan=True)
+    records = collect_examples(
+        model, sae, make_text(), ExampleSettings(n_tokens=600, n_random=2000)
+    )
+    latent = next(
+        r
+        for r in records.latents
+        if r.random and min(e.strength for e in r.random) < 0 < max(e.strength for e in r.random)
+    )
+    mean = sum(abs(e.strength) for e in latent.random) / latent.n_firings
+    with steer(model, sae, {latent.index: -1}, usual=records):
+        by_records = model(tokens)
+    with steer(model, sae, {latent.index: -mean}, raw=True):
+        torch.testing.assert_close(by_records, model(tokens))
 
 
 def test_records_have_them_too() -> None:

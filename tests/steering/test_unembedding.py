@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bae_lens.steering import logit_effects
+from bae_lens.steering import LogitEffects, TokenEffect, logit_effects
 from bae_lens.steering.unembedding import _final_norm
 from tests.attach.test_attach import hook_out_of
 from tests.helpers import D_IN, D_SAE, between, make_bae, make_bridge, make_model, make_transcoder
@@ -115,3 +115,24 @@ def test_what_has_none_is_said():
         logit_effects(model, between(make_bae(), "blocks.0.attn.hook_z", None))
     with pytest.raises(ValueError, match="k must be"):
         logit_effects(model, sae, k=0)
+
+
+def test_what_is_taken_away_does_the_opposite():
+    a, b, c = (TokenEffect(k, f"w{k}", value) for k, value in enumerate((3.0, 1.0, -2.0)))
+    own = LogitEffects(7, (a, b), (c, b))
+    assert own.opposite == LogitEffects(
+        7,
+        (c._replace(value=2.0), b._replace(value=-1.0)),
+        (a._replace(value=-3.0), b._replace(value=-1.0)),
+    )
+    assert own.opposite.opposite == own
+    model, sae = make_model(), make_bae()
+    sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+    [effects] = logit_effects(model, sae, [5], k=4)
+    with torch.no_grad():
+        sae.W_dec[5] *= -1
+    [negated] = logit_effects(model, sae, [5], k=4)
+    assert [t.token for t in negated.top] == [t.token for t in effects.opposite.top]
+    assert [t.value for t in negated.bottom] == pytest.approx(
+        [t.value for t in effects.opposite.bottom]
+    )
