@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,8 @@ class SparseProbingResult(ResultOfWeights):
         n_latents: latents of the dictionary.
         n_alive: those that fire in a training text.
         label_names: of the classes.
-        n_train: training texts of each class.
+        n_train: training texts of each class; a probe is fitted to as many of the class as of the others
+            (``n_of_each``).
         labels: class of each held-out text.
         rows: one for each class that is told from the others (of two classes the second), each method
             and each k.
@@ -220,10 +221,13 @@ class SparseProbingResult(ResultOfWeights):
             for control in (*CONTROLS, WHOLE)
         ]
         n_test, n_train = len(self.labels), sum(self.n_train)
+        fitted = [2 * n_of_each(self.n_train, positive) for positive in self.positives]
+        few, many = min(fitted), max(fitted)
+        n_fitted = f"{few:,}" if few == many else f"{few:,} to {many:,}"
         about = (
             f"Balanced accuracy of {n_test:,} held-out texts with 95 % bootstrap intervals over them; chance "
-            f"is {CHANCE}. Probes were fitted to {n_train:,} other texts, of a class as many as of the "
-            f"others. A probe of the whole activation: {shown(self.accuracy(WHOLE, None))}. Of "
+            f"is {CHANCE}. Probes were fitted to {n_fitted} of {n_train:,} other texts, of a class as "
+            f"many as of the others. A probe of the whole activation: {shown(self.accuracy(WHOLE, None))}. Of "
             f"{self.n_latents:,} latents {self.n_alive:,} fire in a training text."
         )
         if len(self.positives) > 1:
@@ -291,6 +295,18 @@ class SparseProbingResult(ResultOfWeights):
 def positives(n_classes: int) -> tuple[int, ...]:
     """The classes that are told from the others: of two the second alone, since both ask the same."""
     return (1,) if n_classes == 2 else tuple(range(n_classes))
+
+
+def n_of_each(n_train: Sequence[int], positive: int) -> int:
+    """Training texts of a class that its probes are fitted to, and as many of the others, of each of which there are
+    alike.
+
+    Args:
+        n_train: training texts of each class.
+        positive: number of the class.
+    """
+    fewest = min(n for label, n in enumerate(n_train) if label != positive)
+    return min(n_train[positive], fewest * (len(n_train) - 1))
 
 
 def _signed(interval: Interval) -> str:

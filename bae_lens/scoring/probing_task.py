@@ -29,7 +29,7 @@ from bae_lens.activations.text_batch import read_hooks
 from bae_lens.activations.texts import NO_TOKENS
 from bae_lens.concept_ablation.passes import Batch, Reader
 from bae_lens.concept_ablation.texts import encode_texts
-from bae_lens.scoring.probing_result import positives
+from bae_lens.scoring.probing_result import n_of_each, positives
 from bae_lens.scoring.probing_settings import SparseProbingSettings
 
 logger = logging.getLogger(__name__)
@@ -201,9 +201,7 @@ class SparseProbingTask:
         for label in np.unique(self.labels[others]):
             of_label = self.labels[others] == label
             turn[of_label] = np.arange(of_label.sum())
-        smallest = np.bincount(labels, minlength=len(self.label_names))
-        n_others = np.delete(smallest, positive).min() * (len(self.label_names) - 1)
-        n = min(len(own), n_others)
+        n = n_of_each(np.bincount(labels, minlength=len(self.label_names)).tolist(), positive)
         chosen = np.concatenate([own[:n], others[turn.argsort(kind="stable")][:n]])
         return chosen, np.arange(2 * n) < n
 

@@ -122,6 +122,19 @@ def test_the_others_are_drawn_alike() -> None:
     assert is_own.sum() == 90
 
 
+def test_the_table_says_how_many_texts_probes_were_fitted_to() -> None:
+    def about(labels: np.ndarray) -> str:
+        return probe_latents(planted_task(labels), reads_dimensions()).table()
+
+    # Training texts are 15, 9 and 6: 12 of the first are as many as twice the 6 of the last.
+    labels = np.repeat([0, 1, 2], [20, 13, 7])
+    fitted = [len(planted_task(labels).training_texts(c)[0]) for c in range(3)]
+    assert fitted == [24, 18, 12]
+    assert "Probes were fitted to 12 to 24 of 30 other texts, of a class as" in about(labels)
+    rare = (np.arange(N_TEXTS) % 10 == 3).astype(int)
+    assert "Probes were fitted to 80 of 300 other texts, of a class as" in about(rare)
+
+
 def test_what_a_large_latent_hides_is_seen_in_its_own_units() -> None:
     """The planted latent is a thousandth of the others: by raw difference it comes last."""
     labels, sae = random_labels(), reads_dimensions()
