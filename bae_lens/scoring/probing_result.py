@@ -90,6 +90,7 @@ class SparseProbingResult(ResultOfWeights):
         n_repeated: texts that the model reads as it read one before, and that are left out.
         n_outlier_tokens: tokens that were left out as outliers.
         data: what the texts are called, for tables; empty where nobody said.
+        n_ambiguous: texts that the model reads as it reads one of another class, and that are left out.
     """
 
     _file_of = "result of sparse_probing"
@@ -107,12 +108,14 @@ class SparseProbingResult(ResultOfWeights):
     n_repeated: int = 0
     n_outlier_tokens: int = 0
     data: str = ""
+    n_ambiguous: int = 0
 
     def check(self) -> None:
         """See ``JsonResult``."""
         n_classes = len(self.label_names)
         check_counts(n_latents=self.n_latents, n_alive=self.n_alive, n_truncated=self.n_truncated)
-        check_counts(n_repeated=self.n_repeated, n_outlier_tokens=self.n_outlier_tokens)
+        check_counts(n_repeated=self.n_repeated, n_ambiguous=self.n_ambiguous)
+        check_counts(n_outlier_tokens=self.n_outlier_tokens)
         check_that(n_classes > 1, "label_names must be of two classes at least", self.label_names)
         check_lengths(n_classes, "classes", n_train=self.n_train)
         check_indices("labels", self.labels, n_classes)
@@ -234,6 +237,8 @@ class SparseProbingResult(ResultOfWeights):
             about += f" Means over {len(self.positives)} classes, each against the others."
         if self.n_repeated:
             about += f" {self.n_repeated:,} texts were left out, since others are read as they are."
+        if self.n_ambiguous:
+            about += f" {self.n_ambiguous:,} were left out, since texts of other classes are read as they are."
         return Table(("a probe of", *(f"k = {k}" for k in ks)), rows, [about], _CAVEAT)
 
     def class_table(self) -> Table:

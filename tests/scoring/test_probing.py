@@ -292,6 +292,34 @@ def test_repeated_texts_are_taken_once(caplog: pytest.LogCaptureFixture) -> None
     assert once.text_of.max() == task.text_of.max() == 39
 
 
+def test_equal_texts_of_different_classes_are_of_none(caplog: pytest.LogCaptureFixture) -> None:
+    data = make_texts(40)
+    more = replace(
+        data,
+        # Of the first three the other class is given, and of the next two the same.
+        texts=[*data.texts, *data.texts[:5], data.texts[0]],
+        labels=torch.cat([data.labels, 1 - data.labels[:3], data.labels[3:5], data.labels[:1]]),
+        rationales=[None] * 46,
+    )
+    task = SparseProbingTask.prepare(make_model(), HOOK, more, SETTINGS, verbose=False)
+
+    assert (task.n_ambiguous, task.n_repeated, len(task.labels)) == (7, 2, 37)
+    assert task.labels.tolist() == data.labels[3:].tolist()
+    assert "7 of 46 texts are left out: the model reads one of another class as" in caplog.text
+    assert "2 of 46 texts are left out: the model reads another as" in caplog.text
+    result = probe_latents(task, reads_dimensions(D_IN))
+    assert result.n_ambiguous == 7
+    assert "2 texts were left out, since others" in result.table()
+    assert "7 were left out, since texts of other classes are read as they are" in result.table()
+
+
+def test_a_result_of_before_loads(tmp_path: Path) -> None:
+    result = probe_latents(planted_task(random_labels()[:60]), reads_dimensions())
+    values = result.to_dict()
+    del values["n_ambiguous"]
+    assert SparseProbingResult.from_dict(values) == result
+
+
 def test_texts_without_a_token_that_counts_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     data = make_texts(40)
     empty = "<eos>"
