@@ -220,7 +220,10 @@ class SparseProbingResult(ResultOfWeights):
             for method in (LATENTS, *CONTROLS)
         ]
         rows += [
-            (f"latents less {control}", *(_signed(self.excess_over(control, k)) for k in ks))
+            (
+                f"latents less {control}",
+                *(shown(self.excess_over(control, k), sign="+") for k in ks),
+            )
             for control in (*CONTROLS, WHOLE)
         ]
         n_test, n_train = len(self.labels), sum(self.n_train)
@@ -312,10 +315,6 @@ def n_of_each(n_train: Sequence[int], positive: int) -> int:
     """
     fewest = min(n for label, n in enumerate(n_train) if label != positive)
     return min(n_train[positive], fewest * (len(n_train) - 1))
-
-
-def _signed(interval: Interval) -> str:
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 _CAVEAT = (
