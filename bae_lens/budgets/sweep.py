@@ -78,8 +78,8 @@ def sweep_budgets(
     Args:
         config: what ``load_config`` returns, of one hook point of a language model.
         settings: the defaults if omitted.
-        judge: takes the intruder test; None: there is none. Nor is there one where no text is left that is not trained on,
-            which is said.
+        judge: takes the intruder test; None: there is none. Nor is there one, which is said, where no text is left that
+            is not trained on.
         override_dataset: as for ``TrainingRunner``.
         override_model: as for ``TrainingRunner``.
         trust_remote_code: as for ``TrainingRunner``.

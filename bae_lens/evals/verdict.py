@@ -185,10 +185,8 @@ def _budget(
     has, target = bits if kind == "bae" else code["l0"], _target(cfg)
     if target is not None and (has > _NEAR * target if factor < 1 else _NEAR * has < target):
         unit = "bits" if kind == "bae" else "latents on"
-        return (
-            f"{_towards_target(cfg, factor)}, since it was trained for {target:g} {unit} per token and has {has:,.0f} on "
-            "this text"
-        )
+        what, came_to = _towards_target(cfg, factor), f"has {has:,.0f} on this text"
+        return f"{what}, since it was trained for {target:g} {unit} per token and {came_to}"
     if kind == "bae":
         wanted, most = factor * bits, cfg.d_sae * _most_bits(cfg)
         option = f"--sae.target_entropy {words or max(round(wanted), 1)} {_NO_FIDELITY}"

@@ -53,8 +53,8 @@ def sparse_probing(
     training texts (``fit_probe``; there scikit-learn's C = 1 of activations as they are, which is harder on
     those that are small); all held-out texts count, by balanced accuracy; outlier tokens are left out as
     special ones are; texts that the model reads alike are taken once, and not at all where they are of
-    several classes; of two classes there is one probe; the probe of the whole activation is not chosen by the texts that it is judged on. Bits count 1, and of a
-    code that is one-hot a text has the share of each code.
+    several classes; of two classes there is one probe; the probe of the whole activation is not chosen by the
+    texts that it is judged on. Bits count 1, and of a code that is one-hot a text has the share of each code.
 
     Beside the latents: as many random ones of those that fire in a training text; those that differ most
     between labels that were shuffled, probed with the true ones, which are as large as the chosen; and,
