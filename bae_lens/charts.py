@@ -333,7 +333,7 @@ def intervals(
         i = int(name in hollow)
         axes.errorbar(
             *(interval.mean, y),
-            xerr=[[interval.mean - interval.low], [interval.high - interval.mean]],
+            xerr=_bar(interval),
             fmt="os"[i],
             markersize=5,
             markerfacecolor=COLORS[i] if i == 0 else "white",
@@ -351,6 +351,12 @@ def intervals(
     remove_frame(axes)
     figure.suptitle(title)
     return figure
+
+
+def _bar(interval: Interval) -> list[list[float]] | None:
+    """How far the bounds are below and above the mean; None where there are none, and none are drawn."""
+    below, above = interval.mean - interval.low, interval.high - interval.mean
+    return [[below], [above]] if interval.has_bounds else None
 
 
 def scatter(
@@ -393,8 +399,7 @@ def scatter(
         for level in panel.levels:
             legend[level.label] = _draw_level(axes, level)
         for x, y, look in panel.marks:
-            height = [[y.mean - y.low], [y.high - y.mean]]
-            axes.errorbar(x, y.mean, yerr=height, elinewidth=0.8, **look.options)
+            axes.errorbar(x, y.mean, yerr=_bar(y), elinewidth=0.8, **look.options)
         axes.set_title(panel.title, fontsize=10)
         remove_frame(axes)
     for axes in all_axes[:, 0]:

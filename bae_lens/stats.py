@@ -25,17 +25,32 @@ _RESAMPLED_AT_ONCE = 1_000_000  # entries of an index matrix
 
 
 class Interval(NamedTuple):
-    """A mean over examples and the bounds that it has over resamples of them."""
+    """A mean over examples and the bounds that it has over resamples of them.
+
+    Of one example there is no interval, since nothing says how another would differ: the bounds are infinite, so that
+    it is on neither side of anything.
+    """
 
     mean: float
     low: float
     high: float
 
+    @classmethod
+    def of_one(cls, value: float) -> Interval:
+        """That of one example, without bounds."""
+        return cls(value, -math.inf, math.inf)
+
+    @property
+    def has_bounds(self) -> bool:
+        """Whether there is an interval."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
 
 def paired_bootstrap(
     differences: Float[Tensor, " n"], seed: int = 0, n_resamples: int = 2000, level: float = 0.95
 ) -> Interval:
-    """Percentile interval of the mean of paired differences, over examples drawn with replacement.
+    """Percentile interval of the mean of paired differences, over examples drawn with replacement; of one example,
+    without bounds.
 
     That another probe, fold or seed would have given other differences is not in it.
 
@@ -59,6 +74,8 @@ def paired_bootstrap(
             f"n_resamples has to be 1 or more and level between 0 and 1; got {n_resamples}, {level}."
         )
     values = differences.detach().double().cpu()
+    if len(values) == 1:
+        return Interval.of_one(values.item())
     # Off the first one, constant differences are zeros, whose means are free of rounding.
     origin = values[0].item()
     values, n = values - origin, len(values)
@@ -78,7 +95,7 @@ def paired_bootstrap(
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval | None:
-    """Mean with its 95 % percentile bootstrap interval over the values; None of no value.
+    """Mean with its 95 % percentile bootstrap interval over the values, without bounds of one; None of no value.
 
     That the same latents with other texts or another judge would score differently is not in it.
     """
@@ -100,7 +117,8 @@ def balanced_interval(
         classes: of the examples.
         groups: examples of one group are drawn together, since one cause makes or mars them all; None:
             each is drawn by itself. Draws in which a class is missing are left out; where all are, the
-            interval is as wide as the values. Of a few groups it is too narrow: see ``wider``.
+            interval is as wide as the values. Of a few groups it is too narrow: see ``wider``; where no class has
+            two, there are no bounds.
         seed: of the draws.
         n_resamples: how many times as many groups are drawn.
     """
@@ -112,12 +130,14 @@ def balanced_interval(
     sums, counts = np.zeros(shape), np.zeros(shape)
     np.add.at(sums, (of_group, of_class), own)
     np.add.at(counts, (of_group, of_class), 1)
+    mean = float((sums.sum(0) / counts.sum(0)).mean())
+    if (counts > 0).sum(0).max() < 2:
+        return Interval.of_one(mean)
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(shape[0], np.full(shape[0], 1 / shape[0]), size=n_resamples)
     n_drawn = drawn @ counts
     whole = (n_drawn > 0).all(1)
     means = ((drawn @ sums)[whole] / n_drawn[whole]).mean(1)
-    mean = float((sums.sum(0) / counts.sum(0)).mean())
     low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (own.min(), own.max())
     return Interval(mean, float(low), float(high))
 
@@ -203,7 +223,8 @@ def standardized_difference(
 
     The interval is over groups drawn with replacement, of each sample by itself, and over their
     examples; weights are those of what is drawn. Of a few groups it is too narrow. Draws without a
-    common stratum are left out; where all are, it is as wide as the values.
+    common stratum are left out; where all are, it is as wide as the values. Where a sample has one value, there are no
+    bounds.
 
     Args:
         one: the sample that the other is subtracted from.
@@ -222,11 +243,14 @@ def standardized_difference(
     (mean,), (weights,) = _standardized(*(_by_stratum(own, strata) for own in (one, other)))
     if np.isnan(mean):
         return None
-    means, _ = _standardized(*(_by_stratum(own, strata, rng, n_resamples) for own in (one, other)))
-    means = means[~np.isnan(means)]
-    span = np.ptp([*one.values, *other.values])
-    low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (-span, span)
-    interval = Interval(float(mean), float(low), float(high))
+    interval = Interval.of_one(float(mean))
+    if min(len(one.values), len(other.values)) > 1:
+        drawn = (_by_stratum(own, strata, rng, n_resamples) for own in (one, other))
+        means, _ = _standardized(*drawn)
+        means = means[~np.isnan(means)]
+        span = np.ptp([*one.values, *other.values])
+        low, high = np.quantile(means, [0.025, 0.975]) if len(means) else (-span, span)
+        interval = interval._replace(low=float(low), high=float(high))
     return StandardizedDifference(interval, int(weights.sum()), int((weights > 0).sum()))
 
 
@@ -330,10 +354,18 @@ def krippendorff_alpha(table: np.ndarray, level: Literal["nominal", "ordinal"]) 
     return float(krippendorff.alpha(reliability_data=paired, level_of_measurement=level))
 
 
-def shown(value: Interval | float | None, digits: int = 3) -> str:
-    """Format a value for a table; None is a dash."""
+def shown(value: Interval | float | None, digits: int = 3, sign: Literal["", "+"] = "") -> str:
+    """Format a value for a table; None is a dash, and an interval without bounds its mean.
+
+    Args:
+        value: to show.
+        digits: after the point.
+        sign: ``"+"`` shows that of positive numbers too.
+    """
     if value is None:
         return "–"
-    if isinstance(value, Interval):
-        return f"{value.mean:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
-    return f"{value:.{digits}f}"
+    form = f"{sign}.{digits}f"
+    if not isinstance(value, Interval):
+        return f"{value:{form}}"
+    bounds = f" [{value.low:{form}}, {value.high:{form}}]" if value.has_bounds else ""
+    return f"{value.mean:{form}}{bounds}"

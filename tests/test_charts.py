@@ -415,6 +415,10 @@ def test_a_ranking_is_drawn_from_the_best_down():
     points = [tuple(bar.lines[0].get_xydata()[0]) for bar in axes.containers]
     assert points == [(1, 0), (0, 1)]
     assert axes.figure.get_suptitle() == "A title"
+    # Of one pair there is no interval, and no bar.
+    [axes] = panels(replace(ranking, comparisons=won[:1]).plot())
+    assert [tuple(bar.lines[0].get_xydata()[0]) for bar in axes.containers] == points
+    assert not any(bar.has_xerr for bar in axes.containers)
     empty = replace(ranking, comparisons=())
     assert [label.get_text() for label in panels(empty.plot())[0].get_yticklabels()] == [*names]
 

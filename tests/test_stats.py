@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest, spearmanr
 
 from bae_lens.stats import (
+    Interval,
     Stratified,
     balanced_interval,
     krippendorff_alpha,
     mean_interval,
+    paired_bootstrap,
     rank_correlation,
     seed_agreement,
     shown,
@@ -93,7 +96,24 @@ def test_that_a_group_counts_as_one_example():
 
 def test_that_one_group_says_nothing_of_others():
     interval = balanced_interval([1.0, 0.0, 1.0], [0, 0, 1], ["same"] * 3)
-    assert interval == (0.75, 0.75, 0.75)
+    assert interval == Interval.of_one(0.75)
+    # Nor does one example of each class of others of it.
+    assert balanced_interval([1.0, 0.0], [0, 1]) == Interval.of_one(0.5)
+    assert balanced_interval([1.0, 0.0, 1.0], [0, 1, 1]).has_bounds
+
+
+def test_one_example_says_nothing_of_others():
+    one = Interval.of_one(0.25)
+    assert mean_interval([0.25]) == paired_bootstrap(torch.tensor([0.25])) == one
+    assert not one.has_bounds
+    assert (shown(one), shown(one, 1, "+")) == ("0.250", "+0.2")
+    assert shown(Interval(0.5, -0.25, 1.0), 2, "+") == "+0.50 [-0.25, +1.00]"
+    # It is on neither side of anything.
+    assert one.low < 0 < one.high
+    many, few = Stratified([0.0, 1.0], [1, 1]), Stratified([0.25], [1])
+    found = standardized_difference(few, many)
+    assert found is not None
+    assert found.interval == Interval.of_one(-0.25)
 
 
 def test_alpha_of_the_package():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Literal
 
 import torch
@@ -88,6 +89,16 @@ def open_text(name: Any, split: Literal["train", "test"] = "train", streaming: b
     if is_file_of_texts(name):
         return Dataset.from_dict({"text": read_texts(name)})
     return hub.load_dataset(name, streaming=streaming)
+
+
+def rows_after(dataset: Any, n_rows: int) -> Any:
+    """A dataset without its first rows: the text that is left for who has read those, in their order."""
+    if isinstance(dataset, Dataset):
+        # An empty range that begins at its end is refused.
+        return dataset.select(range(len(dataset))[n_rows:] or range(0))
+    if hasattr(dataset, "skip"):
+        return dataset.skip(n_rows)
+    return list(itertools.islice(dataset, n_rows, None))
 
 
 def held_out_store(

@@ -28,6 +28,7 @@ from bae_lens.architectures.bae_base import BAEBase
 from bae_lens.architectures.bae_config import BAEConfig, TrainingBAEConfig, temperature_of
 from bae_lens.architectures.bae_polarity import to_inference
 from bae_lens.architectures.bae_training import TrainingBAE
+from bae_lens.architectures.sae_fields import training_details
 from bae_lens.checks.fields import is_valid, positive
 from bae_lens.nn import SURROGATES, binarize
 
@@ -90,8 +91,7 @@ class BAE(BAEBase):
 
 def _surrogate_of(cfg: BAEConfig) -> dict[str, Any]:
     """How a saved BAE was trained, for ``binarize``; what it does not say is as by default."""
-    details = cfg.metadata.training_architecture_details
-    details = details if isinstance(details, dict) else {}
+    details = training_details(cfg)
     surrogate: Any = details.get("surrogate")
     temperature: Any = details.get("temperature")
     known = surrogate if surrogate in SURROGATES else TrainingBAEConfig.surrogate

@@ -224,9 +224,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
     @property
     def target_entropy_bits(self) -> float | None:
         """``target_entropy`` as a number of bits per token, or None where there is no target."""
-        if isinstance(self.target_entropy, str):
-            return self.d_in / _BUDGETS[self.target_entropy]
-        return self.target_entropy
+        return budget_in_bits(self.target_entropy, self.d_in)
 
     @classmethod
     def paper(
@@ -275,3 +273,11 @@ def temperature_of(temperature: float | str, n_levels: int) -> float:
     if temperature == "auto":
         return 0.5 if n_levels == 1 else 0.7
     return float(temperature)
+
+
+def budget_in_bits(target_entropy: float | str | None, d_in: int) -> float | None:
+    """A ``target_entropy`` as a number of bits per token; None where there is no target, or the word is none."""
+    if not isinstance(target_entropy, str):
+        return target_entropy
+    share = _BUDGETS.get(target_entropy)
+    return None if share is None else d_in / share

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sae_lens import SAEConfig
 from sae_lens.constants import DTYPE_MAP, DTYPE_TO_STR
 from sae_lens.saes.sae import SAEMetadata
 
@@ -69,3 +70,9 @@ TRAINING_SAE_FIELDS: Mapping[str, Rule] = {
 }
 # Of an architecture that reads one hook point and writes another.
 CROSS_LAYER_FIELDS: Mapping[str, Rule] = {"d_out": whole(1, or_none=True)}
+
+
+def training_details(cfg: SAEConfig) -> Mapping[str, Any]:
+    """The training settings that a saved SAE's metadata has, as a file says them; empty where it has none."""
+    details = cfg.metadata.training_architecture_details
+    return details if isinstance(details, dict) else {}

@@ -29,7 +29,12 @@ from bae_lens.architectures.cross_layer import (
     target_and_output,
 )
 from bae_lens.architectures.packed_rows import unpack_rows
-from bae_lens.architectures.sae_fields import CROSS_LAYER_FIELDS, SAE_FIELDS, TRAINING_SAE_FIELDS
+from bae_lens.architectures.sae_fields import (
+    CROSS_LAYER_FIELDS,
+    SAE_FIELDS,
+    TRAINING_SAE_FIELDS,
+    training_details,
+)
 from bae_lens.architectures.saving import save_whole
 from bae_lens.checks.fields import Flag, Number, Rule, check_fields, whole
 from bae_lens.checks.finite import check_finite_weights
@@ -161,7 +166,7 @@ class TopKTranscoder(Transcoder):
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
         if set(_UNITS) <= state_dict.keys():
-            details = self.cfg.metadata.training_architecture_details or {}
+            details = training_details(self.cfg)
             _convert_to_inference(state_dict, details.get(_RESCALE, True))
 
 

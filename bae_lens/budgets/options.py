@@ -41,7 +41,8 @@ class SweepSettings:
             fit, 50 at least and those of the config at most.
         n_steps (int | None): Steps of each training, so that they do not depend on the machine; None: by ``minutes``.
         n_judged (int): Latents of each that take an intruder test; 0: none do.
-        n_judged_tokens (int): Tokens of text that their examples are from.
+        n_judged_tokens (int): Tokens of text that their examples are from, and that no training reads. Fewer where the
+            text ends before.
         seed (int): Of weights, shuffles and the latents that are tested.
 
     Raises:

@@ -98,7 +98,7 @@ class BudgetSweep(JsonResult):
         batch_size: tokens a step.
         n_tokens: that were read for training, and trained on in as many epochs as the steps take.
         n_held_out: tokens that the figures are of.
-        judge: who took the intruder test; None: there was none.
+        judge: who took the intruder test, on text that no training read; None: there was none.
         points: one a budget, in ascending order.
     """
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from sae_lens import (
     SAE,
     BatchTopKTrainingSAEConfig,
@@ -19,7 +20,8 @@ from sae_lens import (
 )
 from torch import Tensor
 
-from bae_lens.activations.held_out import held_out_store
+from bae_lens.activations.collecting import read_rows
+from bae_lens.activations.held_out import held_out_store, rows_after
 from bae_lens.activations.read_once import ReadOnce
 from bae_lens.activations.replay import ReplayedActivations
 from bae_lens.budgets.options import SweepSettings, budget_field, budgets_of
@@ -28,6 +30,7 @@ from bae_lens.checks.fields import shown
 from bae_lens.evals.summarize import summarize_code
 from bae_lens.examples.collect import collect_examples
 from bae_lens.examples.records import ExampleSettings
+from bae_lens.offline import is_demo_dataset
 from bae_lens.scoring.intruder import intruder_test
 from bae_lens.scoring.intruder_result import IntruderSettings
 from bae_lens.scoring.tested_latents import TestedLatents
@@ -68,13 +71,15 @@ def sweep_budgets(
     """Train an architecture for a few steps at each of several budgets, and score what comes out on held-out tokens.
 
     The language model reads the text once: its activations are kept and replayed to each training, and so are those of
-    the text from which the intruder test's examples are taken. Each training has the config's batch, learning rate and
-    autoencoder, with ``fit_activations``' schedule. Nothing is saved.
+    the text from which the intruder test's examples are taken. No training reads that: of ``bae-lens/movie-reviews`` it
+    is the split "test", of any other text the rows after those that are trained on. Each training has the config's
+    batch, learning rate and autoencoder, with ``fit_activations``' schedule. Nothing is saved.
 
     Args:
         config: what ``load_config`` returns, of one hook point of a language model.
         settings: the defaults if omitted.
-        judge: takes the intruder test; None: there is none.
+        judge: takes the intruder test; None: there is none. Nor is there one, which is said, where no text is left that
+            is not trained on.
         override_dataset: as for ``TrainingRunner``.
         override_model: as for ``TrainingRunner``.
         trust_remote_code: as for ``TrainingRunner``.
@@ -92,7 +97,7 @@ def sweep_budgets(
     )
     started = time.monotonic()
     say(f"Reading {settings.n_tokens:,} tokens once")
-    replay = ReplayedActivations.collect(runner.activations_store, settings.n_tokens)
+    replay, n_rows_at = _collected(runner.activations_store, settings.n_tokens)
     # As the runner itself does when it trains: the text and the norm of outliers are in what is saved.
     runner.activations_store = replay
     runner._set_sae_metadata()
@@ -101,6 +106,19 @@ def sweep_budgets(
     n_held_out = max(len(rows) // _HELD_OUT, 1)
     training, held_out = rows[:-n_held_out], rows[-n_held_out:]
     model = ReadOnce(runner.model)
+    text = None
+    if judge is not None and settings.n_judged > 0:
+        is_demo = override_dataset is None and is_demo_dataset(cfg.dataset_path)
+        n_rows = next(n_rows for n_tokens, n_rows in n_rows_at if n_tokens >= len(training))
+        # By its name that has a split of its own.
+        text = cfg.dataset_path if is_demo else rows_after(runner._text, n_rows)
+        try:
+            held_out_store(runner.sae, runner.model, text).get_batch_tokens(
+                1, raise_at_epoch_end=True
+            )
+        except (ValueError, StopIteration) as error:
+            say(f"No intruder test, since none could be on text that is not trained on: {error}")
+            judge = None
 
     coefficients = _Coefficients(cfg.sae.d_in)
 
@@ -141,7 +159,7 @@ def sweep_budgets(
             sae = _as_saved(trained(budget, n_steps, again=True), cfg.device)
             point = _scored(sae, budget, held_out)
         if judge is not None and settings.n_judged > 0:
-            point = _judged(point, sae, model, override_dataset, settings, judge)
+            point = _judged(point, sae, model, text, settings, judge)
         points.append(point)
     return BudgetSweep(
         field=field,
@@ -158,6 +176,19 @@ def sweep_budgets(
         judge=None if judge is None or settings.n_judged == 0 else judge.name,
         points=tuple(points),
     )
+
+
+def _collected(store: Any, n_tokens: int) -> tuple[ReplayedActivations, list[tuple[int, int]]]:
+    """The first tokens of a store of text, and after each forward pass how many they are and how many rows of the text
+    they are from."""
+    batches, n_rows_at, n_read = [], [], 0
+    for batch in read_rows(store, n_tokens):
+        batches.append(batch)
+        n_read += len(batch)
+        # Of the row after those that the store counts the beginning may have been read.
+        n_rows_at.append((n_read, store.n_dataset_processed + 1))
+    rows = torch.cat(batches) if batches else torch.empty(0, 0)
+    return ReplayedActivations(rows, store.train_batch_size_tokens, store=store), n_rows_at
 
 
 class Checked(NamedTuple):
@@ -269,7 +300,7 @@ def _judged(
     point: BudgetPoint,
     sae: SAE[Any],
     model: Any,
-    dataset: Any,
+    text: Any,
     settings: SweepSettings,
     judge: Judge,
 ) -> BudgetPoint:
@@ -278,7 +309,7 @@ def _judged(
     records = collect_examples(
         model,
         sae,
-        held_out_store(sae, model, dataset),
+        held_out_store(sae, model, text),
         ExampleSettings(n_tokens=settings.n_judged_tokens, n_neighbors=0, seed=settings.seed),
     )
     n_enough = len(_enough(TestedLatents(records), own))

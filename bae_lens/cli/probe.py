@@ -99,6 +99,7 @@ def print_summary(result: SparseProbingResult) -> None:
         "training and held-out texts": classes,
         "cut to the context": f"{result.n_truncated}",
         "left out, read as others are": f"{result.n_repeated}",
+        "left out, of several classes": f"{result.n_ambiguous}",
         "outlier tokens left out": f"{result.n_outlier_tokens}",
     }
     for name, value in lines.items():

@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--judged_tokens",
         type=int,
         default=12_000,
-        help="of text that their examples are from; default: %(default)s",
+        help="of held-out text that their examples are from; default: %(default)s",
     )
     parser.add_argument(TRUST, action="store_true", help="as of bae-lens train")
     parser.add_argument("--output", help="JSON file to write; default: OUTPUT_PATH-budgets.json")

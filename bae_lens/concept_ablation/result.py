@@ -116,7 +116,8 @@ def drop_difference(one: Correct, other: Correct, chance: float, seed: int = 0) 
     """How much larger the drop of one ablation is than that of another, of the same examples.
 
     Neither gains by going below chance. 95 % paired percentile bootstrap over examples; of several
-    runs on them (seeds of a dictionary) the differences are averaged, and drawn together.
+    runs on them (seeds of a dictionary) the differences are averaged, and drawn together. Of one example
+    there are no bounds.
 
     Args:
         one: whether each example is predicted rightly after the one ablation, a row a run.
@@ -132,6 +133,8 @@ def drop_difference(one: Correct, other: Correct, chance: float, seed: int = 0) 
     drawn = torch.cat([torch.arange(n)[None], drawn])
     left = [run[:, drawn].mean(-1).clamp(min=chance) for run in runs]
     found = (left[1] - left[0]).mean(0)
+    if n == 1:
+        return Interval.of_one(found[0].item())
     low, high = found[1:].quantile(torch.tensor([0.025, 0.975])).tolist()
     return Interval(found[0].item(), low, high)
 
@@ -336,7 +339,7 @@ class ConceptAblationResult(ResultOfWeights):
         if signal is None or (self.has_signal and self.predicted_by == PROBE):
             return []
         margin = "its accuracy less the share of the most frequent class, over texts, is "
-        margin += f"{signal.mean:+.3f} [{signal.low:+.3f}, {signal.high:+.3f}]"
+        margin += shown(signal, sign="+")
         if self.has_signal:
             return [f"What {WHO[self.predicted_by]} predicts is attributed: {margin}."]
         return [
@@ -355,7 +358,7 @@ class ConceptAblationResult(ResultOfWeights):
             f"{row.rank:.2g}",
             f"{row.removed_norm:.3f}",
             accuracy,
-            f"{lost.mean:+.3f} [{lost.low:+.3f}, {lost.high:+.3f}]",
+            shown(lost, sign="+"),
             f"{self.drop(row):+.3f}",
             "–" if ce is None else f"{ce.mean:+.3f}",
         )

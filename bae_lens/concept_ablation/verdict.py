@@ -23,7 +23,7 @@ from bae_lens.concept_ablation.result import (
     drop_difference,
 )
 from bae_lens.results import Verdict
-from bae_lens.stats import Interval
+from bae_lens.stats import Interval, shown
 
 # The strongest first: within the model before stored vectors, every token before one.
 _PLACES = {
@@ -197,7 +197,7 @@ def _texts(result: ConceptAblationResult) -> str:
 
 
 def _shown(value: Interval) -> str:
-    return f"{value.mean:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+    return shown(value, sign="+")
 
 
 def _listed(names: Sequence[str], last: str = "and") -> str:

@@ -67,7 +67,7 @@ class ReplacementDivergences:
     def interval(
         self, where: Where, replacement: Replacement = "reconstruction", measure: Measure = "js"
     ) -> Interval:
-        """Mean over texts with its 95 % percentile bootstrap interval over them.
+        """Mean over texts with its 95 % percentile bootstrap interval over them; of one text without bounds.
 
         Raises:
             ValueError: if there is no such replacement or measure.
@@ -91,10 +91,10 @@ class ReplacementDivergences:
             )
             for where, replacement in self.values
         ]
-        note = (
-            f"Of the next token after {self.n_texts} texts, in nats, with 95 % intervals over texts; JS is at most ln 2 = "
-            f"{math.log(2):.3f}."
-        )
+        of = f"{self.n_texts} texts, in nats, with 95 % intervals over texts"
+        if self.n_texts == 1:
+            of = "one text, in nats"
+        note = f"Of the next token after {of}; JS is at most ln 2 = {math.log(2):.3f}."
         return Table(("replaced by", "JS", "KL"), rows, (note,))
 
 

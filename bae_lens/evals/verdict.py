@@ -8,7 +8,9 @@ from typing import Any
 
 from sae_lens import SAEConfig
 
-from bae_lens.checks.fields import Number, is_valid
+from bae_lens.architectures.bae_config import budget_in_bits
+from bae_lens.architectures.sae_fields import training_details
+from bae_lens.checks.fields import Number, is_valid, positive
 from bae_lens.results import Verdict
 
 # Shares of latents from which on they are the first thing to change.
@@ -18,9 +20,13 @@ _FEW_TOKENS, _ENOUGH_TOKENS = 32_768, 65_536
 # Bits per input dimension at which codes are read best, as the default budget is (``tutorials/guides/budget.md``), and
 # how many times as many are still a code to read.
 _TO_READ, _FEW = 1 / 16, 1.5
+# Further from its target than that, a code would come to the same with another target.
+_NEAR = 1.5
 _CAP = 0.05
 # The coefficient follows one target: a config that names the other is refused with both, and this SAE's may be such a one.
 _NO_FIDELITY = "(and --sae.target_unexplained_variance null, where the config names one)"
+# As by default; with 0 a cap does nothing.
+_SOME_PUSH = " --sae.density_coefficient 2"
 # How a number of latents on per token is asked for. BatchTopK is saved as JumpReLU.
 _BY_L0 = {
     **dict.fromkeys(("topk", "abstopk", "topk_transcoder"), "--sae.k {n}"),
@@ -123,10 +129,8 @@ def _advice(
         return _advice_on_dense(code, cfg)
     bits = code.get("description_length") or code["support_entropy"]
     if bits > _FEW * _TO_READ * cfg.d_in:
-        fewer = _budget(code, cfg, _TO_READ * cfg.d_in / bits, bits)
-        if cfg.architecture() == "bae":
-            fewer = f"--sae.target_entropy d_in/16 {_NO_FIDELITY}"
-        return f"For latents to read, train with fewer bits: {fewer}."
+        fewer = _budget(code, cfg, _TO_READ * cfg.d_in / bits, bits, "d_in/16")
+        return f"For latents to read, in fewer bits, train with {fewer}."
     more = _budget(code, cfg, 2, bits)
     return (
         f"For what its latents stand for, run bae-lens report; to explain more, train with {more}."
@@ -138,7 +142,7 @@ def _advice_on_dead(code: Mapping[str, Any], cfg: SAEConfig) -> str:
         return f"To tell dead latents from rare ones, try --n_code_tokens {_ENOUGH_TOKENS}, on as much text."
     n_alive = round((1 - code["dead_share"]) * cfg.d_sae)
     if n_alive == 0:
-        return "Train anew with --lr 1e-3, and watch the latents in metrics.jsonl: none is left."
+        return "Train anew with a lower --lr, and watch the latents in metrics.jsonl: none is left."
     option = f"--sae.d_sae {n_alive}"
     if cfg.architecture() == "bae" and _TO_READ * cfg.d_in > n_alive * _most_bits(cfg):
         # The target by default would be refused.
@@ -148,25 +152,89 @@ def _advice_on_dead(code: Mapping[str, Any], cfg: SAEConfig) -> str:
 
 
 def _advice_on_dense(code: Mapping[str, Any], cfg: SAEConfig) -> str:
-    if cfg.architecture() == "bae":
-        return f"To push dense latents back, train with --sae.max_density {_CAP}."
-    return f"For fewer dense latents, train with {_budget(code, cfg, 0.5)}."
+    if cfg.architecture() != "bae":
+        return f"For fewer dense latents, train with {_budget(code, cfg, 0.5)}."
+    of_training = training_details(cfg)
+    cap, push = (_number(of_training, name) for name in ("max_density", "density_coefficient"))
+    if cap is None or cap > _CAP:
+        option = f"--sae.max_density {_CAP}"
+        return f"To push dense latents back, train with {option}{_SOME_PUSH if push == 0 else ''}."
+    more = f"--sae.density_coefficient {2 * push:g}" if push else _SOME_PUSH.strip()
+    return (
+        f"To push dense latents back, train with more steps (--training_tokens) or {more}, since its cap is "
+        f"{cap:g} already."
+    )
 
 
-def _budget(code: Mapping[str, Any], cfg: SAEConfig, factor: float, bits: float = 0) -> str:
-    """The options by which a code of that many times its bits, twice at most, is asked for."""
+def _budget(
+    code: Mapping[str, Any], cfg: SAEConfig, factor: float, bits: float = 0, words: str = ""
+) -> str:
+    """The options by which a code of that many times its bits, twice at most, is asked for; where it is not what it was
+    trained for, what brings it there.
+
+    Args:
+        code: the metrics.
+        cfg: of the SAE.
+        factor: how many times its bits.
+        bits: that it has, of a BAE.
+        words: how the wanted bits are asked for, in place of the number.
+    """
     kind = cfg.architecture()
     if kind in ("standard", "gated"):
-        return f"{'half' if factor > 1 else 'twice'} the --sae.l1_coefficient"
+        return _by_l1(cfg, factor)
+    has, target = bits if kind == "bae" else code["l0"], _target(cfg)
+    if target is not None and (has > _NEAR * target if factor < 1 else _NEAR * has < target):
+        unit = "bits" if kind == "bae" else "latents on"
+        what, came_to = _towards_target(cfg, factor), f"has {has:,.0f} on this text"
+        return f"{what}, since it was trained for {target:g} {unit} per token and {came_to}"
     if kind == "bae":
         wanted, most = factor * bits, cfg.d_sae * _most_bits(cfg)
-        option = f"--sae.target_entropy {max(round(wanted), 1)} {_NO_FIDELITY}"
+        option = f"--sae.target_entropy {words or max(round(wanted), 1)} {_NO_FIDELITY}"
     else:
         wanted, most = factor * code["l0"], cfg.d_sae
         by_l0 = _BY_L0.get(kind, "about {n} latents on per token")
         option = by_l0.format(n=max(round(wanted), 1))
     # Of fewer latents so much would be refused.
     return option if wanted <= most else f"{option}, and --sae.d_sae {2 * cfg.d_sae}"
+
+
+def _by_l1(cfg: SAEConfig, factor: float) -> str:
+    if _number(training_details(cfg), "l1_coefficient") == 0:
+        # Of which half and twice are the same.
+        return "an --sae.l1_coefficient above 0" if factor < 1 else f"--sae.d_sae {2 * cfg.d_sae}"
+    return f"{'half' if factor > 1 else 'twice'} the --sae.l1_coefficient"
+
+
+def _target(cfg: SAEConfig) -> float | None:
+    """Bits, or latents on, per token that it was trained for; None where there was no target, or it is not known."""
+    of_training = training_details(cfg)
+    if cfg.architecture() == "bae":
+        target = budget_in_bits(of_training.get("target_entropy"), cfg.d_in)
+    elif of_training.get("jumprelu_sparsity_loss_mode") == "quadratic":
+        target = of_training.get("target_l0")
+    else:
+        target = of_training.get("k", getattr(cfg, "k", None))
+    return target if is_valid(target, positive()) else None
+
+
+def _towards_target(cfg: SAEConfig, factor: float) -> str:
+    """What brings a code with too many bits (with a factor below 1), or too few, to its target."""
+    of_training, compared = training_details(cfg), "higher" if factor < 1 else "lower"
+    found = ["more steps (--training_tokens)"]
+    # A coefficient of 0 cannot be lowered.
+    found += [
+        f"a {compared} --sae.{name}"
+        for name in ("entropy_coefficient", "l0_coefficient")
+        if (value := _number(of_training, name)) is not None and (factor < 1 or value > 0)
+    ]
+    if factor < 1 and "topk_threshold_lr" in of_training:
+        # Inference goes by a running mean of the batches' thresholds, from zero on.
+        found.append("a higher --sae.topk_threshold_lr")
+    if factor > 1 and _number(of_training, "max_density") is not None:
+        found.append("--sae.max_density null")
+    if factor > 1 and len(found) == 1:
+        found.append(f"--sae.d_sae {2 * cfg.d_sae}")
+    return " or ".join(filter(None, [", ".join(found[:-1]), found[-1]]))
 
 
 def _most_bits(cfg: SAEConfig) -> float:

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from bae_lens.checks.consistency import check_lengths
 from bae_lens.checks.suggest import index_of
-from bae_lens.files.json_file import JsonResult, load_json
+from bae_lens.files.json_file import JsonResult, finite_or_none, load_json
 from bae_lens.quiz.questions import QuizItem, QuizKey
 from bae_lens.results import Table
 from bae_lens.scoring.bag_of_words import CANNOT_TELL
@@ -248,7 +248,7 @@ class QuizResult(JsonResult):
             "key": self.key.to_dict(),
             "answers": [own.to_dict() for own in self.answers],
             "chance": self.chance,
-            "scores": [row._asdict() | {"tally": row.tally._asdict()} for row in self._rows()],
+            "scores": [row.to_dict() for row in self._rows()],
         }
 
     @classmethod
@@ -298,6 +298,13 @@ class _Row(NamedTuple):
     accuracy: Interval | None
     control: Interval | None
     tally: QuizTally
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; null for the bounds of an interval that has none."""
+        own = self._asdict() | {"tally": self.tally._asdict()}
+        for name, interval in (("accuracy", self.accuracy), ("control", self.control)):
+            own[name] = interval and [finite_or_none(value) for value in interval]
+        return own
 
 
 def score_quiz(key: QuizKey, answers: Sequence[QuizAnswers]) -> QuizResult:

@@ -52,9 +52,9 @@ def sparse_probing(
     Otherwise than there: latents are standardized and the penalty is chosen of five on a fifth of the
     training texts (``fit_probe``; there scikit-learn's C = 1 of activations as they are, which is harder on
     those that are small); all held-out texts count, by balanced accuracy; outlier tokens are left out as
-    special ones are; texts that the model reads alike are taken once; of two classes there is one probe; the
-    probe of the whole activation is not chosen by the texts that it is judged on. Bits count 1, and of a
-    code that is one-hot a text has the share of each code.
+    special ones are; texts that the model reads alike are taken once, and not at all where they are of
+    several classes; of two classes there is one probe; the probe of the whole activation is not chosen by the
+    texts that it is judged on. Bits count 1, and of a code that is one-hot a text has the share of each code.
 
     Beside the latents: as many random ones of those that fire in a training text; those that differ most
     between labels that were shuffled, probed with the true ones, which are as large as the chosen; and,
@@ -147,6 +147,7 @@ def probe_latents(task: SparseProbingTask, dictionary: SAE[Any] | Clusters) -> S
         rows=(*rows, *_rows_of_activations(task)),
         n_truncated=task.n_truncated,
         n_repeated=task.n_repeated,
+        n_ambiguous=task.n_ambiguous,
         n_outlier_tokens=task.n_outlier_tokens,
         weights_sha256=coder.weights_sha256,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,8 @@ class SparseProbingResult(ResultOfWeights):
         n_latents: latents of the dictionary.
         n_alive: those that fire in a training text.
         label_names: of the classes.
-        n_train: training texts of each class.
+        n_train: training texts of each class; a probe is fitted to as many of the class as of the others
+            (``n_of_each``).
         labels: class of each held-out text.
         rows: one for each class that is told from the others (of two classes the second), each method
             and each k.
@@ -89,6 +90,7 @@ class SparseProbingResult(ResultOfWeights):
         n_repeated: texts that the model reads as it read one before, and that are left out.
         n_outlier_tokens: tokens that were left out as outliers.
         data: what the texts are called, for tables; empty where nobody said.
+        n_ambiguous: texts that the model reads as it reads one of another class, and that are left out.
     """
 
     _file_of = "result of sparse_probing"
@@ -106,12 +108,14 @@ class SparseProbingResult(ResultOfWeights):
     n_repeated: int = 0
     n_outlier_tokens: int = 0
     data: str = ""
+    n_ambiguous: int = 0
 
     def check(self) -> None:
         """See ``JsonResult``."""
         n_classes = len(self.label_names)
         check_counts(n_latents=self.n_latents, n_alive=self.n_alive, n_truncated=self.n_truncated)
-        check_counts(n_repeated=self.n_repeated, n_outlier_tokens=self.n_outlier_tokens)
+        check_counts(n_repeated=self.n_repeated, n_ambiguous=self.n_ambiguous)
+        check_counts(n_outlier_tokens=self.n_outlier_tokens)
         check_that(n_classes > 1, "label_names must be of two classes at least", self.label_names)
         check_lengths(n_classes, "classes", n_train=self.n_train)
         check_indices("labels", self.labels, n_classes)
@@ -216,20 +220,28 @@ class SparseProbingResult(ResultOfWeights):
             for method in (LATENTS, *CONTROLS)
         ]
         rows += [
-            (f"latents less {control}", *(_signed(self.excess_over(control, k)) for k in ks))
+            (
+                f"latents less {control}",
+                *(shown(self.excess_over(control, k), sign="+") for k in ks),
+            )
             for control in (*CONTROLS, WHOLE)
         ]
         n_test, n_train = len(self.labels), sum(self.n_train)
+        fitted = [2 * n_of_each(self.n_train, positive) for positive in self.positives]
+        few, many = min(fitted), max(fitted)
+        n_fitted = f"{few:,}" if few == many else f"{few:,} to {many:,}"
         about = (
             f"Balanced accuracy of {n_test:,} held-out texts with 95 % bootstrap intervals over them; chance "
-            f"is {CHANCE}. Probes were fitted to {n_train:,} other texts, of a class as many as of the "
-            f"others. A probe of the whole activation: {shown(self.accuracy(WHOLE, None))}. Of "
+            f"is {CHANCE}. Probes were fitted to {n_fitted} of {n_train:,} other texts, of a class as "
+            f"many as of the others. A probe of the whole activation: {shown(self.accuracy(WHOLE, None))}. Of "
             f"{self.n_latents:,} latents {self.n_alive:,} fire in a training text."
         )
         if len(self.positives) > 1:
             about += f" Means over {len(self.positives)} classes, each against the others."
         if self.n_repeated:
             about += f" {self.n_repeated:,} texts were left out, since others are read as they are."
+        if self.n_ambiguous:
+            about += f" {self.n_ambiguous:,} were left out, since texts of other classes are read as they are."
         return Table(("a probe of", *(f"k = {k}" for k in ks)), rows, [about], _CAVEAT)
 
     def class_table(self) -> Table:
@@ -293,8 +305,16 @@ def positives(n_classes: int) -> tuple[int, ...]:
     return (1,) if n_classes == 2 else tuple(range(n_classes))
 
 
-def _signed(interval: Interval) -> str:
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+def n_of_each(n_train: Sequence[int], positive: int) -> int:
+    """Training texts of a class that its probes are fitted to, and as many of the others, of each of which there are
+    alike.
+
+    Args:
+        n_train: training texts of each class.
+        positive: number of the class.
+    """
+    fewest = min(n for label, n in enumerate(n_train) if label != positive)
+    return min(n_train[positive], fewest * (len(n_train) - 1))
 
 
 _CAVEAT = (

@@ -29,7 +29,7 @@ from bae_lens.activations.text_batch import read_hooks
 from bae_lens.activations.texts import NO_TOKENS
 from bae_lens.concept_ablation.passes import Batch, Reader
 from bae_lens.concept_ablation.texts import encode_texts
-from bae_lens.scoring.probing_result import positives
+from bae_lens.scoring.probing_result import n_of_each, positives
 from bae_lens.scoring.probing_settings import SparseProbingSettings
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class SparseProbingTask:
         n_repeated: texts that the model reads as it read one before; they are in no other field.
         n_outlier_tokens: tokens that were left out as outliers.
         measured: what was measured already and does not depend on the dictionary.
+        n_ambiguous: texts that the model reads as it reads one of another class; they are in no other field.
     """
 
     settings: SparseProbingSettings
@@ -77,6 +78,7 @@ class SparseProbingTask:
     n_repeated: int
     n_outlier_tokens: int
     measured: dict[str, Any] = field(default_factory=dict)
+    n_ambiguous: int = 0
 
     @classmethod
     def prepare(
@@ -127,7 +129,7 @@ class SparseProbingTask:
             model, texts, context_size=settings.context_size, readout="last", template=None
         )
         rows = zip(encoded.tokens.tolist(), encoded.attention_mask.sum(1).tolist(), strict=True)
-        kept = _first_of_each([tuple(ids[:n]) for ids, n in rows], n_first)
+        kept, n_ambiguous = _first_of_each([tuple(ids[:n]) for ids, n in rows], labels, n_first)
         is_kept = np.zeros(len(texts), dtype=bool)
         is_kept[kept] = True
         is_test = _held_out(labels[kept], settings) if test_dataset is None else kept >= n_first
@@ -139,7 +141,7 @@ class SparseProbingTask:
         is_out = _outliers_among(acts, hook_name, outliers, settings)
         acts, text_of = acts[~is_out], text_of[~is_out.numpy()]
         has_tokens = np.isin(kept, text_of)
-        n_repeated = len(texts) - len(kept)
+        n_repeated = len(texts) - len(kept) - n_ambiguous
         if not has_tokens.all():
             logger.warning(NO_TOKENS, (~has_tokens).sum(), len(kept))
             kept, is_test = kept[has_tokens], is_test[has_tokens]
@@ -156,6 +158,7 @@ class SparseProbingTask:
             n_truncated=encoded.n_truncated,
             n_repeated=n_repeated,
             n_outlier_tokens=int(is_out.sum()),
+            n_ambiguous=n_ambiguous,
         )
 
     @property
@@ -201,9 +204,7 @@ class SparseProbingTask:
         for label in np.unique(self.labels[others]):
             of_label = self.labels[others] == label
             turn[of_label] = np.arange(of_label.sum())
-        smallest = np.bincount(labels, minlength=len(self.label_names))
-        n_others = np.delete(smallest, positive).min() * (len(self.label_names) - 1)
-        n = min(len(own), n_others)
+        n = n_of_each(np.bincount(labels, minlength=len(self.label_names)).tolist(), positive)
         chosen = np.concatenate([own[:n], others[turn.argsort(kind="stable")][:n]])
         return chosen, np.arange(2 * n) < n
 
@@ -229,11 +230,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:10])) + more
 
 
-def _first_of_each(texts: Sequence[tuple[int, ...]], n_first: int) -> NDArray[np.int64]:
-    """Which texts are no repetition.
+def _first_of_each(
+    texts: Sequence[tuple[int, ...]], labels: NDArray[np.int64], n_first: int
+) -> tuple[NDArray[np.int64], int]:
+    """Which texts are no repetition, and how many are of none of their classes, since equal ones are of several.
 
     Args:
         texts: token ids.
+        labels: class of each.
         n_first: of the training texts, where others were given to be held out.
 
     Raises:
@@ -249,12 +253,20 @@ def _first_of_each(texts: Sequence[tuple[int, ...]], n_first: int) -> NDArray[np
             f"reads them (the first is number {leaks[0] + 1} of those that are used): what a probe was "
             "fitted to says nothing of others. Take them out of one of the two."
         )
-    if len(first) < len(texts):
+    ambiguous = {ids for i, ids in enumerate(texts) if labels[i] != labels[first[ids]]}
+    n_ambiguous = sum(ids in ambiguous for ids in texts)
+    kept = [i for ids, i in first.items() if ids not in ambiguous]
+    if n_ambiguous:
+        logger.warning(
+            "%d of %d texts are left out: the model reads one of another class as it would read them.",
+            *(n_ambiguous, len(texts)),
+        )
+    if n_repeated := len(texts) - len(kept) - n_ambiguous:
         logger.warning(
             "%d of %d texts are left out: the model reads another as it would read them.",
-            *(len(texts) - len(first), len(texts)),
+            *(n_repeated, len(texts)),
         )
-    return np.array(list(first.values()))
+    return np.array(kept, dtype=np.int64), n_ambiguous
 
 
 def _held_out(labels: NDArray[np.int64], settings: SparseProbingSettings) -> NDArray[np.bool_]:

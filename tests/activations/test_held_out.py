@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sae_lens import SAE, ActivationsStore, HookedSAETransformer
 
 from bae_lens import offline as demo
-from bae_lens.activations.held_out import held_out_store, load_model_of
+from bae_lens.activations.held_out import held_out_store, load_model_of, rows_after
 from bae_lens.activations.sentence_store import SentenceStore
 from bae_lens.loading import hub
 from bae_lens.loading import language_models as model_loading
@@ -54,6 +54,16 @@ def saved(tmp_path: Path):
 
 
 # The store
+
+
+@pytest.mark.parametrize("kind", [Dataset, IterableDataset, list])
+def test_the_rows_after_the_first_ones(kind):
+    rows: Any = make_text(5)
+    given = {Dataset: rows, IterableDataset: rows.to_iterable_dataset(), list: list(rows)}[kind]
+    left = rows_after(given, 3)
+    assert [row["text"] for row in left] == rows["text"][3:]
+    assert [row["text"] for row in left] == rows["text"][3:]
+    assert list(rows_after(given, 5)) == list(rows_after(given, 9)) == []
 
 
 def test_the_store_has_the_settings_of_the_metadata(saved, model):

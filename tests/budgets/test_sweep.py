@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from sae_lens import BatchTopKTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig
 
 from bae_lens.budgets import BudgetSweep, SweepSettings, sweep, sweep_budgets
+from bae_lens.training import runner
 from bae_lens.training.config_file import RunConfig, load_config
 from tests.examples.planted import RuleJudge
 from tests.helpers import (
     BATCH,
+    CONTEXT_SIZE,
     D_IN,
     D_SAE,
     HOOK,
@@ -149,6 +152,67 @@ def test_judged_latents_and_a_model_that_reads_each_text_once(tmp_path, monkeypa
             assert point.n_tested == 6
     # A third budget costs no reading.
     assert reads[0] == reads[1]
+
+
+def test_the_judge_is_shown_text_that_no_training_read(tmp_path, monkeypatch):
+    shown: list[Any] = []
+    store = sweep.held_out_store
+
+    def seen(sae: Any, model: Any, text: Any) -> Any:
+        shown.append(text)
+        return store(sae, model, make_text() if isinstance(text, str) else text)
+
+    monkeypatch.setattr(sweep, "held_out_store", seen)
+    settings: dict[str, Any] = {"budgets": [4, 8], "n_steps": 2}
+    found = run(runner_cfg(tmp_path), RuleJudge(first), **settings)
+    assert (found.n_tokens, found.judge, found.points[0].n_tested) == (480, "rule", 6)
+    # 480 tokens are 20 rows of 24 words, and of the pass that reads the last of them 8 contexts at most.
+    rows = make_text()["text"]
+    for text in shown:
+        first_row = len(rows) - len(text)
+        assert text["text"] == rows[first_row:]
+        assert 20 <= first_row <= 20 + math.ceil(8 * CONTEXT_SIZE / 24)
+
+    # The reviews have a split that is held out.
+    shown.clear()
+    monkeypatch.setattr(runner, "open_text", lambda *_, **__: make_text())
+    name = "bae-lens/movie-reviews"
+    sweep_budgets(
+        RunConfig(runner_cfg(tmp_path, dataset_path=name)),
+        SweepSettings(**SMALL, **settings),
+        RuleJudge(first),
+        override_model=make_model(),
+    )
+    assert set(shown) == {name}
+
+
+def test_without_text_that_is_not_trained_on_there_is_no_intruder_test(tmp_path):
+    said: list[str] = []
+    whole = Dataset.from_dict({"text": [" ".join(make_text()["text"])]})
+    found = sweep_budgets(
+        RunConfig(runner_cfg(tmp_path)),
+        SweepSettings(**SMALL, budgets=[4, 8], n_steps=2),
+        RuleJudge(first),
+        override_dataset=whole,
+        override_model=make_model(),
+        say=said.append,
+    )
+    assert found.judge is None
+    assert [text for text in said if text.startswith("No intruder test, since none could be on")]
+    # A text that ends early has the rows of the last fifth.
+    little = run_on(make_text(30), tmp_path, n_tokens=10_000)
+    assert little.judge == "rule"
+    assert little.n_tokens + little.n_held_out < 10_000
+
+
+def run_on(dataset: Dataset, folder: Path, **settings: Any) -> BudgetSweep:
+    return sweep_budgets(
+        RunConfig(runner_cfg(folder)),
+        SweepSettings(**{**SMALL, "budgets": [4, 8], "n_steps": 2, **settings}),
+        RuleJudge(first),
+        override_dataset=dataset,
+        override_model=make_model(),
+    )
 
 
 def test_too_few_tokens_for_a_test_are_no_error(tmp_path):

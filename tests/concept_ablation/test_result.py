@@ -17,7 +17,7 @@ from bae_lens.concept_ablation import (
 )
 from bae_lens.concept_ablation import result as names
 from bae_lens.concept_ablation.result import drop_difference
-from bae_lens.stats import paired_bootstrap
+from bae_lens.stats import Interval, paired_bootstrap
 
 N = 10
 
@@ -304,6 +304,7 @@ def test_drops_differ_only_above_chance():
     assert 0 < one_below.low < 0.3 < one_below.high
     assert drop_difference(right(32), right(8), chance=0.5).mean == pytest.approx(-0.3)
     assert drop_difference(right(30), right(30), chance=0.5) == (0, 0, 0)
+    assert drop_difference([False], [True], chance=0.5) == Interval.of_one(0.5)
     # The mean over runs, each of which is bounded by chance on its own.
     runs = drop_difference([right(8), right(32)], [right(32), right(8)], chance=0.5)
     assert runs.mean == pytest.approx(0, abs=1e-6)

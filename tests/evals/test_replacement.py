@@ -17,6 +17,7 @@ from bae_lens import attached
 from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.evals import ReplacementDivergences, replacement_divergences
 from bae_lens.evals.replacement import divergences
+from bae_lens.stats import Interval
 from tests.attach.test_attach import Model, hook_of
 from tests.conformance.cases import make_topk
 from tests.helpers import (
@@ -241,7 +242,16 @@ def test_text_is_cut_where_it_is_said_and_results_are_told() -> None:
     interval = whole.interval("all", "zero", "kl")
     assert interval.low <= interval.mean <= interval.high
     assert f"{interval.mean:.3f}" in table.rows[-1][2]
-    assert "2 texts" in table.text()
+    assert "2 texts, in nats, with 95 % intervals" in table.text()
+
+
+def test_of_one_text_there_is_no_interval() -> None:
+    model, sae = make_model(), between(make_bae(), hook_out=None)
+    found = replacement_divergences(model, sae, ["word1 word7 word3"])
+    value = found.values["all", "zero"].js.item()
+    assert found.interval("all", "zero") == Interval.of_one(value)
+    assert found.table().rows[-1][1] == f"{value:.3f}"
+    assert "after one text, in nats; JS" in found.table().text()
 
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from sae_lens import GatedSAEConfig, JumpReLUSAEConfig, SAEConfig, StandardSAEConfig, TopKSAEConfig
+from sae_lens import (
+    SAE,
+    GatedSAEConfig,
+    JumpReLUSAEConfig,
+    SAEConfig,
+    StandardSAEConfig,
+    TopKSAEConfig,
+)
 from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAEConfig
 
-from bae_lens import BAEConfig, CLVQVAEConfig, TrainingBAEConfig
+from bae_lens import BAEConfig, CLVQVAEConfig, TrainingBAE, TrainingBAEConfig
 from bae_lens.cli.fields import overrides_of
 from bae_lens.evals import eval_verdict
 from bae_lens.training.config_file import load_config
@@ -66,9 +74,9 @@ def test_what_was_not_measured_is_not_said():
         (code(explained_variance=-0.1), "no better than the mean activation"),
         (code(dead_share=0.25), "--sae.d_sae 300."),
         (code(dead_share=0.25, n_tokens=1000), "--n_code_tokens 65536"),
-        (code(dead_share=1.0), "--lr 1e-3"),
+        (code(dead_share=1.0), "a lower --lr,"),
         (code(dense_share_10=0.03), "--sae.max_density 0.05."),
-        (code(), "with fewer bits: --sae.target_entropy d_in/16 (and --sae.target_unexplained_variance null, where"),
+        (code(), "in fewer bits, train with --sae.target_entropy d_in/16 (and --sae.target_unexplained_variance null, where"),
         (code(description_length=45.0), "run bae-lens report; to explain more, train with --sae.target_entropy 90"),
         # A code of which the magnitudes are unknown is judged by what is known.
         (code(description_length=None, support_entropy=50.0), "--sae.target_entropy 100"),
@@ -154,3 +162,127 @@ def test_a_codebook():
     assert "--sae.d_sae 80" in verdict.advice
     few = eval_verdict(metrics({**of_code, "dead_share": 0.5, "codes_in_use": 20}), cfg)
     assert "--sae.d_sae 20." in few.advice
+
+
+def trained(cfg: Any = BAE, **details: Any) -> Any:
+    """The config of one that was trained with that."""
+    own = copy.deepcopy(cfg)
+    own.metadata.training_architecture_details = details
+    return own
+
+
+READS = {"target_entropy": "d_in/16", "entropy_coefficient": 0.04, "max_density": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("bits", "details", "advised"),
+    [
+        (
+            310.0,
+            READS,
+            "For latents to read, in fewer bits, train with more steps (--training_tokens) or a higher "
+            "--sae.entropy_coefficient, since it was trained for 36 bits per token and has 310 on this text.",
+        ),
+        # A smaller target would not have come nearer.
+        (310.0, {**READS, "target_entropy": 100}, "since it was trained for 100 bits per token"),
+        (310.0, {**READS, "target_entropy": 300}, "train with --sae.target_entropy d_in/16 ("),
+        (310.0, {**READS, "target_entropy": None}, "train with --sae.target_entropy d_in/16 ("),
+        (45.0, READS, "train with --sae.target_entropy 90 ("),
+        (
+            45.0,
+            {**READS, "target_entropy": 90.0},
+            "to explain more, train with more steps (--training_tokens), a lower --sae.entropy_coefficient or "
+            "--sae.max_density null, since it was trained for 90 bits per token and has 45 on this text.",
+        ),
+        (45.0, {"target_entropy": 90, "entropy_coefficient": 0}, "or --sae.d_sae 800, since"),
+    ],
+)
+def test_a_bae_is_not_advised_the_target_that_it_has(bits, details, advised):
+    verdict = eval_verdict(metrics(code(description_length=bits)), trained(**details))
+    assert advised in verdict.advice
+
+
+@pytest.mark.parametrize(
+    ("details", "advised"),
+    [
+        ({"max_density": 0.1, "density_coefficient": 2.0}, "with --sae.max_density 0.05."),
+        ({"max_density": None, "density_coefficient": 2.0}, "with --sae.max_density 0.05."),
+        (
+            {"max_density": 0.1, "density_coefficient": 0.0},
+            "with --sae.max_density 0.05 --sae.density_coefficient 2.",
+        ),
+        (
+            {"max_density": 0.05, "density_coefficient": 2.0},
+            "with more steps (--training_tokens) or --sae.density_coefficient 4, since its cap is 0.05 already.",
+        ),
+        ({"max_density": 0.02, "density_coefficient": 0}, "or --sae.density_coefficient 2, since"),
+    ],
+)
+def test_a_bae_is_not_advised_the_cap_that_it_has(details, advised):
+    verdict = eval_verdict(metrics(code(dense_share_10=0.03)), trained(**details))
+    assert advised in verdict.advice
+
+
+JUMPRELU = JumpReLUSAEConfig(**D)
+QUADRATIC = {"jumprelu_sparsity_loss_mode": "quadratic", "l0_coefficient": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("cfg", "of_code", "advised"),
+    [
+        (
+            trained(JUMPRELU, k=24, topk_threshold_lr=0.01),
+            code(dense_share_10=0.1),
+            "train with more steps (--training_tokens) or a higher --sae.topk_threshold_lr, since it was trained for 24 "
+            "latents on per token and has 48 on this text.",
+        ),
+        (trained(JUMPRELU, k=40), code(dense_share_10=0.1), "--sae.k 24 ("),
+        (
+            trained(JUMPRELU, target_l0=6, **QUADRATIC),
+            code(),
+            "or a higher --sae.l0_coefficient, since it was trained for 6 latents on",
+        ),
+        # Without the mode a target counts nothing.
+        (
+            trained(JUMPRELU, target_l0=6, jumprelu_sparsity_loss_mode="step"),
+            code(),
+            "--sae.k 6 (B",
+        ),
+        (
+            TopKSAEConfig(**D, k=96),
+            code(description_length=50.0),
+            "more steps (--training_tokens) or --sae.d_sae 800, since it was trained for 96 latents",
+        ),
+        (
+            trained(StandardSAEConfig(**D), l1_coefficient=0.0),
+            code(),
+            "an --sae.l1_coefficient above 0.",
+        ),
+        (
+            trained(GatedSAEConfig(**D), l1_coefficient=0),
+            code(description_length=50.0),
+            "train with --sae.d_sae 800.",
+        ),
+    ],
+)
+def test_saelens_own_are_not_advised_what_they_have(cfg, of_code, advised):
+    assert advised in eval_verdict(metrics(of_code), cfg).advice
+
+
+@pytest.mark.parametrize(
+    "details", [None, [], "d_in", {"target_entropy": "much", "max_density": []}]
+)
+def test_metadata_that_says_nothing_of_the_training(details):
+    cfg = trained()
+    cfg.metadata.training_architecture_details = details
+    advice = eval_verdict(metrics(), cfg).advice
+    assert "--sae.target_entropy d_in/16" in advice
+    assert "max_density 0.05." in eval_verdict(metrics(code(dense_share_10=0.1)), cfg).advice
+
+
+def test_what_a_saved_bae_was_trained_with_is_known(tmp_path):
+    cfg = TrainingBAEConfig(d_in=8, d_sae=32, target_entropy=2.0)
+    TrainingBAE(cfg).save_inference_model(tmp_path)
+    saved: Any = SAE.load_from_disk(tmp_path)
+    verdict = eval_verdict(metrics(code(description_length=20.0)), saved.cfg)
+    assert "since it was trained for 2 bits per token and has 20 on this text" in verdict.advice

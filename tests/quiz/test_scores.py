@@ -12,6 +12,7 @@ import pytest
 
 from bae_lens.quiz.questions import QuizKey, QuizSettings, write_quiz
 from bae_lens.quiz.scores import QuizAnswer, QuizAnswers, QuizResult, score_quiz
+from bae_lens.stats import Interval
 from tests.helpers import known
 from tests.quiz.quizzes import (
     EVIDENCE,
@@ -221,3 +222,15 @@ def test_json_and_back(tmp_path, key):
     assert (row["dictionary"], row["reader"]) == ("sharp one", "anna")
     assert row["accuracy"] == [1, 1, 1]
     assert row["tally"]["n_right"] == 8
+
+
+def test_one_answer_has_no_interval(tmp_path, key):
+    first = next(item.question for item in key.items if item.dictionary == 0)
+    rule = lambda item: shown_class(item) if item.question == first else None  # noqa: E731
+    result = score_quiz(key, [answered(key, rule)])
+    interval = result.accuracy("sharp one")
+    assert interval == Interval.of_one(1.0)
+    assert "| sharp one | anna | 1.000 |" in result.table()
+    result.save(tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text())["scores"][0]["accuracy"] == [1, None, None]
+    assert QuizResult.load(tmp_path / "r.json") == result

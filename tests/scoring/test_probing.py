@@ -122,6 +122,19 @@ def test_the_others_are_drawn_alike() -> None:
     assert is_own.sum() == 90
 
 
+def test_the_table_says_how_many_texts_probes_were_fitted_to() -> None:
+    def about(labels: np.ndarray) -> str:
+        return probe_latents(planted_task(labels), reads_dimensions()).table()
+
+    # Training texts are 15, 9 and 6: 12 of the first are as many as twice the 6 of the last.
+    labels = np.repeat([0, 1, 2], [20, 13, 7])
+    fitted = [len(planted_task(labels).training_texts(c)[0]) for c in range(3)]
+    assert fitted == [24, 18, 12]
+    assert "Probes were fitted to 12 to 24 of 30 other texts, of a class as" in about(labels)
+    rare = (np.arange(N_TEXTS) % 10 == 3).astype(int)
+    assert "Probes were fitted to 80 of 300 other texts, of a class as" in about(rare)
+
+
 def test_what_a_large_latent_hides_is_seen_in_its_own_units() -> None:
     """The planted latent is a thousandth of the others: by raw difference it comes last."""
     labels, sae = random_labels(), reads_dimensions()
@@ -277,6 +290,34 @@ def test_repeated_texts_are_taken_once(caplog: pytest.LogCaptureFixture) -> None
     assert "10 of 50 texts are left out" in caplog.text
     once = SparseProbingTask.prepare(make_model(), HOOK, data, SETTINGS, verbose=False)
     assert once.text_of.max() == task.text_of.max() == 39
+
+
+def test_equal_texts_of_different_classes_are_of_none(caplog: pytest.LogCaptureFixture) -> None:
+    data = make_texts(40)
+    more = replace(
+        data,
+        # Of the first three the other class is given, and of the next two the same.
+        texts=[*data.texts, *data.texts[:5], data.texts[0]],
+        labels=torch.cat([data.labels, 1 - data.labels[:3], data.labels[3:5], data.labels[:1]]),
+        rationales=[None] * 46,
+    )
+    task = SparseProbingTask.prepare(make_model(), HOOK, more, SETTINGS, verbose=False)
+
+    assert (task.n_ambiguous, task.n_repeated, len(task.labels)) == (7, 2, 37)
+    assert task.labels.tolist() == data.labels[3:].tolist()
+    assert "7 of 46 texts are left out: the model reads one of another class as" in caplog.text
+    assert "2 of 46 texts are left out: the model reads another as" in caplog.text
+    result = probe_latents(task, reads_dimensions(D_IN))
+    assert result.n_ambiguous == 7
+    assert "2 texts were left out, since others" in result.table()
+    assert "7 were left out, since texts of other classes are read as they are" in result.table()
+
+
+def test_a_result_of_before_loads(tmp_path: Path) -> None:
+    result = probe_latents(planted_task(random_labels()[:60]), reads_dimensions())
+    values = result.to_dict()
+    del values["n_ambiguous"]
+    assert SparseProbingResult.from_dict(values) == result
 
 
 def test_texts_without_a_token_that_counts_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
