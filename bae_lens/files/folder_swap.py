@@ -9,14 +9,18 @@ import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from bae_lens.files.flock import is_left
 
 # Of renameat2 on Linux and renamex_np on macOS.
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 # A folder with more in it than this (somebody's home, a repository) is not linked file by file.
 _MOST_CARRIED = 2000
+_SECONDS_UNTIL_LOCKED = 60
 _LEFTOVER = re.compile(r"\.[0-9a-f]{8}-[0-9a-f]{16}\.part")
 _STAGED = re.compile(r"\.[0-9a-f]{8}-[0-9a-f]{16}\.new")
 
@@ -99,9 +103,25 @@ def sweep(target: Path) -> None:
 
     Their processes are gone: to be called by one that holds the lock of ``target``.
     """
-    beside = (f for f in _folders(target.parent, _LEFTOVER) if f.name.startswith(_prefix(target)))
-    for folder in [*beside, *_folders(target, _LEFTOVER)]:
+    for folder in _leftovers(target):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_left(target: Path) -> None:
+    """``sweep`` of those whose processes are gone, which nobody has to hold a lock of ``target`` for.
+
+    A new folder has a moment in which its process has not locked it yet.
+    """
+    for folder in _leftovers(target):
+        with suppress(OSError):  # Somebody else has just removed it.
+            is_new = time.time() - folder.stat().st_mtime < _SECONDS_UNTIL_LOCKED
+            if not is_new and is_left(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _leftovers(target: Path) -> list[Path]:
+    beside = (f for f in _folders(target.parent, _LEFTOVER) if f.name.startswith(_prefix(target)))
+    return [*beside, *_folders(target, _LEFTOVER)]
 
 
 def _prefix(target: Path) -> str:

@@ -11,7 +11,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bae_lens.files.folder_swap import finish_replacing, folder_beside, take_place
+from bae_lens.files.flock import held
+from bae_lens.files.folder_swap import finish_replacing, folder_beside, sweep_left, take_place
+from bae_lens.files.stopping import stoppable
 
 _SUFFIX = ".part"
 
@@ -40,7 +42,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """A new file to be written, which takes the place of ``path`` when the block ends well.
 
     It lies in the same folder under a random name, is made exclusively (nobody's link or file of that
-    name is written through), is on the disk before it is renamed, and is removed if the block fails.
+    name is written through), is on the disk before it is renamed, and is removed if the block fails,
+    also where SIGTERM or SIGHUP would end the process, which then end it once the file is gone.
     A symbolic link stays one: its target is replaced. The permissions of a file that was there are
     kept. A character device, such as ``/dev/null`` or ``/dev/stdout``, is written to and not replaced.
 
@@ -56,17 +59,18 @@ def whole_file(path: str | Path) -> Iterator[Path]:
                 device.write(content.read_bytes())
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = temporary_name(target.parent)
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    try:
-        yield partial
-        if mode is not None:
-            partial.chmod(stat.S_IMODE(mode))
-        to_disk(partial)
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with stoppable():
+        partial = temporary_name(target.parent)
+        os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            yield partial
+            if mode is not None:
+                partial.chmod(stat.S_IMODE(mode))
+            to_disk(partial)
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
     to_disk(target.parent)
 
 
@@ -76,7 +80,8 @@ def whole_folder(
 ) -> Iterator[Path]:
     """A new, empty folder to be filled, which takes the place of ``path`` when the block ends well.
 
-    It is on the disk before that, and is removed if the block fails; a folder that was there stays
+    It is on the disk before that, and is removed if the block fails, also by SIGTERM or SIGHUP; what
+    killed processes have left of earlier ones for ``path`` is removed first. A folder that was there stays
     whole until the new one is. What else was in that one (of other names than the new files) is
     carried over: nobody's file is lost. For how, and what happens where a folder cannot be exchanged
     for another at one stroke, see ``folder_swap.take_place``.
@@ -94,15 +99,18 @@ def whole_folder(
         raise ValueError(f"{path} is a file; a folder is to be written there. Name another one.")
     target.parent.mkdir(parents=True, exist_ok=True)
     finish_replacing(target, last)
-    partial = folder_beside(target)
-    try:
-        yield partial
-        for file in partial.rglob("*"):
-            to_disk(file)
-        take_place(partial, target, last, without)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    sweep_left(target)
+    with stoppable():
+        partial = folder_beside(target)
+        try:
+            with held(partial):
+                yield partial
+                for file in partial.rglob("*"):
+                    to_disk(file)
+                take_place(partial, target, last, without)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     to_disk(target)
     to_disk(target.parent)
 
