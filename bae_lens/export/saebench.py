@@ -96,9 +96,13 @@ class SAEBenchSAE(nn.Module):
     @torch.no_grad()
     def check_decoder_norms(self) -> bool:
         """Whether the rows of the decoder have norm 1, as SAEBench's own check."""
-        norms = self.W_dec.float().norm(dim=1)
-        atol = 1e-5 if self.dtype == torch.float32 else 1e-2
-        return torch.allclose(norms, torch.ones_like(norms), atol=atol)
+        return _has_rows_of_norm_1(self.W_dec)
+
+
+def _has_rows_of_norm_1(W_dec: Float[Tensor, "d_sae d_in"]) -> bool:
+    norms = W_dec.float().norm(dim=1)
+    atol = 1e-5 if W_dec.dtype == torch.float32 else 1e-2
+    return torch.allclose(norms, torch.ones_like(norms), atol=atol)
 
 
 def write_saebench(path: str | Path, sae: SAE[Any], sha256: str | None = None) -> None:
@@ -114,8 +118,8 @@ def write_saebench(path: str | Path, sae: SAE[Any], sha256: str | None = None) -
 
     Raises:
         ValueError: if the SAE writes elsewhere than it reads, is a code of vectors, has a skip connection or one of several heads, normalizes
-            each token, has not the scale of its inputs in its weights, or cannot be folded (a TopK SAE without
-            rescale_acts_by_decoder_norm); or the folder is of another export.
+            each token, has not the scale of its inputs in its weights, or has rows of other norms that cannot be folded
+            (a TopK SAE without rescale_acts_by_decoder_norm, matching pursuit); or the folder is of another export.
     """
     dictionary = Dictionary(sae)
     hook = dictionary.hook_name
@@ -151,9 +155,12 @@ def write_saebench(path: str | Path, sae: SAE[Any], sha256: str | None = None) -
     try:
         sae.fold_W_dec_norm()
     except NotImplementedError as error:
-        raise ValueError(
-            f"SAEBench asks for rows of norm 1, which this {name} cannot have. SAELens: {error}."
-        ) from error
+        # Of one whose rows have that norm nothing need be folded.
+        if not _has_rows_of_norm_1(sae.W_dec):
+            raise ValueError(
+                f"SAEBench asks for rows of norm 1, and those of this {name} have other norms, which cannot be folded. "
+                f"SAELens: {error}."
+            ) from error
     about = {"hook_name": hook, "hook_layer": int(block[1]), "install": INSTALL}
     with export_folder(path, "saebench", sha256, about) as folder:
         sae.save_model(folder)

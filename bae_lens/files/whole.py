@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -16,6 +18,7 @@ from bae_lens.files.folder_swap import finish_replacing, folder_beside, sweep_le
 from bae_lens.files.stopping import stoppable
 
 _SUFFIX = ".part"
+_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -49,6 +52,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
     Raises:
         ValueError: if a folder, a pipe or another thing that is no regular file is in the way.
+        OSError: naming ``path``, if the disk is full.
     """
     target = Path(os.path.realpath(path))
     mode = _mode_in_the_way(path, target)
@@ -59,7 +63,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
                 device.write(content.read_bytes())
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with stoppable():
+    with _full_disk_told(path), stoppable():
         partial = temporary_name(target.parent)
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
@@ -93,6 +97,7 @@ def whole_folder(
 
     Raises:
         ValueError: if a file is in the way.
+        OSError: naming ``path``, if the disk is full.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_dir():
@@ -100,7 +105,7 @@ def whole_folder(
     target.parent.mkdir(parents=True, exist_ok=True)
     finish_replacing(target, last)
     sweep_left(target)
-    with stoppable():
+    with _full_disk_told(path), stoppable():
         partial = folder_beside(target)
         try:
             with held(partial):
@@ -113,6 +118,27 @@ def whole_folder(
             raise
     to_disk(target)
     to_disk(target.parent)
+
+
+@contextmanager
+def _full_disk_told(path: str | Path) -> Iterator[None]:
+    """A full disk in the words of the system, with the name that was asked for in place of a temporary one.
+
+    Libraries say it with exceptions of their own (safetensors), or without a name (pyarrow).
+    """
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else _errno_in(error)
+        if number is None or number not in _FULL:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _errno_in(error: Exception) -> int | None:
+    """The number that Rust writes into a text: "No space left on device (os error 28)"."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 def temporary_name(folder: Path) -> Path:

@@ -118,8 +118,8 @@ def save_or_keep(
             save(folder)
         return
     except WRITING_ERRORS as error:
-        reason = error
-        logger.error("%s could not be written: %s", path, error)
+        failed, reason = error, getattr(error, "strerror", None) or error
+        logger.error("%s could not be written: %s", path, reason)
     for other in (*others, Path(tempfile.gettempdir())):
         if other is None:
             continue
@@ -132,7 +132,7 @@ def save_or_keep(
         raise NotSavedError(
             f"{path} could not be written: {reason}. What was to be there is in {kept}: copy it to "
             "where there is room."
-        ) from reason
+        ) from failed
     raise NotSavedError(
         f"{path} could not be written: {reason}; nor could any other folder."
-    ) from reason
+    ) from failed

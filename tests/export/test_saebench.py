@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import TopKSAE, TopKSAEConfig
+from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAE, MatchingPursuitSAEConfig
 
 from bae_lens.export import load_saebench, saebench, write_saebench
 from bae_lens.fingerprint import weights_sha256
@@ -76,6 +77,29 @@ def test_rows_have_norm_1_and_the_reconstruction_is_the_same(
     assert (loaded.device.type, loaded.dtype) == ("cpu", torch.float32)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: make_topk(rescale=False),
+        lambda: at_hook(MatchingPursuitSAE(MatchingPursuitSAEConfig(d_in=D_IN, d_sae=D_SAE))),
+    ],
+    ids=["topk", "matching pursuit"],
+)
+def test_what_cannot_be_folded_and_need_not_be_is_written(
+    tmp_path: Path, make: Any, without_saebench: None
+) -> None:
+    sae = make()
+    with torch.no_grad():
+        sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
+        expected = sae(X)
+    write_saebench(tmp_path / "out", sae)
+    loaded = load_saebench(tmp_path / "out")
+    assert loaded.check_decoder_norms()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(X), expected)
+    assert loaded.W_enc.shape == (D_IN, D_SAE)
+
+
 def test_the_sae_that_is_given_stays_as_it_was(tmp_path: Path) -> None:
     sae = at_hook(make_bae())
     before = weights_sha256(sae)
@@ -105,7 +129,7 @@ def test_it_takes_the_type_that_is_asked_for(tmp_path: Path, without_saebench: N
             "an SAE at one hook point, and this bae reads",
         ),
         (lambda: at_hook(between(make_transcoder(), HOOK)), "an SAE at one hook point"),
-        (lambda: make_topk(rescale=False), "which this topk cannot have"),
+        (lambda: make_topk(rescale=False), "this topk have other norms, which cannot be folded"),
         (lambda: at_hook(make_clvq(d_out=D_IN)), "an SAE at one hook point"),
         (lambda: at_hook(make_bae(), hook_name="blocks.0.attn.hook_z"), "knows no heads"),
         (lambda: at_hook(make_bae(), hook_name="hook_embed"), "is in none"),

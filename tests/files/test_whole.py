@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from bae_lens.files.whole import (
     check_output_file,
@@ -168,3 +171,31 @@ def test_that_a_check_leaves_nothing_behind(tmp_path: Path) -> None:
     check_output_file(tmp_path / "a" / "b" / "x")
     check_output_folder(tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.ENOSPC, "No space left on device", ".1234.part"),
+        SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        ),
+    ],
+)
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_that_a_full_disk_is_told_with_the_name_that_was_asked_for(
+    tmp_path: Path, whole: Any, error: Exception
+) -> None:
+    target = tmp_path / "target"
+    with pytest.raises(OSError, match="No space left on device") as told, whole(target):
+        raise error
+    assert (told.value.errno, told.value.filename) == (errno.ENOSPC, str(target))
+    assert not list(tmp_path.iterdir())
+
+
+def test_that_other_errors_are_as_they_were(tmp_path: Path) -> None:
+    for error in (OSError("something"), RuntimeError("(os error 2)"), ValueError("os error 28")):
+        with pytest.raises(type(error)) as told, whole_file(tmp_path / "target"):
+            raise error
+        assert told.value is error
