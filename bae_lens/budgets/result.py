@@ -137,7 +137,7 @@ class BudgetSweep(JsonResult):
     def check(self) -> None:
         """See ``JsonResult``."""
         check_that(self.field in FIELDS, f"field must be one of {', '.join(FIELDS)}", self.field)
-        check_counts(n_steps=self.n_steps, d_sae=self.d_sae, n_held_out=self.n_held_out)
+        check_counts(d_in=self.d_in, d_sae=self.d_sae, batch_size=self.batch_size)
         budgets = [point.budget for point in self.points]
         check_that(
             len(budgets) > 1 and budgets == sorted(set(budgets)) and budgets[0] > 0,
