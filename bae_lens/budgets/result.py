@@ -24,7 +24,11 @@ Purpose = Literal["read", "reconstruct", "explained_variance"]
 
 # Gain of explained variance, per doubling of the budget, below which more of it is hardly worth while.
 _HARDLY = 0.02
-_MANY_DEAD = 0.1
+# Dead latents beyond which a code is not the first choice where nothing else is known; and those beyond which it has
+# collapsed, whatever else is known of it: of eight times as many latents as dimensions 60 % are dead in good ones.
+_MANY_DEAD, _NEARLY_ALL_DEAD = 0.1, 0.95
+# Of fewer latents the 95 % intervals of none and of all that pass meet, so that no two budgets could be told apart.
+_LEAST_TESTED = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,18 @@ class BudgetPoint:
     n_enough: int | None = None
     n_tested: int = 0
     n_passed: int = 0
+
+    @property
+    def collapsed(self) -> str:
+        """Why it is no code yet that came out, by its figures; empty for any other."""
+        found = []
+        if self.dead_share > _NEARLY_ALL_DEAD:
+            found.append(f"{self.dead_share:.1%} of its latents are dead")
+        if self.explained_variance <= 0:
+            found.append(f"it explains nothing (explained variance {self.explained_variance:.3f})")
+        if self.bits <= 0:
+            found.append("its code has no bits")
+        return ", ".join(found)
 
     @property
     def passed_share(self) -> Interval | None:
@@ -121,7 +137,7 @@ class BudgetSweep(JsonResult):
     def check(self) -> None:
         """See ``JsonResult``."""
         check_that(self.field in FIELDS, f"field must be one of {', '.join(FIELDS)}", self.field)
-        check_counts(n_steps=self.n_steps, d_sae=self.d_sae, n_held_out=self.n_held_out)
+        check_counts(d_in=self.d_in, d_sae=self.d_sae, batch_size=self.batch_size)
         budgets = [point.budget for point in self.points]
         check_that(
             len(budgets) > 1 and budgets == sorted(set(budgets)) and budgets[0] > 0,
@@ -144,14 +160,22 @@ class BudgetSweep(JsonResult):
 
     def recommendations(self, explained_variance: float | None = None) -> list[Recommendation]:
         """A budget for each purpose: where a training came to, in bits that were measured (asked or not), or a k that was tried; at
-        a stated explained variance between two of them. None where all came to about the same bits."""
-        points = self._by_place()
+        a stated explained variance between two of them. None of a training that collapsed (see ``left_out``), and none at
+        all where the others came to about the same bits."""
+        points = [point for point in self._by_place() if not point.collapsed]
         if not points or points[-1].budget < NEAR * points[0].budget:
             return []
         found = [self._to_read(points), _to_reconstruct(points)]
         if explained_variance is not None:
             found.append(self._at(points, explained_variance))
         return found
+
+    @property
+    def left_out(self) -> str:
+        """Which trainings no recommendation is of, since they collapsed, and by which figures; empty where none did."""
+        unit = "bits asked" if self.field == "target_entropy" else self.field
+        of_each = [f"{p.budget:g} ({p.collapsed})" for p in self.points if p.collapsed]
+        return f"Left out of what is recommended: {unit} {'; '.join(of_each)}." if of_each else ""
 
     def _by_place(self) -> list[BudgetPoint]:
         """The points in ascending order, each with the budget that it is of: what it came to, to three digits, and not what it
@@ -162,15 +186,19 @@ class BudgetSweep(JsonResult):
         return [replace(p, budget=place) for p in in_bits if (place := float(f"{p.bits:.3g}")) > 0]
 
     def _to_read(self, points: Sequence[BudgetPoint]) -> Recommendation:
-        tested = [point for point in points if point.n_readable is not None]
+        tested = [p for p in points if p.n_tested >= _LEAST_TESTED and p.n_readable is not None]
+        too_few = [f"{p.budget:g}" for p in points if 0 < p.n_tested < _LEAST_TESTED]
+        few = f"; fewer than {_LEAST_TESTED} were tested at {', '.join(too_few)}" if too_few else ""
         if not any(point.n_passed for point in tested):
             alive = [point for point in points if point.dead_share <= _MANY_DEAD]
             best = (alive or list(points))[0]
-            why = "no latent passes the intruder test yet"
+            why = "no latent passes the intruder test yet" + few
             if self.judge is None:
                 why = "no judge tested latents here"
             elif not tested:
                 why = "no latent has texts enough for the intruder test"
+                if too_few:
+                    why = f"fewer than {_LEAST_TESTED} latents took the intruder test at each"
             return Recommendation(
                 "read",
                 best.budget,
@@ -190,7 +218,7 @@ class BudgetSweep(JsonResult):
         )
         if others:
             reason += f"; not told apart from {', '.join(others)}"
-        return Recommendation("read", best.budget, reason)
+        return Recommendation("read", best.budget, reason + few)
 
     def _at(self, points: Sequence[BudgetPoint], target: float) -> Recommendation:
         first, last = points[0], points[-1]
@@ -227,7 +255,9 @@ class BudgetSweep(JsonResult):
         head = [unit, "bits measured", "EV", "L0", "denser than 10 %", "dead"]
         if self.judge is not None:
             head += ["pass intruder test [95 %]", "readable, of all"]
-        return Table(head, [self._cells(point) for point in self.points], [self.caveat])
+        return Table(
+            head, [self._cells(point) for point in self.points], [self.left_out, self.caveat]
+        )
 
     def _cells(self, point: BudgetPoint) -> list[str]:
         cells = [f"{point.budget:g}", f"{point.bits:.0f}", f"{point.explained_variance:.3f}"]

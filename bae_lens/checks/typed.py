@@ -1,4 +1,4 @@
-"""Check that what was made from a file has the types that its class declares."""
+"""Check that what was made from a file has the types that its class declares, and counts that can be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def check_types(value: Any, hint: Any = None, name: str = "") -> None:
     """Compare a dataclass or named tuple, and all that is in it, with its annotations.
 
     A whole number is a float as well, true and false are no numbers, and a list may stand for a
-    tuple. Hints that say nothing of plain data (``Any``, other classes) pass.
+    tuple. Hints that say nothing of plain data (``Any``, other classes) pass. A field that is called
+    ``n`` or ``n_…`` is a count, or several, and none may be below 0.
 
     Args:
         value: what to compare.
@@ -23,7 +24,7 @@ def check_types(value: Any, hint: Any = None, name: str = "") -> None:
         name: of it, for the message.
 
     Raises:
-        ValueError: naming the first value that is of another type.
+        ValueError: naming the first value that is of another type, or the first count below 0.
     """
     hint = type(value) if hint is None else hint
     origin, arguments = get_origin(hint), get_args(hint)
@@ -44,7 +45,10 @@ def check_types(value: Any, hint: Any = None, name: str = "") -> None:
     elif isinstance(hint, type) and (is_dataclass(hint) or hasattr(hint, "_fields")):
         _check(isinstance(value, hint), value, name, hint)
         for field, own in _hints(hint):
-            check_types(getattr(value, field), own, f"{name}.{field}" if name else field)
+            path, part = f"{name}.{field}" if name else field, getattr(value, field)
+            check_types(part, own, path)
+            if field == "n" or field.startswith("n_"):
+                _check_counts(part, path)
 
 
 _PLAIN: dict[Any, tuple[type, ...]] = {
@@ -70,6 +74,12 @@ def _check_items(value: Sequence[Any], arguments: tuple[Any, ...], name: str, hi
         return  # Millions of token ids, in no time.
     for i, item in enumerate(value):
         check_types(item, arguments[0], f"{name}[{i}]")
+
+
+def _check_counts(value: Any, name: str) -> None:
+    for count in value if isinstance(value, (tuple, list)) else (value,):
+        if isinstance(count, (int, float)) and count < 0:
+            raise ValueError(f"{name} must be 0 at least; got {count}.")
 
 
 @lru_cache(maxsize=256)

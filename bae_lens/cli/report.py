@@ -75,8 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of what is read for a page, by which model, and how much of it is kept."""
+def add_reading_arguments(
+    parser: argparse.ArgumentParser, n_code_tokens: int | None = None
+) -> None:
+    """Options of what is read for a page, by which model, and how much of it is kept.
+
+    Args:
+        parser: that gets them.
+        n_code_tokens: the default of the option; None: by what was measured before.
+    """
     add_data_arguments(
         parser, "texts to read in place of --dataset, labeled or not", required=False
     )
@@ -96,11 +103,15 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens that each latent raises most by itself, and as many that it lowers, by its logit effects; "
         f"0 for none; default: {_N_EFFECTS}, or 0 without sentences, which need the model too",
     )
+    default = n_code_tokens
+    if n_code_tokens is None:
+        default = f"as many as that file is of, or {_CODE_TOKENS}"
     parser.add_argument(
         "--n_code_tokens",
         type=int,
+        default=n_code_tokens,
         help=f"tokens for the metrics of an SAE without {EVAL_FILENAME} (of bae-lens eval) of its own "
-        f"weights; 0 for none; default: as many as that file is of, or {_CODE_TOKENS}",
+        f"weights; 0 for none; default: {default}",
     )
     add_outlier_argument(parser)
     add_saved_arguments(parser)
@@ -244,7 +255,7 @@ def collect(
     from bae_lens.training.metric_log import read_metric_log
     from bae_lens.training.outputs import METRICS_FILENAME
 
-    summary, extent, is_of = _read_metrics(folder / EVAL_FILENAME, sha256)
+    summary, extent, is_of = _read_metrics(folder / EVAL_FILENAME, sha256, args.n_code_tokens != 0)
     n_code_tokens = extent.get("n_code_tokens", _CODE_TOKENS)
     if args.n_code_tokens is not None:
         n_code_tokens = args.n_code_tokens
@@ -345,8 +356,15 @@ def _without_examples(records: LatentRecords) -> LatentRecords:
     return replace(records, latents=tuple(bare))
 
 
-def _read_metrics(path: Path, sha256: str) -> tuple[dict[str, Any] | None, dict[str, int], str]:
+def _read_metrics(
+    path: Path, sha256: str, measures: bool
+) -> tuple[dict[str, Any] | None, dict[str, int], str]:
     """What ``bae-lens eval`` has written; None where there is nothing, or it is of other weights.
+
+    Args:
+        path: of its file.
+        sha256: of the weights.
+        measures: whether what is missing is measured, for the message.
 
     Returns:
         The metrics; of how much text (``EXTENT``) those of other weights are, so that they can be
@@ -361,7 +379,8 @@ def _read_metrics(path: Path, sha256: str) -> tuple[dict[str, Any] | None, dict[
     if is_of_weights(about.get("weights_sha256"), sha256, str(path)):
         text, model = about.get("text"), about.get("model_name")
         return summary, {}, "" if text is None or model is None else f"{text}, {model}"
-    print(f"bae-lens: {path} is of other weights: measured anew", file=sys.stderr)
+    what = "measured anew" if measures else "left out; bae-lens eval measures these"
+    print(f"bae-lens: {path} is of other weights: {what}", file=sys.stderr)
     extent = {name: about.get(name) for name in EXTENT}
     is_known = all(is_valid(value, whole(1, _MOST_TEXT)) for value in extent.values())
     return None, {k: v for k, v in extent.items() if v is not None} if is_known else {}, ""

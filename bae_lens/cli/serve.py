@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of this machine, on which the page is to be had; nobody else can reach it; default: a free one",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    add_reading_arguments(parser)
+    # The page is to be there at once: what takes minutes to measure is for eval and report.
+    add_reading_arguments(parser, n_code_tokens=0)
 
 
 def run_serve(args: argparse.Namespace) -> int:

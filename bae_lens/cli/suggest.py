@@ -133,9 +133,12 @@ def _write(
     write_plot(plot, lambda: sweep.plot(title))
     if not found:
         # Trainings that came to what they were asked for would come to the same with more steps.
-        wanting = not all(is_near(point) for point in sweep.points)
+        wanting = bool(sweep.left_out) or not all(is_near(point) for point in sweep.points)
         advice = f"--steps {3 * sweep.n_steps}" if wanting else "--budgets that are further apart"
-        print(f"\nNothing can be recommended: all came to about the same bits. Try {advice}.")
+        why = "all came to about the same bits"
+        if sweep.left_out:
+            why = "without what is left out there are no two budgets to compare"
+        print(f"\nNothing can be recommended: {why}. Try {advice}.")
     for one, command in zip(found, of_all, strict=True):
         words = _PURPOSES[one.purpose]
         print(f"\n{words[0].upper()}{words[1:]}: {sweep.field} {one.budget:g} ({one.reason}).")

@@ -122,6 +122,17 @@ class Example(NamedTuple):
         space = token[: len(token) - len(token.lstrip())]
         return f"{before}{space}«{token[len(space) :]}»{after}"
 
+    def check(self) -> None:
+        """
+        Raises:
+            ValueError: if the marked token is not in the window, there is not one value of each token, or a place
+                is below 0.
+        """
+        n_tokens = len(self.strings)
+        check_indices("marked", [self.marked], n_tokens)
+        check_lengths(n_tokens, "tokens", activations=self.activations)
+        check_counts(text=self.text, position=self.position)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, without a margin or activations where there are none."""
         values = self._asdict()
@@ -340,25 +351,23 @@ class LatentRecords(ResultOfWeights):
     def check(self) -> None:
         """See ``JsonResult``."""
         n = len(self.latents)
-        check_counts(n_tokens=self.n_tokens, n_texts=self.n_texts)
         if (left_out := self.outliers) is not None:
-            check_counts(n=left_out.n)
             OutlierTokens({self.hook_name: left_out.reference_norm}, left_out.multiple)
         n_classes = len(self.class_names or ())
         check_lengths(n_classes, "classes", class_shares=self.class_shares)
         for index, own in enumerate(self.latents):
             check_that(own.index == index, f"latents must be in order, {index} here", own.index)
+            check_counts(count_error=own.count_error)
+            check_that(0 <= own.rate <= 1, "rate must be from 0 to 1", own.rate)
             for example in (*own.strongest, *own.random, *(own.more_random or ())):
-                n_tokens = len(example.strings)
-                check_indices("marked", [example.marked], n_tokens)
-                check_lengths(n_tokens, "tokens", activations=example.activations)
+                example.check()
             check_indices("neighbors", (other.latent for other in own.neighbors or ()), n)
             check_lengths(n_classes, "classes", class_shares=own.class_shares)
             for counted in (own.histogram, own.levels):
                 if counted is not None:
                     counted.check()
         for token in self.corpus_tokens or ():
-            check_indices("marked", [token.example.marked], len(token.example.strings))
+            token.example.check()
             check_indices("corpus_tokens.latents", token.latents, n)
 
     def to_dict(self) -> dict[str, Any]:

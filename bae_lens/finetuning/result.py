@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+from bae_lens.checks.consistency import check_counts
 from bae_lens.files.json_file import JsonResult
 from bae_lens.finetuning.settings import FinetuningSettings
 from bae_lens.stats import Interval, wilson
@@ -69,8 +70,8 @@ class FinetuningResult(JsonResult):
     def check(self) -> None:
         """
         Raises:
-            ValueError: if there is no held-out text, there are more right answers than texts, or a
-                setting cannot be one.
+            ValueError: if there is no held-out text, one has a number below 0, there are more right answers
+                than texts, or a setting cannot be one.
         """
         n = len(self.held_out)
         if not n > 0 or not 0 <= self.n_correct <= n or not 0 < self.n_most_frequent <= n:
@@ -78,4 +79,5 @@ class FinetuningResult(JsonResult):
                 f"of {n} held-out texts, {self.n_correct} cannot be right and {self.n_most_frequent} of "
                 "the most frequent class"
             )
+        check_counts(held_out=min(self.held_out))
         FinetuningSettings(**self.settings)

@@ -161,7 +161,7 @@ function metrics() {
   const evaluated =
     "Metrics are of the text of the evaluation, which need not be the text that was read for the examples.";
   return [
-    names.length ? null : note("No metrics were given."),
+    names.length ? null : note("No metrics were given: bae-lens eval measures them."),
     names.length ? note(evaluated) : null,
     heads.length ? metricsTable(heads, "Metrics") : null,
     names.length > heads.length

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from typing_extensions import Self
 
 from bae_lens.charts import Level, Panel, sorted_scores
-from bae_lens.checks.consistency import check_counts, check_indices, check_that
+from bae_lens.checks.consistency import check_indices, check_that
 from bae_lens.files.json_file import ResultOfWeights
 from bae_lens.results import Table
 from bae_lens.scoring.comsem_settings import ComSemSettings
@@ -135,7 +135,6 @@ class ComSemResult(ResultOfWeights):
     def check(self) -> None:
         """See ``JsonResult``."""
         n_runs = self.settings.n_runs
-        check_counts(n_latents=self.n_latents, n_firing=self.n_firing, n_enough=self.n_enough)
         check_indices("runs.latent", (run.latent for run in self.runs), self.n_latents)
         own = [(run.latent, run.seed) for run in self.runs]
         check_that(
@@ -144,9 +143,6 @@ class ComSemResult(ResultOfWeights):
             f"runs must be {n_runs} of each latent, in order",
             own,
         )
-        for run in self.runs:
-            for votes in (run.positive, run.random, run.hard):
-                check_counts(**votes._asdict())
         tested = set(self.latents)
         check_that(
             all(pair.latent in tested for pair in self.pairs),

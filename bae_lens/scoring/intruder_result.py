@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from typing_extensions import Self
 
 from bae_lens.charts import Level, Panel, sorted_scores
-from bae_lens.checks.consistency import check_counts, check_indices, check_lengths
+from bae_lens.checks.consistency import check_indices, check_lengths
 from bae_lens.checks.fields import Number, check_fields, whole
 from bae_lens.checks.old_names import renamed_fields
 from bae_lens.files.json_file import ResultOfWeights
@@ -156,13 +156,10 @@ class IntruderResult(ResultOfWeights):
 
     def check(self) -> None:
         """See ``JsonResult``."""
-        check_counts(n_latents=self.n_latents, n_firing=self.n_firing, n_enough=self.n_enough)
         check_lengths(len(self.latents), "latents", control=self.control)
         for own in (*self.latents, *self.control):
             check_indices("latents", [own.latent], self.n_latents)
             check_lengths(self.settings.n_seeds, "seeds", random=own.random, hard=own.hard)
-            for tally in (*own.random, *own.hard):
-                check_counts(**tally._asdict())
 
     @property
     def chance(self) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from typing_extensions import Self
 
 from bae_lens.charts import Curve, curves
-from bae_lens.checks.consistency import check_counts, check_indices, check_lengths, check_that
+from bae_lens.checks.consistency import check_indices, check_lengths, check_that
 from bae_lens.files.json_file import ResultOfWeights
 from bae_lens.results import Table
 from bae_lens.scoring.probing_settings import SparseProbingSettings
@@ -113,9 +113,6 @@ class SparseProbingResult(ResultOfWeights):
     def check(self) -> None:
         """See ``JsonResult``."""
         n_classes = len(self.label_names)
-        check_counts(n_latents=self.n_latents, n_alive=self.n_alive, n_truncated=self.n_truncated)
-        check_counts(n_repeated=self.n_repeated, n_ambiguous=self.n_ambiguous)
-        check_counts(n_outlier_tokens=self.n_outlier_tokens)
         check_that(n_classes > 1, "label_names must be of two classes at least", self.label_names)
         check_lengths(n_classes, "classes", n_train=self.n_train)
         check_indices("labels", self.labels, n_classes)

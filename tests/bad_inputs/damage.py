@@ -34,7 +34,11 @@ def damaged_bytes(content: bytes, random: Random, is_checked: bool = True) -> It
 
 
 def damaged_json(
-    content: bytes, random: Random, needed: tuple[str, ...], untyped: tuple[str, ...] = ()
+    content: bytes,
+    random: Random,
+    needed: tuple[str, ...],
+    untyped: tuple[str, ...] = (),
+    is_result: bool = False,
 ) -> Iterator[Damaged]:
     """Without end, of an object of names and values.
 
@@ -43,6 +47,7 @@ def damaged_json(
         random: draws what is damaged.
         needed: names that it cannot do without.
         untyped: names of values that may be anything.
+        is_result: whether what counts by its name may not be below 0.
     """
     values = json.loads(content)
     while True:
@@ -57,6 +62,10 @@ def damaged_json(
         yield Damaged(f"{name} twice", twice.encode())
         for damage in (_other_type, _no_number, _long_number):
             yield damage(values, random, untyped)
+        counts = _counts(values, untyped)
+        if is_result and counts:
+            path = random.choice(counts)
+            yield Damaged(f"-3 at {_shown(path)}", _replaced(values, path, -3))
 
 
 def damaged_text(content: bytes, random: Random) -> Iterator[Damaged]:
@@ -91,6 +100,16 @@ def _replaced(values: Any, path: tuple[Any, ...], value: Any) -> bytes:
         inner = inner[key]
     inner[path[-1]] = value
     return json.dumps(own).encode()
+
+
+def _counts(values: Any, untyped: tuple[str, ...]) -> list[Any]:
+    """Where a number is by whose name it counts something."""
+    return [
+        path
+        for path in _paths(values, untyped)
+        if type(_at(values, path)) is int
+        and any(str(key) in ("n", "counts") or str(key).startswith("n_") for key in path[-2:])
+    ]
 
 
 def _at(values: Any, path: tuple[Any, ...]) -> Any:

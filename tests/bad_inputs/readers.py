@@ -76,7 +76,7 @@ def _result(kind: Any, make: Callable[[], Any], *untyped: str) -> Reader:
         needed = tuple(f.name for f in fields(kind) if f.default is MISSING)
         content = (folder / "good.json").read_bytes()
         yield from of_file(
-            "bad.json", kind.load, damaged_json(content, random, needed, untyped), folder
+            "bad.json", kind.load, damaged_json(content, random, needed, untyped, True), folder
         )
 
     return Reader(f"{kind.__name__}.load", "damaged JSON", f"a file of {kind.__name__}", trials)
@@ -91,7 +91,9 @@ def _of_key(kind: Any, make: Callable[[QuizKey], Any]) -> Reader:
         key = _key(folder)
         content = make(key) if kind is QuizAnswers else key_path(folder / "quiz.html").read_bytes()
         needed = tuple(f.name for f in fields(kind) if f.default is MISSING)
-        yield from of_file("bad.json", kind.load, damaged_json(content, random, needed), folder)
+        yield from of_file(
+            "bad.json", kind.load, damaged_json(content, random, needed, (), True), folder
+        )
 
     return Reader(f"{kind.__name__}.load", "damaged JSON", f"a file of {kind.__name__}", trials)
 

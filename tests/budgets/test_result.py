@@ -49,6 +49,71 @@ def test_few_latents_of_which_all_pass_are_fewer_than_many_of_which_half_do():
     assert make_sweep(few, many, judge="x").recommendations()[0].budget == 20
 
 
+def collapsed(budget: float, **changes: Any) -> BudgetPoint:
+    own = {"n_enough": 1, "n_tested": 1, "n_passed": 1, "dead_share": 0.977, **changes}
+    return point(budget, -0.022, **own)
+
+
+def test_a_training_that_collapsed_is_recommended_for_nothing():
+    none_pass = {"n_enough": 54, "n_tested": 5, "n_passed": 0}
+    rest = (point(40, 0.293, **none_pass), point(80, 0.4, **none_pass))
+    sweep = make_sweep(collapsed(10, bits=0.0772), *rest, judge="x")
+    read, reconstruct, at = sweep.recommendations(0.1)
+    assert (read.budget, read.reason[:30]) == (40, "no latent passes the intruder ")
+    assert (reconstruct.budget, at.budget) == (80, 40)
+    assert "is the least that was tried" in at.reason
+    assert sweep.left_out == (
+        "Left out of what is recommended: bits asked 10 (97.7% of its latents are dead, it explains nothing (explained "
+        "variance -0.022))."
+    )
+    assert sweep.left_out in sweep.to_table().text()
+    # However many of its latents pass, and whichever of the figures says so.
+    many = {"n_enough": 400, "n_tested": 50, "n_passed": 50}
+    passing = dataclasses.replace(rest[0], **{**many, "n_passed": 1})
+    for bad in (
+        collapsed(10, **many, dead_share=0.0),
+        point(10, 0.1, dead_share=0.96, **many),
+        point(10, 0.1, bits=0, **many),
+    ):
+        assert make_sweep(bad, passing, rest[1], judge="x").recommendations()[0].budget == 40
+    alive = point(10, 0.1, dead_share=0.6, **many)
+    sweep = make_sweep(alive, passing, judge="x")
+    assert (sweep.recommendations()[0].budget, sweep.left_out) == (10, "")
+
+
+def test_of_one_training_that_did_not_collapse_nothing_is_recommended():
+    sweep = make_sweep(collapsed(4), point(8, 0.293), judge="x", field="k")
+    assert (sweep.recommendations(0.5), sweep.left_out[:38]) == (
+        [],
+        "Left out of what is recommended: k 4 (",
+    )
+    both = make_sweep(collapsed(10), collapsed(40))
+    assert (both.recommendations(), both.left_out.count("dead")) == ([], 2)
+
+
+def test_a_budget_of_few_tested_latents_is_not_named_as_best():
+    few = point(10, 0.5, n_enough=400, n_tested=3, n_passed=3)
+    many = point(20, 0.6, n_enough=400, n_tested=50, n_passed=5)
+    read, _ = make_sweep(few, many, judge="x").recommendations()
+    assert (read.budget, read.reason[:7]) == (20, "5 of 50")
+    assert read.reason.endswith("; fewer than 4 were tested at 10")
+    # Enough for none and all to be told apart.
+    enough = dataclasses.replace(few, n_tested=4, n_passed=4)
+    assert make_sweep(enough, many, judge="x").recommendations()[0].budget == 10
+    none = dataclasses.replace(many, n_passed=0)
+    read, _ = make_sweep(few, none, judge="x").recommendations()
+    assert read.reason.startswith(
+        "no latent passes the intruder test yet; fewer than 4 were tested at 10; the smallest"
+    )
+    read, _ = make_sweep(
+        few, dataclasses.replace(few, budget=20), judge="x", field="k"
+    ).recommendations()
+    assert (read.budget, read.reason[:52]) == (
+        10,
+        "fewer than 4 latents took the intruder test at each;",
+    )
+
+
 def test_without_a_judge_it_is_the_smallest_that_is_alive():
     found, _ = make_sweep(point(20, 0.5, dead_share=0.3), point(40, 0.6)).recommendations()
     assert found.budget == 40

@@ -26,6 +26,7 @@ class Whole:
     kind: ClassVar[str] = "whole"
     name: str
     n: int
+    n_each: tuple[int | None, ...] | None
     share: float
     is_new: bool
     side: Literal["left", "right"]
@@ -35,11 +36,14 @@ class Whole:
     anything: Any = None
 
 
-RIGHT = Whole("a", 1, 0.5, True, "left", (1, "b"), (Part((1, 2)), Part((), 0)), {"x": (0.5, 1)})
+RIGHT = Whole(
+    "a", 1, (2, None), 0.5, True, "left", (1, "b"), (Part((1, 2)), Part((), 0)), {"x": (0.5, 1)}
+)
 
 
 def test_that_what_is_right_passes() -> None:
     check_types(RIGHT)
+    check_types(replace(RIGHT, n=0, n_each=None, share=-0.5, pair=(-1, "b")))
     check_types(replace(RIGHT, share=1, parts=[], pair=[1, "b"], anything=object()))
     check_types(make_records(12))
     check_types(Row((0.5, 1, None)))
@@ -54,6 +58,8 @@ def test_that_what_is_right_passes() -> None:
         ({"name": None}, "name must be of type str; got None."),
         ({"n": 1.0}, "n must be of type int; got 1.0."),
         ({"n": True}, "n must be of type int; got True."),
+        ({"n": -1}, "n must be 0 at least; got -1."),
+        ({"n_each": (1, None, -2)}, "n_each must be 0 at least; got -2."),
         ({"share": "1"}, "share must be of type float; got '1'."),
         ({"share": True}, "share must be of type float; got True."),
         ({"is_new": 1}, "is_new must be of type bool; got 1."),

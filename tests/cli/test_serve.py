@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -19,7 +20,7 @@ from tests.cli.test_report import save
 from tests.report.helpers import make_intruder
 from tests.report.serving import Reply, ask, request
 
-SMALL = ("--n_tokens", "300", "--n_code_tokens", "0", "--n_sentences", "2", "--n_effects", "2")
+SMALL = ("--n_tokens", "300", "--n_sentences", "2", "--n_effects", "2")
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +81,40 @@ def test_the_report_is_served_with_a_field_for_text(folder, monkeypatch, capsys)
     assert "intruder score" in again
     assert "intruder score" not in page.partition('id="data">')[2].partition("</script>")[0]
     assert answer_again.said == answer.said
+
+
+def metrics_of(page: str) -> dict[str, Any]:
+    data = page.partition('id="data">')[2].partition("</script>")[0]
+    [own] = json.loads(data)["dictionaries"]
+    return {name: value for name, value, *_ in own["metrics"]}
+
+
+def test_metrics_are_shown_and_not_measured(folder, monkeypatch, capsys):
+    serve(monkeypatch, str(folder), *SMALL, "--save_examples")
+    own = {"weights_sha256": LatentRecords.load(folder / "examples.json").weights_sha256}
+    monkeypatch.setattr("bae_lens.evals.run_evals", lambda *_, **__: 1 / 0)
+    page, _ = serve(monkeypatch, str(folder), *SMALL)
+    assert metrics_of(page) == {}
+
+    for about, metrics, said in (
+        (own, {"code/l0": 7.5}, ""),
+        (
+            {"weights_sha256": "0"},
+            {},
+            "is of other weights: left out; bae-lens eval measures these",
+        ),
+    ):
+        content = {"code": {"l0": 7.5}, "sae": about}
+        (folder / "eval_metrics.json").write_text(json.dumps(content))
+        capsys.readouterr()
+        page, _ = serve(monkeypatch, str(folder), *SMALL)
+        err = capsys.readouterr().err
+        assert (metrics_of(page), said in err, "anew" in err) == (metrics, True, False)
+
+
+def test_metrics_are_measured_where_that_is_asked_for(folder, monkeypatch):
+    page, _ = serve(monkeypatch, str(folder), *SMALL, "--n_code_tokens", "200")
+    assert metrics_of(page)["code/n_tokens"] == 200
 
 
 def test_bad_input(folder, tmp_path, capsys):

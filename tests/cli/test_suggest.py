@@ -50,14 +50,15 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 def test_the_table_the_curve_and_a_command_for_each_purpose(config, capsys):
-    options = ("--explained_variance", "0.3", "--architecture", "topk", "--lr=2e-3")
+    # Steps enough for something to be explained.
+    options = ("--explained_variance", "0.3", "--architecture", "topk", "--lr=2e-3", "--steps=60")
     assert main(["suggest", config, *SMALL, *options]) == 0
 
     out = capsys.readouterr().out
     written = json.loads(Path("out/mine-budgets.json").read_text())
     sweep = BudgetSweep.load("out/mine-budgets.json")
     assert [point.budget for point in sweep.points] == [6, 8, 11]
-    assert (sweep.field, sweep.d_sae, sweep.n_steps, sweep.judge) == ("k", D_SAE, 3, None)
+    assert (sweep.field, sweep.d_sae, sweep.n_steps, sweep.judge) == ("k", D_SAE, 60, None)
     assert sweep.to_table().text() in out
     assert Path("out/mine-budgets.png").read_bytes().startswith(b"\x89PNG")
     assert "Written to out/mine-budgets.json\nPlot in out/mine-budgets.png\n" in out
@@ -105,6 +106,22 @@ def test_where_each_came_to_what_it_was_asked_for_more_steps_are_no_advice(
     monkeypatch.setattr(budgets, "sweep_budgets", near)
     assert main(["suggest", config, *SMALL, "--plot", "none"]) == 0
     assert capsys.readouterr().out.endswith("Try --budgets that are further apart.\n")
+
+
+def test_what_collapsed_is_said_where_nothing_else_is_left(config, capsys, monkeypatch):
+    def collapsed(*_: Any, **__: Any) -> BudgetSweep:
+        return make_sweep(point(10, -0.02, bits=0.08, dead_share=0.98), point(40, 0.3, bits=50))
+
+    monkeypatch.setattr(budgets, "sweep_budgets", collapsed)
+    assert main(["suggest", config, *SMALL, "--plot", "none"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "\nLeft out of what is recommended: bits asked 10 (98.0% of its latents are dead, " in out
+    )
+    assert out.endswith(
+        "\nNothing can be recommended: without what is left out there are no two budgets to compare. Try --steps 180.\n"
+    )
+    assert json.loads(Path("out/mine-budgets.json").read_text())["recommendations"] == []
 
 
 def test_without_minilm_nothing_is_judged(config, monkeypatch, capsys):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from bae_lens.examples import Count, Example, ExampleSettings, LatentRecord, LatentRecords, Neighbor
+from bae_lens.examples.histogram import Histogram
+from bae_lens.examples.records import CorpusToken, LeftOut
 
 
 def make_records() -> LatentRecords:
@@ -64,6 +67,52 @@ def test_another_file_is_refused(tmp_path, content):
 
     with pytest.raises(ValueError, match="no records of collect_examples"):
         LatentRecords.load(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *((("n_tokens",), -3), (("n_texts",), -1)),
+        (("latents", 0, "n_firings"), -3),
+        (("latents", 0, "count_error"), -1),
+        *((("latents", 0, "rate"), rate) for rate in (-0.5, 1.5)),
+        *((("latents", 0, part, 0, "n"), -1) for part in ("top_tokens", "lift_tokens")),
+        (("latents", 0, "neighbors", 0, "n_together"), -1),
+        (("latents", 0, "histogram", "counts", 0), -1),
+        *((("latents", 0, "strongest", 0, name), -1) for name in ("text", "position", "marked")),
+        *((("corpus_tokens", 0, "example", name), -1) for name in ("text", "position", "marked")),
+        (("outliers", "n"), -1),
+    ],
+)
+def test_what_counts_below_0_is_refused(tmp_path, path, value):
+    counted = Count(" cat", 3, 1.5, 4)
+    records = make_records()
+    latent = replace(
+        records[0],
+        top_tokens=(counted,),
+        lift_tokens=(counted,),
+        neighbors=(Neighbor(1, 0.5, 2),),
+        histogram=Histogram(0, (3,)),
+    )
+    corpus = (CorpusToken(latent.strongest[0], (0,)),)
+    records = replace(
+        records,
+        latents=(latent, records[1]),
+        corpus_tokens=corpus,
+        outliers=LeftOut(1, 2.0, 10.0),
+    )
+    values = json.loads(json.dumps(records.to_dict()))
+    file = tmp_path / "examples.json"
+    file.write_text(json.dumps(values))
+    assert LatentRecords.load(file) == records
+    *names, last = path
+    inner = values
+    for name in names:
+        inner = inner[name]
+    inner[last] = value
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"must be .* got {value}"):
+        LatentRecords.load(file)
 
 
 def test_the_marked_token_stands_out():

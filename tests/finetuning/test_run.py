@@ -269,6 +269,8 @@ def test_a_result_that_cannot_be_one(data: Path, encoder: str, tmp_path: Path) -
     file = tmp_path / "out" / "finetuning.json"
     for values, words in (
         ({"n_correct": 17}, "17 cannot be right"),
+        ({"n_truncated": -3}, "n_truncated must be 0 at least; got -3"),
+        ({"held_out": [-1, *range(15)]}, "held_out must be 0 at least; got -1"),
         ({"held_out": []}, "of 0 held-out texts"),
         ({"settings": {"epochs": 0}}, "epochs must be"),
         ({"n_train": "x"}, "n_train"),

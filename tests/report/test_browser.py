@@ -400,7 +400,9 @@ def test_a_dictionary_in_which_nothing_fires(browser, tmp_path):
     for fragment in ("#latents", "#latent-3", ""):
         browser.open(path, fragment)
         assert browser.logs()[0] == []
-    assert "No metrics were given." in browser.one("#view-overview").text
+    assert (
+        "No metrics were given: bae-lens eval measures them." in browser.one("#view-overview").text
+    )
     assert "24 of 24 latents never fired." in browser.one("#view-overview").text
 
 
