@@ -48,6 +48,7 @@ __all__ = [
     "Clusters",
     "CodeKind",
     "Dictionary",
+    "check_reads_tokens",
     "code_kind",
     "decoder_vectors",
     "is_one_bit",
@@ -99,10 +100,16 @@ class Dictionary:
         source: the SAE, trained or in training, or the clusters.
         scaler: scales what is read and unscales what is written, as SAELens trains with while the scale is
             not folded into the weights.
+
+    Raises:
+        ValueError: if what fires at a token depends on the tokens before it (SAELens' temporal SAEs).
     """
 
     source: SAE[Any] | Clusters
     scaler: ActivationScaler = field(default_factory=ActivationScaler)
+
+    def __post_init__(self) -> None:
+        check_reads_tokens(self.source, self.name)
 
     # What it is
 
@@ -396,3 +403,21 @@ def decoder_vectors(sae: SAE[Any]) -> Float[Tensor, "d_sae d_out"]:
         # They include the norms of the decoder already; SAELens divides by them when decoding.
         return torch.nn.functional.normalize(sae.W_dec, dim=1)
     return sae.W_dec
+
+
+def check_reads_tokens(source: Any, name: str) -> None:
+    """Refuse an SAE that cannot be read token by token.
+
+    Args:
+        source: an SAE or its class, or clusters.
+        name: what it is called.
+
+    Raises:
+        ValueError: if it predicts a token from those before it (SAELens' temporal SAEs), so that its code and
+            its output are of a whole sequence.
+    """
+    if hasattr(source, "encode_with_predictions"):
+        raise ValueError(
+            f"What a {name} SAE fires at a token, and what it puts in its place, depend on the tokens before it. "
+            "Here SAEs are read token by token: take one of another architecture."
+        )

@@ -66,17 +66,12 @@ def check_codes_alone(dictionary: Dictionary, instead: str) -> None:
         instead: what to do rather than that, as the end of a sentence.
 
     Raises:
-        ValueError: if it is a BatchTopK in training, or predicts a token's code from those before it.
+        ValueError: if it is a BatchTopK in training.
     """
     if dictionary.depends_on_batch:
         raise ValueError(
             f"What a {dictionary.name} in training fires at a token depends on the other tokens of the "
             f"batch. Save it for inference and load that, or {instead}."
-        )
-    if hasattr(dictionary.source, "encode_with_predictions"):
-        raise ValueError(
-            f"What a {dictionary.name} SAE fires at a token depends on the tokens before it, of which "
-            f"one token alone knows nothing: {instead}."
         )
 
 
