@@ -2,7 +2,7 @@
 
 ``Dictionary`` answers what metrics, ablations and collected examples ask of any of them: where it reads and
 writes, what its code is made of, how to encode, and where its latents or codes point. ``Clusters`` makes a
-dictionary of centroids, and in the context ``flat_heads`` an SAE takes heads as a store gives them.
+dictionary of centroids.
 
 What SAELens' interface does not tell, the architecture is asked for. It may have:
 
@@ -19,8 +19,6 @@ What SAELens' interface does not tell, the architecture is asked for. It may hav
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +33,13 @@ from bae_lens import fingerprint
 from bae_lens.activations import hook_points
 from bae_lens.architectures.clvq_vae_base import only_tokens
 from bae_lens.architectures.code_kind import ONE_HOT, REAL_VALUED, CodeKind
+from bae_lens.architectures.token_scales import (
+    TokenScales,
+    dense,
+    encode_with_scales,
+    flat_heads,
+    scales_by_token,
+)
 from bae_lens.checks.fields import check, whole
 from bae_lens.checks.finite import check_finite_activations
 from bae_lens.nn import one_hot, squared_distances
@@ -43,9 +48,9 @@ __all__ = [
     "Clusters",
     "CodeKind",
     "Dictionary",
+    "check_reads_tokens",
     "code_kind",
     "decoder_vectors",
-    "flat_heads",
     "is_one_bit",
     "is_one_hot",
 ]
@@ -95,10 +100,16 @@ class Dictionary:
         source: the SAE, trained or in training, or the clusters.
         scaler: scales what is read and unscales what is written, as SAELens trains with while the scale is
             not folded into the weights.
+
+    Raises:
+        ValueError: if what fires at a token depends on the tokens before it (SAELens' temporal SAEs).
     """
 
     source: SAE[Any] | Clusters
     scaler: ActivationScaler = field(default_factory=ActivationScaler)
+
+    def __post_init__(self) -> None:
+        check_reads_tokens(self.source, self.name)
 
     # What it is
 
@@ -250,19 +261,43 @@ class Dictionary:
         Raises:
             ValueError: if activations are NaN or infinite, which a code of bits or codes would hide.
         """
-        x = self._scaled(x)
-        if isinstance(self.source, Clusters):
-            return one_hot(-self.source.code_distances(x))
-        with flat_heads(self.source):
-            return _dense(self.source.encode(x))
+        return self.encode_with_scales(x)[0]
 
     @torch.no_grad()
-    def decode(self, acts: Float[Tensor, "*batch n_latents"]) -> Float[Tensor, "*batch d_out"]:
-        """The reconstruction from the code alone, unscaled, heads flattened; a centroid of clusters."""
+    def encode_with_scales(
+        self, x: Float[Tensor, "*batch d_in"]
+    ) -> tuple[Float[Tensor, "*batch n_latents"], TokenScales]:
+        """As ``encode``, and what ``decode`` needs of the tokens beside a code of them."""
+        x = self._scaled(x)
         if isinstance(self.source, Clusters):
-            return self.scaler.unscale(acts @ self.source.centroids.to(acts.dtype))
-        with flat_heads(self.source):
-            return self.scaler.unscale(self.source.decode(acts))
+            return one_hot(-self.source.code_distances(x)), TokenScales()
+        return encode_with_scales(self.source, x)
+
+    @torch.no_grad()
+    def decode(
+        self, acts: Float[Tensor, "*batch n_latents"], scales: TokenScales | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """The reconstruction from the code alone, unscaled, heads flattened; a centroid of clusters.
+
+        Args:
+            acts: any code of the tokens.
+            scales: of the same tokens, by ``encode_with_scales``; an SAE that scales none does without.
+
+        Raises:
+            ValueError: if the SAE does, and there are none.
+        """
+        source = self.source
+        if isinstance(source, Clusters):
+            return self.scaler.unscale(acts @ source.centroids.to(acts.dtype))
+        if scales_by_token(source):
+            if scales is None or not scales.of_tokens:
+                raise ValueError(
+                    f"With normalize_activations={source.cfg.normalize_activations!r} a code alone does not say how "
+                    "long a token is. Give decode the scales that encode_with_scales returns."
+                )
+            vars(source).update(scales.of_tokens)
+        with flat_heads(source):
+            return self.scaler.unscale(source.decode(acts))
 
     @torch.no_grad()
     def reconstruct(
@@ -283,15 +318,16 @@ class Dictionary:
             return acts, self.decode(acts)
         if valid is not None and self.depends_on_batch:
             # Tokens that do not count have no share of what fires in a batch.
-            with flat_heads(sae):
-                counted = _dense(sae.encode(x[valid.to(x.device)]))
-            acts = counted.new_zeros(*x.shape[:-1], counted.shape[-1])
-            acts[valid.to(x.device)] = counted
-            return acts, self.decode(acts)
+            valid = valid.to(x.device)
+            counted, scales = encode_with_scales(sae, x[valid])
+            parts = counted, self.decode(counted, scales)
+            acts, outputs = (part.new_zeros(*x.shape[:-1], part.shape[-1]) for part in parts)
+            acts[valid], outputs[valid] = parts
+            return acts, outputs
         with only_tokens(sae, valid), flat_heads(sae):
             acts = sae.encode(x)
             outputs = sae.decode(acts) if self.output_is_decoded_code else sae(x)
-        return _dense(acts), self.scaler.unscale(outputs)
+        return dense(acts), self.scaler.unscale(outputs)
 
     @torch.no_grad()
     def code_distances(
@@ -369,18 +405,19 @@ def decoder_vectors(sae: SAE[Any]) -> Float[Tensor, "d_sae d_out"]:
     return sae.W_dec
 
 
-def _dense(acts: Tensor) -> Tensor:
-    return acts if acts.layout == torch.strided else acts.to_dense()
+def check_reads_tokens(source: Any, name: str) -> None:
+    """Refuse an SAE that cannot be read token by token.
 
+    Args:
+        source: an SAE or its class, or clusters.
+        name: what it is called.
 
-@contextmanager
-def flat_heads(sae: SAE[Any]) -> Iterator[None]:
-    """Let an SAE of ``hook_z`` take its heads flattened, as a store gives them, while inside."""
-    if not sae.hook_z_reshaping_mode:
-        yield
-        return
-    sae.turn_off_forward_pass_hook_z_reshaping()
-    try:
-        yield
-    finally:
-        sae.turn_on_forward_pass_hook_z_reshaping()
+    Raises:
+        ValueError: if it predicts a token from those before it (SAELens' temporal SAEs), so that its code and
+            its output are of a whole sequence.
+    """
+    if hasattr(source, "encode_with_predictions"):
+        raise ValueError(
+            f"What a {name} SAE fires at a token, and what it puts in its place, depend on the tokens before it. "
+            "Here SAEs are read token by token: take one of another architecture."
+        )

@@ -18,6 +18,8 @@ from sae_lens import (
     HookedSAETransformer,
     LanguageModelSAERunnerConfig,
     LoggingConfig,
+    TemporalSAE,
+    TemporalSAEConfig,
     TrainingSAE,
 )
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
@@ -504,6 +506,12 @@ def make_abstopk(k: int = 6) -> Any:
         for parameter in sae.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     return between(sae, hook_out=None)
+
+
+def make_temporal() -> Any:
+    """SAELens' temporal SAE, which reads a token after those before it, at the tests' hook point."""
+    cfg = TemporalSAEConfig(d_in=D_IN, d_sae=D_SAE, n_heads=2, bottleneck_factor=2, kval_topk=4)
+    return between(TemporalSAE(cfg), hook_out=None)
 
 
 def between(sae: Any, hook_in: str = HOOK, hook_out: str | None = HOOK_OUT) -> Any:

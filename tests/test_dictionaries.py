@@ -12,8 +12,13 @@ from sae_lens.saes.transcoder import SkipTranscoder
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from bae_lens.architectures.code_kind import ONE_BIT, ONE_HOT, REAL_VALUED, CodeKind
+from bae_lens.attach import attached
 from bae_lens.dictionaries import Clusters, Dictionary, is_one_bit, is_one_hot
+from bae_lens.evals import run_evals, summarize_code
+from bae_lens.examples.coder import Coder
+from bae_lens.export import write_saebench
 from bae_lens.fingerprint import weights_sha256
+from bae_lens.steering import ablate_latents, logit_effects, steer
 from tests.helpers import (
     D_IN,
     D_OUT,
@@ -25,6 +30,8 @@ from tests.helpers import (
     make_activations,
     make_bae,
     make_clvq,
+    make_model,
+    make_temporal,
     make_training_bae,
     make_training_clvq,
     make_transcoder,
@@ -301,3 +308,27 @@ def test_values_of_levels_are_those_of_the_code(name):
     assert not values.requires_grad
     for column, own in zip(dictionary.encode(make_activations(500)).T, values, strict=True):
         assert {*column.unique().tolist()} <= {0.0, *own.tolist()}
+
+
+def collect(sae: Any) -> None:
+    """Its ``Coder`` has a check of its own."""
+    Coder(sae)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        Dictionary,
+        collect,
+        lambda sae: attached(make_model(), sae).__enter__(),
+        lambda sae: steer(make_model(), sae, {0: 1.0}, raw=True).__enter__(),
+        lambda sae: ablate_latents(make_model(), sae, [0]).__enter__(),
+        lambda sae: logit_effects(make_model(), sae),
+        lambda sae: run_evals(sae, None, make_model()),  # pyright: ignore[reportArgumentType]
+        lambda sae: summarize_code(sae, [make_activations(8)]),
+        lambda sae: write_saebench("nowhere", sae),
+    ],
+)
+def test_one_that_cannot_be_read_token_by_token_is_refused_whatever_it_is_for(use):
+    with pytest.raises(ValueError, match="What a temporal SAE fires at a token"):
+        use(make_temporal())

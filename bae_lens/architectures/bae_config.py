@@ -9,7 +9,7 @@ from typing import Any
 from sae_lens import SAEConfig, TrainingSAEConfig
 from typing_extensions import override
 
-from bae_lens.architectures.sae_fields import SAE_FIELDS, TRAINING_SAE_FIELDS
+from bae_lens.architectures.sae_fields import SAE_FIELDS, SCALES_BY_TOKEN, TRAINING_SAE_FIELDS
 from bae_lens.checks.fields import (
     Number,
     OneOf,
@@ -207,7 +207,7 @@ class TrainingBAEConfig(TrainingSAEConfig):
 
     @property
     def _scales_by_token(self) -> bool:
-        return self.normalize_activations in ("layer_norm", "constant_norm_rescale")
+        return self.normalize_activations in SCALES_BY_TOKEN
 
     @property
     def step_temperature(self) -> float:

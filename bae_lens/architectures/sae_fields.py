@@ -44,6 +44,8 @@ class Metadata:
         return SAEMetadata(**value)
 
 
+# Kinds of ``normalize_activations`` that divide each token by a number of its own.
+SCALES_BY_TOKEN = ("layer_norm", "constant_norm_rescale")
 # Those of ``SAEConfig``.
 SAE_FIELDS: Mapping[str, Rule] = {
     "d_in": whole(1),

@@ -18,6 +18,7 @@ from bae_lens.activations.hook_points import put_heads, take_heads
 from bae_lens.activations.outlier_tokens import OutlierTokens
 from bae_lens.activations.running_pass import PassTracker
 from bae_lens.architectures.clvq_vae import only_tokens
+from bae_lens.architectures.token_scales import flat_heads
 from bae_lens.attach.left_alone import LeftAlone
 from bae_lens.attach.points import (
     check_width,
@@ -26,7 +27,7 @@ from bae_lens.attach.points import (
     note_reading,
     what_was_read,
 )
-from bae_lens.dictionaries import Dictionary, flat_heads
+from bae_lens.dictionaries import Dictionary
 
 Model = HookedSAETransformer | SAETransformerBridge
 

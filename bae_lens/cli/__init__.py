@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
-from bae_lens.checks.origin import origin_of
+from bae_lens.checks.origin import is_in_words, origin_of
 
 logger = logging.getLogger(__name__)
 
@@ -170,8 +170,10 @@ def _what_is_wrong(error: BaseException) -> str | None:
 
 def _is_about_the_input(error: BaseException) -> bool:
     """Whether we or SAELens raised it to say what is wrong, and no library below failed."""
-    is_told = origin_of(error) in ("bae_lens", "sae_lens")
-    return is_told or isinstance(error, argparse.ArgumentError)
+    origin = origin_of(error)
+    if origin == "sae_lens" and isinstance(error, ValueError):
+        return is_in_words(error)
+    return origin in ("bae_lens", "sae_lens") or isinstance(error, argparse.ArgumentError)
 
 
 def _printable(text: str) -> str:

@@ -74,12 +74,17 @@ def saved_folder(path: str) -> Path:
     """
     Raises:
         FileNotFoundError: if the path is not the folder of a saved SAE.
-        ValueError: if its config is not one.
+        ValueError: if its config is not one, or of an SAE that cannot be read token by token.
     """
+    from sae_lens.registry import SAE_CLASS_REGISTRY
+
+    from bae_lens.dictionaries import check_reads_tokens
     from bae_lens.loading.saved_saes import read_sae_config
 
     folder = Path(path)
-    read_sae_config(folder)
+    # What is no architecture is told where it is loaded.
+    name = str(read_sae_config(folder).get("architecture"))
+    check_reads_tokens(SAE_CLASS_REGISTRY.get(name, (None,))[0], name)
     return folder
 
 

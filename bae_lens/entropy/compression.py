@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from bae_lens.architectures.bae import BAE, TrainingBAE
+from bae_lens.architectures.sae_fields import SCALES_BY_TOKEN
 from bae_lens.checks.fields import check, whole
 from bae_lens.entropy.stored_codes import MAX_LEVELS, CodeIndices, CodeLevels, read_codes
 from bae_lens.evals.magnitudes import magnitude_entropy
@@ -214,7 +215,7 @@ def _check_sae(sae: BAE | TrainingBAE) -> None:
         raise ValueError(
             f"Codes are stored of {MAX_LEVELS} levels a latent at most; this SAE has {sae.cfg.n_levels}."
         )
-    if sae.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm"):
+    if sae.cfg.normalize_activations in SCALES_BY_TOKEN:
         raise ValueError(
             f"With normalize_activations={sae.cfg.normalize_activations!r} the output needs the norm "
             "of each input, which the code does not hold."

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bae_lens.architectures.bae import BAE, BAEConfig, TrainingBAE, TrainingBAEConfig
+from bae_lens.architectures.sae_fields import SCALES_BY_TOKEN
 from bae_lens.checks.fields import Number, check
 from bae_lens.nn import chow_liu_entropy, prune_bits, select_bits
 
@@ -14,13 +15,19 @@ def check_prunable(cfg: BAEConfig | TrainingBAEConfig) -> None:
     """Check that the code of a BAE is bits that do not depend on the decoder.
 
     Raises:
-        ValueError: if it has several levels a latent, or feedback.
+        ValueError: if it has several levels a latent, or feedback, or scales each token by itself.
     """
     if cfg.n_levels > 1 or cfg.feedback_steps > 0:
         raise ValueError(
             "Only a BAE of one bit a latent and without feedback is pruned: its bits are chosen among, and "
             "stay as they are with another decoder. This one has "
             f"n_levels={cfg.n_levels}, feedback_steps={cfg.feedback_steps}."
+        )
+    if cfg.normalize_activations in SCALES_BY_TOKEN:
+        raise ValueError(
+            "The decoder of a pruned BAE is fitted to the activations as they are, and one with "
+            f"normalize_activations={cfg.normalize_activations!r} scales what it decodes by each token. Train with "
+            "'none' or 'expected_average_only_in'."
         )
 
 
@@ -45,7 +52,7 @@ def prune(sae: BAE | TrainingBAE, activations: Tensor, max_unexplained: float) -
     Raises:
         ValueError: if there are not at least twice as many activations as bits that vary,
             ``max_unexplained`` is not between 0 and 1, a value is NaN or infinite, or no bit varies;
-            or the BAE has several levels a latent, or feedback.
+            or the BAE has several levels a latent, or feedback, or scales each token by itself.
     """
     check_prunable(sae.cfg)
     max_unexplained = check("max_unexplained", max_unexplained, Number(least=0, below=1))

@@ -108,14 +108,15 @@ def summarize_code(
     for batch in activations:
         is_given = isinstance(batch, Reconstructed)
         inputs, targets = (batch.inputs, batch.targets) if is_given else (batch, batch)
-        acts = dictionary.encode(inputs)
-        outputs = batch.outputs if is_given else dictionary.decode(acts)
+        acts, scales = dictionary.encode_with_scales(inputs)
+        outputs = batch.outputs if is_given else dictionary.decode(acts, scales)
         if outlier_scores is not None:
             kept = outlier_scores.kept(inputs, targets, acts, outputs)
             if not kept.any():
                 continue
             if not kept.all():
                 acts, targets, outputs = (x[kept.to(x.device)] for x in (acts, targets, outputs))
+                scales = scales[kept]
         if code is None:
             has_magnitudes = dictionary.kind.is_real_valued and bool((acts != 0).any())
             if magnitude_bits is not None and has_magnitudes:
@@ -133,10 +134,10 @@ def summarize_code(
         code.update(acts)
         plain.add_batch(sae_output=outputs, hidden_acts=targets)
         if quantizer is not None:
-            restored = dictionary.decode(quantizer.quantize(acts))
+            restored = dictionary.decode(quantizer.quantize(acts), scales)
             if is_given:
                 # What the output has beside the decoded code: a skip connection, or nothing.
-                restored = restored + (outputs - dictionary.decode(acts))
+                restored = restored + (outputs - dictionary.decode(acts, scales))
             quantized.add_batch(sae_output=restored, hidden_acts=targets)
     if all_ranks:
         if code is None:

@@ -31,6 +31,7 @@ class Coder(Dictionary):
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _ = self.hook_names  # Refused now, if there are none.
         if self.depends_on_batch:
             raise ValueError(

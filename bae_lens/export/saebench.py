@@ -12,6 +12,7 @@ from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor, nn
 
+from bae_lens.architectures.sae_fields import SCALES_BY_TOKEN
 from bae_lens.dictionaries import Dictionary
 from bae_lens.export.folder import NOTE_FILENAME, check_export_folder, export_folder
 from bae_lens.files.json_file import read_json
@@ -135,7 +136,7 @@ def write_saebench(path: str | Path, sae: SAE[Any], sha256: str | None = None) -
         )
     if dictionary.head_index is not None or hook.endswith("hook_z"):
         raise ValueError(f"SAEBench knows no heads, and the SAE reads those of {hook!r}.")
-    if sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
+    if sae.cfg.normalize_activations in SCALES_BY_TOKEN:
         raise ValueError(
             f"The SAE divides each token by a number of its own ({sae.cfg.normalize_activations}), which SAEBench, that "
             "decodes other codes than it has just encoded, cannot know."

@@ -13,17 +13,17 @@ from sae_lens import SAE
 from torch import Tensor
 
 from bae_lens.activations.outlier_tokens import OutlierTokens
+from bae_lens.architectures.token_scales import scales_by_token
 from bae_lens.attach import edited
 from bae_lens.attach.points import Model
 from bae_lens.checks.fields import OneOf, check, plain, shown
 from bae_lens.dictionaries import Dictionary
 from bae_lens.steering.rows import (
-    NORMALIZED,
     check_codes_alone,
     check_has_rows,
     check_latents,
     code_vectors,
-    encode_with_scale,
+    encode_with_factor,
     latent_rows,
 )
 from bae_lens.steering.strengths import Usual, unit_of
@@ -205,13 +205,13 @@ class _Added:
         self._sae: Any = dictionary.source
         rows = latent_rows(dictionary, latents)
         self.vector = amounts.to(rows) @ rows
-        # What such an SAE divides a token by has to be read.
-        self.reads = self._sae.cfg.normalize_activations in NORMALIZED
+        # What such an SAE scales a token by has to be read.
+        self.reads = scales_by_token(self._sae)
 
     def __call__(self, written: Tensor, read: Tensor | None) -> Tensor:
         added = self.vector
         if read is not None:
-            added = added * encode_with_scale(self._sae, read)[1]
+            added = added * encode_with_factor(self._sae, read)[1]
         return written + added.to(written)
 
 
@@ -230,11 +230,11 @@ class _Clamped:
 
     def __call__(self, written: Tensor, read: Tensor | None) -> Tensor:
         assert read is not None
-        acts, scale = encode_with_scale(self._sae, read)
+        acts, factor = encode_with_factor(self._sae, read)
         if self._codes is not None:
             return written + self._of_codes(acts).to(written)
         change = self._amounts - acts[..., self._latents]
-        return written + (change @ self._rows * scale).to(written)
+        return written + (change @ self._rows * factor).to(written)
 
     def _of_codes(self, acts: Tensor) -> Tensor:
         """Σ amount × (code − the token's own code): at strength 1 in its place."""

@@ -11,11 +11,9 @@ from sae_lens import SAE
 from sae_lens.saes.sae import _disable_hooks
 from torch import Tensor
 
+from bae_lens.architectures.token_scales import encode_with_scales, flat_heads
 from bae_lens.checks.fields import plain, shown
-from bae_lens.dictionaries import Dictionary, flat_heads
-
-# Kinds of SAELens' normalize_activations that divide each token by a number of its own.
-NORMALIZED = ("layer_norm", "constant_norm_rescale")
+from bae_lens.dictionaries import Dictionary
 
 
 def check_latents(dictionary: Dictionary, latents: Iterable[Any]) -> list[int]:
@@ -68,17 +66,12 @@ def check_codes_alone(dictionary: Dictionary, instead: str) -> None:
         instead: what to do rather than that, as the end of a sentence.
 
     Raises:
-        ValueError: if it is a BatchTopK in training, or predicts a token's code from those before it.
+        ValueError: if it is a BatchTopK in training.
     """
     if dictionary.depends_on_batch:
         raise ValueError(
             f"What a {dictionary.name} in training fires at a token depends on the other tokens of the "
             f"batch. Save it for inference and load that, or {instead}."
-        )
-    if hasattr(dictionary.source, "encode_with_predictions"):
-        raise ValueError(
-            f"What a {dictionary.name} SAE fires at a token depends on the tokens before it, of which "
-            f"one token alone knows nothing: {instead}."
         )
 
 
@@ -89,7 +82,7 @@ def latent_rows(dictionary: Dictionary, latents: Iterable[int]) -> Float[Tensor,
     Taken from ``decode`` itself, which is affine, so that it holds for scales of the output and decoder norms
     that an architecture keeps apart from ``W_dec``. A code of a one-hot code adds its decoded vector
     less the mean of all codes', since every token has one. Of SAEs that normalize each token, before that is
-    undone, see ``encode_with_scale``.
+    undone, see ``encode_with_factor``.
 
     Args:
         dictionary: an SAE.
@@ -120,8 +113,8 @@ def code_vectors(sae: Any) -> Float[Tensor, "K d_out"]:
     return sae.W_dec.detach() * sae.scale[:, None]
 
 
-def encode_with_scale(sae: SAE[Any], read: Tensor) -> tuple[Tensor, Tensor | float]:
-    """The code of activations, and what its decoded part is multiplied by at each token.
+def encode_with_factor(sae: SAE[Any], read: Tensor) -> tuple[Tensor, Tensor | float]:
+    """The code of activations, without the SAE's hooks, and what its decoded part is multiplied by at each token.
 
     Other than ``Dictionary.encode`` this lets gradients through.
 
@@ -130,20 +123,8 @@ def encode_with_scale(sae: SAE[Any], read: Tensor) -> tuple[Tensor, Tensor | flo
         read: ``[..., d_in]``, heads flattened.
 
     Returns:
-        The dense code ``[..., n_latents]``, and 1 or ``[..., 1]``: of an SAE that normalizes each token,
-        what it was divided by.
+        The dense code ``[..., n_latents]``, and 1 or ``[..., 1]``: of an SAE that scales each token, what undoes it.
     """
-    with flat_heads(sae), _disable_hooks(sae):
-        acts = sae.encode(read.to(sae.device, sae.dtype))
-    acts = acts if acts.layout == torch.strided else acts.to_dense()
-    source: Any = sae
-    kind = sae.cfg.normalize_activations
-    if kind == "layer_norm":
-        scale = source.ln_std
-        del source.ln_std, source.ln_mu
-        return acts, scale
-    if kind == "constant_norm_rescale":
-        scale = 1 / source.x_norm_coeff
-        del source.x_norm_coeff
-        return acts, scale
-    return acts, 1.0
+    with _disable_hooks(sae):
+        acts, scales = encode_with_scales(sae, read.to(sae.device, sae.dtype))
+    return acts, scales.factor

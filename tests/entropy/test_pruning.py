@@ -107,3 +107,9 @@ def test_levels_and_feedback_are_refused(make, overrides):
 
     with pytest.raises(ValueError, match=f"one bit a latent and without feedback.*{name}={value}"):
         prune(make(**overrides), make_activations(500), 0.5)
+
+
+@pytest.mark.parametrize("scale", ["layer_norm", "constant_norm_rescale"])
+def test_a_decoder_that_scales_each_token_is_not_fitted(scale):
+    with pytest.raises(ValueError, match=f"'{scale}' scales what it decodes by each token"):
+        prune(make_bae(normalize_activations=scale), make_activations(500), 0.7)

@@ -11,7 +11,7 @@ import torch
 from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
-from sae_lens.saes.transcoder import SkipTranscoder
+from sae_lens.saes.transcoder import SkipTranscoder, Transcoder, TranscoderConfig
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
@@ -66,11 +66,18 @@ MAKE = {
     "standard, norm": lambda: _saelens(
         StandardSAE, StandardSAEConfig, normalize_activations="constant_norm_rescale"
     ),
+    "standard, layer norm": lambda: _saelens(
+        StandardSAE, StandardSAEConfig, normalize_activations="layer_norm"
+    ),
     "topk": lambda: _saelens(TopKSAE, TopKSAEConfig, k=8, rescale_acts_by_decoder_norm=True),
     "transcoder": lambda: make_topk(d_out=D_IN),
     "skip transcoder": lambda: make_transcoder(SkipTranscoder),
+    # Which scales what it reads, and not what it writes.
+    "transcoder, layer norm": lambda: _saelens(
+        Transcoder, TranscoderConfig, d_out=D_IN, normalize_activations="layer_norm"
+    ),
 }
-ELSEWHERE = {"transcoder", "skip transcoder"}
+ELSEWHERE = {"transcoder", "skip transcoder", "transcoder, layer norm"}
 
 
 def placed(sae: Any, model: Model, elsewhere: bool = False) -> Any:
