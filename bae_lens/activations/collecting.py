@@ -26,6 +26,7 @@ from bae_lens.distributed import (
     on_every_rank,
     rank,
 )
+from bae_lens.files.full_disk import full_disk_told
 from bae_lens.files.unfinished import unfinished_folder
 from bae_lens.files.whole import to_disk
 
@@ -159,7 +160,7 @@ def _finish(
 @contextmanager
 def _folder_of_all_ranks(path: Path) -> Iterator[Path]:
     """``unfinished_folder`` of rank 0, in which every rank writes."""
-    with ExitStack() as stack:
+    with full_disk_told(path), ExitStack() as stack:
         name = ""
         with on_every_rank():
             if rank() == 0:

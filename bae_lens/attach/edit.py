@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,8 @@ from bae_lens.attach.points import (
 )
 from bae_lens.checks.fields import check, whole
 from bae_lens.dictionaries import Dictionary
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -66,11 +69,13 @@ def edited(
 
     Raises:
         ValueError: as ``attached``, but that any decoder will do. Inside, when the model runs: if a text
-            has no such position, or a special token there, which would be left as it is.
+            has no such position, or, counted from the beginning, a special token there, which would be left as it is
+            (from the end that is a warning: it may have been generated).
     """
     position = check("position", position, whole(None, or_none=True))
     dictionary = Dictionary(sae)
     left_alone = LeftAlone.of(model, dictionary, exclude_special_tokens, exclude_outlier_tokens)
+    at = None if position is None else _OnePosition(position, model, left_alone.special)
     path_in, path_out = (hook_path(model, name) for name in dictionary.hook_names)
     converting = [conversion_at(get_deep_attr(model, path)) for path in (path_in, path_out)]
     reads_elsewhere = path_in != path_out and (reads or left_alone.outliers is not None)
@@ -93,7 +98,7 @@ def edited(
 
     def write(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor | None:
         running = tracker.running
-        if running is None or (position is not None and running.has_past):
+        if running is None or (at is not None and running.has_past):
             return None
         convert = converting[1]
         acts = output if convert is None else convert.convert(output)
@@ -102,8 +107,8 @@ def edited(
         check_width(captured, written, dictionary)
         mask = left_alone.mask(written, captured, running)
         read = captured if reads_elsewhere else written
-        if position is not None:
-            elsewhere = ~_only(position, model, running, left_alone, written)
+        if at is not None:
+            elsewhere = ~at.mask(written, running)
             mask = elsewhere if mask is None else mask | elsewhere
         new = edit(written, read if reads else None)
         if mask is not None:
@@ -121,21 +126,50 @@ def edited(
             handle.remove()
 
 
-def _only(
-    position: int, model: Model, running: RunningPass, left_alone: LeftAlone, activations: Tensor
-) -> Bool[Tensor, "batch pos"]:
-    """True at one position of each text, which is to be no special token: there nothing would be changed."""
-    tokens = running.tokens
-    if tokens is None or tokens.shape != activations.shape[:2]:
-        # All that is known is how many there are.
-        is_own = torch.ones(activations.shape[:2], dtype=torch.bool, device=activations.device)
-        return at_position(is_own, position)
-    chosen = at_position(own_tokens(model, tokens, running.attention_mask), position)
-    is_special = chosen & special_token_mask(tokens, left_alone.special)
-    if is_special.any():
-        text, at = is_special.nonzero()[0].tolist()
-        raise ValueError(
-            f"Position {position} of text {text} is the special token {tokens[text, at].item()}, which is left as it is, "
-            "so that nothing would be changed. Choose another position (BOS is at 0), or exclude_special_tokens=False."
+class _OnePosition:
+    """One position of each text, counted in its own tokens.
+
+    Args:
+        position: from the end if negative.
+        model: whose tokenizer says what is padding.
+        special: token ids that are left as they are.
+    """
+
+    def __init__(self, position: int, model: Model, special: Sequence[int]) -> None:
+        self._position, self._model, self._special = position, model, special
+        self._is_told = False
+
+    def mask(self, activations: Tensor, running: RunningPass) -> Bool[Tensor, "batch pos"]:
+        """True at it.
+
+        Raises:
+            ValueError: if a text has no such position, or from the beginning on a special token there.
+        """
+        tokens = running.tokens
+        if tokens is None or tokens.shape != activations.shape[:2]:
+            # All that is known is how many there are.
+            is_own = torch.ones(activations.shape[:2], dtype=torch.bool, device=activations.device)
+            return at_position(is_own, self._position)
+        chosen = at_position(
+            own_tokens(self._model, tokens, running.attention_mask), self._position
         )
-    return chosen.to(activations.device)
+        is_special = chosen & special_token_mask(tokens, self._special)
+        if is_special.any():
+            self._tell(tokens, is_special)
+        return chosen.to(activations.device)
+
+    def _tell(self, tokens: Tensor, is_special: Tensor) -> None:
+        """That there nothing is changed: an error where it is in the text that was given; from the end on it may be
+        one that was just generated, of a text that is finished, and a warning is enough."""
+        text, at = is_special.nonzero()[0].tolist()
+        what = (
+            f"Position {self._position} of text {text} is the special token {tokens[text, at].item()}, which is left as "
+            "it is, so that nothing is changed there."
+        )
+        if self._position >= 0:
+            raise ValueError(
+                f"{what} Choose another position (BOS is at 0), or exclude_special_tokens=False."
+            )
+        if not self._is_told:
+            logger.warning("%s (Said once.)", what)
+        self._is_told = True

@@ -64,7 +64,7 @@ class BudgetPoint:
         found = []
         if self.dead_share > _NEARLY_ALL_DEAD:
             found.append(f"{self.dead_share:.1%} of its latents are dead")
-        if self.explained_variance <= 0:
+        if not self.explained_variance > 0:  # Nor NaN.
             found.append(f"it explains nothing (explained variance {self.explained_variance:.3f})")
         if self.bits <= 0:
             found.append("its code has no bits")
@@ -226,10 +226,20 @@ class BudgetSweep(JsonResult):
             reason = (
                 f"explains {first.explained_variance:.3f} already, and is the least that was tried"
             )
+            if self.left_out:
+                reason += " and did not collapse"
             return Recommendation("explained_variance", first.budget, reason)
+        collapsed = [point.budget for point in self._by_place() if point.collapsed]
         for low, high in pairwise(points):
             if high.explained_variance < target:
                 continue
+            between = [budget for budget in collapsed if low.budget <= budget <= high.budget]
+            if between:
+                reason = (
+                    f"explains {high.explained_variance:.3f}; from {low.budget:g} ({low.explained_variance:.3f}) on nothing is "
+                    f"interpolated, since it collapsed at {between[0]:g}"
+                )
+                return Recommendation("explained_variance", high.budget, reason)
             # Above the low one, or it would have been the high one of the pair before.
             way = (target - low.explained_variance) / (
                 high.explained_variance - low.explained_variance

@@ -77,9 +77,11 @@ def _check_items(value: Sequence[Any], arguments: tuple[Any, ...], name: str, hi
 
 
 def _check_counts(value: Any, name: str) -> None:
-    for count in value if isinstance(value, (tuple, list)) else (value,):
-        if isinstance(count, (int, float)) and count < 0:
-            raise ValueError(f"{name} must be 0 at least; got {count}.")
+    if isinstance(value, (tuple, list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_counts(part, name)
+    elif isinstance(value, (int, float)) and value < 0:
+        raise ValueError(f"{name} must be 0 at least; got {value}.")
 
 
 @lru_cache(maxsize=256)

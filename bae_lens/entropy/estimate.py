@@ -102,7 +102,7 @@ def estimate_entropy(
 
     Raises:
         ValueError: if there are too few vectors, they are not all finite, they do not vary, no start is
-            given, or ``cfg`` has several levels a latent or feedback.
+            given, or ``cfg`` has several levels a latent or feedback, or scales each token by itself.
     """
     starts = check("starts", starts, ListOf(Number(above=0, below=1)))
     max_unexplained = check("max_unexplained", max_unexplained, Number(least=0, below=1))

@@ -187,13 +187,17 @@ def _budget(
         unit = "bits" if kind == "bae" else "latents on"
         what, came_to = _towards_target(cfg, factor), f"has {has:,.0f} on this text"
         return f"{what}, since it was trained for {target:g} {unit} per token and {came_to}"
+    most = cfg.d_sae * _most_bits(cfg) if kind == "bae" else cfg.d_sae
+    wanted = max(round(factor * has), 1)
+    if wanted == target:
+        # Rounded, it is what it was trained for.
+        wanted += 1 if factor > 1 else -1
+    if wanted < 1:
+        return f"--sae.d_sae {2 * cfg.d_sae}"
     if kind == "bae":
-        wanted, most = factor * bits, cfg.d_sae * _most_bits(cfg)
-        option = f"--sae.target_entropy {words or max(round(wanted), 1)} {_NO_FIDELITY}"
+        option = f"--sae.target_entropy {words or wanted} {_NO_FIDELITY}"
     else:
-        wanted, most = factor * code["l0"], cfg.d_sae
-        by_l0 = _BY_L0.get(kind, "about {n} latents on per token")
-        option = by_l0.format(n=max(round(wanted), 1))
+        option = _BY_L0.get(kind, "about {n} latents on per token").format(n=wanted)
     # Of fewer latents so much would be refused.
     return option if wanted <= most else f"{option}, and --sae.d_sae {2 * cfg.d_sae}"
 

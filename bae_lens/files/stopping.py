@@ -18,11 +18,20 @@ class _Stopped(BaseException):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """While inside, unwind before a signal ends the process that nobody else has a handler for."""
+    """While inside, unwind before a signal ends the process that nobody else has a handler for.
+
+    Python has signals handled in the main thread only: in another one a signal ends the process at once, as it does a
+    child that was forked inside, whose parent goes on with what is to be cleaned up.
+    """
     stopped_by: int | None = None
+    own = os.getpid()
 
     def on_signal(number: int, frame: Any) -> None:  # noqa: ARG001
         nonlocal stopped_by
+        if os.getpid() != own:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         stopped_by = number
         # A second one would stop the cleaning up.
         for each in taken:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -15,10 +13,10 @@ from pathlib import Path
 
 from bae_lens.files.flock import held
 from bae_lens.files.folder_swap import finish_replacing, folder_beside, sweep_left, take_place
+from bae_lens.files.full_disk import full_disk_told
 from bae_lens.files.stopping import stoppable
 
 _SUFFIX = ".part"
-_FULL = {getattr(errno, name) for name in ("ENOSPC", "EDQUOT") if hasattr(errno, name)}
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -46,7 +44,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
     It lies in the same folder under a random name, is made exclusively (nobody's link or file of that
     name is written through), is on the disk before it is renamed, and is removed if the block fails,
-    also where SIGTERM or SIGHUP would end the process, which then end it once the file is gone.
+    also where SIGTERM or SIGHUP would end the process (see ``stoppable``), which then end it once the
+    file is gone.
     A symbolic link stays one: its target is replaced. The permissions of a file that was there are
     kept. A character device, such as ``/dev/null`` or ``/dev/stdout``, is written to and not replaced.
 
@@ -63,7 +62,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
                 device.write(content.read_bytes())
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _full_disk_told(path), stoppable():
+    with full_disk_told(path), stoppable():
         partial = temporary_name(target.parent)
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
@@ -84,7 +83,7 @@ def whole_folder(
 ) -> Iterator[Path]:
     """A new, empty folder to be filled, which takes the place of ``path`` when the block ends well.
 
-    It is on the disk before that, and is removed if the block fails, also by SIGTERM or SIGHUP; what
+    It is on the disk before that, and is removed if the block fails, also by SIGTERM or SIGHUP (see ``stoppable``); what
     killed processes have left of earlier ones for ``path`` is removed first. A folder that was there stays
     whole until the new one is. What else was in that one (of other names than the new files) is
     carried over: nobody's file is lost. For how, and what happens where a folder cannot be exchanged
@@ -105,7 +104,7 @@ def whole_folder(
     target.parent.mkdir(parents=True, exist_ok=True)
     finish_replacing(target, last)
     sweep_left(target)
-    with _full_disk_told(path), stoppable():
+    with full_disk_told(path), stoppable():
         partial = folder_beside(target)
         try:
             with held(partial):
@@ -118,27 +117,6 @@ def whole_folder(
             raise
     to_disk(target)
     to_disk(target.parent)
-
-
-@contextmanager
-def _full_disk_told(path: str | Path) -> Iterator[None]:
-    """A full disk in the words of the system, with the name that was asked for in place of a temporary one.
-
-    Libraries say it with exceptions of their own (safetensors), or without a name (pyarrow).
-    """
-    try:
-        yield
-    except Exception as error:
-        number = error.errno if isinstance(error, OSError) else _errno_in(error)
-        if number is None or number not in _FULL:
-            raise
-        raise OSError(number, os.strerror(number), str(path)) from error
-
-
-def _errno_in(error: Exception) -> int | None:
-    """The number that Rust writes into a text: "No space left on device (os error 28)"."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
 
 
 def temporary_name(folder: Path) -> Path:

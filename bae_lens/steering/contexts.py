@@ -132,7 +132,8 @@ def add_direction(
 
     Raises:
         ValueError: if the vector is not as wide as what the SAE writes, or not finite, or the model lacks the
-            SAE's hook points. Inside, when the model runs: if a text has no such position, or a special token there.
+            SAE's hook points. Inside, when the model runs: if a text has no such position, or a special
+            token there, as of ``edited``.
     """
     d_out = Dictionary(sae).d_out
     if not isinstance(direction, Tensor) or direction.shape != (d_out,):

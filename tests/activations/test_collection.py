@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import logging
 import os
@@ -312,6 +313,18 @@ def test_what_a_version_without_locks_left_is_swept_once_it_is_old(kept: Path, t
             os.utime(path, (time.time() - age, time.time() - age))
         kept_rows(kept, make_store(tmp_path), N_TOKENS, DESCRIBED)
         assert left.exists() == is_there
+
+
+def test_a_full_disk_is_told_with_the_folder_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(collecting, "_write", full)
+    with pytest.raises(OSError, match="No space left on device") as told:
+        ReplayedActivations.collect(make_store(tmp_path), N_TOKENS, path=tmp_path / "kept")
+    assert told.value.filename == str(tmp_path / "kept")
 
 
 def test_a_handler_that_is_there_stays(kept: Path, tmp_path: Path):

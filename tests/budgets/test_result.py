@@ -81,6 +81,21 @@ def test_a_training_that_collapsed_is_recommended_for_nothing():
     assert (sweep.recommendations()[0].budget, sweep.left_out) == (10, "")
 
 
+def test_across_a_training_that_collapsed_nothing_is_interpolated():
+    sweep = make_sweep(point(10, 0.3), collapsed(20), point(40, 0.6))
+    at = sweep.recommendations(0.45)[-1]
+    assert (at.budget, at.reason) == (
+        40,
+        "explains 0.600; from 10 (0.300) on nothing is interpolated, since it collapsed at 20",
+    )
+    # What collapsed elsewhere is in nobody's way.
+    sweep = make_sweep(point(10, 0.3), point(20, 0.5), point(40, 0.6), collapsed(80))
+    assert "interpolated by the logarithm" in sweep.recommendations(0.45)[-1].reason
+    at = make_sweep(collapsed(10), point(20, 0.5), point(40, 0.6)).recommendations(0.4)[-1]
+    assert at.reason.endswith("the least that was tried and did not collapse")
+    assert "nan" in point(10, float("nan")).collapsed
+
+
 def test_of_one_training_that_did_not_collapse_nothing_is_recommended():
     sweep = make_sweep(collapsed(4), point(8, 0.293), judge="x", field="k")
     assert (sweep.recommendations(0.5), sweep.left_out[:38]) == (

@@ -253,6 +253,9 @@ QUADRATIC = {"jumprelu_sparsity_loss_mode": "quadratic", "l0_coefficient": 1.0}
             code(description_length=50.0),
             "more steps (--training_tokens) or --sae.d_sae 800, since it was trained for 96 latents",
         ),
+        # Half of it, rounded, is what it has.
+        (TopKSAEConfig(**D, k=2), code(dense_share_10=0.1, l0=2.9), "train with --sae.k 1."),
+        (TopKSAEConfig(**D, k=1), code(dense_share_10=0.1, l0=1.0), "train with --sae.d_sae 800."),
         (
             trained(StandardSAEConfig(**D), l1_coefficient=0.0),
             code(),

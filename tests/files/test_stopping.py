@@ -86,6 +86,17 @@ def test_what_a_killed_process_leaves_goes_with_the_next_and_what_a_living_one_h
     assert (target / "x").read_text() == "half"
 
 
+def test_a_child_that_is_ended_leaves_what_its_parent_writes(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "target") as folder:
+        (folder / "x").write_text("x")
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    assert (tmp_path / "target" / "x").read_text() == "x"
+
+
 def test_a_folder_within_one_that_is_being_written_waits_for_nobody(tmp_path: Path) -> None:
     began = time.monotonic()
     with whole_folder(tmp_path / "outer") as outer, whole_folder(outer / "inner") as inner:

@@ -407,6 +407,38 @@ def test_what_cannot_be_added_is_said(model, tokens):
     refused("Position 5 of text 0 is the special token 1", torch.ones(D_IN), 5)
 
 
+def test_of_a_text_that_is_finished_the_last_token_is_left_as_it_is(model, caplog):
+    """Without a cache −1 is the last token of each pass, which becomes EOS while another text goes on."""
+    sae, prompt = placed(make_bae(), model), make_tokens(2, 5)
+    vector = torch.full((D_IN,), 0.5)
+    settings: Any = {**GREEDY, "return_type": "tokens", "use_past_kv_cache": False}
+
+    def end_first_text(logits: Tensor, hook: Any) -> Tensor:
+        logits[0, -1, EOS] = 100
+        return logits
+
+    with (
+        model.hooks(fwd_hooks=[("unembed.hook_out", end_first_text)]),
+        add_direction(model, sae, vector, position=-1),
+        torch.no_grad(),
+    ):
+        written: Any = model.generate(prompt.clone(), **{**settings, "stop_at_eos": True})
+    assert (written[0, 5:] == EOS).all()
+    assert not (written[1, 5:] == EOS).any()
+    # Its last token by hand, the other text's own.
+    with torch.no_grad():
+        for n in range(5, written.shape[1]):
+            acts = model.run_with_cache(written[1:, :n])[1][hook_of(model)]
+            changed = acts.clone()
+            changed[:, -1] += vector
+            hooks: Any = [(hook_of(model), lambda _acts, hook, changed=changed: changed)]
+            logits: Any = model.run_with_hooks(written[1:, :n], fwd_hooks=hooks)
+            assert logits[0, -1].argmax() == written[1, n]
+    told = [r.getMessage() for r in caplog.records if "special token" in r.getMessage()]
+    assert len(told) == 1
+    assert "Position -1 of text 0 is the special token 1" in told[0]
+
+
 def test_contexts_nest_and_add_up(model, tokens):
     one, other = placed(make_bae(), model), placed(make_bae(1), model)
     with steer(model, one, {3: 1}), steer(model, other, {5: 2}), steer(model, one, {4: -1}):
