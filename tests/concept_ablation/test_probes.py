@@ -273,7 +273,7 @@ def test_the_interval_is_the_same_again_and_leaves_torchs_random_state(monkeypat
     assert interval == paired_bootstrap(values, seed=1)
 
 
-@pytest.mark.parametrize("values", [[0.1], [0.1] * 7, [0.0] * 3])
+@pytest.mark.parametrize("values", [[0.1] * 2, [0.1] * 7, [0.0] * 3])
 def test_what_does_not_vary_has_no_width(values):
     mean = torch.tensor(values)[0].item()
 

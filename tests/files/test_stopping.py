@@ -87,13 +87,19 @@ def test_what_a_killed_process_leaves_goes_with_the_next_and_what_a_living_one_h
 
 
 def test_a_child_that_is_ended_leaves_what_its_parent_writes(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "target") as folder:
-        (folder / "x").write_text("x")
-        child = os.fork()
-        if child == 0:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os._exit(0)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    # In a process of its own, in which nobody else has a handler.
+    with_child = """
+import os, signal, sys
+from bae_lens.files.whole import whole_folder
+with whole_folder(sys.argv[1]) as folder:
+    (folder / "x").write_text("x")
+    child = os.fork()
+    if child == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+"""
+    subprocess.run([sys.executable, "-c", with_child, tmp_path / "target"], check=True, timeout=60)
     assert (tmp_path / "target" / "x").read_text() == "x"
 
 
