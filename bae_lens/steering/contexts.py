@@ -121,9 +121,9 @@ def add_direction(
         sae: any SAE, for where it writes.
         direction: what is added, in the units of the activation.
         position: the one position of each text to which it is added, among its own tokens, padding left out,
-            and from its end if negative, so that −1 is the last token of the prompt; all if omitted. What is generated with a key-value cache goes
-            on from there and gets none itself; without a cache −1 is the last token of each pass, so give
-            the position from the beginning there (3 for a prompt of four tokens).
+            and from its end if negative, so that −1 is the last token of the prompt; all if omitted. What is
+            generated with a key-value cache goes on from there and gets none itself; without a cache −1 is the
+            last token of each pass, so give the position from the beginning there (3 for a prompt of four tokens).
         exclude_special_tokens: as of ``attached``.
         exclude_outlier_tokens: as of ``attached``.
 

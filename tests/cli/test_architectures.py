@@ -11,17 +11,9 @@ from sae_lens import StandardSAE, StandardSAEConfig
 
 from bae_lens.cli import main
 from tests.cli.helpers import resolve_to_tiny
-from tests.helpers import CONTEXT_SIZE, D_IN, D_SAE, HOOK, make_temporal, write_labeled
+from tests.export.seen import at_hook
+from tests.helpers import D_IN, D_SAE, make_temporal, write_labeled
 
-KNOWN = {
-    "model_name": "bae-lens/tiny",
-    "model_class_name": "HookedTransformer",
-    "dataset_path": "bae-lens/tiny-text",
-    "hook_name": HOOK,
-    "context_size": CONTEXT_SIZE,
-    "prepend_bos": True,
-    "exclude_special_tokens": True,
-}
 COMMANDS = ["eval", "report", "serve", "export csv", "export neuronpedia", "export delphi"]
 COMMANDS += ["export saebench", "probe --data FILE", "ablate --data FILE"]
 COMMANDS += ["quiz --data FILE --reference FILE --output quiz.html"]
@@ -33,9 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def save(folder: Path, sae: Any) -> Path:
-    for name, value in KNOWN.items():
-        sae.cfg.metadata[name] = value
-    sae.save_model(folder)
+    at_hook(sae).save_model(folder)
     return folder
 
 
